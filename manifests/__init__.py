@@ -1,0 +1,1 @@
+"""Facts that builds are checked against, and the bundled sample."""

@@ -1,0 +1,1 @@
+"""Offline and torch-free: annotations to records to manifests to shards."""

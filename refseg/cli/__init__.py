@@ -1,0 +1,76 @@
+"""The command line: each command is a thin module of this package, imported only when it is called."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from refseg import __version__
+from refseg.errors import RefsegError
+
+COMMANDS = {
+    "quickstart": "the whole flow on the bundled sample, ending in a report",
+    "build-shards": "annotations and images to verified shards",
+    "verify": "check a built dataset; exit 1 on any fault, each named",
+    "stats": "counts against the published ones, lengths, areas, rejects",
+    "models": "table of models: parameters by module",
+    "evaluate": "score a checkpoint on a split",
+    "report": "one self-contained page of scores, curves and examples",
+    "predict": "mask and overlay for an image and a sentence",
+    "toy": "draw a toy dataset in the real source formats",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
+    """
+    parser = _parser(sys.argv[1:] if argv is None else argv)
+    try:
+        args = parser.parse_args(argv)
+        if not hasattr(args, "run"):
+            parser.print_help()
+            return 2
+        _configure_logging()
+        return int(args.run(args))
+    except RefsegError as error:
+        print(f"refseg: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("refseg: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) is gone: nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refseg",
+        description="Referring image segmentation: annotations to verified shards to models to scores.",
+        epilog="training: accelerate launch refseg/train.py RECIPE.toml --set a.b=c",
+    )
+    parser.add_argument("--version", action="version", version=f"refseg {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    called = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == called:  # only the called command is imported: `refseg --help` stays quick
+            module = importlib.import_module(f"refseg.cli.{name.replace('-', '_')}")
+            module.add_arguments(command)
+            command.epilog = f"example:\n  {module.EXAMPLE}"
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def _configure_logging() -> None:
+    from refseg.logs import configure_logging
+
+    configure_logging(main_process=os.environ.get("RANK", "0") == "0")

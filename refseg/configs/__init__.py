@@ -1,0 +1,1 @@
+"""Recipes, one TOML file per result; read by `refseg.config.load_recipe`."""

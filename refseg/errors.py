@@ -1,0 +1,41 @@
+"""The one tree of errors: where, what was found, what was expected, what to do."""
+
+
+class RefsegError(Exception):
+    """The data or the run is at fault; the command line prints the message and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(RefsegError):
+    """The call is at fault (a path, an option, a name); the command line exits with 2."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe holds unknown keys or wrong values; the message lists all of them with their key paths."""
+
+
+class AnnotationError(RefsegError):
+    """An annotation file or record cannot be used as it stands."""
+
+
+class ImageError(RefsegError):
+    """An image is missing, truncated, not a JPEG, or of another size than annotated."""
+
+
+class BuildError(RefsegError):
+    """A build cannot start, go on or finish."""
+
+
+class DatasetError(RefsegError):
+    """A built dataset is incomplete, damaged, of another format, or made with another tokenizer."""
+
+
+class CheckpointError(RefsegError):
+    """A checkpoint is missing, torn, or does not fit the model or the dataset."""
+
+
+class TrainingError(RefsegError):
+    """A training or evaluation run cannot start or go on."""

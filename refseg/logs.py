@@ -1,0 +1,24 @@
+"""Where log lines go: handlers are set here and nowhere else, for the main process only."""
+
+import logging
+import sys
+
+from tqdm.contrib.logging import _TqdmLoggingHandler
+
+
+def configure_logging(*, verbose: bool = False, main_process: bool = True) -> None:
+    """Send the log lines of `refseg` and `pipelines` to stderr, without tearing a progress bar.
+
+    Args:
+        verbose: Debug lines too.
+        main_process: Other ranks and workers say warnings and errors only.
+    """
+    handler = _TqdmLoggingHandler()
+    handler.stream = sys.stderr
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    level = logging.DEBUG if verbose else logging.INFO
+    for name in ("refseg", "pipelines"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level if main_process else logging.WARNING)

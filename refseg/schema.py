@@ -1,0 +1,256 @@
+"""A record, a manifest row and the datasets there are: what every stage agrees on.
+
+A manifest row is a `RefRecord` with the `ImageLocation` of its picture; `MANIFEST_SCHEMA` is the row in
+Parquet. `manifests/COLUMNS.md` explains each column to readers who do not use this package.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from refseg.errors import AnnotationError, UsageError
+
+FORMAT_VERSION = 1
+"""Version of the folder format: raised when an older reader could misread a newer folder."""
+
+MASK_RULES = ("union", "legacy")
+"""`union`: pixels of any part. `legacy`: pixels covered exactly once (LAVT and its forks keep only those)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """One dataset with its partition.
+
+    Attributes:
+        dataset: Name without the partition, for example `refcoco`.
+        split_by: Who made the partition, for example `unc`; part of every name, never implied.
+        folder: Name of the folder in REFER's layout, for example `refcoco+`.
+        splits: Splits the partition has, in canonical order; `train` comes first where there is one.
+    """
+
+    dataset: str
+    split_by: str
+    folder: str
+    splits: tuple[str, ...]
+
+    @property
+    def dataset_id(self) -> str:
+        """Name with the partition, for example `refcoco/unc`."""
+        return f"{self.dataset}/{self.split_by}"
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.dataset_id: spec
+    for spec in (
+        DatasetSpec(dataset="refcoco", split_by="unc", folder="refcoco", splits=("train", "val", "testA", "testB")),
+        DatasetSpec(dataset="refcoco", split_by="google", folder="refcoco", splits=("train", "val", "test")),
+        DatasetSpec(dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=("train", "val", "testA", "testB")),
+        DatasetSpec(dataset="refcocog", split_by="umd", folder="refcocog", splits=("train", "val", "test")),
+        DatasetSpec(dataset="refcocog", split_by="google", folder="refcocog", splits=("train", "val")),
+        # The bundled pictures and the toy generator, in the same source format.
+        DatasetSpec(dataset="sample", split_by="ccby", folder="sample", splits=("test",)),
+        DatasetSpec(dataset="toy", split_by="refseg", folder="toy", splits=("train", "val", "testA", "testB")),
+    )
+}
+
+
+def find_dataset(dataset_id: str) -> DatasetSpec:
+    """Look a dataset up; `refcoco+/unc` is accepted for `refcocoplus/unc`.
+
+    Raises:
+        UsageError: If there is no such dataset; a name without its partition lists the partitions.
+    """
+    spec = DATASETS.get(dataset_id.replace("refcoco+", "refcocoplus"))
+    if spec is None:
+        close = [known for known in DATASETS if known.split("/")[0] == dataset_id.replace("+", "plus").split("/")[0]]
+        raise UsageError(
+            f"unknown dataset {dataset_id!r}; expected one of {', '.join(close or DATASETS)} "
+            "(the partition is always named)"
+        )
+    return spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rle:
+    """A binary mask as COCO's uncompressed run lengths.
+
+    Attributes:
+        size: `(height, width)` in pixels.
+        counts: Run lengths over columns, top to bottom, left to right; the first run is of zeros.
+    """
+
+    size: tuple[int, int]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """One expression.
+
+    Attributes:
+        sent_id: Id in the source, unique within a split.
+        raw: As typed by the annotator.
+        sent: As cleaned by the dataset's authors; what models read unless told otherwise.
+        words: The authors' word list of `sent`.
+        token_ids: CLIP BPE ids of `sent` with SOS and EOS, untruncated, unpadded.
+    """
+
+    sent_id: int
+    raw: str
+    sent: str
+    words: tuple[str, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """One COCO annotation, as found. Either `polygons` or `rles` holds the shape, the other is empty.
+
+    Attributes:
+        ann_id: COCO annotation id.
+        category_id: COCO category id (1 to 90).
+        iscrowd: COCO's crowd flag.
+        area: COCO's `area` field, square pixels.
+        box_xywh: COCO's box: left, top, width, height in pixels.
+        polygons: Flat `x, y, x, y, ...` lists in pixels, one per part.
+        rles: Run lengths, one per part (a crowd annotation has one; RefClef has several).
+    """
+
+    ann_id: int
+    category_id: int
+    iscrowd: bool
+    area: float
+    box_xywh: tuple[float, float, float, float]
+    polygons: tuple[tuple[float, ...], ...]
+    rles: tuple[Rle, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefRecord:
+    """One referred region of one image and every sentence that names it: a row of the manifest.
+
+    Attributes:
+        dataset: Name without the partition, for example `refcoco`.
+        split_by: The partition, for example `unc`.
+        split: For example `testA`.
+        ref_id: Id in the source, unique within a dataset and its `split_by`.
+        image_id: COCO image id.
+        file_name: Of the image in `instances.json`.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        category: COCO category name; empty where nothing is referred to.
+        box_xywh: COCO's box of the target (of several annotations: the box around their boxes), in pixels.
+        area: Pixels of `mask`.
+        no_target: True if the sentences name nothing in this image.
+        mask: The target at the image's size, by the dataset's mask rule.
+        sentences: As annotated, at least one.
+        annotations: The COCO annotations whose shapes make the mask; empty: `no_target`.
+
+    Raises:
+        AnnotationError: If there is no sentence, or `no_target` disagrees with the annotations.
+    """
+
+    dataset: str
+    split_by: str
+    split: str
+    ref_id: int
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    category: str
+    box_xywh: tuple[float, float, float, float]
+    area: int
+    no_target: bool
+    mask: Rle
+    sentences: tuple[Sentence, ...]
+    annotations: tuple[Annotation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sentences:
+            raise AnnotationError(f"{self.where}: found no sentence, expected at least one")
+        if self.no_target != (not self.annotations):
+            raise AnnotationError(
+                f"{self.where}: no_target is {self.no_target} but there are {len(self.annotations)} annotations"
+            )
+
+    @property
+    def where(self) -> str:
+        """The record's place in words, for messages."""
+        return f"{self.dataset}/{self.split_by} {self.split} ref {self.ref_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLocation:
+    """Where the bytes of an image lie.
+
+    Attributes:
+        shard: File name of the tar beside the manifest.
+        image_offset: Of the first byte of the JPEG in the tar.
+        image_bytes: Length of the JPEG.
+        image_xxh3: XXH3-64 of the JPEG, 16 hexadecimal digits; checked whenever the image is read.
+    """
+
+    shard: str
+    image_offset: int
+    image_bytes: int
+    image_xxh3: str
+
+
+_RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.list_(pa.uint32()))])
+_BOX = pa.list_(pa.float64())
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split_by", pa.string()),
+        ("split", pa.string()),
+        ("ref_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("category", pa.string()),
+        ("box_xywh", _BOX),
+        ("area", pa.int64()),
+        ("no_target", pa.bool_()),
+        ("mask", _RLE),
+        (
+            "sentences",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("sent_id", pa.int64()),
+                        ("raw", pa.string()),
+                        ("sent", pa.string()),
+                        ("words", pa.list_(pa.string())),
+                        ("token_ids", pa.list_(pa.uint16())),
+                    ]
+                )
+            ),
+        ),
+        (
+            "annotations",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("ann_id", pa.int64()),
+                        ("category_id", pa.int32()),
+                        ("iscrowd", pa.bool_()),
+                        ("area", pa.float64()),
+                        ("box_xywh", _BOX),
+                        (
+                            "segmentation",
+                            pa.struct([("polygons", pa.list_(pa.list_(pa.float64()))), ("rles", pa.list_(_RLE))]),
+                        ),
+                    ]
+                )
+            ),
+        ),
+        ("shard", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_bytes", pa.int64()),
+        ("image_xxh3", pa.string()),
+    ]
+)
+"""One row per ref. Rows of one image are adjacent; rows are in the order of the images in the tar."""
