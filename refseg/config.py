@@ -1,0 +1,305 @@
+"""Recipes: typed settings of a run, read from TOML, every mistake listed at once with its key path."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from refseg.errors import RecipeError
+
+ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "tiny"]
+Geometry = Literal["letterbox", "stretch"]
+Sampling = Literal["ref", "sentence", "images"]
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def _as_size(value: object) -> object:
+    return (value, value) if isinstance(value, int) else value
+
+
+Side = Annotated[int, Field(ge=32, multiple_of=32)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which network, and its sizes; defaults are the paper's."""
+
+    name: Literal["fcnet"] = "fcnet"
+    """Architecture."""
+    image_encoder: ImageEncoderName
+    """Image side: CLIP's ResNet-50 or -101, Swin-Base, or a small one for training on a CPU."""
+    dim: Count = 512
+    """Width of fused features, queries and decoder; a multiple of `num_heads`."""
+    num_key_channels: Count = 16
+    """Channels of the key map, N_k: as many emphases of the expression are made."""
+    num_decoder_layers: Count = 3
+    """Layers of the mask decoder."""
+    num_heads: Count = 8
+    """Heads of every attention."""
+    ffn_dim: Count = 2048
+    """Hidden width of the decoder's feed-forward part."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Drop probability in the decoder, on attention weights too."""
+    egm: bool = True
+    """Make emphases of the expression from the image; without them the words are the decoder's memory."""
+    ecm: bool = True
+    """Weigh the emphases against the whole sentence."""
+    extra_norms: bool = True
+    """The three norms per decoder layer that CRIS's code has and the paper's equation has not."""
+    image_weights: str = ""
+    """Safetensors file the image encoder starts from; empty: random."""
+    text_weights: str = ""
+    """Safetensors file the text encoder starts from; empty: random."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        if self.ecm and not self.egm:
+            raise ValueError("ecm weighs what egm makes: set egm = true, or both to false")
+        return self
+
+
+class DataConfig(_Section):
+    """What is read and how a sample becomes network input."""
+
+    root: str
+    """Folder of the built dataset (made by `refseg build-shards`), relative to where the run starts."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "val"
+    """Split to score during training."""
+    input_size: Size = (480, 480)
+    """Height and width of the network's input in pixels, multiples of 32; one number means a square."""
+    geometry: Geometry = "letterbox"
+    """`letterbox` keeps the aspect ratio and pads (CRIS), `stretch` does neither (LAVT)."""
+    num_tokens: Annotated[int, Field(ge=3, le=77)] = 17
+    """Token ids per expression, SOS and EOS included; longer ones are cut and keep their EOS."""
+    sampling: Sampling = "ref"
+    """What an epoch visits once: each ref with one random sentence, each sentence, or each image."""
+    expressions_per_image: Count | Literal["all"] = 1
+    """Sentences drawn per image where `sampling` is `images`."""
+    remainder: Literal["drop", "pad"] = "drop"
+    """What happens to samples that do not fill the last global batch of an epoch."""
+    num_workers: Natural = 2
+    """Reading threads or processes per rank; 0 reads in the training process."""
+    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
+    """Memory per rank for decoded, resized images; 0: decode every time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.sampling != "images" and self.expressions_per_image != 1:
+            raise ValueError(
+                f'expressions_per_image has a meaning only with sampling = "images", not {self.sampling!r}'
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    """How the weights are found; defaults are the paper's."""
+
+    epochs: Count = 50
+    """Epochs, as `data.sampling` defines them."""
+    max_steps: Count | None = None
+    """Stop after so many optimiser steps even within an epoch; absent: `epochs` decides."""
+    global_batch: Count = 64
+    """Samples per optimiser step over all processes: images with `data.sampling = "images"`, else expressions."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam adds `weight_decay` to the gradient, AdamW takes it from the weights."""
+    lr: Rate = 1e-4
+    """Learning rate of everything that is not the pretrained backbone."""
+    backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
+    """The backbone's learning rate as a share of `lr`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay of weights; norms and biases have none."""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """`multistep` multiplies by `gamma` at each milestone, `cosine` falls to zero at the last step."""
+    milestones: tuple[Count, ...] = (35,)
+    """Epochs after which the rate is multiplied by `gamma`: (35,) means from the 36th epoch on."""
+    gamma: Rate = 0.1
+    """Factor at a milestone."""
+    warmup_steps: Natural = 0
+    """Steps over which the rate rises in a line to its value."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+    precision: Precision = "no"
+    """Autocast on the GPU; a CPU trains in float32."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all GPUs instead of each its own."""
+    seed: Natural = 0
+    """Of the initial weights, the order of samples and dropout."""
+    log_every_steps: Count = 10
+    """Steps between two lines of the log and of `metrics.jsonl`."""
+    checkpoint_every_steps: Count = 500
+    """Steps between two checkpoints; the last step always leaves one."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept; the best by validation is kept beside them."""
+    val_every_epochs: Natural = 1
+    """Epochs between two validations; 0: none."""
+
+
+class EvalConfig(_Section):
+    """How masks are scored, in validation and by `refseg evaluate`."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A pixel is foreground where its probability is at least this."""
+    images_per_batch: Count = 8
+    """Images encoded at once; each serves all its sentences."""
+
+
+class Recipe(_Section):
+    """Everything a run depends on, apart from where it writes."""
+
+    model: ModelConfig
+    """The network."""
+    data: DataConfig
+    """The data."""
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+    eval: EvalConfig = EvalConfig()
+    """The scoring."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as JSON types, nested by section; `make_recipe` takes them back."""
+        settings: dict[str, Any] = json.loads(self.model_dump_json())
+        return settings
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `--set` overrides on top.
+
+    Args:
+        path_or_name: A TOML file, or the name of a shipped recipe such as `toy`.
+        overrides: `section.key=value`; the value is TOML, and a bare word is taken as a string.
+
+    Raises:
+        RecipeError: If there is no such file, it is not TOML, or any key or value is wrong (all are listed).
+    """
+    path = _find(path_or_name)
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    for override in overrides:
+        _apply(settings, override)
+    return make_recipe(settings, where=str(path))
+
+
+def make_recipe(settings: Mapping[str, Any], *, where: str) -> Recipe:
+    """Check settings and make them a recipe.
+
+    Args:
+        settings: Nested by section, as `Recipe.to_dict` gives them.
+        where: Named in the error.
+
+    Raises:
+        RecipeError: With one line per unknown key, missing key or wrong value.
+    """
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        mistakes = _describe_all(error)
+        raise RecipeError(
+            f"{where}: found {len(mistakes)} mistake{'s' * (len(mistakes) > 1)} in the recipe\n"
+            + "\n".join(f"  {mistake}" for mistake in mistakes)
+        ) from error
+
+
+def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
+    """Key paths whose values differ, for example `train.lr`, in the order of the sections."""
+    a, b = first.to_dict(), second.to_dict()
+    return [f"{section}.{key}" for section in a for key in a[section] if a[section][key] != b[section][key]]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(entry.name).stem for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files("refseg.configs")))
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = _shipped() / f"{path_or_name}.toml"
+    if len(path.parts) == 1 and shipped.is_file():
+        return shipped
+    raise RecipeError(
+        f"{path_or_name}: no such recipe; expected a TOML file or one of {', '.join(recipe_names())}"
+    )
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override}: expected section.key=value, for example train.lr=3e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word: --set data.root=shards/toy
+    for key in keys[:-1]:
+        inner = settings.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: {key} is a value, not a section")
+        settings = inner
+    settings[keys[-1]] = value
+
+
+def _describe_all(error: ValidationError) -> list[str]:
+    found: dict[str, str] = {}
+    for mistake in error.errors(include_url=False):
+        subject, _, expected = _describe(mistake).partition("; ")
+        # A key that may be of two kinds is complained of once per kind.
+        found[subject] = (
+            f"{found[subject]}, or {expected.removeprefix('input ')}" if subject in found else expected
+        )
+    return [f"{subject}; {expected}" if expected else subject for subject, expected in found.items()]
+
+
+def _describe(mistake: Mapping[str, Any]) -> str:
+    location: tuple[int | str, ...] = mistake["loc"]
+    path = ".".join(
+        str(part) for part in location if not str(part).startswith(("constrained-", "literal[", "tuple["))
+    )
+    kind = mistake["type"]
+    if kind == "extra_forbidden":
+        known = list(_fields_at(location[:-1]))
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{path}: missing; it has no default"
+    message = mistake["msg"].removeprefix("Value error, ")
+    if kind == "value_error":  # ours, of several keys together: it names them
+        return f"{path}: {message}"
+    return f"{path}: found {mistake['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    section: type[BaseModel] = Recipe
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
+    return section.model_fields
+
+
+IMAGE_ENCODERS: tuple[str, ...] = get_args(ImageEncoderName)
+"""Names `model.image_encoder` may have."""
