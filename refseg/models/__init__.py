@@ -1,1 +1,73 @@
-"""See ARCHITECTURE.md."""
+"""Models: `encode_image`, `encode_text`, `decode`, composed here from a recipe's `[model]` section."""
+
+from refseg.config import ModelConfig
+from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
+from refseg.models.image_encoder import ClipResNet, ImageEncoder, SwinBase, TinyResNet
+from refseg.models.mask_decoder import DecoderLayer, MaskHead
+from refseg.models.neck import VisionNeck
+from refseg.models.text_encoder import ClipTextEncoder
+
+
+def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
+    """Build a model with random weights.
+
+    Args:
+        config: The recipe's `[model]` section.
+        input_size: `(height, width)` the model is made for, multiples of 32: FCNet's native grid is a sixteenth of it.
+    """
+    image_encoder = _image_encoder(config.image_encoder, input_size)
+    text_encoder = _text_encoder(config.image_encoder)
+    grid = (input_size[0] // 16, input_size[1] // 16)
+    return FCNet(
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        neck=VisionNeck(in_dims=image_encoder.channels, dim=config.dim),
+        emphasis_generation=EmphasisGeneration(
+            num_positions=grid[0] * grid[1],
+            word_dim=text_encoder.width,
+            dim=config.dim,
+            num_heads=config.num_heads,
+        )
+        if config.egm
+        else None,
+        emphasis_calibration=EmphasisCalibration(dim=config.dim, num_heads=config.num_heads)
+        if config.ecm
+        else None,
+        layers=[
+            DecoderLayer(
+                dim=config.dim,
+                num_heads=config.num_heads,
+                ffn_dim=config.ffn_dim,
+                dropout=config.dropout,
+                extra_norms=config.extra_norms,
+            )
+            for _ in range(config.num_decoder_layers)
+        ],
+        head=MaskHead(dim=config.dim),
+        dim=config.dim,
+        num_key_channels=config.num_key_channels,
+        native_grid=grid,
+    )
+
+
+def _image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
+    match name:
+        case "clip_resnet50":
+            return ClipResNet(depth=50)
+        case "clip_resnet101":
+            return ClipResNet(depth=101)
+        case "swin_base":
+            return SwinBase(input_size=input_size)
+        case "tiny":
+            return TinyResNet()
+    raise ValueError(f"no image encoder is named {name!r}")
+
+
+def _text_encoder(image_encoder: str) -> ClipTextEncoder:
+    """The text transformer that goes with an image encoder: FCNet does not name Swin's, we take ResNet-101's."""
+    match image_encoder:
+        case "tiny":
+            return ClipTextEncoder(width=128, num_layers=2, num_heads=4, output_dim=128)
+        case "clip_resnet50":
+            return ClipTextEncoder(output_dim=1024)
+    return ClipTextEncoder(output_dim=512)

@@ -1,0 +1,70 @@
+"""Multi-head attention with queries, keys and values of any width."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention of queries over memory: W_o softmax(Q K^T / sqrt(d_head)) V, heads concatenated.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", Sec. 3.2.2. Computed by PyTorch's fused
+    scaled-dot-product attention, so the map (900 x 900 x 8 in FCNet's decoder) is never stored.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        query_dim: int | None = None,
+        memory_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the four projections, each with a bias.
+
+        Args:
+            dim: Width inside and of the output.
+            num_heads: Must divide `dim`.
+            query_dim: Width of the queries; `dim` if None.
+            memory_dim: Width of keys and values; `dim` if None.
+            dropout: On the attention weights, in training (CRIS's code; 0 to 1).
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(query_dim or dim, dim)
+        self.key = nn.Linear(memory_dim or dim, dim)
+        self.value = nn.Linear(memory_dim or dim, dim)
+        self.out = nn.Linear(dim, dim)
+        for projection in (self.query, self.key, self.value):
+            nn.init.xavier_uniform_(projection.weight)
+        for projection in (self.query, self.key, self.value, self.out):
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B N Q"],
+        key: Float[Tensor, "B M K"],
+        value: Float[Tensor, "B M K"],
+        key_mask: Bool[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Attend.
+
+        Args:
+            query: N queries.
+            key: M keys.
+            value: M values.
+            key_mask: True where a key may be attended to; None for all. Every row holds at least one True.
+        """
+        heard = F.scaled_dot_product_attention(
+            self._heads(self.query(query)),
+            self._heads(self.key(key)),
+            self._heads(self.value(value)),
+            attn_mask=None if key_mask is None else key_mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(heard.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N d"]:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

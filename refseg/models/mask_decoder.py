@@ -1,0 +1,88 @@
+"""The mask decoder: pixel features hear tokens, then become mask logits at a quarter of the input's size."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from refseg.models.attention import MultiHeadAttention
+from refseg.models.neck import ConvNormReLU, upsample
+
+
+def sine_code_1d(length: int, dim: int) -> Float[Tensor, "n C"]:
+    """Sine and cosine of integer positions, interleaved, base 10000 (Vaswani et al. 2017, Sec. 3.5)."""
+    rate = torch.exp(torch.arange(0, dim, 2) * (-torch.log(torch.tensor(10000.0)) / dim))
+    angle = torch.arange(length)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+def sine_code_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "n C"]:
+    """Sine codes of `(h, w)` positions in row order: the first half of the channels from x, the second from y."""
+    h, w = grid
+    x = sine_code_1d(w, dim // 2)[None].expand(h, -1, -1)
+    y = sine_code_1d(h, dim // 2)[:, None].expand(-1, w, -1)
+    return torch.cat([x, y], dim=2).flatten(0, 1)
+
+
+class DecoderLayer(nn.Module):
+    """Pixels hear each other, then the tokens, then think: pre-norm, with position codes on queries and keys.
+
+    Source: FCNet Sec. 3.4, Eq. (5). CRIS's code has three more LayerNorms, on each branch's output or inside the
+    MLP (`extra_norms`); the paper does not draw them, its counts need the layer, not them.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, dropout: float, extra_norms: bool) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim)
+        self.self_attention = MultiHeadAttention(dim=dim, num_heads=num_heads, dropout=dropout)
+        self.self_out_norm = nn.LayerNorm(dim) if extra_norms else nn.Identity()
+        self.cross_norm = nn.LayerNorm(dim)
+        self.cross_attention = MultiHeadAttention(dim=dim, num_heads=num_heads, dropout=dropout)
+        self.cross_out_norm = nn.LayerNorm(dim) if extra_norms else nn.Identity()
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, ffn_dim),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.LayerNorm(ffn_dim) if extra_norms else nn.Identity(),
+            nn.Linear(ffn_dim, dim),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def hear_pixels(
+        self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]
+    ) -> Float[Tensor, "B n C"]:
+        """Self-attention with its residual: needs no language."""
+        x = self.self_norm(pixels)
+        located = x + pixel_code
+        return pixels + self.dropout(self.self_out_norm(self.self_attention(located, located, x)))
+
+    def hear_tokens(
+        self,
+        pixels: Float[Tensor, "B n C"],
+        pixel_code: Float[Tensor, "n C"],
+        tokens: Float[Tensor, "B K C"],
+        token_code: Float[Tensor, "K C"],
+        token_mask: Bool[Tensor, "B K"] | None,
+    ) -> Float[Tensor, "B n C"]:
+        """Cross-attention and MLP with their residuals; the tokens are used as they come, never normalised."""
+        heard = self.cross_attention(
+            self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask
+        )
+        pixels = pixels + self.dropout(self.cross_out_norm(heard))
+        return pixels + self.dropout(self.mlp(self.mlp_norm(pixels)))
+
+
+class MaskHead(nn.Module):
+    """Pixel features at stride 16 to mask logits at stride 4: x2, 3x3 to C/2, x2, 3x3 to one.
+
+    Source: FCNet Sec. 3.4 names one 3x3 convolution; the first is ours, fixed by the published counts.
+    """
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.refine = ConvNormReLU(dim, dim // 2, 3)
+        self.predict = nn.Conv2d(dim // 2, 1, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
+        """Grow and predict."""
+        return self.predict(upsample(self.refine(upsample(x))))

@@ -1,0 +1,95 @@
+"""CLIP's text transformer: token ids to word features and one sentence feature."""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TextBlock(nn.Module):
+    """A pre-norm transformer layer with a causal mask and QuickGELU, x * sigmoid(1.702 x)."""
+
+    def __init__(self, *, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.ln_1 = nn.LayerNorm(width)
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
+        """Let each token hear the ones before it."""
+        q, k, v = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heard = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out_proj(heard.transpose(1, 2).flatten(2))
+        hidden = self.c_fc(self.ln_2(x))
+        return x + self.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+
+
+class ClipTextEncoder(nn.Module):
+    """CLIP's text transformer, with the features of all words given out beside the sentence's.
+
+    Source: Radford et al. 2021 Sec. 2.4; FCNet Sec. 3.1 takes its words as F_t and its [EOS] token as the
+    global feature. Padding needs no mask inside: attention is causal and padding comes last.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 512,
+        num_layers: int = 12,
+        num_heads: int = 8,
+        output_dim: int,
+        context_length: int = 77,
+        vocab_size: int = 49408,
+    ) -> None:
+        """Build with CLIP's initial distribution.
+
+        Args:
+            width: Of the word features.
+            num_layers: Transformer layers.
+            num_heads: Must divide `width`.
+            output_dim: Of the sentence feature: 1024 beside CLIP's ResNet-50, 512 beside ResNet-101.
+            context_length: Rows of the position table, the longest sentence that can be read.
+            vocab_size: Rows of the token table.
+        """
+        super().__init__()
+        self.width, self.output_dim = width, output_dim
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.positional_embedding = nn.Parameter(Tensor(context_length, width))
+        self.resblocks = nn.ModuleList(TextBlock(width=width, num_heads=num_heads) for _ in range(num_layers))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(Tensor(width, output_dim))
+
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for block in self.resblocks:
+            nn.init.normal_(block.in_proj.weight, std=width**-0.5)
+            nn.init.normal_(block.out_proj.weight, std=(width * 2 * num_layers) ** -0.5)
+            nn.init.normal_(block.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.c_proj.weight, std=(width * 2 * num_layers) ** -0.5)
+            for bias in (block.in_proj.bias, block.out_proj.bias):
+                nn.init.zeros_(bias)
+
+    def forward(
+        self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L W"], Float[Tensor, "B D"]]:
+        """Encode sentences.
+
+        Args:
+            token_ids: SOS, words, EOS, then anything; L up to `context_length`.
+            token_mask: True from SOS to EOS; says where EOS is.
+
+        Returns:
+            Word features (B, L, W), and the sentence features (B, D): the [EOS] token's, projected.
+        """
+        x = self.token_embedding(token_ids) + self.positional_embedding[: token_ids.shape[1]]
+        for block in self.resblocks:
+            x = block(x)
+        words = self.ln_final(x)
+        eos = token_mask.sum(dim=1) - 1
+        sentence = words[torch.arange(len(words), device=words.device), eos] @ self.text_projection
+        return words, sentence
