@@ -30,9 +30,7 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
         )
         if config.egm
         else None,
-        emphasis_calibration=EmphasisCalibration(dim=config.dim, num_heads=config.num_heads)
-        if config.ecm
-        else None,
+        emphasis_calibration=EmphasisCalibration(dim=config.dim, num_heads=config.num_heads) if config.ecm else None,
         layers=[
             DecoderLayer(
                 dim=config.dim,

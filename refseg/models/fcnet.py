@@ -36,9 +36,7 @@ class EmphasisGeneration(nn.Module):
             num_heads: Must divide `dim`.
         """
         super().__init__()
-        self.attention = MultiHeadAttention(
-            dim=dim, num_heads=num_heads, query_dim=num_positions, memory_dim=word_dim
-        )
+        self.attention = MultiHeadAttention(dim=dim, num_heads=num_heads, query_dim=num_positions, memory_dim=word_dim)
 
     def forward(
         self,
@@ -63,9 +61,7 @@ class EmphasisCalibration(nn.Module):
         self.attention = MultiHeadAttention(dim=2 * dim, num_heads=num_heads)
         self.score = nn.Linear(2 * dim, 1)
 
-    def forward(
-        self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]
-    ) -> Float[Tensor, "B K C"]:
+    def forward(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K C"]:
         """Calibrate the K emphasis features."""
         joined = torch.cat([emphasis, sentence[:, None].expand_as(emphasis)], dim=2)
         alpha = self.score(self.attention(joined, joined, joined))  # (B, K, 1)
@@ -133,9 +129,7 @@ class FCNet(nn.Module):
             # Sec. 3.2 fixes the queries' length to the native grid; another input is resized to it here (ours).
             keys = self.key_conv(fused)
             if grid != self.native_grid:
-                keys = F.interpolate(
-                    keys, size=self.native_grid, mode="bilinear", antialias=True, align_corners=False
-                )
+                keys = F.interpolate(keys, size=self.native_grid, mode="bilinear", antialias=True, align_corners=False)
             keys = keys.flatten(2)
         else:
             keys = fused.new_zeros(len(fused), 0, 0)
@@ -200,10 +194,7 @@ class FCNet(nn.Module):
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "rest": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                pretrained = (
-                    name.startswith(("image_encoder.", "text_encoder."))
-                    and "positional_embedding" not in name
-                )
+                pretrained = name.startswith(("image_encoder.", "text_encoder.")) and "positional_embedding" not in name
                 groups["backbone" if pretrained else "rest"].append((name, parameter))
         return groups
 

@@ -103,9 +103,7 @@ class SwinBase(ImageEncoder):
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     channels = (256, 512, 1024)
 
-    def __init__(
-        self, *, input_size: tuple[int, int], pretrained: bool = False, drop_path: float = 0.3
-    ) -> None:
+    def __init__(self, *, input_size: tuple[int, int], pretrained: bool = False, drop_path: float = 0.3) -> None:
         """Build for one input size; others are accepted at run time.
 
         Args:
@@ -127,9 +125,7 @@ class SwinBase(ImageEncoder):
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
         """Encode normalised images whose sides are multiples of 32."""
-        c2, c3, c4 = (
-            norm(x).permute(0, 3, 1, 2) for norm, x in zip(self.norms, self.backbone(images), strict=True)
-        )
+        c2, c3, c4 = (norm(x).permute(0, 3, 1, 2) for norm, x in zip(self.norms, self.backbone(images), strict=True))
         return c2, c3, c4
 
 

@@ -48,9 +48,7 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def hear_pixels(
-        self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]
-    ) -> Float[Tensor, "B n C"]:
+    def hear_pixels(self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]) -> Float[Tensor, "B n C"]:
         """Self-attention with its residual: needs no language."""
         x = self.self_norm(pixels)
         located = x + pixel_code
@@ -65,9 +63,7 @@ class DecoderLayer(nn.Module):
         token_mask: Bool[Tensor, "B K"] | None,
     ) -> Float[Tensor, "B n C"]:
         """Cross-attention and MLP with their residuals; the tokens are used as they come, never normalised."""
-        heard = self.cross_attention(
-            self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask
-        )
+        heard = self.cross_attention(self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask)
         pixels = pixels + self.dropout(self.cross_out_norm(heard))
         return pixels + self.dropout(self.mlp(self.mlp_norm(pixels)))
 

@@ -64,7 +64,7 @@ def upsample(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C 2*h 2*w"]:
 
 
 def coordinate_maps(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 2 h w"]:
-    """x then y of each position, -1 to 1 from edge to edge, both included (CRIS's CoordConv)."""
+    """Horizontal, then vertical place of each position, -1 to 1 from edge to edge, both included (CRIS's CoordConv)."""
     h, w = x.shape[2:]
     y, xs = torch.meshgrid(
         torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype),
