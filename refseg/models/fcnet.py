@@ -5,6 +5,8 @@ Segmentation" (arXiv 2405.11205). No code was published; what the text leaves op
 by the published counts, and is named where it stands.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -75,6 +77,11 @@ class FCNet(nn.Module):
     `ImageState` serves all sentences of an image, with the same result as encoding it for each.
     """
 
+    key_conv: nn.Conv2d | None
+    global_projection: nn.Linear | None
+    egm: EmphasisGeneration | None
+    ecm: EmphasisCalibration | None
+
     def __init__(
         self,
         *,
@@ -135,7 +142,7 @@ class FCNet(nn.Module):
             keys = fused.new_zeros(len(fused), 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
         code = self._pixel_code(grid, pixels)
-        return ImageState(pixels=self.layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
+        return ImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
         """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
@@ -169,7 +176,7 @@ class FCNet(nn.Module):
                 tokens = self.ecm(tokens, text_state.sentence)
         pixel_code = self._pixel_code(image_state.grid, pixels)
         token_code = sine_code_1d(tokens.shape[1], self.dim).to(tokens)
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self._decoder_layers):
             if number > 0:  # the first layer's self-attention is the image's part
                 pixels = layer.hear_pixels(pixels, pixel_code)
             pixels = layer.hear_tokens(pixels, pixel_code, tokens, token_code, mask)
@@ -197,6 +204,10 @@ class FCNet(nn.Module):
                 pretrained = name.startswith(("image_encoder.", "text_encoder.")) and "positional_embedding" not in name
                 groups["backbone" if pretrained else "rest"].append((name, parameter))
         return groups
+
+    @property
+    def _decoder_layers(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers))
 
     def _pixel_code(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "n C"]:
         return sine_code_2d(grid, self.dim).to(like)

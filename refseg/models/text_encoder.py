@@ -9,7 +9,7 @@ from torch.nn import functional as F
 class TextBlock(nn.Module):
     """A pre-norm transformer layer with a causal mask and QuickGELU, x * sigmoid(1.702 x)."""
 
-    def __init__(self, *, width: int, num_heads: int) -> None:
+    def __init__(self, *, width: int, num_heads: int, depth: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.ln_1 = nn.LayerNorm(width)
@@ -18,6 +18,13 @@ class TextBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
+
+        nn.init.normal_(self.in_proj.weight, std=width**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=(width * 2 * depth) ** -0.5)
+        nn.init.normal_(self.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.c_proj.weight, std=(width * 2 * depth) ** -0.5)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
         """Let each token hear the ones before it."""
@@ -59,20 +66,15 @@ class ClipTextEncoder(nn.Module):
         self.width, self.output_dim = width, output_dim
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(Tensor(context_length, width))
-        self.resblocks = nn.ModuleList(TextBlock(width=width, num_heads=num_heads) for _ in range(num_layers))
+        self.resblocks = nn.ModuleList(
+            TextBlock(width=width, num_heads=num_heads, depth=num_layers) for _ in range(num_layers)
+        )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(Tensor(width, output_dim))
 
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
-        for block in self.resblocks:
-            nn.init.normal_(block.in_proj.weight, std=width**-0.5)
-            nn.init.normal_(block.out_proj.weight, std=(width * 2 * num_layers) ** -0.5)
-            nn.init.normal_(block.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.c_proj.weight, std=(width * 2 * num_layers) ** -0.5)
-            for bias in (block.in_proj.bias, block.out_proj.bias):
-                nn.init.zeros_(bias)
 
     def forward(
         self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]
