@@ -1,0 +1,191 @@
+"""A toy scene: a few objects apart from each other, each like another one in shape or colour."""
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "bars")
+"""`bars` is one object of two parts."""
+COLOURS = {
+    "red": (212, 32, 36),
+    "green": (36, 158, 56),
+    "blue": (36, 72, 208),
+    "yellow": (242, 214, 36),
+    "purple": (150, 48, 182),
+    "white": (240, 240, 240),
+    "black": (18, 18, 18),
+}
+"""Name to RGB, 0 to 255; `COLOUR_JITTER` is far below the distance of any two."""
+COLOUR_JITTER = 14
+DIAMETERS = {"small": (0.135, 0.175), "large": (0.25, 0.31)}
+"""Longer side of an object's box, as a share of the image's shorter side: no object is between the two."""
+CROWD_SHARE = 0.05
+"""Share of scenes that also hold a crowd of dots, which no sentence names."""
+
+_MARGIN = 0.03  # between boxes, as a share of the shorter side: parts of two objects never touch
+_MAX_LARGE = 3  # more do not find their place
+_TRIES = 60
+
+Polygon = tuple[tuple[float, float], ...]
+"""Corners `(x, y)` in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thing:
+    """One object of a scene.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        colour: A key of `COLOURS`.
+        size: `small` or `large`.
+        centre: Of the box, `(x, y)` in pixels; positions in sentences speak of it.
+        rgb: The colour as painted, 0 to 255.
+        polygons: One per part, in pixels.
+        box_xywh: Around all parts, in pixels.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    centre: tuple[float, float]
+    rgb: tuple[int, int, int]
+    polygons: tuple[Polygon, ...]
+    box_xywh: tuple[float, float, float, float]
+
+    def is_twin_of(self, other: "Thing") -> bool:
+        """Whether the two share shape or colour, so that this word alone does not tell them apart."""
+        return self.shape == other.shape or self.colour == other.colour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What one picture shows.
+
+    Attributes:
+        image_size: `(height, width)` in pixels.
+        things: Objects in no order that means anything.
+        crowd_dots: Centres `(x, y)` of the crowd's dots in whole pixels; empty in most scenes.
+    """
+
+    image_size: tuple[int, int]
+    things: tuple[Thing, ...]
+    crowd_dots: tuple[tuple[int, int], ...]
+
+
+def draw_scene(rng: Random, image_size: tuple[int, int]) -> Scene:
+    """Draw a scene of 3 to 6 objects out of 2 or 3 shapes and 2 or 3 colours.
+
+    So few that nearly every shape and colour occurs more than once: each object shares its shape or colour
+    with another one, mostly both.
+    """
+    while True:  # a scene without enough room, or with a loner, is drawn anew
+        kinds = _draw_kinds(rng)
+        with_crowd = rng.random() < CROWD_SHARE
+        diameters = [rng.uniform(*DIAMETERS[size]) * min(image_size) for _, _, size in kinds]
+        if with_crowd:
+            diameters.append(DIAMETERS["large"][0] * min(image_size))
+        centres = _place(rng, diameters, image_size)
+        if centres is None:
+            continue
+        things = tuple(
+            _make_thing(rng, kind, centre, diameter)
+            for kind, centre, diameter in zip(kinds, centres, diameters, strict=False)  # the crowd is the last
+        )
+        dots = _draw_dots(rng, centres[-1], diameters[-1]) if with_crowd else ()
+        return Scene(image_size=image_size, things=things, crowd_dots=dots)
+
+
+def _draw_kinds(rng: Random) -> list[tuple[str, str, str]]:
+    while True:
+        shapes = rng.sample(SHAPES, rng.choice((2, 2, 3)))
+        colours = rng.sample(sorted(COLOURS), rng.choice((2, 2, 3)))
+        count = rng.randint(3, 6)
+        large = rng.randint(1, min(_MAX_LARGE, count - 1))
+        sizes = ["large"] * large + ["small"] * (count - large)
+        kinds = [(rng.choice(shapes), rng.choice(colours), size) for size in sizes]
+        others = [[k for j, k in enumerate(kinds) if j != i] for i in range(count)]
+        if all(any(k[0] == o[0] or k[1] == o[1] for o in rest) for k, rest in zip(kinds, others, strict=True)):
+            return kinds
+
+
+def _place(rng: Random, diameters: list[float], image_size: tuple[int, int]) -> list[tuple[float, float]] | None:
+    height, width = image_size
+    margin = _MARGIN * min(image_size)
+    centres: list[tuple[float, float]] = []
+    for diameter in diameters:
+        inset = diameter / 2 + margin / 2
+        for _ in range(_TRIES):
+            x, y = rng.uniform(inset, width - inset), rng.uniform(inset, height - inset)
+            if all(
+                max(abs(x - other_x), abs(y - other_y)) >= (diameter + other) / 2 + margin
+                for (other_x, other_y), other in zip(centres, diameters, strict=False)
+            ):
+                centres.append((x, y))
+                break
+        else:
+            return None
+    return centres
+
+
+def _make_thing(rng: Random, kind: tuple[str, str, str], centre: tuple[float, float], diameter: float) -> Thing:
+    shape, colour, size = kind
+    parts = _outline(rng, shape)
+    xs, ys = ([corner[axis] for part in parts for corner in part] for axis in (0, 1))
+    left, top, long_side = min(xs), min(ys), max(max(xs) - min(xs), max(ys) - min(ys))
+    scale = diameter / long_side
+    half_width, half_height = (max(xs) - left) * scale / 2, (max(ys) - top) * scale / 2
+    x0, y0 = centre[0] - half_width, centre[1] - half_height
+    # COCO's polygons have two decimals; the box is of the polygons as written
+    polygons = tuple(
+        tuple((round(x0 + (x - left) * scale, 2), round(y0 + (y - top) * scale, 2)) for x, y in part) for part in parts
+    )
+    xs, ys = ([corner[axis] for part in polygons for corner in part] for axis in (0, 1))
+    box = (min(xs), min(ys), round(max(xs) - min(xs), 2), round(max(ys) - min(ys), 2))
+    red, green, blue = (
+        min(255, max(0, channel + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for channel in COLOURS[colour]
+    )
+    return Thing(
+        shape=shape,
+        colour=colour,
+        size=size,
+        centre=(box[0] + box[2] / 2, box[1] + box[3] / 2),
+        rgb=(red, green, blue),
+        polygons=polygons,
+        box_xywh=box,
+    )
+
+
+def _outline(rng: Random, shape: str) -> list[list[tuple[float, float]]]:
+    """Parts of a shape about the origin, a little turned; the scale is the caller's."""
+    match shape:
+        case "circle":
+            parts = [_spokes([1.0] * 28)]
+        case "square":
+            parts = [[(-1, -1), (1, -1), (1, 1), (-1, 1)]]
+        case "triangle":
+            parts = [_spokes([1.0] * 3)]
+        case "star":
+            parts = [_spokes([1.0, 0.42] * 5)]
+        case "cross":
+            arm = 0.34
+            upper = [(-1, -arm), (-arm, -arm), (-arm, -1), (arm, -1), (arm, -arm), (1, -arm)]
+            parts = [upper + [(-x, -y) for x, y in upper]]
+        case _:
+            parts = [[(x - 0.35, -1), (x + 0.35, -1), (x + 0.35, 1), (x - 0.35, 1)] for x in (-0.65, 0.65)]
+    turn = math.radians(rng.uniform(-10, 10))
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [[(x * cos - y * sin, x * sin + y * cos) for x, y in part] for part in parts]
+
+
+def _spokes(radii: list[float]) -> list[tuple[float, float]]:
+    """Corners at equal angles, the first one straight up."""
+    angles = [2 * math.pi * i / len(radii) for i in range(len(radii))]
+    return [(radius * math.sin(a), -radius * math.cos(a)) for radius, a in zip(radii, angles, strict=True)]
+
+
+def _draw_dots(rng: Random, centre: tuple[float, float], diameter: float) -> tuple[tuple[int, int], ...]:
+    reach = diameter / 2 - 3  # a dot is five pixels wide
+    return tuple(
+        (round(centre[0] + rng.uniform(-reach, reach)), round(centre[1] + rng.uniform(-reach, reach)))
+        for _ in range(rng.randint(8, 14))
+    )
