@@ -109,7 +109,7 @@ def _existing(out: Path, identity: dict[str, Any]) -> ToySummary:
     return ToySummary(**marker["summary"], drawn=False)
 
 
-def _write(root: Path, identity: dict[str, Any], num_images: int, seed: int, image_size: tuple[int, int]) -> ToySummary:
+def _write(root: Path, identity: dict[str, Any], num_images: int, image_size: tuple[int, int]) -> ToySummary:
     image_folder = root / "images" / "train2014"
     annotation_folder = root / _SPEC.folder
     image_folder.mkdir(parents=True)
