@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer: a sentence to token ids, equal to open_clip's `SimpleTokenizer` and much faster.
+"""CLIP's byte-pair tokenizer: ids equal to open_clip's `SimpleTokenizer`, computed much faster.
 
 The speed comes from two observations. No token spans whitespace, so the ids of a whitespace-separated word
 can be remembered. And CLIP's cleaning (ftfy, then HTML unescaping twice) changes nothing in printable ASCII
