@@ -52,10 +52,6 @@ class Thing:
     polygons: tuple[Polygon, ...]
     box_xywh: tuple[float, float, float, float]
 
-    def is_twin_of(self, other: "Thing") -> bool:
-        """Whether the two share shape or colour, so that this word alone does not tell them apart."""
-        return self.shape == other.shape or self.colour == other.colour
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -70,6 +66,19 @@ class Scene:
     image_size: tuple[int, int]
     things: tuple[Thing, ...]
     crowd_dots: tuple[tuple[int, int], ...]
+
+    def has_twin(self, thing: Thing) -> bool:
+        """Whether another object shares its shape or its colour: one of the two words does not name it."""
+        return any(thing.shape == t.shape or thing.colour == t.colour for t in self.others(thing))
+
+    def has_double_twin(self, thing: Thing) -> bool:
+        """Whether other objects share its shape and its colour: neither of the two words names it."""
+        others = self.others(thing)
+        return any(thing.shape == t.shape for t in others) and any(thing.colour == t.colour for t in others)
+
+    def others(self, thing: Thing) -> tuple[Thing, ...]:
+        """All objects but this one."""
+        return tuple(t for t in self.things if t is not thing)
 
 
 def draw_scene(rng: Random, image_size: tuple[int, int]) -> Scene:

@@ -129,8 +129,7 @@ def _find(scene: Scene, target: Thing, kind: str, rng: Random) -> Description | 
     for named in rng.sample(_NAMED, len(_NAMED)):
         head = _head(target, named)
         matching = head.matches(scene)
-        others = [t for t in scene.things if t is not target]
-        if not any(head.shape == t.shape or head.colour == t.colour for t in others):
+        if not any(head.shape == t.shape or head.colour == t.colour for t in scene.others(target)):
             continue
         if kind == "attributes":
             if matching == (target,):
