@@ -1,6 +1,7 @@
 """Models: `encode_image`, `encode_text`, `decode`, composed here from a recipe's `[model]` section."""
 
 from refseg.config import ModelConfig
+from refseg.errors import RecipeError
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
 from refseg.models.image_encoder import ClipResNet, ImageEncoder, SwinBase, TinyResNet
 from refseg.models.mask_decoder import DecoderLayer, MaskHead
@@ -14,9 +15,17 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
     Args:
         config: The recipe's `[model]` section.
         input_size: `(height, width)` the model is made for, multiples of 32: FCNet's native grid is a sixteenth of it.
+
+    Raises:
+        RecipeError: If the decoder is to hear words of another width than its own.
     """
     image_encoder = _image_encoder(config.image_encoder, input_size)
-    text_encoder = _text_encoder(config.image_encoder)
+    text_encoder = _text_encoder(config.image_encoder, config.dim)
+    if not config.egm and text_encoder.width != config.dim:
+        raise RecipeError(
+            f"model.dim: found {config.dim}, expected {text_encoder.width}: "
+            "without egm the decoder hears the words as they are"
+        )
     grid = (input_size[0] // 16, input_size[1] // 16)
     return FCNet(
         image_encoder=image_encoder,
@@ -61,11 +70,11 @@ def _image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
     raise ValueError(f"no image encoder is named {name!r}")
 
 
-def _text_encoder(image_encoder: str) -> ClipTextEncoder:
+def _text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
     """The text transformer that goes with an image encoder: FCNet does not name Swin's, we take ResNet-101's."""
     match image_encoder:
         case "tiny":
-            return ClipTextEncoder(width=128, num_layers=2, num_heads=4, output_dim=128)
+            return ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
         case "clip_resnet50":
             return ClipTextEncoder(output_dim=1024)
     return ClipTextEncoder(output_dim=512)

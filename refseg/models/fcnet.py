@@ -153,7 +153,7 @@ class FCNet(nn.Module):
 
     def decode(
         self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> Float[Tensor, "B 1 H/4 W/4"]:
+    ) -> Float[Tensor, "B 1 h4 w4"]:
         """Segment.
 
         Args:
@@ -189,7 +189,7 @@ class FCNet(nn.Module):
         token_ids: Int64[Tensor, "B L"],
         token_mask: Bool[Tensor, "B L"],
         image_index: Int64[Tensor, "B"],
-    ) -> Float[Tensor, "B 1 H/4 W/4"]:
+    ) -> Float[Tensor, "B 1 H//4 W//4"]:
         """Encode both sides and decode."""
         return self.decode(self.encode_image(images), self.encode_text(token_ids, token_mask), image_index)
 
@@ -207,7 +207,7 @@ class FCNet(nn.Module):
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
-        return cast(list[DecoderLayer], list(self.layers))
+        return cast("list[DecoderLayer]", list(self.layers))
 
     def _pixel_code(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "n C"]:
         return sine_code_2d(grid, self.dim).to(like)

@@ -45,9 +45,9 @@ class VisionNeck(nn.Module):
 
     def forward(
         self,
-        c2: Float[Tensor, "I C2 2*h 2*w"],
+        c2: Float[Tensor, "I C2 h2 w2"],
         c3: Float[Tensor, "I C3 h w"],
-        c4: Float[Tensor, "I C4 h/2 w/2"],
+        c4: Float[Tensor, "I C4 h4 w4"],
     ) -> Float[Tensor, "I C h w"]:
         """Fuse; the sides of `c3` are twice those of `c4` (input sides are multiples of 32)."""
         f5 = self.reduce5(c4)
