@@ -1,0 +1,338 @@
+"""Checkpoints: written aside, synced, renamed; a torn one is never loaded, the one before is.
+
+OUT/checkpoints/
+  step-00000120/
+    model.safetensors    weights and buffers
+    optimizer.pt         the optimiser's state and the fp16 scaler's (read with weights_only)
+    state.json           `CheckpointState` with size and hash of the two files; readable by itself
+  best                   name of the best checkpoint by validation
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refseg import __version__
+from refseg.config import Recipe, make_recipe
+from refseg.errors import CheckpointError, RecipeError
+from refseg.models import build_model
+from refseg.models.fcnet import FCNet
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_VERSION = 1
+"""Version of the checkpoint format: raised when an older reader could misread a newer checkpoint."""
+
+MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, BEST_NAME = "model.safetensors", "optimizer.pt", "state.json", "best"
+_FOLDER = re.compile(r"step-(\d{8})")
+
+
+class TornCheckpointError(CheckpointError):
+    """A checkpoint lost a file or bytes after it was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        overall_iou: oIoU, 0 to 1.
+        step: After which it was reached.
+    """
+
+    overall_iou: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointState:
+    """The content of `state.json`: what a run must know to go on, besides tensors.
+
+    Attributes:
+        recipe: Resolved settings of the run.
+        step: Optimiser steps done.
+        epoch: Epochs done.
+        cursor: The loader's place in the data.
+        window: What has been summed up since the last line of `metrics.jsonl`.
+        best: The best validation, this step's included; None before the first.
+        dataset: Dataset id, for example `refcoco/unc`.
+        dataset_digest: `refseg.descriptor.Descriptor.digest` of what was trained on.
+        num_processes: Ranks that trained.
+        refseg_version: Version of the package that wrote it.
+    """
+
+    recipe: Recipe
+    step: int
+    epoch: int
+    cursor: dict[str, Any]
+    window: dict[str, float]
+    best: Best | None
+    dataset: str
+    dataset_digest: str
+    num_processes: int
+    refseg_version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        best = None if self.best is None else dataclasses.asdict(self.best)
+        return {**fields, "recipe": self.recipe.to_dict(), "best": best}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], *, where: str) -> "CheckpointState":
+        """Undo `to_dict`; `where` is named in errors about the recipe."""
+        best = fields["best"]
+        return cls(
+            **{
+                **fields,
+                "recipe": make_recipe(fields["recipe"], where=where),
+                "best": None if best is None else Best(**best),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A trained model with what it was made from.
+
+    Attributes:
+        model: In evaluation mode, on the device asked for.
+        state: Its `state.json`.
+        folder: Where it lies.
+    """
+
+    model: FCNet
+    state: CheckpointState
+    folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """Settings of the run."""
+        return self.state.recipe
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.state.step
+
+    @property
+    def dataset_digest(self) -> str:
+        """Digest of the dataset it was trained on."""
+        return self.state.dataset_digest
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    state: CheckpointState,
+    *,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint so that it is there whole or not at all, then drop the old ones.
+
+    Args:
+        checkpoints: The run's `checkpoints` folder.
+        state: For `state.json`.
+        weights: The model's state dict.
+        optimizer: State dicts for `optimizer.pt`: tensors, numbers, strings and containers only.
+        keep: Newest checkpoints to keep; the best is kept besides.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = checkpoints / checkpoint_name(state.step)
+    aside = checkpoints / f".{folder.name}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, aside / MODEL_NAME, metadata={"format": "pt"})
+    torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
+    files = {name: _facts(aside / name) for name in (MODEL_NAME, OPTIMIZER_NAME)}
+    head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
+    (aside / STATE_NAME).write_text(json.dumps({**head, **state.to_dict()}, indent=1) + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
+    aside.rename(folder)
+    _sync(checkpoints)
+    write_best(checkpoints, state)
+    _drop_old(checkpoints, state, keep=keep)
+    return folder
+
+
+def write_best(checkpoints: Path, state: CheckpointState) -> None:
+    """Let `best` name the checkpoint that `state` holds for the best; `state.json` stays the truth."""
+    if state.best is None:
+        return
+    aside = checkpoints / f".{BEST_NAME}.part"
+    aside.write_text(checkpoint_name(state.best.step) + "\n", encoding="utf-8")
+    _sync(aside)
+    aside.replace(checkpoints / BEST_NAME)
+    _sync(checkpoints)
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first, torn ones included."""
+    checkpoints = out / "checkpoints"
+    if not checkpoints.is_dir():
+        return []
+    return sorted(path for path in checkpoints.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
+
+
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest sound checkpoint of a run; None if the run has none at all.
+
+    Torn ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: If there are checkpoints but all are torn, or one is of another format.
+    """
+    folders = list_checkpoints(out)
+    for folder in reversed(folders):
+        try:
+            read_state(folder)
+        except TornCheckpointError as error:
+            logger.warning("%s; going back to the one before", error)
+        else:
+            return folder
+    if folders:
+        raise CheckpointError(
+            f"{out / 'checkpoints'}: all {len(folders)} checkpoints are damaged; restore one or choose another --out"
+        )
+    return None
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """Read `state.json` and check that the files beside it are the ones it was written with.
+
+    Raises:
+        TornCheckpointError: If anything is missing or changed.
+        CheckpointError: If it is not a checkpoint of ours, or of another format version.
+    """
+    path = folder / STATE_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TornCheckpointError(f"{folder}: damaged checkpoint, {STATE_NAME} cannot be read ({error})") from error
+    if not isinstance(fields, dict) or fields.pop("format", None) != "refseg-checkpoint":
+        raise CheckpointError(f"{path}: not a refseg checkpoint; take a folder that refseg/train.py wrote")
+    version = fields.pop("format_version", None)
+    if version != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path}: found checkpoint format version {version}, expected {CHECKPOINT_VERSION}; "
+            "use the refseg release that wrote it"
+        )
+    try:
+        files = fields.pop("files")
+        state = CheckpointState.from_dict(fields, where=str(path))
+    except (KeyError, TypeError) as error:
+        raise TornCheckpointError(f"{path}: damaged checkpoint, unexpected content ({error})") from error
+    except RecipeError as error:
+        raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {fields['refseg_version']}") from error
+    for name, facts in files.items():
+        if not (folder / name).is_file():
+            raise TornCheckpointError(f"{folder}: damaged checkpoint, {name} is missing")
+        if _facts(folder / name) != facts:
+            raise TornCheckpointError(f"{folder}: damaged checkpoint, {name} is not what was written")
+    return state
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a trained model.
+
+    Args:
+        path: A checkpoint's folder, or a run's: its best checkpoint by validation, or else its newest.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: If there is none, or it is torn, foreign, or does not fit the model of its recipe.
+    """
+    folder = _resolve(path)
+    state = read_state(folder)
+    model = build_model(state.recipe.model, input_size=state.recipe.data.input_size)
+    load_weights(model, folder)
+    return Checkpoint(model=model.to(device).eval(), state=state, folder=folder)
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Put a checkpoint's weights into a model of the same recipe.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    try:
+        model.load_state_dict(load_file(folder / MODEL_NAME))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder / MODEL_NAME}: does not fit the recipe's model ({error})") from error
+
+
+def load_optimizer(folder: Path) -> dict[str, Any]:
+    """Read `optimizer.pt`, on the CPU, without running code from it."""
+    states: dict[str, Any] = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+    return states
+
+
+def _resolve(path: Path) -> Path:
+    if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
+        return path
+    best = path / "checkpoints" / BEST_NAME
+    if best.is_file():
+        folder = best.parent / best.read_text(encoding="utf-8").strip()
+        if folder.is_dir():
+            return folder
+    newest = latest_checkpoint(path)
+    if newest is None:
+        raise CheckpointError(
+            f"{path}: found no checkpoint, expected a run's folder (with checkpoints/step-...) or a checkpoint's"
+        )
+    return newest
+
+
+def _drop_old(checkpoints: Path, state: CheckpointState, *, keep: int) -> None:
+    kept = {checkpoint_name(state.best.step)} if state.best else set()
+    old = list_checkpoints(checkpoints.parent)[:-keep]
+    for folder in old:
+        if folder.name not in kept:
+            drop_checkpoint(folder)
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; it stops being one at the first moment, so that no half of it is ever found."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return {"num_bytes": path.stat().st_size, "xxh3_128": hasher.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
