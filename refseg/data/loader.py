@@ -1,0 +1,321 @@
+"""The loader: batches of one rank, read by offset, in the order of `order.py`, resumable anywhere.
+
+The main process decides what is in a batch and the worker, which keeps no state between batches, packs it: one read,
+hash check and decode per image, masks drawn at the network's size. So workers change nothing but the speed.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from refseg.data.batch import Batch
+from refseg.data.index import ManifestIndex
+from refseg.data.order import BatchPlan, Cursor, EpochOrder, Remainder, Sampling
+from refseg.data.transforms import Geometry
+from refseg.errors import DatasetError, TrainingError, UsageError
+from refseg.tokenizer import EOS_ID
+
+
+class RefLoader:
+    """Batches of one rank, over epochs.
+
+    Iterating gives the batches of the epoch that `set_epoch` or `load_cursor` chose, and changes no state: iterating
+    again gives the same again.
+    """
+
+    def __init__(
+        self,
+        index: ManifestIndex,
+        *,
+        geometry: Geometry,
+        sampling: Sampling,
+        expressions_per_image: int | Literal["all"] = 1,
+        global_batch: int,
+        num_tokens: int,
+        trim_tokens: bool = False,
+        seed: int,
+        shuffle: bool,
+        remainder: Remainder,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        cache_bytes: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        """Plan the epochs of one rank.
+
+        Args:
+            index: What to read.
+            geometry: To the network's input.
+            sampling: What a sample is: `ref`, `sentence` or `images` (see `order.Sampling`).
+            expressions_per_image: With `images`, how many sentences share a decoded image.
+            global_batch: Samples per step over all ranks.
+            num_tokens: Longer sentences are cut to this, keeping EOS.
+            trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
+            seed: Of order and choice of sentences.
+            shuffle: False: in the index's order.
+            remainder: `drop` or `pad` (see `order.Remainder`).
+            rank: Of this process.
+            world_size: Number of processes.
+            num_workers: Processes that pack batches; 0 packs in this one.
+            cache_bytes: Memory each packing process may fill with resized images, which then are not decoded again in
+                later epochs. What does not fit is decoded each time.
+            epoch: To start with.
+
+        Raises:
+            UsageError: If the numbers do not fit together.
+        """
+        if global_batch % world_size:
+            raise UsageError(f"a global batch of {global_batch} cannot be cut evenly for {world_size} processes")
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
+        if num_tokens < 2:
+            raise UsageError(f"num_tokens is {num_tokens}; expected at least 2 (SOS and EOS)")
+        self.index = index
+        self.seed = seed
+        self.global_batch = global_batch
+        self._order_options: dict[str, Any] = {
+            "index": index,
+            "sampling": sampling,
+            "expressions_per_image": expressions_per_image,
+            "global_batch": global_batch,
+            "remainder": remainder,
+            "shuffle": shuffle,
+            "seed": seed,
+        }
+        self._plans = _Plans(EpochOrder(**self._order_options, epoch=epoch), rank=rank, world_size=world_size)
+        packer = _Packer(
+            index,
+            geometry=geometry,
+            share_images=sampling == "images",
+            num_tokens=num_tokens,
+            trim_tokens=trim_tokens,
+            cache_bytes=cache_bytes,
+        )
+        # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
+        # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
+        self.dataloader: DataLoader[Batch] = DataLoader(
+            packer,
+            batch_sampler=self._plans,
+            collate_fn=_only,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        """torch's loader behind this one; `prepare_loader` wraps it."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the epoch is to start to its end."""
+        return iter(self.dataloader)
+
+    def __len__(self) -> int:
+        """Batches the next iteration gives: `steps_per_epoch`, or fewer after `load_cursor`. The same on each rank."""
+        return len(self._plans)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of a whole epoch."""
+        return self._plans.order.num_steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch the next iteration reads."""
+        return self._plans.order.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose an epoch, from its start."""
+        self._plans.start = 0
+        if epoch != self.epoch:
+            self._plans.order = EpochOrder(**self._order_options, epoch=epoch)
+
+    def cursor(self, steps_done: int) -> Cursor:
+        """Where the run is.
+
+        Args:
+            steps_done: Steps of this epoch that are done, also those before a resume. The caller counts them: workers
+                and accelerate read ahead, so the loader cannot know.
+        """
+        return Cursor(
+            digest=self.index.digest, seed=self.seed, epoch=self.epoch, samples_done=steps_done * self.global_batch
+        )
+
+    def load_cursor(self, cursor: Cursor) -> None:
+        """Go on where a cursor stands, whatever numbers of ranks and workers made it.
+
+        Raises:
+            DatasetError: If the cursor is of another dataset, seed, or cut of the epoch.
+        """
+        if cursor.digest != self.index.digest:
+            raise DatasetError(
+                f"{self.index.folder}: the run was stopped on the dataset with digest {cursor.digest[:12]}, found "
+                f"{self.index.digest[:12]}; resume with the same dataset and splits, or start a new run"
+            )
+        if cursor.seed != self.seed:
+            raise DatasetError(
+                f"the run was stopped with seed {cursor.seed}, found {self.seed}; resume with the same seed"
+            )
+        start, left = divmod(cursor.samples_done, self.global_batch)
+        order = EpochOrder(**self._order_options, epoch=cursor.epoch)
+        if left or not 0 <= start <= order.num_steps:
+            raise DatasetError(
+                f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is no end of "
+                f"a global batch of {self.global_batch} in an epoch of {order.num_steps}; resume with the same one"
+            )
+        self._plans.order = order
+        self._plans.start = start
+
+
+def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderShard:
+    """Let accelerate move the batches to the device and see the end of the epoch, and nothing else.
+
+    Never give a `RefLoader` to `accelerator.prepare`: the loader has its rank's part already, and accelerate would take
+    1/world of that part again, silently. As "process 0 of 1" it splits nothing. `set_epoch` and `load_cursor` of
+    `loader` go on steering the result. Do not use `gather_for_metrics` on it: `is_pad` says what to leave out.
+
+    Raises:
+        TrainingError: If the loader was made for another number of processes, or two ranks were given the same samples.
+    """
+    _refuse_overlap(accelerator, loader)
+    return prepare_data_loader(
+        loader.dataloader,
+        device=accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+        non_blocking=True,
+    )
+
+
+def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
+    """Compare ranks and first samples over all processes."""
+    plans = loader._plans
+    first = plans.order.plan(0, rank=plans.rank, world_size=plans.world_size)
+    found = torch.tensor(
+        [plans.rank, plans.world_size, first.row_index[0], first.sentence_index[0], int(first.is_pad[0])],
+        device=accelerator.device,
+    )
+    gathered = accelerator.gather(found).view(-1, len(found)).tolist()
+    expected = [[rank, accelerator.num_processes] for rank in range(accelerator.num_processes)]
+    if [facts[:2] for facts in gathered] != expected:
+        raise TrainingError(
+            f"loaders were made for (rank, world size) {[tuple(facts[:2]) for facts in gathered]}, but there are "
+            f"{accelerator.num_processes} processes; give RefLoader the accelerator's process_index and num_processes"
+        )
+    samples = [tuple(facts[2:4]) for facts in gathered if not facts[4]]
+    if len(set(samples)) != len(samples):
+        raise TrainingError(
+            f"two processes start with the same sample (row, sentence): {samples}; give every process the same "
+            "dataset, seed and global batch"
+        )
+
+
+class _Plans(Sampler[list[BatchPlan]]):
+    """The batches of one rank from `start` on, each as a list of one plan.
+
+    It has no `set_epoch`: accelerate would call that with its own count of iterations, which starts at 0 on a resume.
+    """
+
+    def __init__(self, order: EpochOrder, *, rank: int, world_size: int) -> None:
+        self.order = order
+        self.rank = rank
+        self.world_size = world_size
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[BatchPlan]]:
+        order = self.order  # an epoch that has begun is not changed by set_epoch
+        for step in range(self.start, order.num_steps):
+            yield [order.plan(step, rank=self.rank, world_size=self.world_size)]
+
+    def __len__(self) -> int:
+        return self.order.num_steps - self.start
+
+
+class _Packer(Dataset[Batch]):
+    """Turns a plan into a batch."""
+
+    def __init__(
+        self,
+        index: ManifestIndex,
+        *,
+        geometry: Geometry,
+        share_images: bool,
+        num_tokens: int,
+        trim_tokens: bool,
+        cache_bytes: int,
+    ) -> None:
+        self.index = index
+        self.geometry = geometry
+        self.share_images = share_images
+        self.num_tokens = num_tokens
+        self.trim_tokens = trim_tokens
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, Tensor] = {}
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        """Read, decode, draw."""
+        pictures = self.index.row_image[plan.row_index]
+        if self.share_images:
+            is_first = np.append(True, np.diff(pictures) != 0)  # expressions of one image are adjacent
+            image_index = np.cumsum(is_first) - 1
+            pictures = pictures[is_first]
+        else:
+            image_index = np.arange(len(pictures))
+        token_ids, token_mask = self._tokens(plan)
+        return Batch(
+            images=self._images(pictures),
+            image_index=torch.from_numpy(image_index),
+            masks=self._masks(plan.row_index),
+            token_ids=token_ids,
+            token_mask=token_mask,
+            row_index=torch.from_numpy(plan.row_index),
+            sentence_index=torch.from_numpy(plan.sentence_index),
+            is_pad=torch.from_numpy(plan.is_pad),
+            num_global=torch.tensor(plan.num_global),
+        )
+
+    def _images(self, pictures: Any) -> Tensor:
+        """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
+        height, width = self.geometry.size
+        slots = torch.empty(len(pictures), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        done: dict[int, int] = {}
+        for slot, image in enumerate(pictures.tolist()):
+            if image in done:  # two refs of one image in a batch: decoded once, copied
+                slots[slot] = slots[done[image]]
+            elif image in self._cache:
+                slots[slot] = self._cache[image]
+            else:
+                slots[slot] = self.geometry.apply_image(self.index.decode_image(image))
+                if (len(self._cache) + 1) * slots[slot].nbytes <= self.cache_bytes:
+                    self._cache[image] = slots[slot].clone()
+            done[image] = slot
+        return slots
+
+    def _masks(self, rows: Any) -> Tensor:
+        masks = np.empty((len(rows), *self.geometry.size), np.uint8)
+        for i, row in enumerate(rows.tolist()):
+            masks[i] = self.geometry.apply_mask(self.index.counts(row), self.index.size(row))
+        return torch.from_numpy(masks)
+
+    def _tokens(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:
+        sentences = [
+            self.index.token_ids(row, sentence)
+            for row, sentence in zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
+        ]
+        lengths = np.array([min(len(ids), self.num_tokens) for ids in sentences])
+        length = int(lengths.max()) if self.trim_tokens else self.num_tokens
+        token_ids = np.zeros((len(sentences), length), np.int64)
+        for i, ids in enumerate(sentences):
+            token_ids[i, : lengths[i]] = ids[:length]
+            token_ids[i, lengths[i] - 1] = EOS_ID  # already there unless the sentence was cut
+        return torch.from_numpy(token_ids), torch.from_numpy(np.arange(length) < lengths[:, None])
+
+
+def _only(batches: Sequence[Batch]) -> Batch:
+    return batches[0]

@@ -1,0 +1,202 @@
+"""A second, independent writer of the folder format: small datasets for tests of reading."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from PIL import Image
+
+from refseg import tokenizer
+from refseg.data.index import ManifestIndex
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.schema import MANIFEST_SCHEMA
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A ref to write: its mask is the rectangle `(top, left, bottom, right)`."""
+
+    ref_id: int
+    rectangle: tuple[int, int, int, int]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to write, its JPEG drawn from its id unless given."""
+
+    image_id: int
+    size: tuple[int, int]
+    refs: tuple[Ref, ...]
+    jpeg: bytes | None = None
+
+
+def draw_jpeg(image_id: int, size: tuple[int, int], mode: str = "RGB") -> bytes:
+    """A smooth picture that differs from id to id."""
+    rng = np.random.default_rng(image_id)
+    picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.convert(mode).save(data, "JPEG", quality=95)
+    return data.getvalue()
+
+
+def draw_mask(picture: Picture, ref: Ref) -> np.ndarray:
+    mask = np.zeros(picture.size, np.uint8)
+    top, left, bottom, right = ref.rectangle
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    flat = mask.flatten(order="F")
+    ends = [*(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    counts = np.diff([0, *ends]).tolist()
+    return [0, *counts] if flat[0] else counts
+
+
+def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha256: str | None = None) -> Path:
+    """Write a dataset; `shards` goes from names like `train-00000` to what is in them."""
+    folder.mkdir(parents=True)
+    entries = []
+    for name, pictures in shards.items():
+        split = name.split("-")[0]
+        rows: list[dict[str, Any]] = []
+        tar_bytes = io.BytesIO()
+        with tarfile.open(fileobj=tar_bytes, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for picture in pictures:
+                jpeg = picture.jpeg or draw_jpeg(picture.image_id, picture.size)
+                header = tarfile.TarInfo(f"{picture.image_id:012d}.jpg")
+                header.size = len(jpeg)
+                offset = tar.offset + 512
+                tar.addfile(header, io.BytesIO(jpeg))
+                refs = [_ref_fields(picture, ref) for ref in picture.refs]
+                facts = {
+                    "image_id": picture.image_id,
+                    "file_name": f"COCO_train2014_{picture.image_id:012d}.jpg",
+                    "height": picture.size[0],
+                    "width": picture.size[1],
+                }
+                sample = json.dumps({**facts, "refs": refs}).encode()
+                header = tarfile.TarInfo(f"{picture.image_id:012d}.json")
+                header.size = len(sample)
+                tar.addfile(header, io.BytesIO(sample))
+                for ref in refs:
+                    rows.append(
+                        {
+                            "dataset": "toy",
+                            "split_by": "refseg",
+                            "split": split,
+                            **facts,
+                            **{key: value for key, value in ref.items() if key != "ann_ids"},
+                            "area": 0,
+                            "annotations": [],
+                            "shard": f"{name}.tar",
+                            "image_offset": offset,
+                            "image_bytes": len(jpeg),
+                            "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
+                        }
+                    )
+        (folder / f"{name}.tar").write_bytes(tar_bytes.getvalue())
+        parquet = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)
+        (folder / f"{name}.parquet").write_bytes(parquet.getvalue())
+        entries.append(
+            ShardEntry(
+                name=name,
+                split=split,
+                num_images=len(pictures),
+                num_refs=len(rows),
+                num_sentences=sum(len(row["sentences"]) for row in rows),
+                tar_bytes=len(tar_bytes.getvalue()),
+                tar_sha256=hashlib.sha256(tar_bytes.getvalue()).hexdigest(),
+                parquet_bytes=len(parquet.getvalue()),
+                parquet_sha256=hashlib.sha256(parquet.getvalue()).hexdigest(),
+                rows_sha256=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+            )
+        )
+    descriptor = Descriptor(
+        dataset="toy/refseg",
+        refseg_version="0",
+        plan_fingerprint="0" * 64,
+        mask_rule="union",
+        tokenizer={**tokenizer.IDENTITY, **({"vocab_sha256": vocab_sha256} if vocab_sha256 else {})},
+        num_rejects=0,
+        shards=tuple(entries),
+        sources=(),
+        licences=(),
+    )
+    (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+    return folder
+
+
+def _ref_fields(picture: Picture, ref: Ref) -> dict[str, Any]:
+    mask = draw_mask(picture, ref)
+    return {
+        "ref_id": ref.ref_id,
+        "ann_ids": [ref.ref_id],
+        "category": "thing",
+        "box_xywh": [0.0, 0.0, 1.0, 1.0],
+        "no_target": not mask.any(),
+        "mask": {"size": list(picture.size), "counts": run_lengths(mask)},
+        "sentences": [
+            {
+                "sent_id": 10 * ref.ref_id + i,
+                "raw": sentence.upper(),
+                "sent": sentence,
+                "words": sentence.split(),
+                "token_ids": list(tokenizer.encode(sentence)),
+            }
+            for i, sentence in enumerate(ref.sentences)
+        ],
+    }
+
+
+def grid_pictures(first: int, number: int) -> list[Picture]:
+    """Pictures of changing shape with 1, 2, 3, 1, ... refs of 1, 2, 3, 1, ... sentences."""
+    pictures = []
+    for image_id in range(first, first + number):
+        size = ((24, 32), (40, 30), (32, 32))[image_id % 3]
+        refs = tuple(
+            Ref(
+                ref_id=100 * image_id + r,
+                rectangle=(r, 2 * r, 10 + image_id % 7, 20),
+                sentences=tuple(f"thing {r} of {image_id} said {s}" for s in range(1 + (image_id + r) % 3)),
+            )
+            for r in range(1 + image_id % 3)
+        )
+        pictures.append(Picture(image_id, size, refs))
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Path]:
+    """The writer, for datasets of a test's own."""
+    return write_dataset
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train`: 11 images in two shards, 22 refs, 43 sentences; `val`: 4 images."""
+    return write_dataset(
+        tmp_path_factory.mktemp("data") / "toy",
+        {
+            "train-00000": grid_pictures(0, 6),
+            "train-00001": grid_pictures(6, 5),
+            "val-00000": grid_pictures(50, 4),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def train_index(dataset: Path) -> ManifestIndex:
+    return ManifestIndex.open(dataset, ["train"])
