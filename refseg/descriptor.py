@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Descriptor:
         sources: Annotation files read.
         licences: Of images, annotations and text, as far as the sources name them.
         format_version: Of the folder format.
+        plan_keys: What `plan_fingerprint` is the hash of, by name: options, source hashes, versions.
     """
 
     dataset: str
@@ -77,6 +78,7 @@ class Descriptor:
     sources: tuple[SourceFile, ...]
     licences: tuple[str, ...]
     format_version: int = FORMAT_VERSION
+    plan_keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
