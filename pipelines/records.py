@@ -1,0 +1,269 @@
+"""Raw annotations to `RefRecord`s, or `Reject`s with their reasons: every ref becomes one or the other."""
+
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.masks import mask_area, read_segmentation, target_mask
+from pipelines.rejects import Reject
+from pipelines.sources.raw import RawDataset
+from refseg import tokenizer
+from refseg.errors import AnnotationError
+from refseg.schema import Annotation, RefRecord, Sentence
+
+_INT64 = 2**63
+_NO_TARGET = -1
+_Box = tuple[float, float, float, float]
+
+
+def make_records(raw: RawDataset, *, splits: Sequence[str], mask_rule: str) -> tuple[list[RefRecord], list[Reject]]:
+    """Join, check, rasterise and tokenise the refs of some splits; a ref of no known split is always a reject.
+
+    Args:
+        raw: As a source reader returned it.
+        splits: Which splits; refs of the partition's others are left out.
+        mask_rule: `union` or `legacy`.
+
+    Returns:
+        Records and rejects, both in the order of the file. Refs in = records + rejects.
+    """
+    records: list[RefRecord] = []
+    rejects: list[Reject] = []
+    seen: set[int] = set()
+    for position, ref in enumerate(raw.refs):
+        split = find_split(ref)
+        if split in raw.spec.splits and split not in splits:
+            continue
+        try:
+            record = _make_record(raw, ref, mask_rule)
+            if record.ref_id in seen:
+                raise _RefFault("duplicate_ref_id", "an earlier ref has the same id; take the file from its release")
+        except _RefFault as fault:
+            ref_id = _find_integer(ref, "ref_id")
+            place = f"ref {ref_id}" if ref_id is not None else f"refs[{position}]"
+            rejects.append(
+                Reject(
+                    ref_id=ref_id,
+                    image_id=_find_integer(ref, "image_id"),
+                    split=split,
+                    reason=fault.reason,
+                    message=f"{raw.spec.dataset_id} {place}: {fault.message}",
+                )
+            )
+        else:
+            seen.add(record.ref_id)
+            records.append(record)
+    return records, rejects
+
+
+def find_split(ref: Any) -> str | None:
+    """The split a raw ref names, None where it names none."""
+    split = ref.get("split") if isinstance(ref, dict) else None
+    return split if isinstance(split, str) and _is_text(split) else None
+
+
+class _RefFault(Exception):
+    """What is wrong with the ref at hand; `make_records` adds the place."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def _make_record(raw: RawDataset, ref: Any, mask_rule: str) -> RefRecord:
+    if not isinstance(ref, dict):
+        raise _RefFault("malformed_ref", f"found a {type(ref).__name__}, expected a dict")
+    ref_id = _integer(ref, "ref_id")
+    image_id = _integer(ref, "image_id")
+    split = find_split(ref)
+    if split not in raw.spec.splits:
+        expected = ", ".join(raw.spec.splits)
+        raise _RefFault(
+            "unknown_split",
+            f"found split {_short(ref.get('split'))}, expected one of {expected}; is it the file of another partition?",
+        )
+    file_name, height, width = _image_facts(raw, image_id)
+    size = (height, width)
+    ann_ids = _annotation_ids(ref)
+    annotations = tuple(_annotation(raw, ann_id, image_id, size) for ann_id in ann_ids)
+    mask = target_mask(annotations, size, mask_rule)
+    if annotations and not mask_area(mask):
+        listed = ", ".join(map(str, ann_ids))
+        raise _RefFault("empty_mask", f"annotation {listed} covers no pixel, expected an area or ann_id -1")
+    return RefRecord(
+        dataset=raw.spec.dataset,
+        split_by=raw.spec.split_by,
+        split=split,
+        ref_id=ref_id,
+        image_id=image_id,
+        file_name=file_name,
+        height=height,
+        width=width,
+        category=_category(raw, annotations),
+        box_xywh=_surrounding_box([annotation.box_xywh for annotation in annotations]),
+        area=mask_area(mask),
+        no_target=not annotations,
+        mask=mask,
+        sentences=_sentences(ref),
+        annotations=annotations,
+    )
+
+
+def _image_facts(raw: RawDataset, image_id: int) -> tuple[str, int, int]:
+    """File name, height and width."""
+    image = raw.images.get(image_id)
+    if image is None:
+        raise _RefFault("unknown_image", f"image {image_id} is not in instances.json; take both files from one release")
+    file_name, height, width = image.get("file_name"), image.get("height"), image.get("width")
+    if image_id < 0:
+        raise _RefFault("malformed_image", f"found image id {image_id}, expected 0 or more")
+    if not all(type(side) is int and 0 < side <= 65500 for side in (height, width)):  # a JPEG has no longer sides
+        raise _RefFault(
+            "malformed_image",
+            f"instances.json gives image {image_id} size {_short(height)} x {_short(width)} (height x width), "
+            "expected 1 to 65500 pixels",
+        )
+    if not isinstance(file_name, str) or not _is_text(file_name) or "\0" in file_name:
+        raise _RefFault("malformed_image", f"instances.json gives image {image_id} no file_name")
+    return file_name, int(height or 0), int(width or 0)
+
+
+def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
+    """`ann_id` as ids: one or a list; -1, `[-1]` and None say that nothing is referred to."""
+    found = ref.get("ann_id", _RefFault)
+    if found is _RefFault:
+        raise _RefFault("malformed_ref", "found no ann_id; expected an id, a list of ids, or -1 for no target")
+    listed = found if isinstance(found, list | tuple) else [_NO_TARGET if found is None else found]
+    if not listed or not all(_is_integer(ann_id) for ann_id in listed):
+        raise _RefFault("malformed_ref", f"found ann_id {_short(found)}, expected an id, a list of ids, or -1")
+    ann_ids = tuple(dict.fromkeys(listed))
+    if ann_ids == (_NO_TARGET,):
+        return ()
+    if _NO_TARGET in ann_ids:
+        raise _RefFault("malformed_ref", f"found ann_id {_short(found)}, expected ids or -1 alone")
+    return ann_ids
+
+
+def _annotation(raw: RawDataset, ann_id: int, image_id: int, size: tuple[int, int]) -> Annotation:
+    record = raw.annotations.get(ann_id)
+    if record is None:
+        raise _RefFault(
+            "unknown_annotation", f"annotation {ann_id} is not in instances.json; take both files from one release"
+        )
+    place = f"annotation {ann_id}"
+    if record.get("image_id") != image_id:
+        raise _RefFault(
+            "other_image",
+            f"{place} belongs to image {_short(record.get('image_id'))}, expected {image_id}; "
+            "take both files from one release",
+        )
+    category_id, area, box = record.get("category_id"), record.get("area"), record.get("bbox")
+    if not _is_integer(category_id, 2**31):
+        raise _RefFault("malformed_annotation", f"{place} has category_id {_short(category_id)}, expected a number")
+    if not _is_number(area):
+        raise _RefFault("malformed_annotation", f"{place} has area {_short(area)}, expected a number")
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+        raise _RefFault("malformed_annotation", f"{place} has bbox {_short(box)}, expected [left, top, width, height]")
+    iscrowd = record.get("iscrowd", 0)
+    if iscrowd not in (0, 1):
+        raise _RefFault("malformed_annotation", f"{place} has iscrowd {_short(iscrowd)}, expected 0 or 1")
+    try:
+        polygons, rles = read_segmentation(record.get("segmentation"), size)
+    except AnnotationError as error:
+        raise _RefFault("bad_segmentation", f"{place}: {error}") from error
+    left, top, box_width, box_height = map(float, box)
+    return Annotation(
+        ann_id=ann_id,
+        category_id=int(category_id or 0),
+        iscrowd=bool(iscrowd),
+        area=float(area or 0.0),
+        box_xywh=(left, top, box_width, box_height),
+        polygons=polygons,
+        rles=rles,
+    )
+
+
+def _category(raw: RawDataset, annotations: Sequence[Annotation]) -> str:
+    """Name of the target's category; of several, all names in the order of the annotations."""
+    names = []
+    for annotation in annotations:
+        name = raw.categories.get(annotation.category_id)
+        if name is None or not _is_text(name):
+            raise _RefFault(
+                "unknown_category",
+                f"category {annotation.category_id} of annotation {annotation.ann_id} is not in instances.json",
+            )
+        names.append(name)
+    return ", ".join(dict.fromkeys(names))
+
+
+def _surrounding_box(boxes: Sequence[_Box]) -> _Box:
+    """The box around boxes; zeros around none."""
+    if len(boxes) < 2:
+        return boxes[0] if boxes else (0.0, 0.0, 0.0, 0.0)
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    return left, top, right - left, bottom - top
+
+
+def _sentences(ref: dict[Any, Any]) -> tuple[Sentence, ...]:
+    found = ref.get("sentences")
+    if not isinstance(found, list | tuple) or not all(isinstance(sentence, dict) for sentence in found):
+        raise _RefFault("malformed_ref", f"found sentences {_short(found)}, expected a list of dicts")
+    if not found:
+        raise _RefFault("no_sentence", "found no sentence, expected at least one")
+    sent_ids = ref.get("sent_ids")
+    return tuple(_sentence(sentence, position, sent_ids) for position, sentence in enumerate(found))
+
+
+def _sentence(record: dict[Any, Any], position: int, sent_ids: Any) -> Sentence:
+    place = f"sentences[{position}]"
+    sent = record.get("sent")
+    if not isinstance(sent, str) or not _is_text(sent):
+        raise _RefFault("malformed_ref", f"{place} has sent {_short(sent)}, expected text")
+    if not sent.strip():
+        raise _RefFault("no_sentence", f"{place} is empty, expected words")
+    sent_id = record.get("sent_id")
+    if sent_id is None and isinstance(sent_ids, list | tuple) and position < len(sent_ids):
+        sent_id = sent_ids[position]  # kept twice in REFER's records
+    if not _is_integer(sent_id):
+        raise _RefFault("malformed_ref", f"{place} has sent_id {_short(sent_id)}, expected a whole number")
+    raw = record.get("raw", sent)
+    words = record.get("tokens", sent.split(" "))
+    if not isinstance(raw, str) or not _is_text(raw):
+        raise _RefFault("malformed_ref", f"{place} has raw {_short(raw)}, expected text")
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) and _is_text(word) for word in words):
+        raise _RefFault("malformed_ref", f"{place} has tokens {_short(words)}, expected a list of words")
+    return Sentence(sent_id=int(sent_id or 0), raw=raw, sent=sent, words=tuple(words), token_ids=tokenizer.encode(sent))
+
+
+def _integer(ref: dict[Any, Any], name: str) -> int:
+    value = _find_integer(ref, name)
+    if value is None:
+        raise _RefFault("malformed_ref", f"found {name} {_short(ref.get(name))}, expected a whole number")
+    return value
+
+
+def _find_integer(ref: Any, name: str) -> int | None:
+    value = ref.get(name) if isinstance(ref, dict) else None
+    return int(value) if _is_integer(value) else None  # type: ignore[arg-type]
+
+
+def _is_integer(value: Any, bound: int = _INT64) -> bool:
+    return type(value) is int and -bound <= value < bound
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 2**53
+
+
+def _is_text(value: str) -> bool:
+    """False for halves of surrogate pairs, which no file can hold as UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value) if not value.isascii() else True
+
+
+def _short(value: Any) -> str:
+    """A value as found, short and on one line."""
+    return reprlib.repr(value).replace("\n", " ")

@@ -1,0 +1,96 @@
+"""Refs that became no row: why, and the table that keeps them (`rejects.parquet`)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refseg.errors import AnnotationError, ImageError, RefsegError
+from refseg.schema import DatasetSpec
+
+REJECTS_NAME = "rejects.parquet"
+
+REASONS = {
+    "malformed_ref": "a field of the ref is missing or of another type",
+    "duplicate_ref_id": "an earlier ref of the file has the same id",
+    "unknown_split": "the partition has no such split",
+    "no_sentence": "the ref has no sentence, or an empty one",
+    "unknown_image": "the image id is not in instances.json",
+    "malformed_image": "the image record has no usable id or size",
+    "unknown_annotation": "the annotation id is not in instances.json",
+    "malformed_annotation": "a field of the annotation is missing or of another type",
+    "unknown_category": "the annotation's category is not in instances.json",
+    "other_image": "the annotation belongs to another image",
+    "bad_segmentation": "polygons or run lengths cannot be read",
+    "empty_mask": "polygons or run lengths cover no pixel",
+    "missing_image": "no file for the image",
+    "not_a_jpeg": "the image file is no JPEG",
+    "truncated_image": "the JPEG ends too early or is damaged",
+    "size_mismatch": "the JPEG has another size than annotated",
+}
+"""Every reason code there is, in words."""
+
+_IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split_by", pa.string()),
+        ("split", pa.string()),
+        ("ref_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row per rejected ref; ids and split are null where the ref does not tell them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A ref that cannot become a row.
+
+    Attributes:
+        ref_id: As found; None where it cannot be told.
+        image_id: As found; None where it cannot be told.
+        split: As found; None where it cannot be told.
+        reason: A key of `REASONS`.
+        message: Where, what was found, what was expected, what to do.
+    """
+
+    ref_id: int | None
+    image_id: int | None
+    split: str | None
+    reason: str
+    message: str
+
+    def to_error(self) -> RefsegError:
+        """The same as an error, for a build that ends at the first fault."""
+        return (ImageError if self.reason in _IMAGE_REASONS else AnnotationError)(self.message)
+
+
+def write_rejects(path: Path, rejects: Iterable[Reject], spec: DatasetSpec) -> None:
+    """Write `rejects.parquet`, sorted, so that equal rejects give equal bytes."""
+    rows = [
+        {"dataset": spec.dataset, "split_by": spec.split_by, **asdict(reject)} for reject in sorted(rejects, key=_order)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA), path, compression="zstd")
+
+
+def count_reasons(rejects: Sequence[Reject]) -> dict[str, int]:
+    """How often each reason occurs, in the order of `REASONS`."""
+    found = [reject.reason for reject in rejects]
+    return {reason: found.count(reason) for reason in REASONS if reason in found}
+
+
+def _order(reject: Reject) -> tuple[str, bool, int, int, str, str]:
+    return (
+        reject.split or "",
+        reject.ref_id is None,
+        reject.ref_id or 0,
+        reject.image_id or 0,
+        reject.reason,
+        reject.message,
+    )
