@@ -1,0 +1,30 @@
+"""`refseg verify`: check a built dataset; exit 1 on any fault, each named."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+EXAMPLE = "refseg verify shards/refcoco-unc"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the dataset's folder")
+    parser.add_argument(
+        "--fast", action="store_true", help="only the descriptor, which files there are, and their sizes"
+    )
+    parser.add_argument("--json", action="store_true", help="print the faults as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pipelines.verify import verify_dataset
+
+    faults = verify_dataset(args.folder, fast=args.fast)
+    if args.json:
+        print(json.dumps({"folder": str(args.folder), "faults": [asdict(fault) for fault in faults]}, indent=1))
+    else:
+        for fault in faults:
+            print(fault)
+        checked = "descriptor, files and sizes" if args.fast else "everything"
+        print(f"{args.folder}: {len(faults)} faults" if faults else f"{args.folder}: no fault ({checked} checked)")
+    return 1 if faults else 0
