@@ -166,7 +166,7 @@ def _evaluate_batch(
                 protocol=protocol,
             )
             for mask, place in zip(masks, places.tolist(), strict=True):
-                target = torch.from_numpy(np.ascontiguousarray(index.target_mask(targets[rows[place]])))
+                target = torch.from_numpy(np.ascontiguousarray(index.target_mask(int(targets[rows[place]]))))
                 counts = _count(mask, target.to(mask.device).bool())
                 found.rows.append((rows[place], sentences[place], *counts))
                 if save_predictions:

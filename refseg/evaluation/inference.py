@@ -1,6 +1,6 @@
 """From a model's scores to a binary mask at the image's own size, by a protocol's rules."""
 
-from typing import Any
+from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
 import torch
@@ -12,6 +12,7 @@ from refseg.data.transforms import Geometry
 from refseg.evaluation.protocols import Protocol
 
 
+@runtime_checkable
 class ReferringModel(Interface):
     """What is asked of a model: the three calls of `refseg.models`, and its normalisation.
 

@@ -1,0 +1,115 @@
+"""`refseg evaluate`: score a checkpoint on a split."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refseg.evaluation.results import Results
+
+EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
+  refseg evaluate runs/toy --split val --shuffled-sentences
+  accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml -m refseg evaluate runs/toy --split val"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="RUN", help="a run's folder (its best checkpoint) or a checkpoint's"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: that of the recipe)")
+    parser.add_argument("--split", metavar="NAME", help="split to score (default: the recipe's val_split)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and scores go (default: RUN/evaluation)")
+    parser.add_argument(
+        "--shuffled-sentences",
+        action="store_true",
+        help="the control: score each sentence against another target of its image",
+    )
+    parser.add_argument(
+        "--save-predictions", action="store_true", help="keep predicted masks, as `refseg report` needs"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from refseg.config import TrainConfig
+    from refseg.training.launch import start_accelerator
+    from refseg.training.trainer import leave_process_group
+
+    # Scores are computed in float32 whatever precision the run trained in: TrainConfig's default.
+    accelerator = start_accelerator(TrainConfig())
+    try:
+        results = _evaluate(args, accelerator)
+        if accelerator.is_main_process:
+            from refseg.evaluation.results import save_results
+
+            rows = save_results(args.out or args.checkpoint / "evaluation", results)
+            if args.json:
+                print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
+            else:
+                _print(results, rows)
+    finally:
+        # After an error the others are not waited for: they may be stuck in the step this one left.
+        if sys.exc_info()[0] is None:
+            leave_process_group()
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
+    import time
+    from dataclasses import replace
+
+    from refseg import __version__
+    from refseg.data.index import ManifestIndex
+    from refseg.data.transforms import Geometry
+    from refseg.evaluation.evaluate import evaluate_model
+    from refseg.evaluation.protocols import ORIGINAL
+    from refseg.evaluation.results import Results
+    from refseg.training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(args.checkpoint, accelerator.device)
+    recipe, model = checkpoint.recipe, checkpoint.model
+    split = args.split or recipe.data.val_split
+    data = args.data or Path(recipe.data.root)
+    index = ManifestIndex.open(data, [split])
+    started = time.monotonic()
+    rows = evaluate_model(
+        model,
+        index,
+        accelerator=accelerator,
+        geometry=Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean),
+        num_tokens=recipe.data.num_tokens,
+        images_per_batch=recipe.eval.images_per_batch,
+        num_workers=recipe.data.num_workers,
+        protocol=replace(ORIGINAL, threshold=recipe.eval.threshold),
+        sentence_order="shuffled" if args.shuffled_sentences else "own",
+        save_predictions=args.save_predictions,
+    )
+    origin = {
+        "checkpoint": str(checkpoint.folder),
+        "step": checkpoint.step,
+        "trained_on": checkpoint.state.dataset,
+        "trained_on_digest": checkpoint.dataset_digest,
+        "data": str(data),
+        "dataset": index.descriptor.dataset,
+        "dataset_digest": index.descriptor.digest,
+        "split": split,
+        "num_processes": accelerator.num_processes,
+        "seconds": round(time.monotonic() - started, 2),
+        "refseg": __version__,
+    }
+    return Results(rows=rows, origin=origin)
+
+
+def _print(results: "Results", rows: Path) -> None:
+    origin, scores = results.origin, results.scores
+    print(f"{origin['dataset']} {origin['split']}, step {origin['step']} of {origin['checkpoint']}")
+    print()
+    for name, value in scores.by_name().items():
+        print(f"  {name:8}{100 * value:6.2f} %")
+    print()
+    for rule in scores.rules():
+        print(f"  - {rule}")
+    print()
+    print(f"rows: {rows}")

@@ -1,0 +1,158 @@
+"""A dataset of coloured stripes and a model that finds them: every count can be worked by hand."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import xxhash
+from PIL import Image
+from torch import Tensor, nn
+
+from refseg import tokenizer
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.schema import MANIFEST_SCHEMA
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class ColourModel(nn.Module):
+    """Segments the colour a sentence ends with; one whose name it does not know is nowhere."""
+
+    image_mean = (0.0, 0.0, 0.0)
+    image_std = (1.0, 1.0, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_encoded_images = 0
+        self.num_decoded: list[int] = []
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        assert not self.training
+        self.num_encoded_images += len(images)
+        coloured = images - images.mean(1, keepdim=True) > 0.3
+        return torch.nn.functional.avg_pool2d(coloured.float(), 4)
+
+    def encode_text(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
+        last_word = token_ids[torch.arange(len(token_ids)), token_mask.sum(1) - 2]
+        known = torch.tensor([tokenizer.encode(colour)[1] for colour in COLOURS])
+        return (last_word[:, None] == known).float()
+
+    def decode(self, image_state: Tensor, text_state: Tensor, image_index: Tensor) -> Tensor:
+        self.num_decoded.append(len(image_index))
+        share = (image_state[image_index] * text_state[:, :, None, None]).sum(1, keepdim=True)
+        return 40 * (share - 0.5)
+
+
+@pytest.fixture
+def colour_model() -> ColourModel:
+    return ColourModel().train()
+
+
+@pytest.fixture(scope="session")
+def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes pictures as a dataset with the split `val`; image ids are 1, 2, ..., ref ids 10, 11, 20, ...
+
+    A picture is grey with full-height stripes: `size` `(height, width)` in pixels, `stripes` colour to the columns
+    `(first, end)` it fills, `refs` a list of (columns of the target, sentences); columns `(0, 0)` are an empty target.
+    """
+
+    def write(*pictures: dict[str, Any]) -> Path:
+        folder = tmp_path_factory.mktemp("stripes")
+        jpegs, rows = b"", []
+        for image_id, picture in enumerate(pictures, 1):
+            jpeg = _jpeg(picture)
+            for r, ((first, end), sentences) in enumerate(picture["refs"]):
+                rows.append(_row(image_id, picture, jpeg, len(jpegs), 10 * image_id + r, first, end, sentences))
+            jpegs += jpeg
+        parquet = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)
+        (folder / "val-00000.tar").write_bytes(jpegs)
+        (folder / "val-00000.parquet").write_bytes(parquet.getvalue())
+        entry = ShardEntry(
+            name="val-00000",
+            split="val",
+            num_images=len(pictures),
+            num_refs=len(rows),
+            num_sentences=sum(len(row["sentences"]) for row in rows),
+            tar_bytes=len(jpegs),
+            tar_sha256=hashlib.sha256(jpegs).hexdigest(),
+            parquet_bytes=len(parquet.getvalue()),
+            parquet_sha256=hashlib.sha256(parquet.getvalue()).hexdigest(),
+            rows_sha256=hashlib.sha256(repr(rows).encode()).hexdigest(),
+        )
+        descriptor = Descriptor(
+            dataset="toy/refseg",
+            refseg_version="0",
+            plan_fingerprint="0" * 64,
+            mask_rule="union",
+            tokenizer=tokenizer.IDENTITY,
+            num_rejects=0,
+            shards=(entry,),
+            sources=(),
+            licences=("drawn",),
+        )
+        (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+        return folder
+
+    return write
+
+
+def _jpeg(picture: dict[str, Any]) -> bytes:
+    pixels = np.full((*picture["size"], 3), 128, np.uint8)
+    for colour, (first, end) in picture["stripes"].items():
+        pixels[:, first:end] = COLOURS[colour]
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=100, subsampling=0)
+    return data.getvalue()
+
+
+def _row(
+    image_id: int,
+    picture: dict[str, Any],
+    jpeg: bytes,
+    offset: int,
+    ref_id: int,
+    first: int,
+    end: int,
+    sentences: list[str],
+) -> dict[str, Any]:
+    height, width = picture["size"]
+    area = height * (end - first)
+    counts = [height * first, area, height * (width - end)] if area else [height * width]
+    return {
+        "dataset": "toy",
+        "split_by": "refseg",
+        "split": "val",
+        "ref_id": ref_id,
+        "image_id": image_id,
+        "file_name": f"{image_id}.jpg",
+        "height": height,
+        "width": width,
+        "category": "stripe" if area else "",
+        "box_xywh": [float(first), 0.0, float(end - first), float(height)],
+        "area": area,
+        "no_target": not area,
+        "mask": {"size": [height, width], "counts": counts},
+        "sentences": [
+            {
+                "sent_id": 100 * ref_id + s,
+                "raw": sentence,
+                "sent": sentence,
+                "words": sentence.split(),
+                "token_ids": list(tokenizer.encode(sentence)),
+            }
+            for s, sentence in enumerate(sentences)
+        ],
+        "annotations": [],
+        "shard": "val-00000.tar",
+        "image_offset": offset,
+        "image_bytes": len(jpeg),
+        "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
+    }
