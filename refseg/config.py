@@ -116,6 +116,8 @@ class TrainConfig(_Section):
     """Stop after so many optimiser steps even within an epoch; absent: `epochs` decides."""
     global_batch: Count = 64
     """Samples per optimiser step over all processes: images with `data.sampling = "images"`, else expressions."""
+    dice_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a Dice loss beside the cross-entropy; the paper has none."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam adds `weight_decay` to the gradient, AdamW takes it from the weights."""
     lr: Rate = 1e-4

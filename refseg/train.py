@@ -1,0 +1,77 @@
+"""The entry of `accelerate launch refseg/train.py RECIPE --out DIR`: one process or many, CPU or GPU."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Started by path, Python puts this file's folder first on the import path: there `data`, `models`, `config` would
+    # shadow anybody's modules of those names. The folder above it is meant.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+from collections.abc import Sequence
+
+EXAMPLE = """examples:
+  accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py toy --out runs/toy
+  accelerate launch --multi_gpu --num_processes 8 refseg/train.py fcnet-refcoco-r101 --out runs/refcoco \\
+      --set train.precision=bf16 data.root=/data/refcoco-unc
+
+The same command goes on where a run was interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train.
+
+    Returns:
+        0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
+    """
+    args = _parser().parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    from refseg.errors import RefsegError, UsageError
+    from refseg.logs import configure_logging
+
+    configure_logging(main_process=rank == 0)
+    try:
+        from refseg.config import load_recipe
+
+        recipe = load_recipe(args.recipe, args.set)
+        from refseg.training.trainer import leave_process_group, train
+
+        train(recipe, args.out)
+        leave_process_group()
+    except RefsegError as error:
+        if rank == 0:
+            sys.stderr.write(f"refseg: error: {error}\n")
+        elif not isinstance(error, UsageError):  # wrong usage is everybody's, and rank 0 says it
+            sys.stderr.write(f"refseg: error: rank {rank}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("refseg: interrupted; the same command goes on from the last checkpoint\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch refseg/train.py",
+        description="Train from a recipe.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; made if absent, gone on with if not")
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="overrides of the recipe, for example train.lr=3e-5",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

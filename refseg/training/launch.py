@@ -1,0 +1,105 @@
+"""How this process came up: with as many others as were asked for, on which device, with how many threads."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from refseg.config import TrainConfig
+from refseg.errors import RecipeError, TrainingError
+
+logger = logging.getLogger(__name__)
+
+CPU_COMMAND = "accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py ..."
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Join the other processes and choose device and precision.
+
+    The recipe's precision holds, whatever the launcher's environment says: a run is what its recipe says.
+
+    Raises:
+        TrainingError: If fewer processes came up than were asked for, or there are more than GPUs.
+        RecipeError: If the recipe asks for what this machine cannot do.
+    """
+    cpu = not torch.cuda.is_available()
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not cpu and num_local > torch.cuda.device_count():
+        raise TrainingError(
+            f"{num_local} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one per "
+            f"GPU, or train on the CPU: {CPU_COMMAND}"
+        )
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    refuse_missing_processes(accelerator.num_processes, os.environ)
+    if accelerator.device.type == "cpu":
+        _refuse_gpu_settings(config, accelerator.num_processes)
+        threads = cpu_threads(os.environ, num_cores=len(os.sched_getaffinity(0)), num_local=num_local)
+        torch.set_num_threads(threads)
+        logger.info("%d CPU processes here, %d threads each", num_local, threads)
+    return accelerator
+
+
+def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> None:
+    """Refuse to train alone where several were asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and no other, and says nothing (accelerate 1.15).
+    Its launcher for one process sets MASTER_ADDR exactly if more than one process or machine was asked for, but
+    never WORLD_SIZE, which every launcher of several processes sets.
+
+    Args:
+        num_processes: That came up.
+        environ: Of this process.
+
+    Raises:
+        TrainingError: With the command that does start several.
+    """
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in environ
+    if num_processes == 1 and by_accelerate and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
+        raise TrainingError(
+            "found 1 process, but `accelerate launch` was asked for several: on a CPU it starts them only as "
+            f"`{CPU_COMMAND}` (unset MASTER_ADDR if one process is meant)"
+        )
+
+
+def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -> int:
+    """Threads of this process: the cores shared out evenly, unless OMP_NUM_THREADS was set by a person.
+
+    Launchers set OMP_NUM_THREADS=1 where it was not set. That would leave most of a machine idle, so a 1 counts only
+    if it stood in the launcher's own environment, where that can be seen (Linux).
+
+    Args:
+        environ: Of this process.
+        num_cores: That this process may run on.
+        num_local: Processes on this machine.
+    """
+    wanted = environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and (int(wanted) > 1 or _launcher_has("OMP_NUM_THREADS")):
+        return int(wanted)
+    return max(1, num_cores // num_local)
+
+
+def _launcher_has(name: str) -> bool:
+    path = Path(f"/proc/{os.getppid()}/environ")
+    try:
+        return any(entry.startswith(f"{name}=".encode()) for entry in path.read_bytes().split(b"\0"))
+    except OSError:
+        return False
+
+
+def _refuse_gpu_settings(config: TrainConfig, num_processes: int) -> None:
+    if config.precision != "no":
+        raise RecipeError(
+            f"train.precision: found {config.precision!r} without a GPU, where it is 20 to 30 times slower than "
+            "float32; set train.precision=no"
+        )
+    if config.batchnorm == "sync" and num_processes > 1:
+        raise RecipeError(
+            "train.batchnorm: found 'sync' without GPUs, which torch cannot do; set train.batchnorm=local"
+        )

@@ -1,0 +1,96 @@
+"""What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refseg import __version__
+from refseg.config import Recipe
+from refseg.descriptor import Descriptor
+
+METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pyarrow", "safetensors")
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, each with `kind` and `step`, in the order of the steps.
+
+    Opening it at a step forgets what was written after that step: a resumed run writes those lines again, and the
+    file is that of a run that was never broken.
+    """
+
+    def __init__(self, out: Path, *, step: int) -> None:
+        """Open for appending.
+
+        Args:
+            out: The run's folder.
+            step: Steps done; later lines, and a line torn by a crash, are cut off.
+        """
+        self.path = out / METRICS_NAME
+        kept = [line for line in read_metrics(out) if line["step"] <= step]
+        aside = self.path.with_name(f".{METRICS_NAME}.part")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        aside.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append a line and hand it to the system."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make the lines so far outlive a power cut; called before a checkpoint that counts on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`, up to the first that a crash has torn; empty if there is no file."""
+    path = out / METRICS_NAME
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_run_facts(out: Path, recipe: Recipe, descriptor: Descriptor, *, num_processes: int, device: str) -> None:
+    """Write `recipe.json` and `environment.json`: what the run is made of and where it ran last."""
+    facts = {
+        "refseg": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
+        "num_processes": num_processes,
+        "dataset": descriptor.dataset,
+        "dataset_digest": descriptor.digest,
+    }
+    for name, content in ((RECIPE_NAME, recipe.to_dict()), (ENVIRONMENT_NAME, facts)):
+        aside = out / f".{name}.part"
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.replace(out / name)
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package runs from, with `-dirty` where files differ; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
