@@ -197,8 +197,8 @@ def _check_rows(
             if value != expected_value:
                 yield Fault(file=file, sample=sample, found=f"{name} {value}", expected=expected_value)
         if row["ref_id"] in seen.ref_ids:
-            found = f"the same ref_id as in {seen.ref_ids[row['ref_id']]}"
-            yield Fault(file=file, sample=sample, found=found, expected="each ref once")
+            first = f"the same ref_id as in {seen.ref_ids[row['ref_id']]}"
+            yield Fault(file=file, sample=sample, found=first, expected="each ref once")
         seen.ref_ids.setdefault(row["ref_id"], entry.name)
         yield from (
             Fault(file=file, sample=sample, found=found, expected=expected)
