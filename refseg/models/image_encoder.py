@@ -133,17 +133,12 @@ class TinyResNet(ImageEncoder):
     """A ResNet-10 of narrow stages: trains from scratch on a CPU in minutes. Ours, for the toy recipes."""
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
-    channels = (64, 96, 128)
+    channels = (48, 64, 96)
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = ResNet(
-            BasicBlock,
-            (1, 1, 1, 1),
-            channels=(32, *self.channels),
-            stem_width=24,
-            stem_type="deep",
-            num_classes=0,
+            BasicBlock, (1, 1, 1, 1), channels=(24, *self.channels), stem_width=16, stem_type="deep", num_classes=0
         )
         del self.backbone.global_pool, self.backbone.fc
 
