@@ -58,13 +58,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     import time
-    from dataclasses import replace
 
     from refseg import __version__
     from refseg.data.index import ManifestIndex
     from refseg.data.transforms import Geometry
     from refseg.evaluation.evaluate import evaluate_model
-    from refseg.evaluation.protocols import ORIGINAL
+    from refseg.evaluation.protocols import find_protocol
     from refseg.evaluation.results import Results
     from refseg.training.checkpoint import load_checkpoint
 
@@ -82,7 +81,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         num_tokens=recipe.data.num_tokens,
         images_per_batch=recipe.eval.images_per_batch,
         num_workers=recipe.data.num_workers,
-        protocol=replace(ORIGINAL, threshold=recipe.eval.threshold),
+        protocol=find_protocol(recipe.eval.protocol),
         sentence_order="shuffled" if args.shuffled_sentences else "own",
         save_predictions=args.save_predictions,
     )
