@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from pipelines.masks import encode_mask
 from pipelines.toy.scenes import Scene
 
 _OVERSAMPLING = 4
@@ -41,10 +42,7 @@ def paint(scene: Scene, rng: Random) -> bytes:
 
 def crowd_run_lengths(scene: Scene) -> list[int]:
     """COCO's uncompressed run lengths of the crowd: over columns, the first run of zeros."""
-    pixels = np.asarray(_crowd_mask(scene)).flatten(order="F") > 0
-    edges = np.flatnonzero(np.diff(pixels)) + 1
-    runs = np.diff(np.concatenate([[0], edges, [pixels.size]])).tolist()
-    return [0, *runs] if pixels[0] else list(runs)
+    return list(encode_mask(np.asarray(_crowd_mask(scene)) > 0).counts)
 
 
 def _crowd_mask(scene: Scene) -> Image.Image:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pipelines.build import BuildOptions, build_dataset
 from pipelines.toy import ToySummary, draw, draw_toy
 from pipelines.toy.scenes import Scene, Thing
 from pipelines.toy.sentences import Description
@@ -376,3 +377,13 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         draw_toy(tmp_path / "t", num_images=10, seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_ref_reaches_the_shards(toy: Toy, tmp_path: Path) -> None:
+    options = BuildOptions(dataset="toy/refseg", annotations=toy.folder, out=tmp_path / "toy", workers=1)
+    descriptor = build_dataset(options).descriptor
+
+    assert descriptor.num_rejects == 0
+    assert {shard.split: shard.num_images for shard in descriptor.shards} == toy.summary.num_images
+    assert {shard.split: shard.num_refs for shard in descriptor.shards} == toy.summary.num_refs
+    assert {shard.split: shard.num_sentences for shard in descriptor.shards} == toy.summary.num_sentences
