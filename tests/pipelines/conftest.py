@@ -1,0 +1,87 @@
+"""Tiny datasets in REFER's layout, written by hand, that each test can break in one place."""
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.build import BuildOptions
+
+
+@dataclass
+class TinyRefer:
+    """REFER's records of a few 20 x 10 pictures; `write` puts them on disk as they stand by then."""
+
+    root: Path
+    refs: list[Any] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    categories: list[dict[str, Any]] = field(default_factory=lambda: [{"id": 1, "name": "person"}])
+    folder: str = "refcoco"
+    split_by: str = "unc"
+
+    @property
+    def image_folder(self) -> Path:
+        return self.root / "images" / "train2014"
+
+    def add_image(self, image_id: int, splits: tuple[str, ...] = ("val",)) -> None:
+        """One picture; in each split one ref, to a square of 4 x 4 pixels of its own."""
+        name = f"COCO_train2014_{image_id:012d}.jpg"
+        self.images.append({"id": image_id, "file_name": name, "height": 10, "width": 20, "license": 4})
+        for number, split in enumerate(splits):
+            left, ann_id = 4 * number, 10 * image_id + number
+            box = [left, 2, 4, 4]
+            square = [left, 2, left + 4, 2, left + 4, 6, left, 6]
+            self.annotations.append(
+                {"id": ann_id, "image_id": image_id, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": box}
+                | {"segmentation": [square]}
+            )
+            sentence = {"sent_id": ann_id, "raw": "The Square", "sent": "the square", "tokens": ["the", "square"]}
+            self.refs.append(
+                {"ref_id": ann_id, "ann_id": ann_id, "image_id": image_id, "split": split, "sentences": [sentence]}
+            )
+        self.image_folder.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(image_id).integers(0, 256, (10, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(self.image_folder / name, quality=90)
+
+    def image_path(self, image_id: int) -> Path:
+        return self.image_folder / f"COCO_train2014_{image_id:012d}.jpg"
+
+    def write(self, *, protocol: int = 2) -> Path:
+        folder = self.root / self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"refs({self.split_by}).p").write_bytes(pickle.dumps(self.refs, protocol=protocol))
+        licences = [{"id": 4, "name": "Attribution License", "url": "http://creativecommons.org/licenses/by/2.0/"}]
+        instances = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+        (folder / "instances.json").write_text(json.dumps({**instances, "licenses": licences}))
+        return self.root
+
+    def options(self, out: Path, **changes: Any) -> BuildOptions:
+        """Write the dataset and say how to build it, in this process and with two images to a shard."""
+        given = {"dataset": f"{self.folder.replace('+', 'plus')}/{self.split_by}", "workers": 1, "images_per_shard": 2}
+        return BuildOptions(annotations=self.write(), out=out, **{**given, **changes})
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyRefer:
+    """Five pictures of `refcoco/unc`: three of val, two of testA; one ref each."""
+    tiny = TinyRefer(root=tmp_path / "data")
+    for image_id, split in ((7, "val"), (8, "val"), (9, "val"), (11, "testA"), (12, "testA")):
+        tiny.add_image(image_id, (split,))
+    return tiny
+
+
+@pytest.fixture
+def contents() -> Iterator[Callable[[Path], dict[str, bytes]]]:
+    """Everything below a folder, by relative path."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    yield read

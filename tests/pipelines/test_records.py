@@ -1,0 +1,177 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.records import make_records
+from pipelines.rejects import REASONS, Reject
+from pipelines.sources.raw import RawDataset
+from pipelines.sources.refer import read_refer
+from refseg.errors import AnnotationError
+from refseg.schema import RefRecord, Rle, find_dataset
+from refseg.tokenizer import encode
+
+UNC = find_dataset("refcoco/unc")
+
+
+def records_of(tiny: Any, rule: str = "union") -> tuple[list[RefRecord], list[Reject]]:
+    return make_records(read_refer(UNC, tiny.write()), splits=UNC.splits, mask_rule=rule)
+
+
+def test_a_ref_becomes_a_record_with_mask_and_tokens(tiny: Any) -> None:
+    records, rejects = records_of(tiny)
+
+    assert not rejects
+    record = records[0]
+    assert (record.dataset, record.split_by, record.split, record.ref_id, record.image_id) == ("refcoco", "unc", "val", 70, 7)
+    assert (record.file_name, record.height, record.width) == ("COCO_train2014_000000000007.jpg", 10, 20)
+    assert (record.category, record.box_xywh, record.area) == ("person", (0.0, 2.0, 4.0, 4.0), 16)
+    # rows 2 to 5 of columns 0 to 3; columns are 10 pixels high
+    assert record.mask == Rle(size=(10, 20), counts=(2, 4, 6, 4, 6, 4, 6, 4, 164))
+    (sentence,) = record.sentences
+    assert (sentence.sent_id, sentence.raw, sentence.sent) == (70, "The Square", "the square")
+    assert sentence.words == ("the", "square")
+    assert sentence.token_ids == encode("the square")
+
+
+def test_raw_and_tokens_default_to_the_sentence_and_sent_ids_stand_in(tiny: Any) -> None:
+    tiny.refs[0]["sentences"] = [{"sent": "the square"}]
+    tiny.refs[0]["sent_ids"] = [5]
+
+    sentence = records_of(tiny)[0][0].sentences[0]
+
+    assert (sentence.sent_id, sentence.raw, sentence.words) == (5, "the square", ("the", "square"))
+
+
+@pytest.mark.parametrize("ann_id", [-1, [-1], None])
+def test_a_ref_to_nothing_has_an_empty_mask(tiny: Any, ann_id: object) -> None:
+    tiny.refs[0]["ann_id"] = ann_id
+
+    record = records_of(tiny)[0][0]
+
+    assert record.no_target
+    assert (record.annotations, record.area, record.category) == ((), 0, "")
+    assert (record.mask.counts, record.box_xywh) == ((200,), (0.0, 0.0, 0.0, 0.0))
+
+
+def test_a_ref_to_several_annotations_joins_their_boxes_and_names(tiny: Any) -> None:
+    tiny.categories.append({"id": 2, "name": "dog"})
+    second = {**tiny.annotations[0], "id": 71, "category_id": 2, "bbox": [10, 1, 4, 4]}
+    tiny.annotations.append({**second, "segmentation": [[10, 1, 14, 1, 14, 5, 10, 5]]})
+    tiny.refs[0]["ann_id"] = [70, 71]
+
+    record = records_of(tiny)[0][0]
+
+    assert [annotation.ann_id for annotation in record.annotations] == [70, 71]
+    assert (record.category, record.area) == ("person, dog", 32)
+    assert record.box_xywh == (0.0, 1.0, 14.0, 5.0)
+
+
+def _sentence(tiny: Any, **changes: object) -> None:
+    tiny.refs[0]["sentences"][0].update(changes)
+
+
+def _ref(tiny: Any, **changes: object) -> None:
+    tiny.refs[0].update(changes)
+
+
+def _image(tiny: Any, **changes: object) -> None:
+    tiny.images[0].update(changes)
+
+
+def _annotation(tiny: Any, **changes: object) -> None:
+    tiny.annotations[0].update(changes)
+
+
+BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
+    (_ref, {"ref_id": "70"}, "malformed_ref", r"refs\[0\]: found ref_id '70', expected a whole number"),
+    (_ref, {"ref_id": 2**63}, "malformed_ref", "expected a whole number"),
+    (_ref, {"image_id": None}, "malformed_ref", "found image_id None"),
+    (_ref, {"ann_id": [70, -1]}, "malformed_ref", r"found ann_id \[70, -1\], expected ids or -1 alone"),
+    (_ref, {"ann_id": []}, "malformed_ref", r"found ann_id \[\]"),
+    (_ref, {"sentences": "the square"}, "malformed_ref", "expected a list of dicts"),
+    (_ref, {"ref_id": 80}, "duplicate_ref_id", "ref 80: an earlier ref has the same id"),
+    (_ref, {"split": "test"}, "unknown_split", "found split 'test', expected one of train, val, testA, testB"),
+    (_ref, {"sentences": []}, "no_sentence", "found no sentence"),
+    (_sentence, {"sent": "  "}, "no_sentence", r"sentences\[0\] is empty"),
+    (_sentence, {"sent": "half \ud83d"}, "malformed_ref", "expected text"),
+    (_sentence, {"sent_id": None}, "malformed_ref", "has sent_id None"),
+    (_sentence, {"raw": 3}, "malformed_ref", "has raw 3"),
+    (_sentence, {"tokens": [1]}, "malformed_ref", r"has tokens \[1\]"),
+    (_ref, {"image_id": 77}, "unknown_image", "ref 70: image 77 is not in instances.json"),
+    (_image, {"height": 0}, "malformed_image", "size 0 x 20"),
+    (_image, {"width": None}, "malformed_image", "size 10 x None"),
+    (_image, {"file_name": 7}, "malformed_image", "no file_name"),
+    (_ref, {"ann_id": 4471}, "unknown_annotation", "ref 70: annotation 4471 is not in instances.json; take both files"),
+    (_ref, {"ann_id": 80}, "other_image", "annotation 80 belongs to image 8, expected 7"),
+    (_annotation, {"category_id": 9}, "unknown_category", "category 9 of annotation 70"),
+    (_annotation, {"category_id": "1"}, "malformed_annotation", "has category_id '1'"),
+    (_annotation, {"area": None}, "malformed_annotation", "has area None"),
+    (_annotation, {"bbox": [1, 2, 3]}, "malformed_annotation", r"has bbox \[1, 2, 3\]"),
+    (_annotation, {"iscrowd": 2}, "malformed_annotation", "has iscrowd 2"),
+    (_annotation, {"segmentation": [[1, 2, 3, 4]]}, "bad_segmentation", "annotation 70: one of its polygons has 4 numbers"),
+    (_annotation, {"segmentation": [[5, 5, 5, 5, 5, 5]]}, "empty_mask", "annotation 70 covers no pixel"),
+]
+
+
+@pytest.mark.parametrize(("change", "fields", "reason", "message"), BREAKS)
+def test_each_fault_of_a_ref_is_one_reject_with_its_reason(
+    tiny: Any, change: Callable[..., None], fields: dict[str, object], reason: str, message: str
+) -> None:
+    change(tiny, **fields)
+    if reason == "duplicate_ref_id":
+        tiny.refs.reverse()  # the changed ref comes second
+
+    records, rejects = records_of(tiny)
+
+    assert len(records) + len(rejects) == 5
+    (reject,) = rejects
+    assert reject.reason == reason
+    error = reject.to_error()
+    assert isinstance(error, AnnotationError)
+    assert str(error).startswith("refcoco/unc ref")
+    with pytest.raises(AnnotationError, match=message):
+        raise error
+
+
+def test_refs_of_splits_not_asked_for_are_left_out_but_unknown_splits_never(tiny: Any) -> None:
+    tiny.refs[0]["split"] = "test"
+
+    records, rejects = make_records(read_refer(UNC, tiny.write()), splits=("testA",), mask_rule="union")
+
+    assert [record.ref_id for record in records] == [110, 120]
+    assert [reject.split for reject in rejects] == ["test"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+near_values = st.sampled_from([7, 70, -1, [70], [-1], "val", "person", [[0, 0, 4, 0, 4, 4]], {"size": [10, 20], "counts": "0"}])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_record_ends_as_a_row_or_a_reject(tiny: Any, data: st.DataObject) -> None:
+    ref, image, annotation = dict(tiny.refs[0]), dict(tiny.images[0]), dict(tiny.annotations[0])
+    ref["sentences"] = [dict(ref["sentences"][0])]
+    for record in (ref, ref["sentences"][0], image, annotation):
+        for name in data.draw(st.sets(st.sampled_from(sorted(record)), max_size=1)):
+            record[name] = data.draw(near_values | json_values)
+    raw = RawDataset(
+        spec=UNC,
+        refs=[ref, data.draw(json_values)],
+        images={7: image},
+        annotations={70: annotation},
+        categories={1: "person"},
+        licences={},
+        sources=(),
+    )
+
+    records, rejects = make_records(raw, splits=UNC.splits, mask_rule="union")
+
+    assert len(records) + len(rejects) == 2
+    assert all(reject.reason in REASONS for reject in rejects)

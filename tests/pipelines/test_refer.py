@@ -1,0 +1,138 @@
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.sources.refer import load_plain_pickle, read_refer
+from refseg.errors import AnnotationError, UsageError
+from refseg.schema import find_dataset
+
+UNC = find_dataset("refcoco/unc")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol_are_read(protocol: int, tiny: Any) -> None:
+    tiny.refs[0]["sentences"][0]["sent"] = "a pur é e"
+    raw = read_refer(UNC, tiny.write(protocol=protocol))
+
+    assert raw.refs == tiny.refs
+    assert raw.annotations[70] == tiny.annotations[0]
+
+
+def test_text_of_python_2_is_read_as_latin_1() -> None:
+    # protocol 0, as Python 2 writes the str "sent" and the unicode "é"
+    data = b"(dp0\nS'sent'\np1\nV\\u00e9\np2\ns."
+
+    assert load_plain_pickle(data, Path("refs(unc).p")) == {"sent": "é"}
+
+
+def test_json_serves_where_there_is_no_pickle(tiny: Any) -> None:
+    folder = tiny.write() / "refcoco"
+    (folder / "refs(unc).p").unlink()
+    (folder / "refs(unc).json").write_text(json.dumps(tiny.refs))
+
+    raw = read_refer(UNC, tiny.root)
+
+    assert raw.refs == tiny.refs
+    assert [source.name for source in raw.sources] == ["refcoco/refs(unc).json", "refcoco/instances.json"]
+
+
+def test_the_datasets_own_folder_serves_as_well(tiny: Any) -> None:
+    assert read_refer(UNC, tiny.write() / "refcoco") == read_refer(UNC, tiny.root)
+
+
+class _Malicious:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_asks_for_code_is_refused_by_name_and_runs_nothing(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps([_Malicious()], protocol=protocol)
+
+    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.p: the pickle asks for posix\.system, expected plain dicts"):
+        load_plain_pickle(data, Path("refs(unc).p"))
+
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "cannot be read as a pickle"),
+        (pickle.dumps([1, 2, 3])[:-3], "cannot be read as a pickle"),
+        (b"not a pickle", "cannot be read as a pickle"),
+        (b"(lp0\nPoutside\na.", "asks for an outside object"),
+        (b"\x80\x02}}R.", "cannot be read as a pickle"),  # calls a dict
+        (b"\x80\x02]}b.", "cannot be read as a pickle"),  # sets the state of a list
+        (b"\x80\x02\x82\x01.", "cannot be read as a pickle"),  # an extension code
+        (b"\x80\x05\x97.", "cannot be read as a pickle"),  # a buffer kept outside
+    ],
+)
+def test_a_damaged_pickle_gives_one_line(data: bytes, message: str) -> None:
+    with pytest.raises(AnnotationError, match=message) as caught:
+        load_plain_pickle(data, Path("refs(unc).p"))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_paths_say_what_is_expected_where(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--annotations .*nowhere: no such folder; expected one that holds refcoco/"):
+        read_refer(UNC, tmp_path / "nowhere")
+    tiny.write()
+    with pytest.raises(UsageError, match=r"found refs\(unc\)\.p, expected refs\(google\)\.p or \.json for refcoco/google"):
+        read_refer(find_dataset("refcoco/google"), tiny.root)
+    (tiny.root / "refcoco" / "instances.json").unlink()
+    with pytest.raises(UsageError, match=r"found no instances\.json"):
+        read_refer(UNC, tiny.root)
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "found no list 'images'"),
+        ('{"images": []}', "found no list 'annotations'"),
+        ('{"images": [{"id": "7"}], "annotations": []}', r"images\[0\] has no whole number as its id"),
+        ('{"images": [{"id": 7, "width": 1}, {"id": 7}], "annotations": []}', "images has id 7 twice"),
+    ],
+)
+def test_an_instances_file_of_another_form_is_named(instances: str, message: str, tiny: Any) -> None:
+    (tiny.write() / "refcoco" / "instances.json").write_text(instances)
+
+    with pytest.raises(AnnotationError, match=message):
+        read_refer(UNC, tiny.root)
+
+
+def test_info_and_licences_may_be_missing(tiny: Any) -> None:
+    path = tiny.write() / "refcoco" / "instances.json"
+    fields = json.loads(path.read_text())
+    del fields["licenses"]
+    path.write_text(json.dumps(fields))
+
+    assert read_refer(UNC, tiny.root).licences == {}
+
+
+def test_refs_that_are_no_list_are_refused(tiny: Any) -> None:
+    path = tiny.write() / "refcoco" / "refs(unc).p"
+    path.write_bytes(pickle.dumps({"refs": []}))
+
+    with pytest.raises(AnnotationError, match="found a dict, expected a list of refs"):
+        read_refer(UNC, tiny.root)
+
+
+def test_pickle_and_json_of_the_real_files_hold_the_same_records(shared_data: Path, tmp_path: Path) -> None:
+    for dataset in ("refcoco/unc", "refcocoplus/unc", "refcocog/umd", "refcocog/google"):
+        spec = find_dataset(dataset)
+        folder = tmp_path / dataset / spec.folder
+        shutil.copytree(shared_data / "refer-mini" / spec.folder, folder)
+        (folder / f"refs({spec.split_by}).p").unlink()
+
+        assert read_refer(spec, folder).refs == read_refer(spec, shared_data / "refer-mini").refs
