@@ -73,23 +73,26 @@ def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, in
         image_size: `(height, width)` in pixels, each at least 96.
 
     Raises:
-        UsageError: If `out` holds anything else, or an argument is out of range.
+        UsageError: If `out` holds anything else or cannot be written, or an argument is out of range.
     """
     if num_images < _MIN_IMAGES or min(image_size) < _MIN_SIDE:
         raise UsageError(
             f"toy dataset: found {num_images} images of {image_size[1]}x{image_size[0]}, "
             f"expected at least {_MIN_IMAGES} images and {_MIN_SIDE} pixels a side"
         )
-    identity = {
-        "generator": _GENERATOR, "num_images": num_images, "seed": seed, "image_size": list(image_size)
-    }  # fmt: skip
+    identity = {"generator": _GENERATOR, "num_images": num_images, "seed": seed, "image_size": list(image_size)}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _existing(out, identity)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workplace:
-        unfinished = Path(workplace) / "toy"
-        summary = _write(unfinished, identity, num_images, image_size)
-        unfinished.rename(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workplace:
+            unfinished = Path(workplace) / "toy"
+            summary = _write(unfinished, identity, num_images, image_size)
+            unfinished.rename(out)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or out}: cannot be written ({error.strerror or error}); name another folder"
+        ) from error
     return summary
 
 

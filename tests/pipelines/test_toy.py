@@ -369,6 +369,12 @@ def test_too_few_or_too_small_pictures_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file: cannot be written \(.+\); name another folder"):
+        draw_toy(tmp_path / "file" / "toy", num_images=10, seed=0)
+
+
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> bytes:
         raise KeyboardInterrupt
