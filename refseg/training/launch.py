@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             f"{num_local} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one per "
             f"GPU, or train on the CPU: {CPU_COMMAND}"
         )
+    # A 1 x 1 convolution's gradient may have other strides than its weight; copying it costs next to nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.precision,

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,8 @@ class _Trainer:
         config = self.recipe.train
         if self.step >= self.total_steps:
             logger.info("%s is trained: %d of %d steps are done", self.out, self.step, self.total_steps)
-        metrics = self._open_metrics()
         self._train_mode()
-        with tqdm(
-            total=self.total_steps, initial=self.step, unit="step", disable=not (self.is_main and sys.stderr.isatty())
-        ) as bar:
+        with self._open_metrics() as metrics, self._progress_bar() as bar:
             for batch in self._steps():
                 self.window.add(self._train_step(batch), batch.num_global)
                 self.step += 1
@@ -167,8 +165,6 @@ class _Trainer:
                     save_due = True
                 if save_due:
                     self._save(metrics)
-        if metrics is not None:
-            metrics.close()
         checkpoint = self.out / "checkpoints" / checkpoint_name(self.step)
         return TrainResult(checkpoint=checkpoint, step=self.step, best=self.best)
 
@@ -241,9 +237,10 @@ class _Trainer:
                 f"but {self.recipe.data.root} has {self.index.descriptor.digest[:12]}; choose another --out"
             )
 
-    def _open_metrics(self) -> MetricsLog | None:
+    def _open_metrics(self) -> AbstractContextManager[MetricsLog | None]:
+        """Say what the run is; the main process writes it down."""
         if not self.is_main:
-            return None
+            return nullcontext()
         device = self.accelerator.device.type
         write_run_facts(self.out, self.recipe, self.index.descriptor, num_processes=self.num_processes, device=device)
         logger.info(
@@ -251,7 +248,11 @@ class _Trainer:
             self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,
             self.steps_per_epoch, self.num_processes, device,
         )  # fmt: skip
-        return MetricsLog(self.out, step=self.step)
+        return closing(MetricsLog(self.out, step=self.step))
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        on_terminal = self.is_main and sys.stderr.isatty()
+        return tqdm(total=self.total_steps, initial=self.step, unit="step", disable=not on_terminal)
 
     # Steps
 

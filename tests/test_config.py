@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from refseg.config import load_recipe, make_recipe, recipe_differences, recipe_names
+from refseg.errors import RecipeError
+
+SMALLEST = '[model]\nimage_encoder = "tiny"\n[data]\nroot = "shards/toy"\n'
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def test_every_shipped_recipe_loads_by_its_name() -> None:
+    assert {"toy", "toy-quick", "fcnet-refcoco-r101", "fcnet-refcocog-swin"} <= set(recipe_names())
+    for name in recipe_names():
+        assert load_recipe(name).data.root
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "num_tokens"),
+    [
+        ("fcnet-refcoco-r101", "clip_resnet101", 17),
+        ("fcnet-refcocoplus-swin", "swin_base", 17),
+        ("fcnet-refcocog-r101", "clip_resnet101", 22),
+    ],
+)
+def test_the_papers_recipes_hold_the_papers_settings(name: str, encoder: str, num_tokens: int) -> None:
+    recipe = load_recipe(name)
+
+    assert (recipe.model.image_encoder, recipe.model.num_key_channels) == (encoder, 16)
+    assert (recipe.data.input_size, recipe.data.num_tokens, recipe.data.sampling) == ((480, 480), num_tokens, "ref")
+    train = recipe.train
+    assert (train.optimizer, train.lr, train.weight_decay, train.epochs, train.milestones, train.gamma) == (
+        "adam", 1e-4, 0.0, 50, (35,), 0.1,
+    )  # fmt: skip
+    assert (train.global_batch, train.dice_weight, train.clip_norm) == (64, 0.0, 0.0)
+
+
+def test_every_recipe_says_in_its_header_how_it_is_run() -> None:
+    for path in (Path(__file__).parents[1] / "refseg" / "configs").glob("*.toml"):
+        header = path.read_text().split("[model]")[0]
+        assert f"refseg/train.py {path.stem} " in header, path
+        assert "Hardware:" in header, path
+
+
+def test_all_mistakes_are_listed_at_once_with_their_key_paths(recipe_file: Path) -> None:
+    recipe_file.write_text(SMALLEST + '[train]\nlrr = 1\nseed = -1\n[modle]\nx = 1\n[eval]\nprotocol = "mine"\n')
+
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file)
+
+    assert str(error.value).splitlines() == [
+        f"{recipe_file}: found 4 mistakes in the recipe",
+        "  train.seed: found -1; input should be greater than or equal to 0",
+        "  train.lrr: unknown key; did you mean lr?",
+        "  eval.protocol: found 'mine'; input should be 'original'",
+        "  modle: unknown key; did you mean model?",
+    ]
+
+
+def test_a_missing_key_is_named(recipe_file: Path) -> None:
+    recipe_file.write_text('[model]\nimage_encoder = "tiny"\n')
+
+    with pytest.raises(RecipeError, match="data: missing; it has no default"):
+        load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.input_size=100", r"data\.input_size\.0: found 100; input should be a multiple of 32"),
+        ("data.expressions_per_image=2", "only with sampling = \"images\", not 'ref'"),
+        ("model.dim=130", "dim 130 is not a multiple of num_heads 8"),
+        ("model.egm=false", "ecm weighs what egm makes"),
+        ("train.lr=nan", r"train\.lr: found nan"),
+        ("train.lr", "expected section.key=value"),
+        ("model.image_encoder.x=1", "image_encoder is a value, not a section"),
+    ],
+)
+def test_a_wrong_value_is_refused(recipe_file: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+def test_overrides_are_toml_values_or_bare_words(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file, ["train.lr=3e-5", "data.root=a/b.c", "data.input_size=[64, 96]", "train.milestones=[3, 5]"]
+    )
+
+    assert recipe.train.lr == 3e-5
+    assert recipe.data.root == "a/b.c"
+    assert recipe.data.input_size == (64, 96)
+    assert recipe.train.milestones == (3, 5)
+
+
+def test_a_recipe_survives_json_and_differences_are_named_by_path(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    other = load_recipe(recipe_file, ["train.lr=1", "data.sampling=sentence"])
+
+    assert make_recipe(recipe.to_dict(), where="saved") == recipe
+    assert recipe_differences(recipe, recipe) == []
+    assert recipe_differences(recipe, other) == ["data.sampling", "train.lr"]
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match=r"tpy: no such recipe; expected a TOML file or one of .*toy-quick"):
+        load_recipe("tpy")
+
+
+def test_a_file_that_is_not_toml_is_named(recipe_file: Path) -> None:
+    recipe_file.write_text("[model\n")
+
+    with pytest.raises(RecipeError, match=r"mine\.toml: not a TOML file"):
+        load_recipe(recipe_file)

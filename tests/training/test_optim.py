@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from refseg.config import TrainConfig
+from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+
+
+def named(*shapes: tuple[int, ...]) -> list[tuple[str, nn.Parameter]]:
+    return [(f"p{i}", nn.Parameter(torch.zeros(shape))) for i, shape in enumerate(shapes)]
+
+
+def test_the_papers_schedule_falls_to_a_tenth_from_the_36th_epoch_on() -> None:
+    config = TrainConfig()
+    factors = [learning_rate_factor(config, step, steps_per_epoch=662) for step in (0, 35 * 662 - 1, 35 * 662, 33099)]
+
+    assert factors == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_the_rate_rises_in_a_line_while_warming_up_then_falls_as_a_cosine() -> None:
+    config = TrainConfig(epochs=2, schedule="cosine", warmup_steps=4)
+    factors = [learning_rate_factor(config, step, steps_per_epoch=6) for step in (0, 1, 3, 4, 8, 12)]
+
+    # 1/4, 2/4, 4/4; then 0, 4 and 8 of 8 steps of the cosine.
+    assert factors == pytest.approx([0.25, 0.5, 1, 1, 0.5, 0])
+
+
+def test_stopping_early_does_not_bend_the_curve() -> None:
+    whole, part = TrainConfig(schedule="cosine"), TrainConfig(schedule="cosine", max_steps=3)
+
+    assert learning_rate_factor(whole, 2, steps_per_epoch=5) == learning_rate_factor(part, 2, steps_per_epoch=5)
+
+
+def test_the_backbone_has_its_tenth_and_vectors_do_not_decay() -> None:
+    config = TrainConfig(optimizer="adamw", lr=1e-3, weight_decay=0.05)
+    optimizer = build_optimizer(config, {"backbone": named((3, 3), (3,)), "rest": named((2, 2, 2))}, fused=False)
+    set_learning_rate(optimizer, 0.5)
+
+    found = [(len(group["params"]), group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [(1, pytest.approx(5e-5), 0.05), (1, pytest.approx(5e-5), 0.0), (1, pytest.approx(5e-4), 0.05)]
+
+
+def test_adam_is_plain_adam() -> None:
+    optimizer = build_optimizer(TrainConfig(), {"backbone": named((3,)), "rest": named((2,))}, fused=False)
+
+    assert type(optimizer) is torch.optim.Adam
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-5), pytest.approx(1e-4)]
