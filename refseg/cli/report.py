@@ -1,0 +1,83 @@
+"""`refseg report`: one self-contained page of scores, curves and examples."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refseg.data.index import ManifestIndex
+    from refseg.evaluation.results import Results
+
+EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
+  refseg report runs/toy --out report.html"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="a run's folder, with what `refseg evaluate` wrote"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: where it was scored)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="the page; a .md goes beside it (default: RUN/report.html)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from refseg.errors import UsageError
+    from refseg.evaluation.report import RunRecord, build_report
+    from refseg.evaluation.results import load_results
+    from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_metrics
+
+    folder: Path = args.run_folder
+    out: Path = args.out or folder / "report.html"
+    if out.suffix != ".html":
+        raise UsageError(f"--out: found {out}, expected a file name that ends in .html")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; expected a run that refseg/train.py wrote")
+    results = load_results(folder / "evaluation")
+    record = RunRecord(
+        name=folder.resolve().name,
+        metrics=read_metrics(folder),
+        recipe=_read_json(folder / RECIPE_NAME),
+        environment=_read_json(folder / ENVIRONMENT_NAME),
+    )
+    report = build_report(record, results, _open_indexes(results, args.data), written_at=datetime.now(UTC))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in ((out, report.html), (out.with_suffix(".md"), report.markdown)):
+        aside = path.with_name(f".{path.name}.part")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+        print(path)
+    return 0
+
+
+def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, ManifestIndex]":
+    """The images of each split; a dataset that has moved is left out unless its folder was named."""
+    from refseg.data.index import ManifestIndex
+    from refseg.errors import UsageError
+
+    indexes = {}
+    for scored in results:
+        folder = data or Path(scored.origin["data"])
+        if scored.is_control or (data is None and not folder.is_dir()):
+            continue
+        index = ManifestIndex.open(folder, [scored.origin["split"]])
+        if index.descriptor.digest != scored.origin["dataset_digest"]:
+            raise UsageError(
+                f"{folder}: found the dataset with digest {index.descriptor.digest[:12]}, but "
+                f"{scored.origin['split']} was scored on {scored.origin['dataset_digest'][:12]}; "
+                "name the one that was scored with --data, or evaluate again"
+            )
+        indexes[scored.origin["split"]] = index
+    return indexes
+
+
+def _read_json(path: Path) -> dict[str, dict[str, object]]:
+    """Facts beside the checkpoints; a folder with nothing but results has none."""
+    if not path.is_file():
+        return {}
+    content: dict[str, dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
+    return content

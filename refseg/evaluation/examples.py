@@ -1,0 +1,115 @@
+"""Examples for the report: which sentences are shown, and their pictures."""
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from refseg.data.index import ManifestIndex
+from refseg.evaluation.overlay import draw_overlay
+from refseg.evaluation.protocols import Protocol, row_ious
+from refseg.evaluation.rows import PREDICTION_FIELD
+from refseg.evaluation.run_lengths import draw_runs
+
+_LONGEST_SIDE = 512
+"""Pixels of an example's longer side in the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One sentence with its picture.
+
+    Attributes:
+        sentence: As the model read it.
+        iou: 0 to 1.
+        ref_id: Of the ref.
+        image_id: Of the image.
+        sent_id: Of the sentence.
+        picture: `data:` URL of the JPEG with target and prediction drawn in.
+        alt: The picture in words.
+    """
+
+    sentence: str
+    iou: float
+    ref_id: int
+    image_id: int
+    sent_id: int
+    picture: str
+    alt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleGroup:
+    """Examples chosen alike: `Best`, `Worst` or `Random`."""
+
+    name: str
+    examples: tuple[Example, ...]
+
+
+def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *, number: int) -> list[ExampleGroup]:
+    """Choose and draw the best, the worst and some random sentences; no picture is shown twice.
+
+    Chance is a hash of the ids, so a report made again shows the same. A table without predictions gives none.
+
+    Args:
+        table: Rows of a split of the index.
+        protocol: For the IoU.
+        index: The split's images.
+        number: Examples per group.
+    """
+    if PREDICTION_FIELD.name not in table.column_names:
+        return []
+    ious = row_ious(table, protocol)
+    ids = zip(table.column("ref_id").to_pylist(), table.column("sent_id").to_pylist(), strict=True)
+    chance = np.array([int.from_bytes(hashlib.sha256(f"{r} {s}".encode()).digest()[:4]) for r, s in ids])
+    images = table.column("image_id").to_numpy()
+    orders = {
+        "Best": np.lexsort((chance, -ious)),
+        "Worst": np.lexsort((chance, ious)),
+        "Random": np.argsort(chance, kind="stable"),
+    }
+    groups, shown = [], set[int]()
+    for name, order in orders.items():
+        examples = []
+        for place in order.tolist():
+            image = int(images[place])
+            if len(examples) < number and image not in shown:
+                shown.add(image)
+                examples.append(_draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), index))
+        groups.append(ExampleGroup(name=name, examples=tuple(examples)))
+    return [group for group in groups if group.examples]
+
+
+def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:
+    (ref,) = np.flatnonzero(
+        (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
+    )
+    picture = index.decode_image(int(index.row_image[ref])).permute(1, 2, 0).numpy()
+    size = (picture.shape[0], picture.shape[1])
+    predicted = draw_runs(np.array(row[PREDICTION_FIELD.name], np.uint32), size)
+    target = index.target_mask(int(ref)).astype(bool)
+    # Drawn at the size it is shown at, so that lines keep their width; small pictures are enlarged, unblurred.
+    scale = _LONGEST_SIDE / max(size)
+    shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
+    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    drawn = draw_overlay(
+        np.asarray(Image.fromarray(picture).resize(shown, smooth)),
+        np.asarray(Image.fromarray(predicted).resize(shown, Image.Resampling.NEAREST)),
+        np.asarray(Image.fromarray(target).resize(shown, Image.Resampling.NEAREST)),
+    )
+    data = io.BytesIO()
+    Image.fromarray(drawn).save(data, "JPEG", quality=85)
+    return Example(
+        sentence=str(row["sentence"]),
+        iou=iou,
+        ref_id=int(str(row["ref_id"])),
+        image_id=int(str(row["image_id"])),
+        sent_id=int(str(row["sent_id"])),
+        picture="data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode(),
+        alt=f"Picture {row['image_id']} with the target of “{row['sentence']}” outlined and the prediction filled: "
+        f"the target covers {target.mean():.1%}, the prediction {predicted.mean():.1%} of it",
+    )

@@ -1,0 +1,201 @@
+"""The report of a run: one self-contained page, and the same in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from refseg import __version__
+from refseg.data.index import ManifestIndex
+from refseg.evaluation.breakdown import Group, by_sentence_length, by_target_size, iou_histogram
+from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
+from refseg.evaluation.examples import ExampleGroup, choose_examples
+from refseg.evaluation.overlay import FILL, OUTLINE
+from refseg.evaluation.protocols import Scores
+from refseg.evaluation.results import Results
+from refseg.evaluation.rows import PREDICTION_FIELD
+
+EXAMPLES_PER_GROUP = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a run left behind, as plain JSON values.
+
+    Attributes:
+        name: Of the run, for the title.
+        metrics: Lines of `metrics.jsonl`.
+        recipe: Settings by section; empty where there are none.
+        environment: Versions, hardware, commit; empty where there are none.
+    """
+
+    name: str
+    metrics: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Mapping[str, Any]]
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One split in the page: its results, its control where there is one, its images where they are at hand."""
+
+    results: Results
+    control: Results | None
+    index: ManifestIndex | None
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Of the split."""
+        return self.results.scores
+
+    @cached_property
+    def control_scores(self) -> Scores | None:
+        """Of the shuffled control."""
+        return self.control.scores if self.control else None
+
+    @property
+    def split(self) -> str:
+        """Its name."""
+        return str(self.results.origin["split"])
+
+    @cached_property
+    def breakdowns(self) -> dict[str, list[Group]]:
+        """Groups by what they are grouped by."""
+        rows, protocol = self.results.rows, self.scores.facts.protocol
+        return {
+            "Length of the sentence": by_sentence_length(rows, protocol),
+            "Target's share of the picture": by_target_size(rows, protocol),
+        }
+
+    @cached_property
+    def histogram(self) -> list[int]:
+        """Sentences per twentieth of IoU."""
+        return iou_histogram(self.results.rows, self.scores.facts.protocol)
+
+    @cached_property
+    def examples(self) -> list[ExampleGroup]:
+        """Best, random, worst."""
+        if self.index is None:
+            return []
+        protocol = self.scores.facts.protocol
+        return choose_examples(self.results.rows, protocol, self.index, number=EXAMPLES_PER_GROUP)
+
+    @property
+    def why_no_examples(self) -> str:
+        """What to do for a page with examples; empty where it has them."""
+        if PREDICTION_FIELD.name not in self.results.rows.column_names:
+            return "No predicted masks were kept: run refseg evaluate with --save-predictions."
+        if self.index is None:
+            return f"The dataset is not at {self.results.origin['data']}: name its folder with --data."
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A report, ready to be written.
+
+    Attributes:
+        html: One page that needs nothing else.
+        markdown: Scores, rules, breakdowns and facts, without pictures.
+    """
+
+    html: str
+    markdown: str
+
+
+def build_report(
+    run: RunRecord, results: Sequence[Results], indexes: Mapping[str, ManifestIndex], *, written_at: datetime
+) -> Report:
+    """Put a run's scores, curves and examples on a page.
+
+    Args:
+        run: What the run left behind.
+        results: At least one split's, controls beside them.
+        indexes: The split's images, by split; without it the page says what is missing.
+        written_at: For the foot of the page.
+    """
+    controls = {(other.origin["split"], other.origin["checkpoint"]): other for other in results if other.is_control}
+    sections = [
+        Section(
+            results=own,
+            control=controls.get((own.origin["split"], own.origin["checkpoint"])),
+            index=indexes.get(own.origin["split"]),
+        )
+        for own in results
+        if not own.is_control
+    ]
+    values = {
+        "run": run,
+        "sections": sections,
+        "charts": _charts(run.metrics),
+        "facts": _facts(run, results),
+        "chart_size": (WIDTH, HEIGHT),
+        "fill": "rgb({}, {}, {})".format(*FILL),
+        "outline": "rgb({}, {}, {})".format(*OUTLINE),
+        "version": __version__,
+        "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip(),
+    }
+    environment = Environment(
+        loader=PackageLoader("refseg.evaluation"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
+    return Report(
+        html=environment.get_template("report.html.j2").render(values),
+        markdown=environment.get_template("report.md.j2").render(values),
+    )
+
+
+def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    def points(kind: str, key: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[key]) for line in metrics if line["kind"] == kind and key in line]
+
+    charts = (
+        draw_chart("Training loss", {"loss": points("train", "loss")}),
+        draw_chart("Validation, %", {name: points("val", name) for name in ("oIoU", "mIoU")}, percent=True),
+        draw_chart("Learning rate", {"lr": points("train", "lr")}),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
+    """Everything known about the run, by heading, as text."""
+    origin = results[0].origin
+    scored = {
+        "checkpoint": origin["checkpoint"],
+        "step": f"{origin['step']:,}",
+        "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}",
+        "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
+        "again with": "; ".join(_command(other) for other in results),
+    }
+    packages = run.environment.get("packages", {})
+    surroundings = {name: str(value) for name, value in run.environment.items() if name != "packages"}
+    if packages:
+        surroundings["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return {
+        "Scored": scored,
+        **({"Trained with": surroundings} if surroundings else {}),
+        **{
+            f"Recipe: {section}": {key: _plain(value) for key, value in settings.items()}
+            for section, settings in run.recipe.items()
+        },
+    }
+
+
+def _command(results: Results) -> str:
+    """The command line that gives these results again."""
+    origin = results.origin
+    command = f"refseg evaluate {origin['checkpoint']} --data {origin['data']} --split {origin['split']}"
+    return f"{command} --shuffled-sentences" if results.is_control else command
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(entry) for entry in value)
+    return "–" if value in (None, "") else str(value)
