@@ -158,9 +158,28 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: If the disk refuses; what was written of it is gone, the ones before are untouched.
     """
     folder = checkpoints / checkpoint_name(state.step)
     aside = checkpoints / f".{folder.name}.part"
+    try:
+        _write(aside, state, weights=weights, optimizer=optimizer)
+        aside.rename(folder)
+        _sync(checkpoints)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); make room, then go on from the one before"
+        ) from error
+    write_best(checkpoints, state)
+    _drop_old(checkpoints, state, keep=keep)
+    return folder
+
+
+def _write(aside: Path, state: CheckpointState, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+    """Write all files of a checkpoint to disk."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -171,11 +190,6 @@ def save_checkpoint(
     (aside / STATE_NAME).write_text(json.dumps({**head, **state.to_dict()}, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
         _sync(path)
-    aside.rename(folder)
-    _sync(checkpoints)
-    write_best(checkpoints, state)
-    _drop_old(checkpoints, state, keep=keep)
-    return folder
 
 
 def write_best(checkpoints: Path, state: CheckpointState) -> None:

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -307,13 +307,19 @@ class _Trainer:
     # What is due after a step
 
     def _refuse_non_finite(self, loss_sum: float) -> None:
-        if math.isfinite(loss_sum):
-            return
+        if not math.isfinite(loss_sum):
+            raise self._divergence(f"the loss became {loss_sum}")
+
+    def _refuse_non_finite_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise self._divergence(f"weights stopped being numbers ({name})")
+
+    def _divergence(self, what: str) -> TrainingError:
         folders = list_checkpoints(self.out)
         last = f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
-        raise TrainingError(
-            f"the loss became {loss_sum} at or shortly before step {self.step}; {last}; "
-            "try a smaller train.lr, or set train.clip_norm"
+        return TrainingError(
+            f"{what} at or shortly before step {self.step}; {last}; try a smaller train.lr, or set train.clip_norm"
         )
 
     def _log(self, metrics: MetricsLog | None, bar: "tqdm[Any]") -> None:
@@ -392,7 +398,7 @@ class _Trainer:
         if metrics is not None:
             metrics.sync()
             weights = self.model.state_dict()
-            self._refuse_non_finite(0.0 if all(_is_finite(tensor) for tensor in weights.values()) else math.nan)
+            self._refuse_non_finite_weights(weights)
             scaler = self.accelerator.scaler
             save_checkpoint(
                 self.out / "checkpoints",
@@ -434,7 +440,3 @@ def _build(recipe: Recipe, accelerator: Accelerator) -> FCNet:
     if accelerator.device.type == "cuda":
         return model.to(memory_format=torch.channels_last).to(accelerator.device)
     return model
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,309 @@
+"""Whole runs on 24 toy scenes: seconds each, on one thread, so that traces are equal bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refseg.config import Recipe, load_recipe
+from refseg.data.index import ManifestIndex
+from refseg.errors import CheckpointError, RecipeError, TrainingError
+from refseg.training import trainer
+from refseg.training.checkpoint import load_checkpoint, read_state
+from refseg.training.run_files import read_metrics
+
+ROOT = Path(__file__).parents[2]
+TWO_PROCESSES = ["--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml")]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def unbroken(toy_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Filled by the first test that needs a run of `recipe` without interruption."""
+    return {"out": tmp_path_factory.mktemp("runs") / "unbroken"}
+
+
+def unbroken_run(recipe: Recipe, unbroken: dict[str, Path]) -> Path:
+    if not unbroken["out"].exists():
+        trainer.train(recipe, unbroken["out"])
+    return unbroken["out"]
+
+
+def trace(out: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without the clock."""
+    clock = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
+    return [{key: value for key, value in line.items() if key not in clock} for line in read_metrics(out)]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((out / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+
+
+def assert_same_run(out: Path, reference: Path) -> None:
+    assert trace(out) == trace(reference)
+    expected = weights(reference)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
+
+
+def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER", "WORLD"))}
+    return subprocess.Popen(
+        [*LAUNCH, *arguments],
+        cwd=ROOT,
+        env={**environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        **options,
+    )
+
+
+def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe, unbroken: dict[str, Path]) -> None:
+    out = unbroken_run(recipe, unbroken)
+
+    lines = trace(out)
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", i) for i in range(1, 13)] + [("val", 12)]
+    assert all(line["loss"] > 0 for line in lines[:12])
+    assert {"oIoU", "mIoU", "Pr@0.5"} <= set(lines[12])
+    assert json.loads((out / "recipe.json").read_text()) == recipe.to_dict()
+    facts = json.loads((out / "environment.json").read_text())
+    checkpoint = load_checkpoint(out)
+    assert (facts["dataset"], facts["dataset_digest"]) == ("toy/refseg", checkpoint.dataset_digest)
+    assert (checkpoint.step, checkpoint.recipe) == (12, recipe)
+    assert checkpoint.state.cursor["samples_done"] == 0  # the third epoch's start
+    assert checkpoint.state.epoch == 2
+
+
+@pytest.mark.parametrize("stop", [4, 6, 7])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path, stop: int
+) -> None:
+    # 4: at a checkpoint; 6: between two epochs; 7: amid an epoch.
+    reference = unbroken_run(recipe, unbroken)
+
+    trainer.train(load_recipe("toy-quick", [*overrides, f"train.max_steps={stop}"]), tmp_path)
+    trainer.train(recipe, tmp_path)
+
+    assert_same_run(tmp_path, reference)
+
+
+def test_lines_of_several_steps_survive_a_stop_between_them(overrides: list[str], tmp_path: Path) -> None:
+    sparse = [*overrides, "train.log_every_steps=5", "train.val_every_epochs=0"]
+    trainer.train(load_recipe("toy-quick", sparse), tmp_path / "a")
+    trainer.train(load_recipe("toy-quick", sparse), tmp_path / "b")
+    # What a SIGKILL after step 11 leaves: the checkpoint of step 8, and lines up to step 10.
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000012")
+    trainer.train(load_recipe("toy-quick", sparse), tmp_path / "b")
+
+    assert [line["step"] for line in trace(tmp_path / "b")] == [5, 10, 12]
+    assert_same_run(tmp_path / "b", tmp_path / "a")
+
+
+def test_a_damaged_last_checkpoint_costs_its_steps_only(
+    recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
+) -> None:
+    reference = unbroken_run(recipe, unbroken)
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "checkpoints" / "step-00000012" / "optimizer.pt").write_bytes(b"torn")
+    trainer.train(recipe, out)
+
+    assert_same_run(out, reference)
+
+
+def test_a_finished_run_is_left_as_it_is(recipe: Recipe, unbroken: dict[str, Path]) -> None:
+    out = unbroken_run(recipe, unbroken)
+    before = trace(out)
+    result = trainer.train(recipe, out)
+
+    assert (result.step, result.checkpoint.name, trace(out)) == (12, "step-00000012", before)
+    assert result.best is not None
+
+
+def test_another_recipe_in_the_same_folder_is_refused(
+    overrides: list[str], recipe: Recipe, unbroken: dict[str, Path]
+) -> None:
+    out = unbroken_run(recipe, unbroken)
+    other = load_recipe("toy-quick", [*overrides, "train.lr=1", "model.dim=64", "train.keep_checkpoints=5"])
+
+    with pytest.raises(RecipeError, match=r"holds a run of another recipe \(model\.dim, train\.lr differ\)"):
+        trainer.train(other, out)
+
+
+def test_another_dataset_under_the_same_name_is_refused(
+    recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(unbroken_run(recipe, unbroken), out)
+    for folder in (out / "checkpoints").glob("step-*"):
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, "dataset_digest": "f" * 64}))
+
+    with pytest.raises(RecipeError, match="holds a run on toy/refseg with digest ffffffffffff"):
+        trainer.train(recipe, out)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = trainer._Trainer._train_step
+
+    def failing(self: trainer._Trainer, batch: Any) -> torch.Tensor:
+        loss = train_step(self, batch)
+        return loss * torch.nan if self.step == 6 else loss
+
+    monkeypatch.setattr(trainer._Trainer, "_train_step", failing)
+
+    with pytest.raises(
+        TrainingError, match=r"became nan at or shortly before step 7; the last good checkpoint is .*04;"
+    ):
+        trainer.train(recipe, tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = trainer._Trainer._train_step
+
+    def failing(self: trainer._Trainer, batch: Any) -> torch.Tensor:
+        loss = train_step(self, batch)
+        if self.step == 7:
+            next(self.model.parameters()).data.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(trainer._Trainer, "_train_step", failing)
+
+    with pytest.raises(TrainingError, match="weights"):
+        trainer.train(recipe, tmp_path)
+    assert load_checkpoint(tmp_path).step == 4
+
+
+def test_a_disk_that_refuses_a_checkpoint_ends_the_run_with_its_reason(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refseg.training.checkpoint.torch.save", full)
+
+    with pytest.raises(CheckpointError, match=r"step-00000004: cannot be written \(.*No space left on device\)"):
+        trainer.train(recipe, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_frozen_batchnorm_keeps_its_statistics(overrides: list[str], tmp_path: Path) -> None:
+    recipe = load_recipe("toy-quick", [*overrides, "train.batchnorm=frozen", "train.max_steps=2"])
+    trainer.train(recipe, tmp_path)
+
+    means = [tensor for name, tensor in weights(tmp_path).items() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)
+
+
+def test_sigkill_and_the_same_command_give_the_unbroken_trace(overrides: list[str], tmp_path: Path) -> None:
+    reference, out = tmp_path / "reference", tmp_path / "killed"
+    longer = [*overrides, "train.epochs=4", "train.max_steps=24", "train.keep_checkpoints=1"]
+    trainer.train(load_recipe("toy-quick", longer), reference)
+    command = ["refseg/train.py", "toy-quick", "--out", str(out), "--set", *longer]
+    first = start(command)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "step 6/24" in line:
+            os.killpg(first.pid, signal.SIGKILL)
+            break
+    first.stdout.close()
+    assert first.wait() == -signal.SIGKILL
+    assert not (out / "checkpoints" / "step-00000024").exists(), "killed too late to test anything"
+
+    output, _ = (second := start(command)).communicate(timeout=300)
+
+    assert second.returncode == 0, output
+    assert "going on from" in output
+    assert_same_run(out, reference)
+
+
+def test_two_processes_see_every_sentence_once_an_epoch_and_train_as_one(
+    overrides: list[str], toy_shards: Path, tmp_path: Path
+) -> None:
+    # BatchNorm sees half of the samples on each of two processes: with its statistics frozen, and no dropout, nothing
+    # is left that could differ but the order of sums.
+    same = ["train.batchnorm=frozen", "model.dropout=0.0", "data.sampling=sentence", "data.expressions_per_image=1"]
+    settings = [*overrides, *same, "data.remainder=pad", "train.global_batch=32", "train.val_every_epochs=1"]
+    trainer.train(load_recipe("toy-quick", settings), tmp_path / "one")
+    worker = str(Path(__file__).with_name("trace_ranks.py"))
+    output, _ = (run := start([*TWO_PROCESSES, worker, "toy-quick", str(tmp_path / "two"), *settings])).communicate(
+        timeout=300
+    )
+    assert run.returncode == 0, output
+
+    index = ManifestIndex.open(toy_shards, ["train"])
+    steps_per_epoch = -(-index.num_sentences // 32)
+    everything = {
+        (row, sentence)
+        for row in range(index.num_rows)
+        for sentence in range(index.sentence_start[row + 1] - index.sentence_start[row])
+    }
+    ranks = [json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert abs(len(ranks[0]) - len(ranks[1])) <= 32
+    for epoch in range(12 // steps_per_epoch):
+        seen = Counter(
+            (row, sentence) for step, row, sentence in (*ranks[0], *ranks[1]) if step // steps_per_epoch == epoch
+        )
+        assert set(seen) == everything
+        assert set(seen.values()) == {1}
+
+    one, two = trace(tmp_path / "one"), trace(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    losses = [[line["loss"] for line in lines if line["kind"] == "train"] for lines in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert read_state(tmp_path / "two" / "checkpoints" / "step-00000012").num_processes == 2
+
+
+def test_the_launcher_that_starts_one_process_for_two_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    run = start(
+        [
+            "--cpu",
+            "--num_processes",
+            "2",
+            "refseg/train.py",
+            "toy-quick",
+            "--out",
+            str(tmp_path / "run"),
+            "--set",
+            *overrides,
+        ]
+    )
+    output, _ = run.communicate(timeout=300)
+
+    assert run.returncode == 1
+    assert "refseg: error: found 1 process" in output
+    assert "--config_file refseg/configs/accelerate_cpu2.yaml" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_usage_is_one_line_and_2(tmp_path: Path) -> None:
+    command = [sys.executable, "refseg/train.py", "toy-quick", "--out", str(tmp_path), "--set", "train.lrr=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "train.lrr: unknown key; did you mean lr?" in done.stderr
+    assert "Traceback" not in done.stderr
