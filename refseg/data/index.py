@@ -10,24 +10,21 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import xxhash
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from refseg import tokenizer
+from refseg.data.decode import decode_rgb
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, ImageError, UsageError
 
 _COLUMNS = [
     "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask", "sentences",
@@ -52,7 +49,7 @@ class SentenceIds(NamedTuple):
     sent_id: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ManifestIndex:
     """Some splits of one dataset, as flat arrays over rows (refs), sentences, and images.
 
@@ -123,7 +120,7 @@ class ManifestIndex:
     image_bytes: NDArray[np.int64]
     image_xxh3: NDArray[np.uint64]
 
-    _open_shards: dict[int, "_OpenShard"] = field(default_factory=dict, init=False, repr=False)
+    _open_shards: dict[int, "_OpenShard"] = field(default_factory=dict, init=False)
 
     @classmethod
     def open(cls, folder: Path, splits: Sequence[str]) -> "ManifestIndex":
@@ -163,6 +160,12 @@ class ManifestIndex:
             digest=digest,
             row_split=np.repeat(split_of_shard, [table.num_rows for table in tables]),
             **_flatten(folder, pa.concat_tables(tables)),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<ManifestIndex of {self.descriptor.dataset} {'+'.join(self.splits)}: {self.num_rows} refs, "
+            f"{self.num_sentences} sentences, {self.num_images} images>"
         )
 
     @property
@@ -222,24 +225,15 @@ class ManifestIndex:
         return self._read(image).tobytes()
 
     def decode_image(self, image: int) -> UInt8[Tensor, "3 h w"]:
-        """An image as RGB, 0 to 255; its memory is `(h, w, 3)`, as `Geometry.apply_image` likes it.
-
-        Greyscale is repeated over the channels; CMYK is converted as Pillow does.
+        """An image as RGB, 0 to 255 (see `decode.decode_rgb`).
 
         Raises:
             DatasetError: If it cannot be read (see `read_image_bytes`) or is no JPEG.
         """
-        data = self._read(image)
         try:
-            return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-        except RuntimeError:  # CMYK, and what else libjpeg refuses to turn into RGB by itself
-            try:
-                with Image.open(BytesIO(data.tobytes())) as picture:
-                    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-            except OSError as error:
-                raise DatasetError(
-                    f"{self._where(image)}: cannot be decoded ({error}); `refseg verify` the dataset"
-                ) from error
+            return decode_rgb(self._read(image))
+        except ImageError as error:
+            raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
 
     def _read(self, image: int) -> NDArray[np.uint8]:
         shard = int(self.image_shard[image])

@@ -4,6 +4,7 @@ The main process decides what is in a batch and the worker, which keeps no state
 hash check and decode per image, masks drawn at the network's size. So workers change nothing but the speed.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -165,7 +166,7 @@ class RefLoader:
         if left or not 0 <= start <= order.num_steps:
             raise DatasetError(
                 f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is no end of "
-                f"a global batch of {self.global_batch} in an epoch of {order.num_steps}; resume with the same one"
+                f"a global batch of {self.global_batch} in an epoch of {order.num_steps} steps; resume with the same"
             )
         self._plans.order = order
         self._plans.start = start
@@ -194,25 +195,30 @@ def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderSha
 
 
 def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
-    """Compare ranks and first samples over all processes."""
+    """Compare ranks, options and first samples over all processes."""
     plans = loader._plans
     first = plans.order.plan(0, rank=plans.rank, world_size=plans.world_size)
+    options = {**loader._order_options, "index": loader.index.digest, "epoch": loader.epoch, "start": plans.start}
+    fingerprint = int.from_bytes(hashlib.sha256(repr(options).encode()).digest()[:7])
     found = torch.tensor(
-        [plans.rank, plans.world_size, first.row_index[0], first.sentence_index[0], int(first.is_pad[0])],
+        [
+            plans.rank, plans.world_size, fingerprint,
+            int(first.is_pad[0]), int(first.row_index[0]), int(first.sentence_index[0]),
+        ],
         device=accelerator.device,
-    )
+    )  # fmt: skip
     gathered = accelerator.gather(found).view(-1, len(found)).tolist()
-    expected = [[rank, accelerator.num_processes] for rank in range(accelerator.num_processes)]
-    if [facts[:2] for facts in gathered] != expected:
+    places = [tuple(facts[:2]) for facts in gathered]
+    if places != [(rank, accelerator.num_processes) for rank in range(accelerator.num_processes)]:
         raise TrainingError(
-            f"loaders were made for (rank, world size) {[tuple(facts[:2]) for facts in gathered]}, but there are "
-            f"{accelerator.num_processes} processes; give RefLoader the accelerator's process_index and num_processes"
+            f"the loaders of {accelerator.num_processes} processes were made for (rank, world size) {places}; "
+            "give RefLoader the accelerator's process_index and num_processes"
         )
-    samples = [tuple(facts[2:4]) for facts in gathered if not facts[4]]
-    if len(set(samples)) != len(samples):
+    samples = [tuple(facts[4:]) for facts in gathered if not facts[3]]
+    if len({facts[2] for facts in gathered}) > 1 or len(set(samples)) < len(samples):
         raise TrainingError(
-            f"two processes start with the same sample (row, sentence): {samples}; give every process the same "
-            "dataset, seed and global batch"
+            f"the loaders of {accelerator.num_processes} processes do not fit together (first row and sentence "
+            f"of each: {samples}); give every process the same dataset, splits, seed, sampling, batch and cursor"
         )
 
 

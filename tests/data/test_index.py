@@ -1,0 +1,219 @@
+"""The index against a dataset whose content is known."""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from refseg import tokenizer
+from refseg.data.index import ManifestIndex
+from refseg.errors import DatasetError, UsageError
+
+from .conftest import Picture, Ref, draw_jpeg, draw_mask, grid_pictures
+
+Write = Callable[..., Path]
+
+
+def test_rows_sentences_and_images_are_counted(train_index: ManifestIndex, dataset: Path) -> None:
+    # Images 0 to 10 have 1, 2, 3, 1, ... refs: 4 + 8 + 9 = 21.
+    assert (train_index.num_images, train_index.num_rows, train_index.num_sentences) == (11, 21, 42)
+    both = ManifestIndex.open(dataset, ["val", "train"])
+    assert both.splits == ("train", "val")
+    assert both.num_images == 15
+    assert np.bincount(both.row_split).tolist() == [21, both.num_rows - 21]
+
+
+def test_every_row_gives_back_what_was_written(dataset: Path) -> None:
+    index = ManifestIndex.open(dataset, ["train", "val"])
+    row = 0
+    for image, picture in enumerate(grid_pictures(0, 11) + grid_pictures(50, 4)):
+        assert index.image_id[image] == picture.image_id
+        assert index.row_start[image] == row
+        assert index.read_image_bytes(image) == draw_jpeg(picture.image_id, picture.size)
+        for ref in picture.refs:
+            assert index.row_image[row] == image
+            assert index.size(row) == picture.size
+            assert np.array_equal(index.target_mask(row), draw_mask(picture, ref))
+            for s, sentence in enumerate(ref.sentences):
+                split = "val" if picture.image_id >= 50 else "train"
+                assert index.ids(row, s) == (split, ref.ref_id, picture.image_id, 10 * ref.ref_id + s)
+                assert index.text(row, s) == sentence
+                assert tuple(index.token_ids(row, s)) == tokenizer.encode(sentence)
+            row += 1
+    assert row == index.num_rows
+
+
+def test_a_mask_may_begin_with_object_or_be_empty(tmp_path: Path, write: Write) -> None:
+    refs = (Ref(1, (0, 0, 3, 4), ("all",)), Ref(2, (0, 0, 1, 1), ("corner",)), Ref(3, (0, 0, 0, 0), ("nothing",)))
+    index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [Picture(7, (3, 4), refs)]}), ["train"])
+
+    assert index.target_mask(0).tolist() == [[1] * 4] * 3
+    assert index.target_mask(1).tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert index.target_mask(2).sum() == 0
+    assert index.no_target.tolist() == [False, False, True]
+
+
+def test_decoding_equals_pillow(train_index: ManifestIndex) -> None:
+    expected = np.array(Image.open(BytesIO(train_index.read_image_bytes(4))).convert("RGB"))
+
+    assert np.array_equal(train_index.decode_image(4).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_greyscale_and_cmyk_pictures_become_rgb(mode: str, tmp_path: Path, write: Write) -> None:
+    jpeg = draw_jpeg(3, (20, 30), mode)
+    picture = Picture(3, (20, 30), (Ref(1, (0, 0, 2, 2), ("x",)),), jpeg)
+    index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [picture]}), ["train"])
+
+    image = index.decode_image(0)
+
+    assert image.shape == (3, 20, 30)
+    assert image.dtype == torch.uint8
+    true = np.array(Image.open(BytesIO(jpeg)).convert("RGB")).astype(int)
+    assert np.abs(image.permute(1, 2, 0).numpy() - true).max() <= 2
+
+
+def test_an_index_works_after_pickling_and_in_a_child_process(train_index: ManifestIndex) -> None:
+    expected = train_index.read_image_bytes(2)  # opens the tar here
+    assert pickle.loads(pickle.dumps(train_index)).read_image_bytes(2) == expected
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if train_index.read_image_bytes(2) == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert train_index.read_image_bytes(2) == expected
+
+
+def _num_open() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_few_files_are_held_open(train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refseg.data.index._MAX_OPEN_SHARDS", 1)
+    index = pickle.loads(pickle.dumps(train_index))
+    before = _num_open()
+    for _ in range(5):
+        for image in range(index.num_images):
+            index.read_image_bytes(image)
+    assert _num_open() == before + 1
+
+
+def test_the_digest_depends_on_content_and_splits_alone(tmp_path: Path, dataset: Path, write: Write) -> None:
+    shards = {"train-00000": grid_pictures(0, 6), "train-00001": grid_pictures(6, 5), "val-00000": grid_pictures(50, 4)}
+    elsewhere = write(tmp_path / "elsewhere", shards)
+    digest = ManifestIndex.open(dataset, ["train", "val"]).digest
+
+    assert ManifestIndex.open(elsewhere, ["val", "train"]).digest == digest
+    assert ManifestIndex.open(elsewhere, ["train"]).digest != digest
+
+
+@pytest.fixture
+def copy(tmp_path: Path, write: Write) -> Path:
+    """A dataset that a test may damage."""
+    return write(tmp_path / "copy", {"train-00000": grid_pictures(0, 3)})
+
+
+def test_a_flipped_bit_in_a_picture_is_noticed(copy: Path) -> None:
+    index = ManifestIndex.open(copy, ["train"])
+    tar = copy / "train-00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[index.image_offset[1] + 50] ^= 1
+    tar.write_bytes(data)
+
+    index.read_image_bytes(0)
+    message = (
+        r"00000.tar: image 1 \(COCO_train2014_000000000001.jpg\): found bytes with XXH3 \w{16}, expected \w{16}: .*copy"
+    )
+    with pytest.raises(DatasetError, match=message):
+        index.read_image_bytes(1)
+
+
+def test_a_tar_cut_while_in_use_is_noticed(copy: Path) -> None:
+    index = ManifestIndex.open(copy, ["train"])
+    os.truncate(copy / "train-00000.tar", int(index.image_offset[2]) + 10)
+
+    with pytest.raises(DatasetError, match=r"image 2 .*: found 10 bytes at offset \d+, expected \d+: the shard is cut"):
+        index.decode_image(2)
+
+
+def test_a_tar_that_vanished_is_named(copy: Path) -> None:
+    index = ManifestIndex.open(copy, ["train"])
+    (copy / "train-00000.tar").unlink()
+
+    with pytest.raises(DatasetError, match=r"train-00000.tar: cannot be opened \(No such file"):
+        index.read_image_bytes(0)
+
+
+def test_a_picture_that_is_no_jpeg_is_named(tmp_path: Path, write: Write) -> None:
+    picture = Picture(5, (8, 8), (Ref(1, (0, 0, 2, 2), ("x",)),), b"GIF89a not a picture")
+    index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [picture]}), ["train"])
+
+    with pytest.raises(DatasetError, match=r"image 5 \(.*\): cannot be decoded: .*; `refseg verify`"):
+        index.decode_image(0)
+
+
+def test_files_of_another_size_are_refused(copy: Path) -> None:
+    os.truncate(copy / "train-00000.tar", 1000)
+    with pytest.raises(DatasetError, match=r"train-00000.tar: found 1000 bytes, expected \d+; the dataset was changed"):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_a_missing_file_is_refused(copy: Path) -> None:
+    (copy / "train-00000.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"train-00000.parquet: cannot be read \(No such file.*expected \d+ bytes"):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_a_changed_manifest_is_refused(copy: Path) -> None:
+    path = copy / "train-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        DatasetError, match=r"train-00000.parquet: found sha256 \w{64}, expected \w{64}; the dataset was"
+    ):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, write: Write) -> None:
+    folder = write(tmp_path / "d", {"train-00000": grid_pictures(0, 1)}, vocab_sha256="f" * 64)
+    with pytest.raises(
+        DatasetError, match=r"token ids were made by tokenizer .*ffff.*, expected .*924691ac.*build the"
+    ):
+        ManifestIndex.open(folder, ["train"])
+
+
+def test_an_unfinished_dataset_is_refused(copy: Path) -> None:
+    (copy / "refseg.json").unlink()
+    with pytest.raises(DatasetError, match=r"found no refseg.json, so no finished dataset"):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_a_hash_that_is_none_is_refused(copy: Path) -> None:
+    path = copy / "train-00000.parquet"
+    table = pq.read_table(path)
+    table = table.set_column(table.schema.get_field_index("image_xxh3"), "image_xxh3", pa.array(["?"] * table.num_rows))
+    pq.write_table(table, path)
+    descriptor = json.loads((copy / "refseg.json").read_text())
+    descriptor["shards"][0]["parquet_bytes"] = path.stat().st_size
+    descriptor["shards"][0]["parquet_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copy / "refseg.json").write_text(json.dumps(descriptor))
+
+    with pytest.raises(DatasetError, match="column image_xxh3 holds no hash"):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_an_unknown_split_lists_the_splits_there_are(dataset: Path) -> None:
+    with pytest.raises(UsageError, match="toy/refseg has no split 'testA'; expected some of train, val"):
+        ManifestIndex.open(dataset, ["train", "testA"])
+    with pytest.raises(UsageError, match="no split was asked for; expected some of train, val"):
+        ManifestIndex.open(dataset, [])

@@ -1,0 +1,260 @@
+"""Batches: what is in them, and that neither ranks, workers nor kills change it."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from refseg import tokenizer
+from refseg.data.batch import Batch
+from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
+from refseg.data.order import Cursor
+from refseg.data.transforms import Geometry
+from refseg.errors import DatasetError, UsageError
+
+from .conftest import grid_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
+
+GEOMETRY = Geometry(kind="letterbox", size=(24, 28))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images decoded in this process so far."""
+    images: list[int] = []
+    decode = ManifestIndex.decode_image
+
+    def count(index: ManifestIndex, image: int) -> torch.Tensor:
+        images.append(image)
+        return decode(index, image)
+
+    monkeypatch.setattr(ManifestIndex, "decode_image", count)
+    return images
+
+
+def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
+    defaults = {
+        "geometry": GEOMETRY,
+        "sampling": "ref",
+        "global_batch": 6,
+        "num_tokens": 12,
+        "seed": 0,
+        "shuffle": True,
+        "remainder": "pad",
+    }
+    return RefLoader(index, **{**defaults, **options})
+
+
+def pairs(batch: Batch) -> list[tuple[int, int]]:
+    keep = ~batch.is_pad
+    return list(zip(batch.row_index[keep].tolist(), batch.sentence_index[keep].tolist(), strict=True))
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for name, a, b in zip(Batch._fields, one, other, strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_by_ref_holds_what_its_rows_say(train_index: ManifestIndex, num_workers: int) -> None:
+    batches = list(make_loader(train_index, num_workers=num_workers))
+
+    assert len(batches) == 4
+    for batch in batches:
+        assert batch.images.shape == (6, 3, 24, 28)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.masks.shape == (6, 24, 28)
+        assert batch.image_index.tolist() == [0, 1, 2, 3, 4, 5]
+        for i, (row, sentence) in enumerate(zip(batch.row_index.tolist(), batch.sentence_index.tolist(), strict=True)):
+            image = train_index.decode_image(int(train_index.row_image[row]))
+            assert torch.equal(batch.images[i], GEOMETRY.apply_image(image))
+            mask = GEOMETRY.apply_mask(train_index.counts(row), train_index.size(row))
+            assert np.array_equal(batch.masks[i], mask)
+            expected = tokenizer.encode(train_index.text(row, sentence))
+            assert batch.token_ids[i][batch.token_mask[i]].tolist() == list(expected)
+            assert batch.token_ids[i][~batch.token_mask[i]].sum() == 0
+    assert [int(batch.num_global) for batch in batches] == [6, 6, 6, 3]
+    assert sum(int((~batch.is_pad).sum()) for batch in batches) == 21
+
+
+def test_a_batch_by_image_shares_each_decoded_image(train_index: ManifestIndex, decoded: list[int]) -> None:
+    options = {"sampling": "images", "expressions_per_image": "all", "shuffle": False, "global_batch": 3}
+    first = next(iter(make_loader(train_index, **options)))
+
+    # Images 0, 1, 2 with 1, 5 and 6 sentences.
+    assert decoded == [0, 1, 2]
+    assert first.images.shape[0] == 3
+    assert first.masks.shape[0] == 12
+    assert first.image_index.tolist() == [0] + [1] * 5 + [2] * 6
+    assert int(first.num_global) == 12
+    for i, row in enumerate(first.row_index.tolist()):
+        assert first.image_index[i] == train_index.row_image[row]
+
+
+def test_two_refs_of_one_image_in_a_batch_have_a_copy_each(train_index: ManifestIndex) -> None:
+    batch = next(iter(make_loader(train_index, shuffle=False)))
+
+    # Rows 0 | 1 2 | 3 4 5 are of images 0, 1, 2.
+    assert batch.images.shape[0] == 6
+    assert torch.equal(batch.images[1], batch.images[2])
+    assert torch.equal(batch.images[3], batch.images[5])
+    assert not torch.equal(batch.images[2], batch.images[3])
+
+
+def test_long_sentences_are_cut_keeping_the_end(train_index: ManifestIndex) -> None:
+    # "thing 0 of 5 said 1" is SOS, five words, ..., EOS: 8 ids; image 10's number has two digits and two ids.
+    batch = next(iter(make_loader(train_index, num_tokens=5)))
+
+    assert batch.token_ids.shape == (6, 5)
+    assert batch.token_mask.all()
+    assert (batch.token_ids[:, 0] == tokenizer.SOS_ID).all()
+    assert (batch.token_ids[:, 4] == tokenizer.EOS_ID).all()
+
+
+def test_tokens_can_be_trimmed_to_the_longest_of_the_batch(train_index: ManifestIndex) -> None:
+    full = next(iter(make_loader(train_index, num_tokens=40)))
+    trimmed = next(iter(make_loader(train_index, num_tokens=40, trim_tokens=True)))
+
+    length = int(full.token_mask.sum(dim=1).max())
+    assert full.token_ids.shape == (6, 40)
+    assert trimmed.token_ids.shape == (6, length)
+    assert torch.equal(trimmed.token_ids, full.token_ids[:, :length])
+    assert torch.equal(trimmed.token_mask, full.token_mask[:, :length])
+
+
+def global_batches(loaders: list[RefLoader]) -> list[list[tuple[int, int]]]:
+    return [[pair for batch in batches for pair in pairs(batch)] for batches in zip(*map(list, loaders), strict=True)]
+
+
+@pytest.mark.parametrize("sampling", ["ref", "sentence", "images"])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 0), (3, 1), (6, 0)])
+def test_ranks_and_workers_change_nothing(
+    train_index: ManifestIndex, sampling: str, world_size: int, num_workers: int
+) -> None:
+    expected = global_batches([make_loader(train_index, sampling=sampling)])
+
+    loaders = [
+        make_loader(train_index, sampling=sampling, rank=rank, world_size=world_size, num_workers=num_workers)
+        for rank in range(world_size)
+    ]
+
+    assert {len(loader) for loader in loaders} == {len(expected)}
+    assert global_batches(loaders) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "num_workers"), [((1, 0), (2, 2), 2), ((2, 3), (3, 0), 0), ((3, 4), (1, 1), 1)]
+)
+@pytest.mark.parametrize("killed_after", [0, 1, 3, 4])
+def test_a_run_goes_on_where_it_was_killed(
+    train_index: ManifestIndex, before: tuple[int, int], after: tuple[int, int], num_workers: int, killed_after: int
+) -> None:
+    # (number of ranks, epoch) before; (number of ranks, epoch the new process happens to start with) after.
+    whole = global_batches([make_loader(train_index, epoch=before[1])])
+    first = make_loader(train_index, rank=before[0] - 1, world_size=before[0])
+    first.set_epoch(before[1])
+    saved = first.cursor(steps_done=killed_after).to_dict()
+
+    loaders = [
+        make_loader(train_index, rank=rank, world_size=after[0], epoch=after[1], num_workers=num_workers)
+        for rank in range(after[0])
+    ]
+    for loader in loaders:
+        loader.load_cursor(Cursor.from_dict(saved))
+
+    assert {len(loader) for loader in loaders} == {4 - killed_after}
+    assert {(loader.epoch, loader.steps_per_epoch) for loader in loaders} == {(before[1], 4)}
+    assert global_batches(loaders) == whole[killed_after:]
+    for loader in loaders:
+        loader.set_epoch(before[1] + 1)
+    assert global_batches(loaders) == global_batches([make_loader(train_index, epoch=before[1] + 1)])
+
+
+def test_iterating_twice_gives_the_same_and_another_epoch_another_order(train_index: ManifestIndex) -> None:
+    loader = make_loader(train_index, num_workers=1)
+    first = list(loader)
+
+    for one, other in zip(first, loader, strict=True):
+        assert_equal(one, other)
+    loader.set_epoch(1)
+    assert [pairs(batch) for batch in loader] != [pairs(batch) for batch in first]
+    loader.set_epoch(0)
+    assert [pairs(batch) for batch in loader] == [pairs(batch) for batch in first]
+
+
+@pytest.mark.parametrize("room", [0, 2, 100])
+def test_a_cache_changes_no_batch_and_saves_decoding(train_index: ManifestIndex, room: int, decoded: list[int]) -> None:
+    loader = make_loader(train_index, sampling="images", cache_bytes=room * 3 * 24 * 28, global_batch=4)
+    plain = list(make_loader(train_index, sampling="images", global_batch=4))
+    decoded.clear()
+
+    for _ in range(2):
+        for one, other in zip(plain, loader, strict=True):
+            assert_equal(one, other)
+
+    # 11 images and one that pads the last batch, the first again: 12 an epoch. Two cached, the first among them, save
+    # the padding in the first epoch and three in the second.
+    assert len(decoded) == {0: 24, 2: 11 + 9, 100: 11}[room]
+
+
+def test_what_packs_batches_can_be_sent_to_a_spawned_worker(train_index: ManifestIndex) -> None:
+    loader = make_loader(train_index)
+    expected = next(iter(loader))  # tars are open now, which cannot be sent
+
+    packer, (plan,) = pickle.loads(pickle.dumps((loader.dataloader.dataset, next(iter(loader._plans)))))
+
+    assert_equal(packer[plan], expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_picture_stops_the_epoch_with_its_name(
+    tmp_path: Path, write: Callable[..., Path], num_workers: int
+) -> None:
+    folder = write(tmp_path / "d", {"train-00000": grid_pictures(0, 3)})
+    index = ManifestIndex.open(folder, ["train"])
+    data = bytearray((folder / "train-00000.tar").read_bytes())
+    data[index.image_offset[1] + 50] ^= 1
+    (folder / "train-00000.tar").write_bytes(data)
+
+    with pytest.raises(DatasetError, match=r"image 1 \(.*the shard is damaged"):
+        list(make_loader(index, num_workers=num_workers))
+
+
+def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> None:
+    loader = make_loader(train_index)
+    cursor = {"digest": train_index.digest, "seed": 0, "epoch": 0, "samples_done": 6}
+
+    with pytest.raises(
+        DatasetError, match=r"stopped on the dataset with digest aaaaaaaaaaaa, found \w{12}; resume with"
+    ):
+        loader.load_cursor(Cursor.from_dict({**cursor, "digest": "a" * 64}))
+    with pytest.raises(DatasetError, match="stopped with seed 7, found 0; resume with the same seed"):
+        loader.load_cursor(Cursor.from_dict({**cursor, "seed": 7}))
+    with pytest.raises(
+        DatasetError, match="stopped after 8 samples of epoch 0, which is no end of a global batch of 6"
+    ):
+        loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 8}))
+    with pytest.raises(DatasetError, match=r"after 30 samples .* in an epoch of 4 steps; resume with the same"):
+        loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 30}))
+    loader.load_cursor(Cursor.from_dict(cursor))
+    assert len(loader) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"world_size": 4}, "a global batch of 6 cannot be cut evenly for 4 processes"),
+        ({"world_size": 2, "rank": 2}, "rank 2 of 2 processes; expected 0 to 1"),
+        ({"num_tokens": 1}, "num_tokens is 1; expected at least 2"),
+        ({"remainder": "drop", "global_batch": 30}, "has 21 samples, fewer than one global batch of 30"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(train_index: ManifestIndex, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_loader(train_index, **options)

@@ -1,0 +1,97 @@
+"""Plain streaming: approximate in order, complete in content."""
+
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+from refseg.data.webdataset import StreamSample, stream
+from refseg.errors import DatasetError, UsageError
+from refseg.tokenizer import EOS_ID
+
+GEOMETRY = Geometry(kind="letterbox", size=(24, 28))
+
+
+def urls(dataset: Path) -> list[str]:
+    return [str(path) for path in sorted(dataset.glob("train-*.tar"))]
+
+
+def known_ids(index: ManifestIndex) -> list[tuple[int, int]]:
+    numbers = [index.sentence_start[row + 1] - index.sentence_start[row] for row in range(index.num_rows)]
+    return [
+        (int(index.ref_id[row]), index.ids(row, s).sent_id)
+        for row in range(index.num_rows)
+        for s in range(numbers[row])
+    ]
+
+
+def test_every_expression_comes_once_in_the_order_of_the_tars(dataset: Path, train_index: ManifestIndex) -> None:
+    samples = list(stream(urls(dataset), geometry=GEOMETRY, num_tokens=12))
+
+    assert [(sample.ref_id, sample.sent_id) for sample in samples] == known_ids(train_index)
+
+
+def test_a_streamed_sample_equals_the_index(dataset: Path, train_index: ManifestIndex) -> None:
+    # The eighth expression is of row 3, the first ref of image 2: sentences 1 + 2 + 3 before it, then its second.
+    sample = list(stream(urls(dataset), geometry=GEOMETRY, num_tokens=6))[7]
+
+    assert (sample.image_id, sample.ref_id, sample.sent_id) == (2, 200, 2001)
+    assert torch.equal(sample.image, GEOMETRY.apply_image(train_index.decode_image(2)))
+    assert sample.mask.tolist() == GEOMETRY.apply_mask(train_index.counts(3), train_index.size(3)).tolist()
+    assert sample.token_ids[:5].tolist() == train_index.token_ids(3, 1)[:5].tolist()
+    assert sample.token_ids[5] == EOS_ID
+    assert sample.token_mask.all()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+def test_workers_share_the_shards_and_torch_makes_batches(
+    dataset: Path, train_index: ManifestIndex, num_workers: int
+) -> None:
+    samples = stream(urls(dataset), geometry=GEOMETRY, num_tokens=12, shuffle_images=4)
+
+    batches: list[StreamSample] = list(DataLoader(samples, batch_size=8, num_workers=num_workers))
+
+    found = [pair for batch in batches for pair in zip(batch.ref_id.tolist(), batch.sent_id.tolist(), strict=True)]
+    assert sorted(found) == sorted(known_ids(train_index))
+    assert batches[0].image.shape == (8, 3, 24, 28)
+
+
+def test_shuffling_changes_with_seed_and_epoch(dataset: Path) -> None:
+    def order(**options: int) -> list[int]:
+        options = {"shuffle_images": 6, **options}
+        return [sample.sent_id for sample in stream(urls(dataset), geometry=GEOMETRY, num_tokens=12, **options)]
+
+    assert order() == order()
+    assert order() != order(epoch=1)
+    assert order() != order(seed=1)
+    assert sorted(order()) == sorted(order(shuffle_images=0))
+
+
+def test_a_tar_of_someone_else_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        header = tarfile.TarInfo("1.png")
+        header.size = 3
+        tar.addfile(header, BytesIO(b"PNG"))
+    with pytest.raises(DatasetError, match=r"other.tar: sample 1: found no member 'json', expected jpg and json"):
+        list(stream([str(tmp_path / "other.tar")], geometry=GEOMETRY, num_tokens=12))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        for name, data in (("1.jpg", b"no picture"), ("1.json", b'{"refs": []}')):
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, BytesIO(data))
+    with pytest.raises(DatasetError, match=r"bad.tar: sample 1: cannot be decoded: .*; `refseg verify` the dataset"):
+        list(stream([str(tmp_path / "bad.tar")], geometry=GEOMETRY, num_tokens=12))
+
+
+def test_nothing_to_stream_is_refused() -> None:
+    with pytest.raises(UsageError, match="no tar to stream; expected at least one url"):
+        stream([], geometry=GEOMETRY, num_tokens=12)
