@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pipelines.plan import TOOL_KEYS, Plan, differing_keys, make_plan, plan_keys
 from pipelines.publish import publish, publish_bytes
 from pipelines.records import find_split, make_records
 from pipelines.rejects import REJECTS_NAME, Reject, write_rejects
-from pipelines.shards import BUILD_FOLDER, Receipt, find_receipt, reject_image
+from pipelines.shards import BUILD_FOLDER, RECEIPTS_FOLDER, Receipt, find_receipt, reject_image
 from pipelines.sources.raw import RawDataset
 from pipelines.sources.refer import find_refer_folder, read_refer
 from pipelines.verify import verify_dataset
@@ -255,8 +255,9 @@ def _check_unfinished(out: Path, keys: dict[str, str]) -> None:
         _refuse_other_inputs(out, begun_with, keys)
         return
     # Killed before the plan was written: the folder holds nothing but traces of that.
-    traces = [*out.glob("*"), *out.glob(f"{BUILD_FOLDER}/*")]
-    foreign = [path for path in traces if path.name not in (BUILD_FOLDER, _LOCK_NAME) and not _is_temporary(path)]
+    traces = [*out.glob("*"), *out.glob(f"{BUILD_FOLDER}/*"), *out.glob(f"{BUILD_FOLDER}/{RECEIPTS_FOLDER}/*")]
+    ours = (BUILD_FOLDER, RECEIPTS_FOLDER, _LOCK_NAME)
+    foreign = [path for path in traces if path.name not in ours and not _is_temporary(path)]
     if foreign:
         raise UsageError(
             f"--out {out}: holds {foreign[0].name} and no build of ours; expected a new or empty folder for the dataset"
@@ -278,7 +279,7 @@ def _own_folder(out: Path, plan: Plan) -> Iterator[None]:
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     build_folder = out / BUILD_FOLDER
     is_new = not (build_folder / _PLAN_NAME).exists()
-    (build_folder / "receipts").mkdir(parents=True, exist_ok=True)
+    (build_folder / RECEIPTS_FOLDER).mkdir(parents=True, exist_ok=True)
     with (build_folder / _LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,8 +297,9 @@ def _own_folder(out: Path, plan: Plan) -> Iterator[None]:
                     (out / f"{task.name}.tar").unlink(missing_ok=True)
                     (out / f"{task.name}.parquet").unlink(missing_ok=True)
                 shutil.rmtree(build_folder)
-                for folder in missing:
-                    folder.rmdir()
+                with suppress(OSError):  # somebody else uses a folder that we made on the way
+                    for folder in missing:
+                        folder.rmdir()
             raise
         except KeyboardInterrupt:
             logger.warning("%s: interrupted; run the same command again to go on", out)

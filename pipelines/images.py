@@ -23,6 +23,8 @@ LAYOUTS = (
 )
 """Folders looked through, in this order, below the folder given."""
 
+_JPEG_START = b"\xff\xd8\xff"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
@@ -83,6 +85,8 @@ def find_jpeg_fault(data: bytes, height: int, width: int) -> tuple[str, str] | N
     try:
         picture = JpegImagePlugin.JpegImageFile(BytesIO(data))
     except (SyntaxError, OSError, ValueError):
+        if data.startswith(_JPEG_START):
+            return "truncated_image", f"ends or is damaged within its first {len(data)} bytes; fetch the file again"
         start = f"starts with {data[:4].hex(' ')}" if data else "is empty"
         return "not_a_jpeg", f"{start}, expected a JPEG; fetch the file again"
     if picture.size != (width, height):

@@ -21,6 +21,8 @@ from refseg.schema import ImageLocation, RefRecord
 
 BUILD_FOLDER = ".build"
 """Holds plan, receipts and temporary files inside the dataset's folder while it is built."""
+RECEIPTS_FOLDER = "receipts"
+"""Within `BUILD_FOLDER`: one file per finished shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ def find_receipt(task: ShardTask) -> Receipt | None:
 
 def receipt_path(folder: Path, name: str) -> Path:
     """Where a shard's receipt lies."""
-    return folder / BUILD_FOLDER / "receipts" / f"{name}.json"
+    return folder / BUILD_FOLDER / RECEIPTS_FOLDER / f"{name}.json"
 
 
 def sample_json(records: Sequence[RefRecord]) -> bytes:
