@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,10 @@ def tiny(tmp_path: Path) -> TinyRefer:
 
 
 @pytest.fixture
-def contents() -> Iterator[Callable[[Path], dict[str, bytes]]]:
+def contents() -> Callable[[Path], dict[str, bytes]]:
     """Everything below a folder, by relative path."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    yield read
+    return read

@@ -15,7 +15,13 @@ RIGHT = [3.0, 1.0, 7.0, 1.0, 7.0, 4.0, 3.0, 4.0]
 def annotation(segmentation: object, ann_id: int = 1) -> Annotation:
     polygons, rles = read_segmentation(segmentation, SIZE)
     return Annotation(
-        ann_id=ann_id, category_id=1, iscrowd=False, area=1.0, box_xywh=(0.0, 0.0, 1.0, 1.0), polygons=polygons, rles=rles
+        ann_id=ann_id,
+        category_id=1,
+        iscrowd=False,
+        area=1.0,
+        box_xywh=(0.0, 0.0, 1.0, 1.0),
+        polygons=polygons,
+        rles=rles,
     )
 
 

@@ -25,7 +25,13 @@ def test_a_ref_becomes_a_record_with_mask_and_tokens(tiny: Any) -> None:
 
     assert not rejects
     record = records[0]
-    assert (record.dataset, record.split_by, record.split, record.ref_id, record.image_id) == ("refcoco", "unc", "val", 70, 7)
+    assert (record.dataset, record.split_by, record.split, record.ref_id, record.image_id) == (
+        "refcoco",
+        "unc",
+        "val",
+        70,
+        7,
+    )
     assert (record.file_name, record.height, record.width) == ("COCO_train2014_000000000007.jpg", 10, 20)
     assert (record.category, record.box_xywh, record.area) == ("person", (0.0, 2.0, 4.0, 4.0), 16)
     # rows 2 to 5 of columns 0 to 3; columns are 10 pixels high
@@ -111,7 +117,12 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_annotation, {"area": None}, "malformed_annotation", "has area None"),
     (_annotation, {"bbox": [1, 2, 3]}, "malformed_annotation", r"has bbox \[1, 2, 3\]"),
     (_annotation, {"iscrowd": 2}, "malformed_annotation", "has iscrowd 2"),
-    (_annotation, {"segmentation": [[1, 2, 3, 4]]}, "bad_segmentation", "annotation 70: one of its polygons has 4 numbers"),
+    (
+        _annotation,
+        {"segmentation": [[1, 2, 3, 4]]},
+        "bad_segmentation",
+        "annotation 70: one of its polygons has 4 numbers",
+    ),
     (_annotation, {"segmentation": [[5, 5, 5, 5, 5, 5]]}, "empty_mask", "annotation 70 covers no pixel"),
 ]
 
@@ -150,10 +161,12 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-near_values = st.sampled_from([7, 70, -1, [70], [-1], "val", "person", [[0, 0, 4, 0, 4, 4]], {"size": [10, 20], "counts": "0"}])
+near_values = st.sampled_from(
+    [7, 70, -1, [70], [-1], "val", "person", [[0, 0, 4, 0, 4, 4]], {"size": [10, 20], "counts": "0"}]
+)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_record_ends_as_a_row_or_a_reject(tiny: Any, data: st.DataObject) -> None:
     ref, image, annotation = dict(tiny.refs[0]), dict(tiny.images[0]), dict(tiny.annotations[0])

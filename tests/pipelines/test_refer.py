@@ -57,7 +57,9 @@ def test_a_pickle_that_asks_for_code_is_refused_by_name_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     data = pickle.dumps([_Malicious()], protocol=protocol)
 
-    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.p: the pickle asks for posix\.system, expected plain dicts"):
+    with pytest.raises(
+        AnnotationError, match=r"refs\(unc\)\.p: the pickle asks for posix\.system, expected plain dicts"
+    ):
         load_plain_pickle(data, Path("refs(unc).p"))
 
     assert not (tmp_path / "ran").exists()
@@ -87,7 +89,9 @@ def test_wrong_paths_say_what_is_expected_where(tiny: Any, tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"--annotations .*nowhere: no such folder; expected one that holds refcoco/"):
         read_refer(UNC, tmp_path / "nowhere")
     tiny.write()
-    with pytest.raises(UsageError, match=r"found refs\(unc\)\.p, expected refs\(google\)\.p or \.json for refcoco/google"):
+    with pytest.raises(
+        UsageError, match=r"found refs\(unc\)\.p, expected refs\(google\)\.p or \.json for refcoco/google"
+    ):
         read_refer(find_dataset("refcoco/google"), tiny.root)
     (tiny.root / "refcoco" / "instances.json").unlink()
     with pytest.raises(UsageError, match=r"found no instances\.json"):

@@ -1,0 +1,164 @@
+"""SIGKILL at every step that touches the disk: the next run ends with the same bytes, no reader is fooled meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.build import build_dataset
+
+# Runs in a process of its own and forks before anything has started a thread. Each child kills itself at its n-th
+# call of a function that changes the disk; then another child builds to the end. Prints one line per point.
+DRIVER = """
+import os, pathlib, signal, sys
+from pathlib import Path
+from pipelines.build import BuildOptions, build_dataset
+from pipelines.tars import TarWriter
+
+data, base, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+
+def options(out):
+    return BuildOptions(dataset="refcoco/unc", annotations=data, out=out, workers=1, images_per_shard=2)
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(3)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def killed_at(point, out):
+    calls = 0
+    def count(function):
+        def wrapped(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return wrapped
+    os.fsync = count(os.fsync)
+    os.rmdir = count(os.rmdir)
+    os.unlink = count(os.unlink)
+    for owner, names in ((Path, ("replace", "write_bytes", "mkdir")), (TarWriter, ("add", "finish"))):
+        for name in names:
+            setattr(owner, name, count(getattr(owner, name)))
+    build_dataset(options(out))
+
+point = 1
+while True:
+    out = base / f"killed-{point}"
+    status = in_child(lambda: killed_at(point, out))
+    if status == 0:
+        break
+    finished = (out / "refseg.json").exists()
+    again = in_child(lambda: build_dataset(options(out)))
+    print(point, status, finished, again, flush=True)
+    point += stride
+"""
+
+
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_build_killed_anywhere_ends_with_the_same_bytes(
+    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], stride: int
+) -> None:
+    build_dataset(tiny.options(tmp_path / "whole"))
+    expected = contents(tmp_path / "whole")
+
+    command = [sys.executable, "-c", DRIVER, str(tiny.root), str(tmp_path), str(stride)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    points = [line.split() for line in run.stdout.splitlines()]
+    assert len(points) * stride > 60, run.stderr
+    for point, status, finished, again in points:
+        assert status == str(-signal.SIGKILL)
+        assert again == "0", run.stderr
+        assert contents(tmp_path / f"killed-{point}") == expected
+        # Only a kill after the descriptor's rename leaves a dataset, and then it is whole.
+        assert finished == "False" or int(point) > int(points[-1][0]) - 10
+
+
+def _children(pid: int) -> list[int]:
+    """Python processes below a process, the resource tracker left out."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+
+
+SLOW_BUILD = """
+import sys, time
+from pathlib import Path
+from pipelines.build import BuildOptions, build_dataset
+
+if __name__ == "__main__":
+    data, out = map(Path, sys.argv[1:])
+    options = BuildOptions(dataset="refcoco/unc", annotations=data, out=out, workers=2, images_per_shard=1)
+    build_dataset(options, progress=lambda done, total: (print(done, flush=True), time.sleep(60)))
+"""
+
+
+def test_workers_end_with_a_killed_parent_and_the_next_run_finishes(
+    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    out = tmp_path / "out"
+    tiny.write()
+    script = tmp_path / "slow_build.py"
+    script.write_text(SLOW_BUILD)
+    parent = subprocess.Popen([sys.executable, script, tiny.root, out], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        assert parent.stdout.readline() == "1\n"  # a first shard is there, the parent dozes
+        workers = _children(parent.pid)
+        parent.kill()
+        parent.wait()
+
+    assert len(workers) == 2
+    deadline = time.monotonic() + 10
+    while any(_is_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    assert not (out / "refseg.json").exists()
+    build_dataset(tiny.options(out, images_per_shard=1))
+    build_dataset(tiny.options(tmp_path / "whole", images_per_shard=1))
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir() or os.name != "posix", reason="looks processes up in /proc")
+def test_ctrl_c_leaves_a_build_that_goes_on(
+    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    out = tmp_path / "out"
+    tiny.write()
+    script = tmp_path / "slow_build.py"
+    script.write_text(SLOW_BUILD)
+    # A session of its own, so that the signal reaches parent and workers as a terminal's Ctrl-C does.
+    parent = subprocess.Popen(
+        [sys.executable, script, tiny.root, out],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "1\n"
+    os.killpg(parent.pid, signal.SIGINT)
+    _, stderr = parent.communicate(timeout=20)
+
+    assert stderr.count("Traceback") == 1  # the parent's own KeyboardInterrupt, none of a worker
+    assert not (out / "refseg.json").exists()
+    build_dataset(tiny.options(out, images_per_shard=1))
+    build_dataset(tiny.options(tmp_path / "whole", images_per_shard=1))
+    assert contents(out) == contents(tmp_path / "whole")
