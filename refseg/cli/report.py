@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refseg.data.index import ManifestIndex
@@ -75,9 +75,9 @@ def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, Man
     return indexes
 
 
-def _read_json(path: Path) -> dict[str, dict[str, object]]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Facts beside the checkpoints; a folder with nothing but results has none."""
     if not path.is_file():
         return {}
-    content: dict[str, dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content

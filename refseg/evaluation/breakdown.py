@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from refseg.evaluation.metrics import mean_iou, overall_iou
 from refseg.evaluation.protocols import Protocol, counts, row_ious
 
-_WORDS = (("1–2 words", 1), ("3–4", 3), ("5–6", 5), ("7–9", 7), ("10 and more", 10))
+_WORDS = (("1–2 words", 1.0), ("3–4", 3.0), ("5–6", 5.0), ("7–9", 7.0), ("10 and more", 10.0))
 _SHARES = (("under 1 %", 0.0), ("1–3 %", 0.01), ("3–10 %", 0.03), ("10–30 %", 0.1), ("over 30 %", 0.3))
 
 

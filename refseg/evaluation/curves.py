@@ -10,8 +10,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
 _MAX_POINTS = 240
 """More than this cannot be told apart at this width."""
 
-Points = Sequence[tuple[float, float]]
-"""`(step, value)`, in the order of the steps."""
+_Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +55,19 @@ class Chart:
     bottom: int = HEIGHT - _BOTTOM
 
 
-def draw_chart(title: str, curves: dict[str, Points], *, percent: bool = False, first_step: int = 0) -> Chart | None:
-    """Lay out curves over a shared axis of steps, from `first_step` and from the value 0 on.
+def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, percent: bool = False) -> Chart | None:
+    """Lay out curves over a shared axis of steps; both axes start at 0.
 
-    Values that are not finite are left out; None if nothing is left.
+    Args:
+        title: What is shown.
+        curves: By name: `(step, value)` in the order of the steps.
+        percent: Values are fractions, shown as percent.
+
+    Returns:
+        None if no value is left once those that are not finite are left out.
     """
     finite = {
-        name: _thin([(step, value) for step, value in points if math.isfinite(value)])
+        name: _thin([(float(step), value) for step, value in points if math.isfinite(value)])
         for name, points in curves.items()
     }
     finite = {name: points for name, points in finite.items() if points}
@@ -70,10 +75,10 @@ def draw_chart(title: str, curves: dict[str, Points], *, percent: bool = False, 
         return None
     last_step = max(points[-1][0] for points in finite.values())
     y_values = _ticks(max(value for points in finite.values() for _, value in points))
-    x_values = [step for step in _ticks(last_step) if first_step <= step <= last_step]
+    x_values = [step for step in _ticks(last_step) if step <= last_step]
 
     def place(step: float, value: float) -> tuple[float, float]:
-        x = _LEFT + (step - first_step) / max(last_step - first_step, 1) * (WIDTH - _LEFT - _RIGHT)
+        x = _LEFT + step / max(last_step, 1) * (WIDTH - _LEFT - _RIGHT)
         y = HEIGHT - _BOTTOM - value / y_values[-1] * (HEIGHT - _TOP - _BOTTOM)
         return round(x, 1), round(y, 1)
 
@@ -97,8 +102,8 @@ def draw_chart(title: str, curves: dict[str, Points], *, percent: bool = False, 
             for name, ((start, first), *_, (end, last)) in ((name, [*p[:1], *p[-1:]]) for name, p in finite.items())
         ),
         lines=lines,
-        x_ticks=tuple((place(step, 0)[0], _short(step)) for step in x_values),
-        y_ticks=tuple((place(first_step, y)[1], f"{100 * y:g}" if percent else _short(y)) for y in y_values),
+        x_ticks=tuple((place(step, 0.0)[0], _short(step)) for step in x_values),
+        y_ticks=tuple((place(0.0, y)[1], f"{100 * y:g}" if percent else _short(y)) for y in y_values),
     )
 
 
@@ -112,7 +117,7 @@ def _ticks(highest: float) -> list[float]:
     return [round(number * step, 12) for number in range(math.ceil(highest / step * (1 - 1e-9)) + 1)]
 
 
-def _thin(points: Points) -> Points:
+def _thin(points: _Points) -> _Points:
     """At most `_MAX_POINTS` points, each the mean of its neighbours; the first and last step keep their place."""
     if len(points) <= _MAX_POINTS:
         return points
@@ -124,4 +129,4 @@ def _thin(points: Points) -> Points:
 def _short(value: float) -> str:
     if value >= 1000:
         return f"{value / 1000:g}k"
-    return f"{value:.2g}".replace("e-0", "e-")
+    return f"{value:.3g}".replace("e-0", "e-")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from refseg.data.index import ManifestIndex
 from refseg.evaluation.overlay import draw_overlay
-from refseg.evaluation.protocols import Protocol, row_ious
+from refseg.evaluation.protocols import Protocol, counts, row_ious
 from refseg.evaluation.rows import PREDICTION_FIELD
 from refseg.evaluation.run_lengths import draw_runs
 
@@ -51,9 +51,10 @@ class ExampleGroup:
 
 
 def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *, number: int) -> list[ExampleGroup]:
-    """Choose and draw the best, the worst and some random sentences; no picture is shown twice.
+    """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
 
-    Chance is a hash of the ids, so a report made again shows the same. A table without predictions gives none.
+    Of those as bad, the largest targets come first: they should have been easy. Chance is a hash of the ids, so a
+    report made again shows the same. A table without predictions gives none.
 
     Args:
         table: Rows of a split of the index.
@@ -69,19 +70,28 @@ def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *
     images = table.column("image_id").to_numpy()
     orders = {
         "Best": np.lexsort((chance, -ious)),
-        "Worst": np.lexsort((chance, ious)),
+        "Worst": np.lexsort((chance, -counts(table, "target_area"), ious)),
         "Random": np.argsort(chance, kind="stable"),
     }
-    groups, shown = [], set[int]()
-    for name, order in orders.items():
-        examples = []
-        for place in order.tolist():
-            image = int(images[place])
-            if len(examples) < number and image not in shown:
-                shown.add(image)
-                examples.append(_draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), index))
-        groups.append(ExampleGroup(name=name, examples=tuple(examples)))
-    return [group for group in groups if group.examples]
+    return [
+        ExampleGroup(
+            name=name,
+            examples=tuple(
+                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), index)
+                for place in _first_per_image(order.tolist(), images.tolist(), number)
+            ),
+        )
+        for name, order in orders.items()
+    ]
+
+
+def _first_per_image(order: list[int], images: list[int], number: int) -> list[int]:
+    chosen: dict[int, int] = {}
+    for place in order:
+        if len(chosen) == number:
+            break
+        chosen.setdefault(images[place], place)
+    return list(chosen.values())
 
 
 def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:

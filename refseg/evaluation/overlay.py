@@ -5,7 +5,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-FILL = (0, 158, 247)
+FILL = (0, 224, 255)
 """RGB of the predicted fill; with `OUTLINE` it can be told apart without seeing red and green."""
 OUTLINE = (255, 214, 10)
 """RGB of the target's outline, on a dark edge that shows on bright pictures."""
@@ -21,7 +21,7 @@ def draw_overlay(
 
     Args:
         picture: RGB.
-        predicted: Filled in blue, half through; what lies outside stays as it is.
+        predicted: Filled in cyan, half through; what lies outside stays as it is.
         target: Outlined in yellow, inside its border.
     """
     drawn = picture.copy()

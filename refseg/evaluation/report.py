@@ -153,7 +153,7 @@ def build_report(
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    def points(kind: str, key: str) -> list[tuple[float, float]]:
+    def points(kind: str, key: str) -> list[tuple[int, float]]:
         return [(line["step"], line[key]) for line in metrics if line["kind"] == kind and key in line]
 
     charts = (

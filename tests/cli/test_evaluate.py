@@ -1,0 +1,112 @@
+"""`refseg evaluate` and `refseg report` over the real chain: toy shards, a tiny trained model, one process and two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from refseg.cli import main
+from refseg.evaluation.protocols import score
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def evaluated(toy_run: Path) -> Path:
+    """The run with scores and control of its val split beside it."""
+    assert main(["evaluate", str(toy_run), "--save-predictions"]) == 0
+    assert main(["evaluate", str(toy_run), "--shuffled-sentences"]) == 0
+    return toy_run
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_rows_and_scores_lie_beside_the_run(evaluated: Path) -> None:
+    folder = evaluated / "evaluation"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "rows-val-shuffled.parquet", "rows-val.parquet", "scores-val-shuffled.json", "scores-val.json",
+    ]  # fmt: skip
+    rows, written = pq.read_table(folder / "rows-val.parquet"), read(folder / "scores-val.json")
+    assert written["scores"] == score(rows).by_name()
+    assert written["num_sentences"] == len(rows) > 50
+    assert (written["dataset"], written["split"]) == ("toy/refseg", "val")
+    assert any("> 0.5" in rule for rule in written["rules"])
+    assert written["facts"]["sentence_order"] == "own"
+    assert read(folder / "scores-val-shuffled.json")["facts"]["sentence_order"] == "shuffled"
+
+
+def test_validation_in_training_and_evaluation_give_the_same_scores(evaluated: Path) -> None:
+    scores = read(evaluated / "evaluation" / "scores-val.json")
+    lines = [json.loads(line) for line in (evaluated / "metrics.jsonl").read_text().splitlines()]
+
+    (validated,) = [line for line in lines if line["kind"] == "val" and line["step"] == scores["step"]]
+    assert scores["scores"] == pytest.approx({name: validated[name] for name in scores["scores"]}, abs=1e-4)
+
+
+def test_two_processes_give_the_rows_of_one(evaluated: Path, tmp_path: Path) -> None:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER", "WORLD"))}
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml"),
+        "-m", "refseg", "evaluate", str(evaluated), "--save-predictions", "--out", str(tmp_path), "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean, timeout=300, check=False)
+
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)  # one process speaks
+    assert printed["num_processes"] == 2
+    one = pq.read_table(evaluated / "evaluation" / "rows-val.parquet")
+    two = pq.read_table(tmp_path / "rows-val.parquet")
+    assert two.equals(one, check_metadata=True)
+
+
+def test_scores_are_printed_with_their_rules(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(evaluated), "--split", "testA", "--out", str(tmp_path)]) == 0
+
+    printed = capsys.readouterr().out
+    assert "toy/refseg testA" in printed
+    for name in ("oIoU", "mIoU", "Pr@0.5", "Pr@0.9", "probability > 0.5", "original size"):
+        assert name in printed
+
+
+def test_an_unknown_split_names_those_there_are(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(evaluated), "--split", "testC", "--out", str(tmp_path)]) == 2
+
+    assert "has no split 'testC'; expected some of train, val, testA, testB" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_path: Path) -> None:
+    assert main(["report", str(evaluated), "--out", str(tmp_path / "page.html")]) == 0
+
+    page = (tmp_path / "page.html").read_text()
+    for outside in ("http:", "https:", "<script", "<link", "url(", "@import"):
+        assert outside not in page
+    assert page.count("data:image/jpeg;base64,") > 6
+    assert page.count("<svg") == 4  # histogram and three curves
+    assert "SHUFFLED CONTROL" in page
+    assert "probability &gt; 0.5" in page
+    assert read(evaluated / "evaluation" / "scores-val.json")["dataset_digest"][:16] in page
+    assert "| oIoU | mIoU | Pr@0.5 |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_report_without_scores_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "run `refseg evaluate` first" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "gone")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--out", "page.pdf"]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

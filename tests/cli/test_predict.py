@@ -1,0 +1,56 @@
+"""`refseg predict` writes what it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg.cli import main
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_masks_and_overlays_are_written_at_the_pictures_size(
+    toy_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    texts = ["the red square", "the blue circle"]
+    assert main(["predict", str(photo), *texts, "--checkpoint", str(toy_run), "--out", str(out), "--json"]) == 0
+
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["height"], printed["width"]) == (40, 60)
+    assert [entry["text"] for entry in printed["predictions"]] == texts
+    for entry in printed["predictions"]:
+        mask = np.asarray(Image.open(entry["mask"]))
+        assert mask.shape == (40, 60)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert (mask > 0).mean() == entry["covered_share"]
+        assert np.asarray(Image.open(entry["overlay"])).shape == (40, 60, 3)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "photo-1.mask.png", "photo-1.overlay.png", "photo-2.mask.png", "photo-2.overlay.png",
+    ]  # fmt: skip
+
+
+def test_one_text_is_told_in_words(
+    toy_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(photo), "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]) == 0
+
+    assert "the red one: " in capsys.readouterr().out
+    assert (tmp_path / "photo.mask.png").is_file()
+
+
+def test_a_missing_picture_is_an_error_of_one_line_and_writes_nothing(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["predict", "gone.jpg", "a cat", "--checkpoint", str(toy_run), "--out", str(out)]) == 1
+
+    assert capsys.readouterr().err == "refseg: error: gone.jpg: no such file; expected an image\n"
+    assert not out.exists()
