@@ -1,6 +1,6 @@
 """Sentences that are true of exactly one object of a scene, checked against the scene.
 
-    attributes   the large blue star
+    attributes   the large blue bars
     place        leftmost red circle · the square at the top
     relation     the red circle left of the small blue square
 
@@ -155,7 +155,7 @@ def _related(head: Description, scene: Scene) -> list[Description]:
     anchors = [
         anchor
         for thing in scene.things
-        if thing not in matching  # "the star left of the large star" would leave open which one is meant
+        if thing not in matching  # "the square left of the large square" would leave open which one is meant
         for named in _NAMED
         if (anchor := _head(thing, named)).shape and anchor.matches(scene) == (thing,)
     ]
