@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,16 @@ def test_a_report_without_scores_says_what_to_do(tmp_path: Path, capsys: pytest.
     assert main(["report", str(tmp_path), "--out", "page.pdf"]) == 2
     assert "ends in .html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_is_not_drawn_over_other_pictures(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
+    scores = tmp_path / "evaluation" / "scores-val.json"
+    scores.write_text(json.dumps({**read(scores), "dataset_digest": "0" * 64}))
+
+    assert main(["report", str(tmp_path)]) == 2
+
+    assert "but val was scored on 000000000000" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()

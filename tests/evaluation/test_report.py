@@ -1,0 +1,125 @@
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+from refseg.errors import UsageError
+from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.examples import choose_examples
+from refseg.evaluation.protocols import ORIGINAL, RowFacts
+from refseg.evaluation.report import Report, RunRecord, build_report
+from refseg.evaluation.results import Results, load_results, save_results
+
+RUN = RunRecord(name="my <run>", metrics=[], recipe={"model": {"name": "fcnet", "image_weights": ""}}, environment={})
+
+
+@pytest.fixture
+def index(write_stripes: Callable[..., Path]) -> ManifestIndex:
+    """Three pictures: found, half found, and missed."""
+    pictures = [
+        {"size": (32, 64), "stripes": {"red": (0, 16)}, "refs": [((0, end), [f"{text} red"])]}
+        for end, text in ((16, "the <b>"), (32, "half"), (16, "too long to find: blue and not"))
+    ]
+    pictures[2]["stripes"] = {"blue": (0, 16)}
+    return ManifestIndex.open(write_stripes(*pictures), ["val"])
+
+
+@pytest.fixture
+def results(index: ManifestIndex, colour_model: Any) -> Results:
+    rows = evaluate_model(
+        colour_model,
+        index,
+        accelerator=Accelerator(cpu=True),
+        geometry=Geometry(kind="letterbox", size=(32, 64)),
+        num_tokens=12,
+        images_per_batch=3,
+        save_predictions=True,
+    )
+    origin = {
+        "checkpoint": "run/step-1", "step": 1200, "trained_on": "toy/refseg", "trained_on_digest": "a" * 64,
+        "data": "shards/toy", "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
+    }  # fmt: skip
+    return Results(rows=rows, origin=origin)
+
+
+def build(results: list[Results], **indexes: ManifestIndex) -> Report:
+    return build_report(RUN, results, indexes, written_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+
+
+def test_examples_are_the_best_the_worst_and_some(index: ManifestIndex, results: Results) -> None:
+    groups = choose_examples(results.rows, ORIGINAL, index, number=2)
+
+    assert [group.name for group in groups] == ["Best", "Worst", "Random"]
+    assert [example.iou for example in groups[0].examples] == [1.0, 0.5]
+    assert [example.iou for example in groups[1].examples] == [0.0, 0.5]
+    assert len(groups[2].examples) == 2
+    assert groups == choose_examples(results.rows, ORIGINAL, index, number=2)
+
+
+def test_an_example_says_in_words_what_it_shows(index: ManifestIndex, results: Results) -> None:
+    best = choose_examples(results.rows, ORIGINAL, index, number=1)[0].examples[0]
+
+    assert "the target covers 25.0%, the prediction 25.0%" in best.alt
+
+
+def test_words_of_others_are_shown_and_not_run(index: ManifestIndex, results: Results) -> None:
+    page = build([results], val=index).html
+
+    assert "my &lt;run&gt;" in page
+    assert "the &lt;b&gt; red" in page
+    assert "<b> red" not in page
+
+
+def test_scores_stand_beside_their_rules_on_the_page_and_in_markdown(index: ManifestIndex, results: Results) -> None:
+    report = build([results], val=index)
+
+    # Unions of 16, 32 and 16 columns, of which 16, 16 and none are found.
+    assert results.scores.overall_iou == 0.5
+    for text in (report.html, report.markdown):
+        assert "50.00" in text
+        assert all(
+            rule.replace(">", "&gt;").replace("'", "&#39;") in text or rule in text for rule in results.scores.rules()
+        )
+        assert "step" in text
+        assert "2026-01-02 03:04 UTC" in text
+
+
+def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
+    assert "name its folder with --data" in build([results]).html
+
+    bare = replace(results, rows=results.rows.drop_columns(["predicted_counts"]))
+    assert "with --save-predictions" in build([bare]).html
+
+
+def test_results_come_back_as_they_were_with_controls_last(results: Results, tmp_path: Path) -> None:
+    facts = replace(RowFacts.of(results.rows), sentence_order="shuffled")
+    control = replace(results, rows=facts.attach(results.rows))
+    save_results(tmp_path, control)
+    save_results(tmp_path, replace(results, origin={**results.origin, "split": "testA"}))
+    save_results(tmp_path, results)
+
+    loaded = load_results(tmp_path)
+
+    assert [(found.origin["split"], found.is_control) for found in loaded] == [
+        ("val", False), ("testA", False), ("val", True),
+    ]  # fmt: skip
+    assert loaded[0].origin == results.origin
+    assert loaded[0].rows.equals(results.rows)
+    assert loaded[0].scores == results.scores
+
+
+def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path) -> None:
+    save_results(tmp_path, results).unlink()
+
+    with pytest.raises(
+        UsageError, match=r"scores-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
+    ):
+        load_results(tmp_path)
+    with pytest.raises(UsageError, match=r"found no scores-\*\.json"):
+        load_results(tmp_path / "elsewhere")
