@@ -1,0 +1,53 @@
+"""The command line as a whole: quick, torch-free until a command needs it, helpful everywhere."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from refseg.cli import COMMANDS, main
+
+
+def test_help_is_quick_and_does_not_import_torch() -> None:
+    program = "import sys; from refseg.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+
+    assert done.stdout.endswith("False\n")
+    # A promise to users, not a benchmark: 0.05 s where nothing else runs, and the tests beside this one do.
+    assert seconds < 2.0
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"  refseg {command}" in printed.split("example:\n")[1]
+
+
+def test_no_command_prints_help_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["biuld-shards"])
+
+    assert stop.value.code == 2
+    assert "build-shards" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+
+    assert capsys.readouterr().out == "refseg 0.1.0\n"
