@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,25 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from refseg.config import TrainConfig
+    from refseg.evaluation.results import save_results
     from refseg.training.launch import start_accelerator
     from refseg.training.trainer import leave_process_group
 
     # Scores are computed in float32 whatever precision the run trained in: TrainConfig's default.
     accelerator = start_accelerator(TrainConfig())
-    try:
-        results = _evaluate(args, accelerator)
-        if accelerator.is_main_process:
-            from refseg.evaluation.results import save_results
-
-            rows = save_results(args.out or args.checkpoint / "evaluation", results)
-            if args.json:
-                print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
-            else:
-                _print(results, rows)
-    finally:
-        # After an error the others are not waited for: they may be stuck in the step this one left.
-        if sys.exc_info()[0] is None:
-            leave_process_group()
+    results = _evaluate(args, accelerator)
+    if accelerator.is_main_process:
+        rows = save_results(args.out or args.checkpoint / "evaluation", results)
+        if args.json:
+            print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
+        else:
+            _print(results, rows)
+    leave_process_group()
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 340, 200
 """Size of the drawing in SVG units."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
 _MAX_POINTS = 240
 """More than this cannot be told apart at this width."""
 
@@ -90,7 +90,7 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
             name=name,
             path="M" + "L".join(f"{x} {y}" for x, y in (place(*point) for point in points)),
             dots=tuple((*place(step, value), f"step {step:g}: {say(value)}") for step, value in points)
-            if len(points) <= 40
+            if len(points) <= 20
             else (),
         )
         for name, points in finite.items()
