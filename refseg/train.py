@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from refseg.config import load_recipe
 
         recipe = load_recipe(args.recipe, args.set)
+        from refseg.training.launch import die_with_launcher
         from refseg.training.trainer import leave_process_group, train
 
+        die_with_launcher()
         train(recipe, args.out)
         leave_process_group()
     except RefsegError as error:

@@ -1,7 +1,10 @@
 """How this process came up: with as many others as were asked for, on which device, with how many threads."""
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +50,18 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         torch.set_num_threads(threads)
         logger.info("%d CPU processes here, %d threads each", num_local, threads)
     return accelerator
+
+
+def die_with_launcher() -> None:
+    """Ask Linux to end this process when the launcher ends, even by SIGKILL.
+
+    The launchers start their processes in sessions of their own: without this, they train on unseen after the launcher
+    is killed, and whoever gives the same command again has two runs in one folder.
+    """
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if by_launcher and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> None:

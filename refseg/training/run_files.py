@@ -1,10 +1,13 @@
 """What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,34 @@ import torch
 from refseg import __version__
 from refseg.config import Recipe
 from refseg.descriptor import Descriptor
+from refseg.errors import TrainingError
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
+_LOCK_NAME = ".lock"
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pyarrow", "safetensors")
+
+
+@contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock ends with the process, however that ends.
+
+    Raises:
+        TrainingError: If another process trains into it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK_NAME).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingError(
+                f"{out}: process {file.read().strip() or 'unknown'} is training into this folder; "
+                "let it finish, end it, or choose another --out"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 class MetricsLog:

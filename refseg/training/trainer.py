@@ -53,7 +53,7 @@ from refseg.training.checkpoint import (
 from refseg.training.launch import start_accelerator
 from refseg.training.losses import mask_loss
 from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from refseg.training.run_files import MetricsLog, write_run_facts
+from refseg.training.run_files import MetricsLog, lock_run, write_run_facts
 from refseg.training.window import MetricsWindow
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,11 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
         RecipeError: If the recipe asks for what cannot be, or `out` holds a run of another recipe.
         CheckpointError: If `out` holds checkpoints but no sound one.
         DatasetError: If the dataset is unusable, or not the one the run began with.
-        TrainingError: If processes are missing, or the loss stops being a number.
+        TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
     """
-    return _Trainer(recipe, out, start_accelerator(recipe.train)).run()
+    accelerator = start_accelerator(recipe.train)
+    with lock_run(out) if accelerator.is_main_process else nullcontext():
+        return _Trainer(recipe, out, accelerator).run()
 
 
 def leave_process_group() -> None:
@@ -197,7 +199,6 @@ class _Trainer:
         """The checkpoint to go on from; rank 0 looks, so that all ranks take the same."""
         found: list[Path | None] = [None]
         if self.is_main:
-            self.out.mkdir(parents=True, exist_ok=True)
             found[0] = latest_checkpoint(self.out)
         broadcast_object_list(found)
         folder = found[0]

@@ -20,7 +20,7 @@ from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, RecipeError, TrainingError
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, read_state
-from refseg.training.run_files import read_metrics
+from refseg.training.run_files import lock_run, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = ["--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml")]
@@ -219,26 +219,61 @@ def test_frozen_batchnorm_keeps_its_statistics(overrides: list[str], tmp_path: P
     assert not any(mean.any() for mean in means)
 
 
-def test_sigkill_and_the_same_command_give_the_unbroken_trace(overrides: list[str], tmp_path: Path) -> None:
-    reference, out = tmp_path / "reference", tmp_path / "killed"
-    longer = [*overrides, "train.epochs=4", "train.max_steps=24", "train.keep_checkpoints=1"]
-    trainer.train(load_recipe("toy-quick", longer), reference)
-    command = ["refseg/train.py", "toy-quick", "--out", str(out), "--set", *longer]
-    first = start(command)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "step 6/24" in line:
-            os.killpg(first.pid, signal.SIGKILL)
+def kill_after(run: "subprocess.Popen[str]", step: str) -> None:
+    """Kill the launcher alone, and wait until nobody is left who could write to its output."""
+    assert run.stdout is not None
+    for line in run.stdout:
+        if step in line:
+            run.kill()
             break
-    first.stdout.close()
-    assert first.wait() == -signal.SIGKILL
+    run.stdout.read()
+    run.stdout.close()
+    assert run.wait() == -signal.SIGKILL
+
+
+def kill_and_resume(launch: list[str], out: Path, overrides: list[str]) -> None:
+    command = [*launch, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides]
+    kill_after(start(command), "step 6/24")
     assert not (out / "checkpoints" / "step-00000024").exists(), "killed too late to test anything"
-
     output, _ = (second := start(command)).communicate(timeout=300)
-
     assert second.returncode == 0, output
     assert "going on from" in output
-    assert_same_run(out, reference)
+
+
+LONGER = ["train.epochs=4", "train.max_steps=24", "train.keep_checkpoints=1"]
+
+
+def test_sigkill_and_the_same_command_give_the_unbroken_trace(overrides: list[str], tmp_path: Path) -> None:
+    longer = [*overrides, *LONGER]
+    trainer.train(load_recipe("toy-quick", longer), tmp_path / "reference")
+    kill_and_resume([], tmp_path / "killed", longer)
+
+    assert_same_run(tmp_path / "killed", tmp_path / "reference")
+
+
+@pytest.mark.slow
+def test_sigkill_of_two_processes_and_the_same_command_give_the_unbroken_trace(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    longer = [*overrides, *LONGER]
+    reference = start(
+        [*TWO_PROCESSES, "refseg/train.py", "toy-quick", "--out", str(tmp_path / "reference"), "--set", *longer]
+    )
+    output, _ = reference.communicate(timeout=300)
+    assert reference.returncode == 0, output
+    kill_and_resume(TWO_PROCESSES, tmp_path / "killed", longer)
+
+    assert_same_run(tmp_path / "killed", tmp_path / "reference")
+
+
+def test_two_runs_in_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with (
+        lock_run(tmp_path),
+        pytest.raises(TrainingError, match=rf"process {os.getpid()} on .* is training into this folder"),
+    ):
+        trainer.train(recipe, tmp_path)
+    with lock_run(tmp_path):
+        pass
 
 
 def test_two_processes_see_every_sentence_once_an_epoch_and_train_as_one(
