@@ -59,7 +59,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == called:  # only the called command is imported: `refseg --help` stays quick

@@ -11,9 +11,7 @@ from refseg.config import TrainConfig
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 
-def build_optimizer(
-    config: TrainConfig, groups: Mapping[str, NamedParameters], *, fused: bool
-) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainConfig, groups: Mapping[str, NamedParameters]) -> torch.optim.Optimizer:
     """Build Adam or AdamW over a model's parameter groups.
 
     Each group of the optimiser holds its own `base_lr`; `set_learning_rate` multiplies it. CRIS's code means to
@@ -23,7 +21,6 @@ def build_optimizer(
     Args:
         config: The recipe's `[train]` section.
         groups: `backbone` and `rest`, as a model's `parameter_groups` gives them.
-        fused: One kernel for all tensors; for a GPU.
     """
     scales = {"backbone": config.backbone_lr_scale, "rest": 1.0}
     settings = [
@@ -38,7 +35,7 @@ def build_optimizer(
         if parameters
     ]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(settings, fused=fused)
+    return kind(settings, fused=True)  # one kernel for all tensors
 
 
 def _by_decay(named: NamedParameters, weight_decay: float) -> Iterable[tuple[float, list[nn.Parameter]]]:

@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +107,7 @@ def write_run_facts(out: Path, recipe: Recipe, descriptor: Descriptor, *, num_pr
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
         "num_processes": num_processes,
+        "command": shlex.join(sys.argv),
         "dataset": descriptor.dataset,
         "dataset_digest": descriptor.digest,
     }

@@ -133,7 +133,7 @@ class _Trainer:
         self.total_steps = min(self.steps_per_epoch * recipe.train.epochs, recipe.train.max_steps or sys.maxsize)
         if resumed is not None:
             load_weights(model, resumed)
-        optimizer = build_optimizer(recipe.train, model.parameter_groups(), fused=accelerator.device.type == "cuda")
+        optimizer = build_optimizer(recipe.train, model.parameter_groups())
         self.model = model
         """The model itself, for validation and checkpoints."""
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
@@ -186,6 +186,7 @@ class _Trainer:
             expressions_per_image=data.expressions_per_image,
             global_batch=config.global_batch,
             num_tokens=data.num_tokens,
+            trim_tokens=True,  # exact: text is causal and padding is masked
             seed=config.seed,
             shuffle=True,
             remainder=data.remainder,

@@ -33,7 +33,7 @@ def test_stopping_early_does_not_bend_the_curve() -> None:
 
 def test_the_backbone_has_its_tenth_and_vectors_do_not_decay() -> None:
     config = TrainConfig(optimizer="adamw", lr=1e-3, weight_decay=0.05)
-    optimizer = build_optimizer(config, {"backbone": named((3, 3), (3,)), "rest": named((2, 2, 2))}, fused=False)
+    optimizer = build_optimizer(config, {"backbone": named((3, 3), (3,)), "rest": named((2, 2, 2))})
     set_learning_rate(optimizer, 0.5)
 
     found = [(len(group["params"]), group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
@@ -41,7 +41,7 @@ def test_the_backbone_has_its_tenth_and_vectors_do_not_decay() -> None:
 
 
 def test_adam_is_plain_adam() -> None:
-    optimizer = build_optimizer(TrainConfig(), {"backbone": named((3,)), "rest": named((2,))}, fused=False)
+    optimizer = build_optimizer(TrainConfig(), {"backbone": named((3,)), "rest": named((2,))})
 
     assert type(optimizer) is torch.optim.Adam
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-5), pytest.approx(1e-4)]
