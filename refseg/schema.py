@@ -44,7 +44,9 @@ DATASETS: dict[str, DatasetSpec] = {
     for spec in (
         DatasetSpec(dataset="refcoco", split_by="unc", folder="refcoco", splits=("train", "val", "testA", "testB")),
         DatasetSpec(dataset="refcoco", split_by="google", folder="refcoco", splits=("train", "val", "test")),
-        DatasetSpec(dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=("train", "val", "testA", "testB")),
+        DatasetSpec(
+            dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=("train", "val", "testA", "testB")
+        ),
         DatasetSpec(dataset="refcocog", split_by="umd", folder="refcocog", splits=("train", "val", "test")),
         DatasetSpec(dataset="refcocog", split_by="google", folder="refcocog", splits=("train", "val")),
         # The bundled pictures and the toy generator, in the same source format.
