@@ -78,9 +78,7 @@ def _strings(tree: object) -> Iterator[str]:
             yield from _strings(value)
 
 
-def test_ids_equal_open_clip_on_every_real_evaluation_sentence(
-    shared_data: Path, open_clip_tokenizer
-) -> None:
+def test_ids_equal_open_clip_on_every_real_evaluation_sentence(shared_data: Path, open_clip_tokenizer) -> None:
     strings: list[str] = []
     for path in sorted((shared_data / "refcoco-eval-json").glob("*.json")):
         strings += _strings(json.loads(path.read_text(encoding="utf-8")))  # file names too

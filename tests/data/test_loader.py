@@ -97,10 +97,11 @@ def test_a_batch_by_image_shares_each_decoded_image(train_index: ManifestIndex, 
         assert first.image_index[i] == train_index.row_image[row]
 
 
-def test_two_refs_of_one_image_in_a_batch_have_a_copy_each(train_index: ManifestIndex) -> None:
+def test_two_refs_of_one_image_in_a_batch_have_a_copy_each(train_index: ManifestIndex, decoded: list[int]) -> None:
     batch = next(iter(make_loader(train_index, shuffle=False)))
 
     # Rows 0 | 1 2 | 3 4 5 are of images 0, 1, 2.
+    assert decoded == [0, 1, 2]
     assert batch.images.shape[0] == 6
     assert torch.equal(batch.images[1], batch.images[2])
     assert torch.equal(batch.images[3], batch.images[5])
