@@ -35,7 +35,9 @@ def build_optimizer(config: TrainConfig, groups: Mapping[str, NamedParameters]) 
         if parameters
     ]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(settings, fused=True)  # one kernel for all tensors
+    # Not fused: on a CPU that kernel pairs weights and gradients by place in memory, which is wrong where one of the
+    # two is channels_last and the other is not, and says nothing.
+    return kind(settings)
 
 
 def _by_decay(named: NamedParameters, weight_decay: float) -> Iterable[tuple[float, list[nn.Parameter]]]:

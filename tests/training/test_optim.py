@@ -45,3 +45,21 @@ def test_adam_is_plain_adam() -> None:
 
     assert type(optimizer) is torch.optim.Adam
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-5), pytest.approx(1e-4)]
+
+
+def test_a_step_is_the_same_whatever_the_memory_order_of_weights_and_gradients() -> None:
+    # PyTorch's fused CPU kernel fails this: it walks both in memory order.
+    stepped = []
+    for weight_format, gradient_format in (
+        (torch.contiguous_format,) * 2,
+        (torch.channels_last, torch.contiguous_format),
+    ):
+        weight = torch.nn.Parameter(torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=weight_format))
+        optimizer = build_optimizer(TrainConfig(), {"backbone": [], "rest": [("weight", weight)]})
+        for step in range(2):
+            gradient = torch.arange(24.0).sub(6 * step + 7).reshape(2, 3, 2, 2)
+            weight.grad = gradient.contiguous(memory_format=gradient_format)
+            optimizer.step()
+        stepped.append(weight.detach())
+
+    torch.testing.assert_close(stepped[0], stepped[1], rtol=0, atol=0)
