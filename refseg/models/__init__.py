@@ -1,5 +1,7 @@
 """Models: `encode_image`, `encode_text`, `decode`, composed here from a recipe's `[model]` section."""
 
+from torch import nn
+
 from refseg.config import ModelConfig
 from refseg.errors import RecipeError
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
@@ -74,7 +76,12 @@ def _text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
     """The text transformer that goes with an image encoder: FCNet does not name Swin's, we take ResNet-101's."""
     match image_encoder:
         case "tiny":
-            return ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
+            encoder = ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
+            # Random words, far apart, and kept so. From CLIP's small start (0.02) a large learning rate moves all colours
+            # alike before the pixels tell them apart, and then neither side ever does: the model stays colour-blind.
+            nn.init.normal_(encoder.token_embedding.weight)
+            encoder.token_embedding.requires_grad_(False)
+            return encoder
         case "clip_resnet50":
             return ClipTextEncoder(output_dim=1024)
     return ClipTextEncoder(output_dim=512)
