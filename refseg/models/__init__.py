@@ -77,8 +77,8 @@ def _text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
     match image_encoder:
         case "tiny":
             encoder = ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
-            # Random words, far apart, and kept so. From CLIP's small start (0.02) a large learning rate moves all colours
-            # alike before the pixels tell them apart, and then neither side ever does: the model stays colour-blind.
+            # Random words, far apart, and kept so. From CLIP's small start (0.02) a large learning rate moves all
+            # colours alike before the pixels tell them apart, and then neither side ever does.
             nn.init.normal_(encoder.token_embedding.weight)
             encoder.token_embedding.requires_grad_(False)
             return encoder
