@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for_end
 
 from pipelines.plan import ShardTask
@@ -32,18 +34,30 @@ def run_local(tasks: Sequence[ShardTask], workers: int) -> Iterator[Receipt]:
         yield from map(build_shard, tasks)
         return
     # Spawned, not forked: a fork of a process with threads (Arrow has some) can hang.
+    resource_tracker.ensure_running()  # its start would let interrupts through again
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         waiting = list(reversed(tasks))
         at_work: set[Future[Receipt]] = set()
         while waiting or at_work:
             while waiting and len(at_work) < _TASKS_IN_FLIGHT * workers:
-                at_work.add(pool.submit(build_shard, waiting.pop()))
+                with _interrupts_held():
+                    at_work.add(pool.submit(build_shard, waiting.pop()))
             done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start: they inherit that, and none dies with a traceback during its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker() -> None:

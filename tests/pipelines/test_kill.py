@@ -162,3 +162,20 @@ def test_ctrl_c_leaves_a_build_that_goes_on(
     build_dataset(tiny.options(out, images_per_shard=1))
     build_dataset(tiny.options(tmp_path / "whole", images_per_shard=1))
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_interrupt_while_workers_start_shows_no_traceback(tiny: Any, tmp_path: Path) -> None:
+    """Ctrl-C goes to every process at once; workers are busy with their imports for some tenths of a second."""
+    command = [sys.executable, "-m", "refseg", "build-shards", "refcoco/unc", "--annotations", str(tiny.write())]
+    command += ["--out", str(tmp_path / "out"), "--workers", "2", "--images-per-shard", "1"]
+    build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{build.pid}/task/{build.pid}/children")
+    while build.poll() is None and len(children.read_text().split()) < 3:  # two workers and the resource tracker
+        time.sleep(0.005)
+    time.sleep(0.05)
+
+    os.killpg(build.pid, signal.SIGINT)
+
+    error = build.communicate(timeout=60)[1]
+    assert build.returncode == 130
+    assert "Traceback" not in error
