@@ -4,14 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.published import SplitCounts, published_counts
 from pipelines.rejects import REJECTS_NAME
 from refseg.descriptor import load_descriptor
-from refseg.errors import UsageError
+from refseg.errors import DatasetError, UsageError
 
 TOKEN_LIMITS = (17, 20, 22)
 """Lengths others cut at: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
@@ -80,7 +82,7 @@ def stats_dataset(folder: Path) -> DatasetStats:
 
     Raises:
         UsageError: If there is no such folder.
-        DatasetError: If it holds no finished dataset.
+        DatasetError: If it holds no finished dataset, or a manifest cannot be read.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
@@ -92,7 +94,7 @@ def stats_dataset(folder: Path) -> DatasetStats:
         splits.append(_split_stats(split, shards, published.get(split)))
     rejects: dict[str, int] = {}
     if descriptor.num_rejects:
-        rejects = dict(Counter(pq.read_table(folder / REJECTS_NAME, columns=["reason"])["reason"].to_pylist()))
+        rejects = dict(Counter(row["reason"] for row in _read_columns(folder / REJECTS_NAME, ["reason"])))
     return DatasetStats(
         dataset=descriptor.dataset,
         digest=descriptor.digest,
@@ -110,7 +112,7 @@ def _split_stats(split: str, manifests: Sequence[Path], published: SplitCounts |
     num_refs = num_no_target = 0
     for path in manifests:
         columns = ["image_id", "height", "width", "area", "no_target", "sentences"]
-        for row in pq.read_table(path, columns=columns).to_pylist():
+        for row in _read_columns(path, columns):
             num_refs += 1
             images.add(row["image_id"])
             if row["no_target"]:
@@ -131,6 +133,16 @@ def _split_stats(split: str, manifests: Sequence[Path], published: SplitCounts |
         refs_per_image=num_refs / len(images),
         sentences_per_ref=len(tokens) / num_refs,
     )
+
+
+def _read_columns(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:  # a path would be read as a dataset where it is a folder
+            rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path}: cannot be read as Parquet ({reason}); see `refseg verify`") from error
+    return rows
 
 
 def _lengths(lengths: Sequence[int]) -> Lengths:

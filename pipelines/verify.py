@@ -107,6 +107,12 @@ def _check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
         yield fault(f"tokenizer {descriptor.tokenizer}", f"{tokenizer.IDENTITY}")
     if descriptor.plan_fingerprint != fingerprint(descriptor.plan_keys):
         yield fault(f"plan fingerprint {descriptor.plan_fingerprint:.12}", "the hash of its plan keys")
+    for source in descriptor.sources:
+        planned = descriptor.plan_keys.get(f"source {source.name}")
+        if source.sha256 != planned:
+            yield fault(
+                f"source {source.name} with sha256 {source.sha256!s:.12}", f"{planned!s:.12} as in its plan keys"
+            )
     names = [entry.name for entry in descriptor.shards]
     for entry in descriptor.shards:
         if entry.split not in spec.splits or not re.fullmatch(re.escape(entry.split) + r"-\d{5,}", entry.name):

@@ -126,10 +126,30 @@ def load_descriptor(folder: Path) -> Descriptor:
         digest = fields.pop("digest")
         fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
         fields["sources"] = tuple(SourceFile(**source) for source in fields["sources"])
+        if not isinstance(fields["licences"], list):
+            raise TypeError(f"licences is {fields['licences']!r:.40}")
         fields["licences"] = tuple(fields["licences"])
         descriptor = Descriptor(**fields)
+        _check_types(descriptor)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from error
     if descriptor.digest != digest:
         raise DatasetError(f"{path}: its digest does not match its shard list; build the dataset again")
     return descriptor
+
+
+def _check_types(descriptor: Descriptor) -> None:
+    """Of the fields that no digest covers: a reader that formats or counts with them must not fall over later."""
+    expected = {
+        "dataset": str,
+        "refseg_version": str,
+        "plan_fingerprint": str,
+        "mask_rule": str,
+        "num_rejects": int,
+        "tokenizer": dict,
+        "plan_keys": dict,
+    }
+    for name, kind in expected.items():
+        value = getattr(descriptor, name)
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r:.40}, expected {kind.__name__}")

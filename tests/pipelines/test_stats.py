@@ -63,3 +63,15 @@ def test_only_finished_datasets_are_counted(tmp_path: Path) -> None:
         stats_dataset(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="no finished dataset"):
         stats_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 but no more PAR1", None])
+def test_a_damaged_manifest_is_named(tiny: Any, tmp_path: Path, damage: bytes | None) -> None:
+    build_dataset(tiny.options(tmp_path / "out"))
+    path = tmp_path / "out" / "val-00000.parquet"
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+
+    with pytest.raises(DatasetError, match=r"val-00000\.parquet: cannot be read as Parquet .*; see `refseg verify`"):
+        stats_dataset(tmp_path / "out")

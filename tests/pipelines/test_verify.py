@@ -257,3 +257,27 @@ def test_many_faults_of_a_shard_are_summed_up(tiny: Any, tmp_path: Path) -> None
 def test_a_folder_that_is_not_there_is_a_wrong_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere: no such folder"):
         verify_dataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("plan_fingerprint", None), ("plan_keys", "x"), ("num_rejects", None), ("licences", "x"), ("tokenizer", None)],
+)
+def test_a_field_of_another_type_is_a_fault(field: str, value: object, built: Path) -> None:
+    fields = json.loads((built / "refseg.json").read_text())
+    (built / "refseg.json").write_text(json.dumps({**fields, field: value}))
+
+    (fault,) = verify_dataset(built)
+
+    assert f"{built}/refseg.json: cannot be read" in fault.found
+    assert field in fault.found
+
+
+def test_a_source_hash_that_the_plan_does_not_know_is_a_fault(built: Path) -> None:
+    fields = json.loads((built / "refseg.json").read_text())
+    fields["sources"][0]["sha256"] = "0" * 64
+    (built / "refseg.json").write_text(json.dumps(fields))
+
+    (fault,) = verify_dataset(built)
+
+    assert re.search(r"found source refcoco/refs\(unc\)\.\w+ with sha256 0{12}, expected", str(fault))
