@@ -115,6 +115,8 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_annotation, {"category_id": 9}, "unknown_category", "category 9 of annotation 70"),
     (_annotation, {"category_id": "1"}, "malformed_annotation", "has category_id '1'"),
     (_annotation, {"area": None}, "malformed_annotation", "has area None"),
+    (_annotation, {"area": 10**400}, "malformed_annotation", "has area 1000"),
+    (_annotation, {"area": float("inf")}, "malformed_annotation", "has area inf"),
     (_annotation, {"bbox": [1, 2, 3]}, "malformed_annotation", r"has bbox \[1, 2, 3\]"),
     (_annotation, {"iscrowd": 2}, "malformed_annotation", "has iscrowd 2"),
     (
