@@ -14,6 +14,7 @@ LAYOUTS = (
     "",
     "images/train2014",  # CRIS, ReLA
     "images/mscoco/images/train2014",  # REFER, LAVT, LISA
+    "mscoco/images/train2014",  # the same, from its images/ folder
     "images/mscoco/train2014",  # PolyFormer, SeqTR
     "train2014",  # CARIS, MaskRIS, COCO's own
     "trainval2014",  # DMMI
