@@ -49,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif not isinstance(error, UsageError):  # wrong usage is everybody's, and rank 0 says it
             sys.stderr.write(f"refseg: error: rank {rank}: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"refseg: error: {error.filename}: {error.strerror}; see to the path, its rights and space\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("refseg: interrupted; the same command goes on from the last checkpoint\n")
         return 130

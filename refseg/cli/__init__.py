@@ -46,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (`| head`) is gone: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"refseg: error: {error.filename}: {error.strerror}; see to the path, its rights and space", file=sys.stderr
+        )
+        return 1
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,19 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         main(["--version"])
 
     assert capsys.readouterr().out == "refseg 0.1.0\n"
+
+
+def test_a_path_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(_args: object) -> int:
+        (tmp_path / "file" / "folder").mkdir()
+        return 0
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("refseg.cli.stats.run", write)
+
+    assert main(["stats", "anywhere"]) == 1
+    assert capsys.readouterr().err == (
+        f"refseg: error: {tmp_path}/file/folder: Not a directory; see to the path, its rights and space\n"
+    )

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from refseg.config import TrainConfig
 from refseg.errors import RecipeError, TrainingError
+from refseg.train import main
 from refseg.training import launch
 
 ALONE = {"ACCELERATE_MIXED_PRECISION": "no"}
@@ -53,3 +56,16 @@ def test_synchronised_batchnorm_without_gpus_is_refused_for_several_processes() 
     launch._refuse_gpu_settings(TrainConfig(batchnorm="sync"), 1)
     with pytest.raises(RecipeError, match=r"train\.batchnorm: found 'sync' without GPUs"):
         launch._refuse_gpu_settings(TrainConfig(batchnorm="sync"), 2)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("refseg.training.launch.die_with_launcher", lambda: None)
+    monkeypatch.setattr("refseg.training.trainer.train", lambda _recipe, out: out.mkdir())
+
+    assert main(["toy", "--out", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err == (
+        f"refseg: error: {tmp_path}/file: File exists; see to the path, its rights and space\n"
+    )
