@@ -90,8 +90,13 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(
 
 def _children(pid: int) -> list[int]:
     """Python processes below a process, the resource tracker left out."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+
+
+def _hear_interrupts() -> None:
+    """Undo a shell's habit: what it starts in the background ignores Ctrl-C, and so do all its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 SLOW_BUILD = """
@@ -151,6 +156,7 @@ def test_ctrl_c_leaves_a_build_that_goes_on(
     parent = subprocess.Popen(
         [sys.executable, script, tiny.root, out],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )  # fmt: skip
     assert parent.stdout is not None
     assert parent.stdout.readline() == "1\n"
@@ -168,7 +174,14 @@ def test_an_interrupt_while_workers_start_shows_no_traceback(tiny: Any, tmp_path
     """Ctrl-C goes to every process at once; workers are busy with their imports for some tenths of a second."""
     command = [sys.executable, "-m", "refseg", "build-shards", "refcoco/unc", "--annotations", str(tiny.write())]
     command += ["--out", str(tmp_path / "out"), "--workers", "2", "--images-per-shard", "1"]
-    build = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    build = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hear_interrupts,
+    )
     children = Path(f"/proc/{build.pid}/task/{build.pid}/children")
     while build.poll() is None and len(children.read_text().split()) < 3:  # two workers and the resource tracker
         time.sleep(0.005)
