@@ -1,4 +1,4 @@
-"""The README shows what is there: its code is the tested file, its commands are ones that parse, its links lead somewhere."""
+"""The README shows what is there: tested code, commands that parse, recipes and links that exist."""
 
 import re
 import shlex
