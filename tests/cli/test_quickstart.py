@@ -1,5 +1,6 @@
 """`refseg quickstart` runs every step for real, on a few scenes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ def test_quickstart_goes_from_drawing_to_a_report_and_may_be_run_again(
     assert main(["quickstart", "--out", str(out), "--images", "80"]) == 0
     first = capfd.readouterr()
     assert main(["quickstart", "--out", str(out), "--images", "80"]) == 0
-    assert "oIoU, unseen scenes" in capfd.readouterr().out
+    second = capfd.readouterr()
 
     for text in ("oIoU, unseen scenes", "oIoU, sentences shuffled within each image", "report.html"):
         assert text in first.out.split("Done in")[1]
     assert (out / "run/report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert list((out / "predictions").glob("*.png"))
+    assert re.search(r"step (\d+)/\1 ", first.err)  # trained to its last step
+    assert "is trained" in second.err  # what is done is not done again
+    assert "oIoU, unseen scenes" in second.out
 
 
 def test_a_step_that_fails_ends_the_quickstart_with_its_message(

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from refseg.data.index import ManifestIndex
-from refseg.data.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Geometry, normalise
+from refseg.data.transforms import Geometry, normalise
+from refseg.models.image_encoder import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 from .conftest import run_lengths
 
