@@ -37,7 +37,7 @@ class ManifestRow:
         Raises:
             AnnotationError: If the values make no record.
         """
-        names = ("shard", "image_offset", "image_bytes", "image_xxh3")
+        names = tuple(ImageLocation.__slots__)
         location = ImageLocation(**{name: fields[name] for name in names})
         rest = {name: value for name, value in fields.items() if name not in names}
         rest["box_xywh"] = tuple(rest["box_xywh"])

@@ -18,7 +18,7 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
     """Rasterise a target by pycocotools and join its parts.
 
     Args:
-        annotations: Whose shapes make the target; none give an empty mask.
+        annotations: Whose shapes make the target, or the box of one without a shape; none give an empty mask.
         size: `(height, width)` of the image, in pixels.
         rule: `union`: pixels of any part. `legacy`: pixels of exactly one part, as code has it that sums the
             parts and tests `== 1` (LAVT and its forks).
@@ -33,6 +33,8 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
             parts += coco_mask.frPyObjects([list(polygon) for polygon in annotation.polygons], height, width)
         for rle in annotation.rles:
             parts.append(coco_mask.frPyObjects({"size": list(rle.size), "counts": list(rle.counts)}, height, width))
+        if not (annotation.polygons or annotation.rles):
+            parts += coco_mask.frPyObjects([list(annotation.box_xywh)], height, width)
     if not parts:
         return Rle(size=size, counts=(height * width,))
     if rule == "legacy":

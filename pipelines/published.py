@@ -1,17 +1,9 @@
 """Counts that the datasets' authors and users published, to hold a build against."""
 
 import json
-from dataclasses import dataclass
 from importlib.resources import files
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitCounts:
-    """How much a split holds; None where nobody published it."""
-
-    images: int | None
-    refs: int | None
-    sentences: int | None
+from refseg.descriptor import SplitCounts
 
 
 def published_counts(dataset_id: str) -> dict[str, SplitCounts]:

@@ -104,8 +104,9 @@ def _make_record(raw: RawDataset, ref: Any, mask_rule: str) -> RefRecord:
         box_xywh=_surrounding_box([annotation.box_xywh for annotation in annotations]),
         area=mask_area(mask),
         no_target=not annotations,
+        box_only=any(not (annotation.polygons or annotation.rles) for annotation in annotations),
         mask=mask,
-        sentences=_sentences(ref),
+        sentences=_sentences(ref, no_target=not annotations),
         annotations=annotations,
     )
 
@@ -146,6 +147,7 @@ def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
 
 
 def _annotation(raw: RawDataset, ann_id: int, image_id: int, size: tuple[int, int]) -> Annotation:
+    box_targets = raw.box_targets
     record = raw.annotations.get(ann_id)
     if record is None:
         raise _RefFault(
@@ -168,8 +170,10 @@ def _annotation(raw: RawDataset, ann_id: int, image_id: int, size: tuple[int, in
     iscrowd = record.get("iscrowd", 0)
     if iscrowd not in (0, 1):
         raise _RefFault("malformed_annotation", f"{place} has iscrowd {_short(iscrowd)}, expected 0 or 1")
+    segmentation = record.get("segmentation")
     try:
-        polygons, rles = read_segmentation(record.get("segmentation"), size)
+        # `None` stands for "nobody drew it" (a source of boxes); an empty list is a fault.
+        polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
     except AnnotationError as error:
         raise _RefFault("bad_segmentation", f"{place}: {error}") from error
     left, top, box_width, box_height = map(float, box)
@@ -207,17 +211,17 @@ def _surrounding_box(boxes: Sequence[_Box]) -> _Box:
     return left, top, right - left, bottom - top
 
 
-def _sentences(ref: dict[Any, Any]) -> tuple[Sentence, ...]:
+def _sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, ...]:
     found = ref.get("sentences")
     if not isinstance(found, list | tuple) or not all(isinstance(sentence, dict) for sentence in found):
         raise _RefFault("malformed_ref", f"found sentences {_short(found)}, expected a list of dicts")
     if not found:
         raise _RefFault("no_sentence", "found no sentence, expected at least one")
     sent_ids = ref.get("sent_ids")
-    return tuple(_sentence(sentence, position, sent_ids) for position, sentence in enumerate(found))
+    return tuple(_sentence(sentence, position, sent_ids, no_target) for position, sentence in enumerate(found))
 
 
-def _sentence(record: dict[Any, Any], position: int, sent_ids: Any) -> Sentence:
+def _sentence(record: dict[Any, Any], position: int, sent_ids: Any, no_target: bool) -> Sentence:
     place = f"sentences[{position}]"
     sent = record.get("sent")
     if not isinstance(sent, str) or not _is_text(sent):
@@ -235,7 +239,17 @@ def _sentence(record: dict[Any, Any], position: int, sent_ids: Any) -> Sentence:
         raise _RefFault("malformed_ref", f"{place} has raw {_short(raw)}, expected text")
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) and _is_text(word) for word in words):
         raise _RefFault("malformed_ref", f"{place} has tokens {_short(words)}, expected a list of words")
-    return Sentence(sent_id=int(sent_id or 0), raw=raw, sent=sent, words=tuple(words), token_ids=tokenizer.encode(sent))
+    exist = record.get("exist", True)  # R-RefCOCO's name
+    if exist not in (True, False):
+        raise _RefFault("malformed_ref", f"{place} has exist {_short(exist)}, expected true or false")
+    return Sentence(
+        sent_id=int(sent_id or 0),
+        raw=raw,
+        sent=sent,
+        words=tuple(words),
+        token_ids=tokenizer.encode(sent),
+        exists=bool(exist) and not no_target,
+    )
 
 
 def _integer(ref: dict[Any, Any], name: str) -> int:

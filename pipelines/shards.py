@@ -67,13 +67,18 @@ def build_shard(task: ShardTask) -> Receipt:
             rejects += faults
             if not faults:
                 num_images += 1
+                tar.begin_sample()
+                offset = tar.add(f"{sample.key}.jpg", data)
+                tar.add(f"{sample.key}.json", sample_json(sample.records))
+                sample_bytes, sample_xxh3 = tar.end_sample()
                 location = ImageLocation(
                     shard=f"{task.name}.tar",
-                    image_offset=tar.add(f"{sample.key}.jpg", data),
+                    image_offset=offset,
                     image_bytes=len(data),
                     image_xxh3=xxhash.xxh3_64_hexdigest(data),
+                    sample_bytes=sample_bytes,
+                    sample_xxh3=sample_xxh3,
                 )
-                tar.add(f"{sample.key}.json", sample_json(sample.records))
                 rows += [ManifestRow(record=record, location=location) for record in sample.records]
         tar.finish()
     rows_sha256 = write_manifest(parquet_temporary, rows)
@@ -82,6 +87,7 @@ def build_shard(task: ShardTask) -> Receipt:
             name=task.name,
             split=task.split,
             num_images=num_images,
+            num_samples=num_images,
             num_refs=len(rows),
             num_sentences=sum(len(row.record.sentences) for row in rows),
             tar_bytes=tar.num_bytes,
@@ -143,6 +149,7 @@ def sample_json(records: Sequence[RefRecord]) -> bytes:
                 "category": record.category,
                 "box_xywh": record.box_xywh,
                 "no_target": record.no_target,
+                "box_only": record.box_only,
                 "mask": {"size": record.mask.size, "counts": record.mask.counts},
                 "sentences": [
                     {
@@ -150,6 +157,7 @@ def sample_json(records: Sequence[RefRecord]) -> bytes:
                         "raw": sentence.raw,
                         "sent": sentence.sent,
                         "token_ids": sentence.token_ids,
+                        "exists": sentence.exists,
                     }
                     for sentence in record.sentences
                 ],

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.published import SplitCounts, published_counts
+from pipelines.published import published_counts
 from pipelines.rejects import REJECTS_NAME
-from refseg.descriptor import load_descriptor
+from refseg.descriptor import SplitCounts, load_descriptor
 from refseg.errors import DatasetError, UsageError
 
 TOKEN_LIMITS = (17, 20, 22)
@@ -62,7 +62,10 @@ class SplitStats:
         """Which of `images`, `refs`, `sentences` differ from the published counts."""
         if self.published is None:
             return ()
-        pairs = {name: (getattr(self.counts, name), getattr(self.published, name)) for name in SplitCounts.__slots__}
+        pairs = {
+            name: (getattr(self.counts, name), getattr(self.published, name))
+            for name in ("images", "refs", "sentences")
+        }
         return tuple(name for name, (found, published) in pairs.items() if published not in (None, found))
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
+
 from refseg.errors import DatasetError
 
 BLOCK = 512
@@ -27,6 +29,8 @@ class TarWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self._sample_digest = xxhash.xxh3_64()
+        self._sample_start = 0
         self.num_bytes = 0
 
     def add(self, name: str, payload: bytes) -> int:
@@ -45,6 +49,15 @@ class TarWriter:
         self._write(bytes(-len(payload) % BLOCK))
         return offset
 
+    def begin_sample(self) -> None:
+        """Count and hash from here on what `end_sample` tells."""
+        self._sample_digest.reset()
+        self._sample_start = self.num_bytes
+
+    def end_sample(self) -> tuple[int, str]:
+        """Bytes since `begin_sample` and their XXH3-64, 16 hexadecimal digits."""
+        return self.num_bytes - self._sample_start, self._sample_digest.hexdigest()
+
     def finish(self) -> None:
         """Append the two zero blocks that end a tar."""
         self._write(_END)
@@ -57,6 +70,7 @@ class TarWriter:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
+        self._sample_digest.update(data)
         self.num_bytes += len(data)
 
 

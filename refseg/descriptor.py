@@ -4,12 +4,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from refseg.errors import DatasetError
 from refseg.schema import FORMAT_VERSION
+from refseg.storage import open_folder
 
 DESCRIPTOR_NAME = "refseg.json"
+_STRICT = ConfigDict(extra="forbid")  # an unknown field is another release's: not to be passed over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,19 +23,23 @@ class ShardEntry:
     Attributes:
         name: For example `train-00000`.
         split: The split all its refs belong to.
-        num_images: Samples in the tar.
+        num_images: Images the manifest's rows speak of.
+        num_samples: Samples in the tar: fewer than `num_images` where images lie in a pool; 0: there is no tar.
         num_refs: Rows in the manifest.
         num_sentences: Sentences over all rows.
-        tar_bytes: Size of the tar.
-        tar_sha256: Of the tar.
+        tar_bytes: Size of the tar; 0 without one.
+        tar_sha256: Of the tar; empty without one.
         parquet_bytes: Size of the manifest.
         parquet_sha256: Of the manifest.
         rows_sha256: Of the manifest's rows in canonical JSON: does not change with the Parquet writer's version.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     name: str
     split: str
     num_images: int
+    num_samples: int
     num_refs: int
     num_sentences: int
     tar_bytes: int
@@ -45,9 +53,79 @@ class ShardEntry:
 class SourceFile:
     """An annotation file the build read: its name, size and SHA-256."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     name: str
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCounts:
+    """How much a split holds; None where nobody counted."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    images: int | None
+    refs: int | None
+    sentences: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolTar:
+    """A tar of another dataset that rows of this one point into."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePool:
+    """Another dataset's tars, used instead of writing the same images again.
+
+    Attributes:
+        name: What rows call it: `<name>/<tar>` in their `shard`; the dataset id with `-` for `/`, by default.
+        path: Its folder, relative to this dataset's folder, or an absolute path or URL.
+        dataset: Its dataset id.
+        digest: Its digest when this dataset was built.
+        tars: Those in use.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    path: str
+    dataset: str
+    digest: str
+    tars: tuple[PoolTar, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixMember:
+    """One dataset of a mix and what became of its training refs.
+
+    Attributes:
+        dataset: Dataset id.
+        digest: Its digest when the mix was made.
+        weight: How often an epoch sees each of its samples, on average.
+        num_refs: Training refs kept.
+        dropped_refs: Training refs left out because their image is in a val or test split of some member.
+        dropped_images: Images of those.
+        leaked_images: Such images that were kept, because leaks were allowed.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    dataset: str
+    digest: str
+    weight: float
+    num_refs: int
+    dropped_refs: int
+    dropped_images: int
+    leaked_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +139,20 @@ class Descriptor:
         mask_rule: `union` or `legacy`.
         tokenizer: `name` and `vocab_sha256` of the tokenizer behind `token_ids`.
         num_rejects: Rows of `rejects.parquet`; refs in the source = rows + rejects.
+        rejects_sha256: Of `rejects.parquet`; empty without one.
         shards: In order: splits as the dataset lists them, then by number.
         sources: Annotation files read.
         licences: Of images, annotations and text, as far as the sources name them.
         format_version: Of the folder format.
         plan_keys: What `plan_fingerprint` is the hash of, by name: options, source hashes, versions.
+        source_counts: By split, what the sources hold, rejects included.
+        counts_accepted: True if the counts differ from the published ones and the user accepted that.
+        image_pools: Other datasets whose tars hold images of this one.
+        mix: Members of a mix, in order; empty for a dataset built from sources.
+        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     dataset: str
     refseg_version: str
@@ -79,6 +165,12 @@ class Descriptor:
     licences: tuple[str, ...]
     format_version: int = FORMAT_VERSION
     plan_keys: dict[str, str] = field(default_factory=dict)
+    rejects_sha256: str = ""
+    source_counts: dict[str, SplitCounts] = field(default_factory=dict)
+    counts_accepted: bool = False
+    image_pools: tuple[ImagePool, ...] = ()
+    mix: tuple[MixMember, ...] = ()
+    leaks_allowed: bool = False
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -100,22 +192,28 @@ class Descriptor:
         return json.dumps({"format": "refseg", "digest": self.digest, **asdict(self)}, indent=1) + "\n"
 
 
-def load_descriptor(folder: Path) -> Descriptor:
+def load_descriptor(folder: Path | str) -> Descriptor:
     """Read a dataset's descriptor.
 
+    Args:
+        folder: The dataset's folder, local or a URL.
+
     Raises:
-        DatasetError: If there is none (the build is not finished), it is not ours, is damaged, or is of a newer format.
+        DatasetError: If there is none (the build is not finished), it is not ours, is damaged, or is of another format.
     """
-    path = folder / DESCRIPTOR_NAME
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
-    if not path.is_file():
-        raise DatasetError(
-            f"{folder}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
-        )
+    place = open_folder(folder)
+    path = place.join(DESCRIPTOR_NAME)
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = fields.pop("format_version")
+        text = place.read(DESCRIPTOR_NAME)
+    except FileNotFoundError as error:
+        if not place.exists():
+            raise DatasetError(f"{place}: no such folder; expected a dataset made by `refseg build-shards`") from error
+        raise DatasetError(
+            f"{place}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
+        ) from error
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        version = fields["format_version"]
         if fields.pop("format") != "refseg" or not isinstance(version, int):
             raise DatasetError(f"{path}: found another format, expected refseg")
         if version != FORMAT_VERSION:
@@ -124,32 +222,13 @@ def load_descriptor(folder: Path) -> Descriptor:
                 "use the refseg release that built it, or build the dataset again with this one"
             )
         digest = fields.pop("digest")
-        fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
-        fields["sources"] = tuple(SourceFile(**source) for source in fields["sources"])
-        if not isinstance(fields["licences"], list):
-            raise TypeError(f"licences is {fields['licences']!r:.40}")
-        fields["licences"] = tuple(fields["licences"])
-        descriptor = Descriptor(**fields)
-        _check_types(descriptor)
+        descriptor = TypeAdapter(Descriptor).validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DatasetError(f"{path}: cannot be read ({where}: {first['msg']}); build the dataset again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from error
     if descriptor.digest != digest:
         raise DatasetError(f"{path}: its digest does not match its shard list; build the dataset again")
     return descriptor
-
-
-def _check_types(descriptor: Descriptor) -> None:
-    """Of the fields that no digest covers: a reader that formats or counts with them must not fall over later."""
-    expected = {
-        "dataset": str,
-        "refseg_version": str,
-        "plan_fingerprint": str,
-        "mask_rule": str,
-        "num_rejects": int,
-        "tokenizer": dict,
-        "plan_keys": dict,
-    }
-    for name, kind in expected.items():
-        value = getattr(descriptor, name)
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is {value!r:.40}, expected {kind.__name__}")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from refseg.errors import AnnotationError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the folder format: raised when an older reader could misread a newer folder."""
 
 MASK_RULES = ("union", "legacy")
@@ -25,13 +25,16 @@ class DatasetSpec:
         dataset: Name without the partition, for example `refcoco`.
         split_by: Who made the partition, for example `unc`; part of every name, never implied.
         folder: Name of the folder in REFER's layout, for example `refcoco+`.
-        splits: Splits the partition has, in canonical order; `train` comes first where there is one.
+        splits: Splits the partition has, in canonical order; `train` comes first where there is one. Empty: any
+            (`custom`); the source says which.
+        is_coco: True if image ids are COCO's, so that the same id is the same picture in every such dataset.
     """
 
     dataset: str
     split_by: str
     folder: str
     splits: tuple[str, ...]
+    is_coco: bool = True
 
     @property
     def dataset_id(self) -> str:
@@ -95,6 +98,8 @@ class Sentence:
         sent: As cleaned by the dataset's authors; what models read unless told otherwise.
         words: The authors' word list of `sent`.
         token_ids: CLIP BPE ids of `sent` with SOS and EOS, untruncated, unpadded.
+        exists: True if it names the ref's target. False: it names nothing in the image, whatever the ref's other
+            sentences name (R-RefCOCO), and its target is empty.
     """
 
     sent_id: int
@@ -102,11 +107,12 @@ class Sentence:
     sent: str
     words: tuple[str, ...]
     token_ids: tuple[int, ...]
+    exists: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """One COCO annotation, as found. Either `polygons` or `rles` holds the shape, the other is empty.
+    """One COCO annotation, as found. `polygons` or `rles` holds the shape; both are empty where only a box is known.
 
     Attributes:
         ann_id: COCO annotation id.
@@ -140,16 +146,17 @@ class RefRecord:
         file_name: Of the image in `instances.json`.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
-        category: COCO category name; empty where nothing is referred to.
+        category: COCO category name; empty where nothing is referred to, or the source has no categories.
         box_xywh: COCO's box of the target (of several annotations: the box around their boxes), in pixels.
         area: Pixels of `mask`.
         no_target: True if the sentences name nothing in this image.
+        box_only: True if an annotation has no shape but its box, so that `mask` holds the filled box.
         mask: The target at the image's size, by the dataset's mask rule.
         sentences: As annotated, at least one.
         annotations: The COCO annotations whose shapes make the mask; empty: `no_target`.
 
     Raises:
-        AnnotationError: If there is no sentence, or `no_target` disagrees with the annotations.
+        AnnotationError: If there is no sentence, or `no_target` or `box_only` disagree with annotations or sentences.
     """
 
     dataset: str
@@ -164,6 +171,7 @@ class RefRecord:
     box_xywh: tuple[float, float, float, float]
     area: int
     no_target: bool
+    box_only: bool = False
     mask: Rle
     sentences: tuple[Sentence, ...]
     annotations: tuple[Annotation, ...]
@@ -175,6 +183,10 @@ class RefRecord:
             raise AnnotationError(
                 f"{self.where}: no_target is {self.no_target} but there are {len(self.annotations)} annotations"
             )
+        if self.no_target and any(sentence.exists for sentence in self.sentences):
+            raise AnnotationError(f"{self.where}: no_target is True but a sentence exists, expected none")
+        if self.box_only != any(not (annotation.polygons or annotation.rles) for annotation in self.annotations):
+            raise AnnotationError(f"{self.where}: box_only is {self.box_only}, its annotations say otherwise")
 
     @property
     def where(self) -> str:
@@ -187,16 +199,21 @@ class ImageLocation:
     """Where the bytes of an image lie.
 
     Attributes:
-        shard: File name of the tar beside the manifest.
+        shard: File name of the tar beside the manifest, or `<pool>/<file name>` with a pool of the descriptor.
         image_offset: Of the first byte of the JPEG in the tar.
         image_bytes: Length of the JPEG.
-        image_xxh3: XXH3-64 of the JPEG, 16 hexadecimal digits; checked whenever the image is read.
+        image_xxh3: XXH3-64 of the JPEG, 16 hexadecimal digits.
+        sample_bytes: Length of the whole sample in the tar: header, JPEG, header, JSON, each with its padding. It
+            starts one block (512 bytes) before `image_offset`.
+        sample_xxh3: XXH3-64 of the whole sample; checked whenever the image is read.
     """
 
     shard: str
     image_offset: int
     image_bytes: int
     image_xxh3: str
+    sample_bytes: int
+    sample_xxh3: str
 
 
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.list_(pa.uint32()))])
@@ -216,6 +233,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("box_xywh", _BOX),
         ("area", pa.int64()),
         ("no_target", pa.bool_()),
+        ("box_only", pa.bool_()),
         ("mask", _RLE),
         (
             "sentences",
@@ -227,6 +245,7 @@ MANIFEST_SCHEMA = pa.schema(
                         ("sent", pa.string()),
                         ("words", pa.list_(pa.string())),
                         ("token_ids", pa.list_(pa.uint16())),
+                        ("exists", pa.bool_()),
                     ]
                 )
             ),
@@ -253,6 +272,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("image_offset", pa.int64()),
         ("image_bytes", pa.int64()),
         ("image_xxh3", pa.string()),
+        ("sample_bytes", pa.int64()),
+        ("sample_xxh3", pa.string()),
     ]
 )
 """One row per ref. Rows of one image are adjacent; rows are in the order of the images in the tar."""

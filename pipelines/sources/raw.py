@@ -1,5 +1,6 @@
 """What a source reader returns: refs, images and annotations as found, whatever files they came from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class RawDataset:
         categories: By category id: the name.
         licences: By the licence id of the image records: name and address.
         sources: The files read.
+        box_targets: True if an annotation without `segmentation` means its box.
     """
 
     spec: DatasetSpec
@@ -30,3 +32,30 @@ class RawDataset:
     categories: dict[int, str]
     licences: dict[int, str]
     sources: tuple[SourceFile, ...]
+    box_targets: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawSource:
+    """A dataset as its files have it, record by record: only containers are checked, records are not.
+
+    `records.py` checks the records, so that one wrong record is one reject and not the end of the file. Both iterables
+    can be gone through more than once, and hold no more in memory than the reader needs.
+
+    Attributes:
+        spec: Which dataset and partition; `splits` are filled in for `custom`.
+        refs: REFER's records: `ref_id, image_id, ann_id, split, sentences`; in the order of the file. `ann_id` is an
+            id, a list of ids, or -1, `[-1]` or None for no target. A sentence has `sent`, `sent_id`, and may have
+            `raw`, `tokens` and `exist` (False: it names nothing, whatever its ref names).
+        tables: COCO's records as `(section, record)`; sections are `images` (`id, file_name, height, width`, maybe
+            `license`), `annotations` (`id, image_id, category_id, iscrowd, area, bbox, segmentation`), `categories`
+            (`id, name`) and `licenses` (`id, name, url`), in any order and mixed.
+        sources: The files read, with their hashes.
+        box_targets: True if an annotation without `segmentation` means its box.
+    """
+
+    spec: DatasetSpec
+    refs: Iterable[Any]
+    tables: Iterable[tuple[str, Any]]
+    sources: tuple[SourceFile, ...]
+    box_targets: bool = False
