@@ -24,11 +24,12 @@ from refseg.schema import MANIFEST_SCHEMA
 
 @dataclass(frozen=True)
 class Ref:
-    """A ref to write: its mask is the rectangle `(top, left, bottom, right)`."""
+    """A ref to write: its mask is the rectangle `(top, left, bottom, right)`; some sentences may name nothing."""
 
     ref_id: int
     rectangle: tuple[int, int, int, int]
     sentences: tuple[str, ...]
+    names_nothing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
                 header = tarfile.TarInfo(f"{picture.image_id:012d}.json")
                 header.size = len(sample)
                 tar.addfile(header, io.BytesIO(sample))
+                whole = tar_bytes.getvalue()[offset - 512 : tar.offset]
                 for ref in refs:
                     rows.append(
                         {
@@ -104,6 +106,8 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
                             "image_offset": offset,
                             "image_bytes": len(jpeg),
                             "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
+                            "sample_bytes": len(whole),
+                            "sample_xxh3": xxhash.xxh3_64_hexdigest(whole),
                         }
                     )
         (folder / f"{name}.tar").write_bytes(tar_bytes.getvalue())
@@ -115,6 +119,7 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
                 name=name,
                 split=split,
                 num_images=len(pictures),
+                num_samples=len(pictures),
                 num_refs=len(rows),
                 num_sentences=sum(len(row["sentences"]) for row in rows),
                 tar_bytes=len(tar_bytes.getvalue()),
@@ -147,6 +152,7 @@ def _ref_fields(picture: Picture, ref: Ref) -> dict[str, Any]:
         "category": "thing",
         "box_xywh": [0.0, 0.0, 1.0, 1.0],
         "no_target": not mask.any(),
+        "box_only": False,
         "mask": {"size": list(picture.size), "counts": run_lengths(mask)},
         "sentences": [
             {
@@ -155,6 +161,7 @@ def _ref_fields(picture: Picture, ref: Ref) -> dict[str, Any]:
                 "sent": sentence,
                 "words": sentence.split(),
                 "token_ids": list(tokenizer.encode(sentence)),
+                "exists": bool(mask.any()) and i not in ref.names_nothing,
             }
             for i, sentence in enumerate(ref.sentences)
         ],
