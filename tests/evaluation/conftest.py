@@ -65,24 +65,25 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
     def write(*pictures: dict[str, Any]) -> Path:
         folder = tmp_path_factory.mktemp("stripes")
-        jpegs, rows = b"", []
+        tar, rows = b"", []
         for image_id, picture in enumerate(pictures, 1):
             jpeg = _jpeg(picture)
             for r, ((first, end), sentences) in enumerate(picture["refs"]):
-                rows.append(_row(image_id, picture, jpeg, len(jpegs), 10 * image_id + r, first, end, sentences))
-            jpegs += jpeg
+                rows.append(_row(image_id, picture, jpeg, len(tar) + 512, 10 * image_id + r, first, end, sentences))
+            tar += bytes(512) + jpeg  # readers take the sample from a block before the picture, and here to its end
         parquet = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)
-        (folder / "val-00000.tar").write_bytes(jpegs)
+        (folder / "val-00000.tar").write_bytes(tar)
         (folder / "val-00000.parquet").write_bytes(parquet.getvalue())
         entry = ShardEntry(
             name="val-00000",
             split="val",
             num_images=len(pictures),
+            num_samples=len(pictures),
             num_refs=len(rows),
             num_sentences=sum(len(row["sentences"]) for row in rows),
-            tar_bytes=len(jpegs),
-            tar_sha256=hashlib.sha256(jpegs).hexdigest(),
+            tar_bytes=len(tar),
+            tar_sha256=hashlib.sha256(tar).hexdigest(),
             parquet_bytes=len(parquet.getvalue()),
             parquet_sha256=hashlib.sha256(parquet.getvalue()).hexdigest(),
             rows_sha256=hashlib.sha256(repr(rows).encode()).hexdigest(),
@@ -139,6 +140,7 @@ def _row(
         "box_xywh": [float(first), 0.0, float(end - first), float(height)],
         "area": area,
         "no_target": not area,
+        "box_only": False,
         "mask": {"size": [height, width], "counts": counts},
         "sentences": [
             {
@@ -147,6 +149,7 @@ def _row(
                 "sent": sentence,
                 "words": sentence.split(),
                 "token_ids": list(tokenizer.encode(sentence)),
+                "exists": area > 0,
             }
             for s, sentence in enumerate(sentences)
         ],
@@ -155,4 +158,6 @@ def _row(
         "image_offset": offset,
         "image_bytes": len(jpeg),
         "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
+        "sample_bytes": 512 + len(jpeg),
+        "sample_xxh3": xxhash.xxh3_64_hexdigest(bytes(512) + jpeg),
     }
