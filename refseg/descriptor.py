@@ -115,6 +115,7 @@ class MixMember:
         dropped_refs: Training refs left out because their image is in a val or test split of some member.
         dropped_images: Images of those.
         leaked_images: Such images that were kept, because leaks were allowed.
+        found_in: By `<dataset id> <split>`, how many images of its train split (dropped or kept) are there too.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -126,6 +127,7 @@ class MixMember:
     dropped_refs: int
     dropped_images: int
     leaked_images: int
+    found_in: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +181,22 @@ class Descriptor:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the rows of all shards, masks, tokens and image hashes included.
+        """SHA-256 of the rows of all shards, masks, tokens and image hashes included, and of a mix's weights.
 
         Two datasets with one digest give the same samples in the same order; where and with which Parquet
         version they were built does not matter.
         """
-        facts = [[s.name, s.rows_sha256] for s in self.shards]
-        return hashlib.sha256(json.dumps([self.format_version, self.dataset, facts]).encode()).hexdigest()
+        facts: list[object] = [self.format_version, self.dataset, [[s.name, s.rows_sha256] for s in self.shards]]
+        if self.mix:
+            facts.append([[member.dataset, member.weight] for member in self.mix])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def leaks(self) -> dict[str, dict[str, int]]:
+        """What a mix with `leaks_allowed` kept: by member, how many training images each evaluation split has too."""
+        if not self.leaks_allowed:
+            return {}
+        return {member.dataset: dict(member.found_in) for member in self.mix if member.found_in}
 
     def to_json(self) -> str:
         """Text of `refseg.json`."""
