@@ -54,7 +54,13 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(dataset="refcocog", split_by="google", folder="refcocog", splits=("train", "val")),
         # The bundled pictures and the toy generator, in the same source format.
         DatasetSpec(dataset="sample", split_by="ccby", folder="sample", splits=("test",)),
-        DatasetSpec(dataset="toy", split_by="refseg", folder="toy", splits=("train", "val", "testA", "testB")),
+        DatasetSpec(
+            dataset="toy",
+            split_by="refseg",
+            folder="toy",
+            splits=("train", "val", "testA", "testB"),
+            is_coco=False,
+        ),
     )
 }
 
