@@ -11,6 +11,9 @@ from pycocotools import mask as coco_mask
 from refseg.errors import AnnotationError
 from refseg.schema import Annotation, Rle
 
+_MOST_CHARACTERS = 7
+"""Of one compressed run: 35 bits, more than the largest JPEG has pixels."""
+
 Polygons = tuple[tuple[float, ...], ...]
 
 
@@ -30,18 +33,20 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
     parts: list[dict[str, Any]] = []
     for annotation in annotations:
         if annotation.polygons:
-            parts += coco_mask.frPyObjects([list(polygon) for polygon in annotation.polygons], height, width)
+            parts += coco_mask.frPyObjects(list(map(list, annotation.polygons)), height, width)
         for rle in annotation.rles:
-            parts.append(coco_mask.frPyObjects({"size": list(rle.size), "counts": list(rle.counts)}, height, width))
+            # Canonical: pycocotools stops joining where two masks have an empty run at the same pixel.
+            runs = {"size": list(rle.size), "counts": list(_canonical(rle.counts))}
+            parts.append(coco_mask.frPyObjects(runs, height, width))
         if not (annotation.polygons or annotation.rles):
-            parts += coco_mask.frPyObjects([list(annotation.box_xywh)], height, width)
+            parts += coco_mask.frPyObjects(_clip_box(annotation.box_xywh, size), height, width)
     if not parts:
         return Rle(size=size, counts=(height * width,))
     if rule == "legacy":
-        covered = coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1
-    else:
-        covered = coco_mask.decode(coco_mask.merge(parts))
-    return encode_mask(covered)
+        return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
+    # Joined as run lengths: drawing the mask and looking for its edges would take ten times as long.
+    joined = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
+    return Rle(size=size, counts=_canonical(_expand_counts(joined["counts"])))
 
 
 def encode_mask(mask: NDArray[Any]) -> Rle:
@@ -83,18 +88,42 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygon
     return tuple(_read_polygon(part, size) for part in segmentation), ()
 
 
+def _clip_box(box_xywh: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.float64]:
+    """The part of a box inside of the image `(1, 4)`: rasterising takes memory by the box's extent."""
+    left, top, width, height = box_xywh
+    (left, right), (top, bottom) = np.clip([left, left + width], 0, size[1]), np.clip([top, top + height], 0, size[0])
+    return np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
+
+
+def _canonical(counts: Sequence[int]) -> tuple[int, ...]:
+    """Take empty runs out, but for the first; the runs around one are one."""
+    if 0 not in counts[1:]:
+        return tuple(counts)
+    joined = [counts[0]]
+    takes = 0  # whether the last run kept is of zeros or ones
+    for number, run in enumerate(counts[1:], start=1):
+        if run and number % 2 == takes:
+            joined[-1] += run
+        elif run:
+            joined.append(run)
+            takes = 1 - takes
+    return tuple(joined)
+
+
 def _read_polygon(polygon: Any, size: tuple[int, int]) -> tuple[float, ...]:
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
         found = f"{len(polygon)} numbers" if isinstance(polygon, list | tuple) else type(polygon).__name__
         raise AnnotationError(f"one of its polygons has {found}, expected an even count of at least 6")
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in polygon):
+    # Built-in functions over the whole list: a loop over its numbers would take as long as rasterising it.
+    if not set(map(type, polygon)) <= {int, float}:
         raise AnnotationError("one of its polygons holds something else than numbers")
     # COCO's polygons pass the border by a pixel at most. Rasterising takes memory by a polygon's extent,
     # so one wrong exponent could ask for gigabytes.
     reach = 2 * max(size)
-    if not all(-reach <= value <= 2 * reach for value in polygon) or not all(map(math.isfinite, polygon)):
+    # `min` and `max` pass over nan, a sum does not.
+    if not (min(polygon) >= -reach and max(polygon) <= 2 * reach and math.isfinite(sum(polygon))):
         raise AnnotationError(f"one of its polygons lies far outside of the image ({size[1]} x {size[0]} pixels)")
-    return tuple(float(value) for value in polygon)
+    return tuple(map(float, polygon))
 
 
 def _read_rle(record: dict[Any, Any], size: tuple[int, int]) -> Rle:
@@ -104,7 +133,7 @@ def _read_rle(record: dict[Any, Any], size: tuple[int, int]) -> Rle:
     counts = record.get("counts")
     if isinstance(counts, str | bytes):
         counts = _expand_counts(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
-    if not isinstance(counts, list | tuple) or not all(type(run) is int and run >= 0 for run in counts):
+    if not isinstance(counts, list | tuple) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
         raise AnnotationError("its run lengths are not a list of whole numbers or COCO's compressed text")
     if sum(counts) != size[0] * size[1]:
         raise AnnotationError(
@@ -116,21 +145,22 @@ def _read_rle(record: dict[Any, Any], size: tuple[int, int]) -> Rle:
 def _expand_counts(text: bytes) -> list[int]:
     """Undo COCO's compression: 5 bits a character, from the fourth run on the difference to the run before last.
 
-    pycocotools does the same in C, without looking whether the text is whole.
+    pycocotools does the same in C, without looking whether the text is whole, and gives only the drawn mask.
     """
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            if position == len(text) or not 48 <= text[position] < 112 or shift > 60:
-                raise AnnotationError("its compressed run lengths are damaged")
-            bits = text[position] - 48
-            value |= (bits & 0x1F) << shift
-            shift += 5
-            position += 1
-            more = bool(bits & 0x20)
-            if not more and bits & 0x10:
-                value |= -1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    return counts
+    if not text:
+        return []
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & ~0x1F == 0)  # neither the bit that says "more follows" nor one beyond the alphabet
+    starts = np.empty_like(ends)
+    if not (codes >> 6).any() and ends.size and ends[-1] == codes.size - 1:
+        starts[0], starts[1:] = 0, ends[:-1] + 1
+        lengths = ends - starts + 1
+        if lengths.max() <= _MOST_CHARACTERS:
+            shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+            values = np.add.reduceat((codes & 0x1F) << shifts, starts)
+            values -= (codes[ends] >> 4 & 1) << 5 * lengths  # the highest bit is the sign
+            values[1::2] = values[1::2].cumsum()
+            values[2::2] = values[2::2].cumsum()
+            counts: list[int] = values.tolist()
+            return counts
+    raise AnnotationError("its compressed run lengths are damaged")
