@@ -4,6 +4,7 @@ A manifest row is a `RefRecord` with the `ImageLocation` of its picture; `MANIFE
 Parquet. `manifests/COLUMNS.md` explains each column to readers who do not use this package.
 """
 
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ class DatasetSpec:
         splits: Splits the partition has, in canonical order; `train` comes first where there is one. Empty: any
             (`custom`); the source says which.
         is_coco: True if image ids are COCO's, so that the same id is the same picture in every such dataset.
+        refs_prefix: Start of the refs file's name in REFER's layout: `refs(unc).p`, `grefs(unc).json`.
     """
 
     dataset: str
@@ -35,6 +37,7 @@ class DatasetSpec:
     folder: str
     splits: tuple[str, ...]
     is_coco: bool = True
+    refs_prefix: str = "refs"
 
     @property
     def dataset_id(self) -> str:
@@ -42,40 +45,58 @@ class DatasetSpec:
         return f"{self.dataset}/{self.split_by}"
 
 
+_UNC = ("train", "val", "testA", "testB")
+_THREE = ("train", "val", "test")
+
 DATASETS: dict[str, DatasetSpec] = {
     spec.dataset_id: spec
     for spec in (
-        DatasetSpec(dataset="refcoco", split_by="unc", folder="refcoco", splits=("train", "val", "testA", "testB")),
-        DatasetSpec(dataset="refcoco", split_by="google", folder="refcoco", splits=("train", "val", "test")),
-        DatasetSpec(
-            dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=("train", "val", "testA", "testB")
-        ),
-        DatasetSpec(dataset="refcocog", split_by="umd", folder="refcocog", splits=("train", "val", "test")),
+        DatasetSpec(dataset="refcoco", split_by="unc", folder="refcoco", splits=_UNC),
+        DatasetSpec(dataset="refcoco", split_by="google", folder="refcoco", splits=_THREE),
+        DatasetSpec(dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=_UNC),
+        DatasetSpec(dataset="refcocog", split_by="umd", folder="refcocog", splits=_THREE),
         DatasetSpec(dataset="refcocog", split_by="google", folder="refcocog", splits=("train", "val")),
+        # Targets of several objects or none; crowd annotations among them.
+        DatasetSpec(dataset="grefcoco", split_by="unc", folder="grefcoco", splits=_UNC, refs_prefix="grefs"),
+        # Photographs of SAIAPR TC-12.
+        DatasetSpec(dataset="refclef", split_by="unc", folder="refclef", splits=(*_UNC, "testC"), is_coco=False),
+        DatasetSpec(dataset="refclef", split_by="berkeley", folder="refclef", splits=_THREE, is_coco=False),
+        # Ref-ZOM: zero, one or many objects; images of COCO's train2014 and val2014.
+        DatasetSpec(dataset="refzom", split_by="final", folder="ref-zom", splits=_THREE),
+        # R-RefCOCO: RefCOCO with altered sentences that name nothing. Its authors give one folder each and do not say
+        # how they split RefCOCOg: the file's name does.
+        DatasetSpec(dataset="rrefcoco", split_by="unc", folder="rrefcoco", splits=_UNC),
+        DatasetSpec(dataset="rrefcocoplus", split_by="unc", folder="rrefcoco+", splits=_UNC),
+        DatasetSpec(dataset="rrefcocog", split_by="unc", folder="rrefcocog", splits=_UNC),
+        DatasetSpec(dataset="rrefcocog", split_by="umd", folder="rrefcocog", splits=_THREE),
         # The bundled pictures and the toy generator, in the same source format.
         DatasetSpec(dataset="sample", split_by="ccby", folder="sample", splits=("test",)),
-        DatasetSpec(
-            dataset="toy",
-            split_by="refseg",
-            folder="toy",
-            splits=("train", "val", "testA", "testB"),
-            is_coco=False,
-        ),
+        DatasetSpec(dataset="toy", split_by="refseg", folder="toy", splits=_UNC),
     )
 }
 
+CUSTOM = "custom"
+"""Dataset of users' own tables; the partition is the name they give it: `custom/my-photos`."""
+
 
 def find_dataset(dataset_id: str) -> DatasetSpec:
-    """Look a dataset up; `refcoco+/unc` is accepted for `refcocoplus/unc`.
+    """Look a dataset up; `refcoco+/unc` is accepted for `refcocoplus/unc`, and `custom/<any name>`.
 
     Raises:
         UsageError: If there is no such dataset; a name without its partition lists the partitions.
     """
-    spec = DATASETS.get(dataset_id.replace("refcoco+", "refcocoplus"))
+    dataset, _, split_by = dataset_id.replace("refcoco+", "refcocoplus").partition("/")
+    if dataset == CUSTOM:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", split_by):
+            raise UsageError(
+                f"unknown dataset {dataset_id!r}; expected {CUSTOM}/<name>, a name of letters, digits, - and _"
+            )
+        return DatasetSpec(dataset=CUSTOM, split_by=split_by, folder=split_by, splits=(), is_coco=False)
+    spec = DATASETS.get(f"{dataset}/{split_by}")
     if spec is None:
-        close = [known for known in DATASETS if known.split("/")[0] == dataset_id.replace("+", "plus").split("/")[0]]
+        close = [known for known in DATASETS if known.split("/")[0] == dataset]
         raise UsageError(
-            f"unknown dataset {dataset_id!r}; expected one of {', '.join(close or DATASETS)} "
+            f"unknown dataset {dataset_id!r}; expected one of {', '.join(close or [*DATASETS, f'{CUSTOM}/<name>'])} "
             "(the partition is always named)"
         )
     return spec
