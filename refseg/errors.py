@@ -39,3 +39,13 @@ class CheckpointError(RefsegError):
 
 class TrainingError(RefsegError):
     """A training or evaluation run cannot start or go on."""
+
+
+class StorageError(RefsegError, OSError):
+    """Remote storage refuses, or fails also when asked again.
+
+    Made like an `OSError` of (errno, what failed and what to do, URL), so that who handles those handles this too.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
