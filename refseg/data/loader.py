@@ -203,7 +203,8 @@ def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
     found = torch.tensor(
         [
             plans.rank, plans.world_size, fingerprint,
-            int(first.is_pad[0]), int(first.row_index[0]), int(first.sentence_index[0]),
+            int(first.is_pad[0]), int(plans.order.units(0, rank=plans.rank, world_size=plans.world_size)[0]),
+            int(first.row_index[0]), int(first.sentence_index[0]),
         ],
         device=accelerator.device,
     )  # fmt: skip
@@ -214,8 +215,9 @@ def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
             f"the loaders of {accelerator.num_processes} processes were made for (rank, world size) {places}; "
             "give RefLoader the accelerator's process_index and num_processes"
         )
-    samples = [tuple(facts[4:]) for facts in gathered if not facts[3]]
-    if len({facts[2] for facts in gathered}) > 1 or len(set(samples)) < len(samples):
+    units = [facts[4] for facts in gathered if not facts[3]]  # a mix may have two copies of one sample, not of one unit
+    samples = [tuple(facts[5:]) for facts in gathered if not facts[3]]
+    if len({facts[2] for facts in gathered}) > 1 or len(set(units)) < len(units):
         raise TrainingError(
             f"the loaders of {accelerator.num_processes} processes do not fit together (first row and sentence "
             f"of each: {samples}); give every process the same dataset, splits, seed, sampling, batch and cursor"

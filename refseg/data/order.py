@@ -3,6 +3,9 @@
 An epoch is a permutation of units (refs, sentences or images), cut into global batches; a rank takes its contiguous
 slice of each. Nothing depends on who asks: the permutation, the sentence of a ref and the expressions of an image come
 from a hash of (digest, seed, epoch, unit) that is ours, so that another release of a library changes no run.
+
+In a mix, an epoch has a unit of a member with weight w on average w times: of n units exactly round(w * n) are there,
+floor(w) copies of each and one more of some, chosen anew each epoch. Each copy draws its sentences for itself.
 """
 
 import hashlib
@@ -78,19 +81,20 @@ class EpochOrder:
     """One epoch over an index.
 
     Attributes:
-        index: What is read.
+        index: What is read; the weights of a mix are in its descriptor.
         sampling: What a unit is.
         expressions_per_image: With `images`: how many sentences of each image, chosen anew each epoch without
             repetition from all sentences of all its refs; "all" takes all. An image with fewer gives what it has.
         global_batch: Units per step over all ranks.
         remainder: `drop` for training; `pad` repeats units, marked, so that every unit is there exactly once.
-        shuffle: False: units in the index's order. The choice of sentences stays random either way.
+        shuffle: False: units in the index's order, each once, whatever a mix's weights: for evaluation. The choice of
+            sentences stays random either way.
         seed: Of the order and of the choice of sentences.
         epoch: From 0.
 
     Raises:
-        UsageError: If `expressions_per_image` is asked for without `images`, a number is below 1, or, with `drop`, the
-            global batch is larger than the epoch.
+        UsageError: If `expressions_per_image` is asked for without `images`, a number is below 1, a weight leaves
+            nothing of a member, or, with `drop`, the global batch is larger than the epoch.
     """
 
     index: ManifestIndex
@@ -102,6 +106,7 @@ class EpochOrder:
     seed: int
     epoch: int
     _units: NDArray[np.int64] = field(init=False, repr=False)
+    """Copy c of unit u is c * (units of the index) + u."""
 
     def __post_init__(self) -> None:
         if self.sampling != "images" and self.expressions_per_image != 1:
@@ -113,26 +118,22 @@ class EpochOrder:
             raise UsageError(f"expressions_per_image is {self.expressions_per_image}; expected at least 1, or 'all'")
         if self.global_batch < 1:
             raise UsageError(f"the global batch is {self.global_batch}; expected at least 1")
-        num_units = {
-            "ref": self.index.num_rows,
-            "sentence": self.index.num_sentences,
-            "images": self.index.num_images,
-        }[self.sampling]
-        if self.remainder == "drop" and num_units < self.global_batch:
+        units = np.arange(self._num_distinct)
+        if self.shuffle:
+            units = self._weigh(units)
+            # Ties of 64-bit hashes are broken by position, so the order is the same everywhere.
+            units = units[np.argsort(self._hash("order", units), kind="stable")]
+        if self.remainder == "drop" and len(units) < self.global_batch:
             raise UsageError(
-                f"{self.index.folder}: an epoch by {self.sampling} has {num_units} samples, fewer than one "
+                f"{self.index.folder}: an epoch by {self.sampling} has {len(units)} samples, fewer than one "
                 f"global batch of {self.global_batch}, so nothing is left to train on; make the batch smaller"
             )
-        units = np.arange(num_units)
-        if self.shuffle:
-            # Ties of 64-bit hashes are broken by position, so the order is the same everywhere.
-            units = np.argsort(self._hash("order", units), kind="stable")
         # The dataclass is frozen because the epoch is a value; this is part of its construction.
         object.__setattr__(self, "_units", units)
 
     @property
     def num_units(self) -> int:
-        """Refs, sentences or images in the epoch, without padding."""
+        """Refs, sentences or images in the epoch, copies included, without padding."""
         return len(self._units)
 
     @property
@@ -142,6 +143,16 @@ class EpochOrder:
             return self.num_units // self.global_batch
         return -(-self.num_units // self.global_batch)
 
+    def units(self, step: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
+        """`(global_batch / world_size,)` units of one rank at one step; each copy of a unit has a number of its own.
+
+        Args:
+            step: 0 to `num_steps - 1`.
+            rank: 0 to `world_size - 1`.
+            world_size: Ranks; divides the global batch.
+        """
+        return self._units[self._places(step, rank, world_size) % self.num_units]  # padding starts from the front
+
     def plan(self, step: int, *, rank: int, world_size: int) -> BatchPlan:
         """The batch of one rank at one step.
 
@@ -150,36 +161,93 @@ class EpochOrder:
             rank: 0 to `world_size - 1`.
             world_size: Ranks; divides the global batch.
         """
-        local = self.global_batch // world_size
         start = step * self.global_batch
-        places = np.arange(start + rank * local, start + (rank + 1) * local)
-        is_pad = places >= self.num_units
-        units = self._units[places % self.num_units]  # padding starts again from the front
-        in_batch = self._units[start : start + self.global_batch]
+        is_pad = self._places(step, rank, world_size) >= self.num_units
+        copies, units = np.divmod(self.units(step, rank=rank, world_size=world_size), self._num_distinct)
+        in_batch = self._units[start : start + self.global_batch] % self._num_distinct
         if self.sampling == "images":
-            return self._plan_images(units, is_pad, num_global=int(self._num_expressions(in_batch).sum()))
+            return self._plan_images(units, copies, is_pad, num_global=int(self._num_expressions(in_batch).sum()))
         if self.sampling == "sentence":
             rows = np.searchsorted(self.index.sentence_start, units, side="right") - 1
             sentences = units - self.index.sentence_start[rows]
         else:
             rows = units
             num_sentences = self.index.sentence_start[rows + 1] - self.index.sentence_start[rows]
+            drawn = self._hash("sentence", copies * self._num_distinct + rows)
             # The remainder of a 64-bit hash is uniform to one part in 10^18.
-            sentences = (self._hash("sentence", rows) % num_sentences.astype(np.uint64)).astype(np.int64)
+            sentences = (drawn % num_sentences.astype(np.uint64)).astype(np.int64)
         return BatchPlan(rows, sentences, is_pad, num_global=len(in_batch))
 
-    def _plan_images(self, images: NDArray[np.int64], is_pad: NDArray[np.bool_], *, num_global: int) -> BatchPlan:
+    def seen_per_ref(self) -> NDArray[np.int64]:
+        """`(rows,)` how often the epoch gives each ref, counted from its batches: the same for any ranks and workers.
+
+        Padding is not counted; what `drop` leaves over is not given.
+        """
+        seen = np.zeros(self.index.num_rows, np.int64)
+        for step in range(self.num_steps):
+            plan = self.plan(step, rank=0, world_size=1)
+            np.add.at(seen, plan.row_index[~plan.is_pad], 1)
+        return seen
+
+    @property
+    def _num_distinct(self) -> int:
+        """Units of the index."""
+        return {
+            "ref": self.index.num_rows,
+            "sentence": self.index.num_sentences,
+            "images": self.index.num_images,
+        }[self.sampling]
+
+    def _places(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Positions in the epoch; those past its end are padding."""
+        local = self.global_batch // world_size
+        start = step * self.global_batch + rank * local
+        return np.arange(start, start + local)
+
+    def _weigh(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Repeat and choose units by the weights of a mix."""
+        weights = {member.dataset: member.weight for member in self.index.descriptor.mix}
+        if all(weight == 1 for weight in weights.values()):
+            return units
+        index = self.index
+        if self.sampling == "ref":
+            rows = units
+        elif self.sampling == "sentence":
+            rows = np.searchsorted(index.sentence_start, units, side="right") - 1
+        else:
+            rows = index.row_start[:-1]  # an image belongs to one member only: its first row says which
+        unit_dataset = index.row_dataset[rows]
+        chosen = []
+        for number, dataset in enumerate(index.datasets):
+            own = units[unit_dataset == number]
+            if not len(own):
+                continue  # a member without a train split, there for its evaluation images
+            total = round(weights[dataset] * len(own))
+            if total == 0:
+                raise UsageError(
+                    f"{index.folder}: weight {weights[dataset]:g} leaves none of the {len(own)} samples (by "
+                    f"{self.sampling}) of {dataset} in an epoch; mix again with a larger weight, or without it"
+                )
+            num_copies, num_more = divmod(total, len(own))
+            chosen += [own + copy * len(units) for copy in range(num_copies)]
+            lowest = np.argsort(self._hash("weight", own), kind="stable")[:num_more]
+            chosen.append(own[lowest] + num_copies * len(units))
+        return np.sort(np.concatenate(chosen))
+
+    def _plan_images(
+        self, images: NDArray[np.int64], copies: NDArray[np.int64], is_pad: NDArray[np.bool_], *, num_global: int
+    ) -> BatchPlan:
         """Choose the sentences of each image; a padding image has one, only to be there."""
         index = self.index
         first = index.sentence_start[index.row_start[images]]
         end = index.sentence_start[index.row_start[images + 1]]
         wanted = np.where(is_pad, 1, self._num_expressions(images))
         chosen = []
-        for start, stop, number in zip(first, end, wanted, strict=True):
+        for start, stop, number, copy in zip(first, end, wanted, copies, strict=True):
             positions = np.arange(start, stop)
             if number < len(positions):
-                lowest = np.argsort(self._hash("sentence", positions), kind="stable")[:number]
-                positions = np.sort(positions[lowest])
+                drawn = self._hash("sentence", copy * index.num_sentences + positions)
+                positions = np.sort(positions[np.argsort(drawn, kind="stable")[:number]])
             chosen.append(positions)
         positions = np.concatenate(chosen)
         rows = np.searchsorted(index.sentence_start, positions, side="right") - 1
