@@ -13,6 +13,7 @@ from refseg.schema import FORMAT_VERSION
 from refseg.storage import open_folder
 
 DESCRIPTOR_NAME = "refseg.json"
+REJECTS_NAME = "rejects.parquet"
 _STRICT = ConfigDict(extra="forbid")  # an unknown field is another release's: not to be passed over
 
 

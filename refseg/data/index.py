@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from jaxtyping import UInt8
 from numpy.typing import NDArray
@@ -23,13 +22,11 @@ from torch import Tensor
 
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
+from refseg.data.manifests import dataset_ids, find_tar, flatten, read_manifest, refuse_unknown_files
+from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
 
-_COLUMNS = [
-    "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask", "sentences",
-    "shard", "image_offset", "image_bytes", "image_xxh3",
-]  # fmt: skip
+_HEADER_BYTES = 512  # of a tar member: a sample starts so far before its JPEG
 _MAX_OPEN_SHARDS = 256  # descriptors a process holds; the usual limit is 1,024
 
 
@@ -60,10 +57,12 @@ class ManifestIndex:
         folder: Of the dataset.
         descriptor: What `refseg.json` says.
         splits: In the dataset's order.
+        datasets: Dataset ids the rows may be of: the members of a mix, or the dataset alone.
         digest: SHA-256 of the descriptor's digest and the splits: the same samples in the same order.
 
         ref_id: `(rows,)` int64.
         row_split: `(rows,)` int16, position in `splits`.
+        row_dataset: `(rows,)` int16, position in `datasets`.
         row_image: `(rows,)` int64, position of the ref's image.
         no_target: `(rows,)` bool.
         category: `(rows,)` strings.
@@ -74,6 +73,7 @@ class ManifestIndex:
         sent_id: `(sentences,)` int64.
         raw: `(sentences,)` strings as annotated.
         sent: `(sentences,)` strings as cleaned by the dataset's authors.
+        sentence_exists: `(sentences,)` bool, False: it names nothing in the image, and its target is empty.
         token_start: `(sentences + 1,)` int64, where each sentence's ids start in `tokens`.
         tokens: uint16 ids with SOS and EOS.
 
@@ -82,20 +82,23 @@ class ManifestIndex:
         height: `(images,)` int32, pixels.
         width: `(images,)` int32, pixels.
         row_start: `(images + 1,)` int64, where each image's rows start.
-        shards: File names of the tars.
+        shards: Paths of the tars, those of image pools among them.
         image_shard: `(images,)` int32, position in `shards`.
         image_offset: `(images,)` int64, of the JPEG in the tar.
         image_bytes: `(images,)` int64, length of the JPEG.
-        image_xxh3: `(images,)` uint64, XXH3-64 of the JPEG.
+        sample_bytes: `(images,)` int64, length of the whole sample (headers, JPEG, JSON, padding).
+        sample_xxh3: `(images,)` uint64, XXH3-64 of the whole sample.
     """
 
     folder: Path
     descriptor: Descriptor
     splits: tuple[str, ...]
+    datasets: tuple[str, ...]
     digest: str
 
     ref_id: NDArray[np.int64]
     row_split: NDArray[np.int16]
+    row_dataset: NDArray[np.int16]
     row_image: NDArray[np.int64]
     no_target: NDArray[np.bool_]
     category: pa.StringArray
@@ -106,6 +109,7 @@ class ManifestIndex:
     sent_id: NDArray[np.int64]
     raw: pa.StringArray
     sent: pa.StringArray
+    sentence_exists: NDArray[np.bool_]
     token_start: NDArray[np.int64]
     tokens: NDArray[np.uint16]
 
@@ -114,11 +118,12 @@ class ManifestIndex:
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     row_start: NDArray[np.int64]
-    shards: tuple[str, ...]
+    shards: tuple[Path, ...]
     image_shard: NDArray[np.int32]
     image_offset: NDArray[np.int64]
     image_bytes: NDArray[np.int64]
-    image_xxh3: NDArray[np.uint64]
+    sample_bytes: NDArray[np.int64]
+    sample_xxh3: NDArray[np.uint64]
 
     _open_shards: dict[int, "_OpenShard"] = field(default_factory=dict, init=False)
 
@@ -131,8 +136,8 @@ class ManifestIndex:
             splits: Names of splits; their order does not matter.
 
         Raises:
-            DatasetError: If the dataset is unfinished, made with another tokenizer, or its files are not those the
-                descriptor names.
+            DatasetError: If the dataset is unfinished, made with another tokenizer, or its files, or those of its
+                image pools, are not those the descriptor names.
             UsageError: If the dataset has no such split, or none is asked for.
         """
         descriptor = load_descriptor(folder)
@@ -148,18 +153,22 @@ class ManifestIndex:
             )
         if not splits:
             raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
+        refuse_unknown_files(folder, descriptor)
         chosen = tuple(split for split in descriptor.splits if split in splits)
         entries = [entry for entry in descriptor.shards if entry.split in chosen]
-        tables = [_read_manifest(folder, entry) for entry in entries]
+        tables = [read_manifest(folder, entry) for entry in entries]
+        arrays, names = flatten(folder, pa.concat_tables(tables), descriptor)
         split_of_shard = np.array([chosen.index(entry.split) for entry in entries], np.int16)
         digest = hashlib.sha256(json.dumps([descriptor.digest, chosen]).encode()).hexdigest()
         return cls(
             folder=folder,
             descriptor=descriptor,
             splits=chosen,
+            datasets=dataset_ids(descriptor),
             digest=digest,
             row_split=np.repeat(split_of_shard, [table.num_rows for table in tables]),
-            **_flatten(folder, pa.concat_tables(tables)),
+            shards=tuple(find_tar(folder, name, descriptor) for name in names),
+            **arrays,
         )
 
     def __repr__(self) -> str:
@@ -206,14 +215,22 @@ class ManifestIndex:
         position = self.sentence_start[row] + sentence
         return self.tokens[self.token_start[position] : self.token_start[position + 1]]
 
-    def counts(self, row: int) -> NDArray[np.uint32]:
-        """Run lengths of a row's mask: column-major, zeros first; their sum is height × width."""
+    def counts(self, row: int, sentence: int | None = None) -> NDArray[np.uint32]:
+        """Run lengths of a mask: column-major, zeros first; their sum is height × width.
+
+        Args:
+            row: Of the ref.
+            sentence: The target of this sentence, which is empty if the sentence names nothing; None: of the ref.
+        """
+        if sentence is not None and not self.sentence_exists[self.sentence_start[row] + sentence]:
+            height, width = self.size(row)
+            return np.array([height * width], np.uint32)
         return self.mask_counts[self.mask_start[row] : self.mask_start[row + 1]]
 
-    def target_mask(self, row: int) -> UInt8[np.ndarray, "h w"]:
-        """A row's mask at the image's original size: 1 is object. The memory is column-major."""
+    def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
+        """A mask at the image's original size: 1 is object. The memory is column-major. Arguments as of `counts`."""
         height, width = self.size(row)
-        counts = self.counts(row)
+        counts = self.counts(row, sentence)
         return np.repeat((np.arange(len(counts)) & 1).astype(np.uint8), counts).reshape(width, height).T
 
     def read_image_bytes(self, image: int) -> bytes:
@@ -236,26 +253,26 @@ class ManifestIndex:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
 
     def _read(self, image: int) -> NDArray[np.uint8]:
-        shard = int(self.image_shard[image])
-        data = np.empty(int(self.image_bytes[image]), np.uint8)
-        num_read = os.preadv(self._descriptor_of(shard), [data.data], int(self.image_offset[image]))
-        if num_read != len(data):
+        """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's."""
+        start = int(self.image_offset[image]) - _HEADER_BYTES
+        sample = np.empty(int(self.sample_bytes[image]), np.uint8)
+        num_read = os.preadv(self._descriptor_of(int(self.image_shard[image])), [sample.data], start)
+        remedy = "copy the shard again from its source or build the dataset again"
+        if num_read != len(sample):
             raise DatasetError(
-                f"{self._where(image)}: found {num_read} bytes at offset {self.image_offset[image]}, expected "
-                f"{len(data)}: the shard is cut short; copy it again from its source or build the dataset again"
+                f"{self._where(image)}: found {num_read} bytes at offset {start}, expected {len(sample)}: the shard is "
+                f"cut short; {remedy}"
             )
-        found = xxhash.xxh3_64_intdigest(data.data)
-        if found != self.image_xxh3[image]:
+        found = xxhash.xxh3_64_intdigest(sample.data)
+        if found != self.sample_xxh3[image]:
             raise DatasetError(
-                f"{self._where(image)}: found bytes with XXH3 {found:016x}, expected "
-                f"{int(self.image_xxh3[image]):016x}: the shard is damaged; copy it again from its source or build "
-                "the dataset again"
+                f"{self._where(image)}: found a sample with XXH3 {found:016x}, expected "
+                f"{int(self.sample_xxh3[image]):016x}: the shard is damaged or another's; {remedy}"
             )
-        return data
+        return sample[_HEADER_BYTES : _HEADER_BYTES + int(self.image_bytes[image])]
 
     def _where(self, image: int) -> str:
-        name = self.shards[self.image_shard[image]]
-        return f"{self.folder / name}: image {self.image_id[image]} ({self.file_name[image]})"
+        return f"{self.shards[self.image_shard[image]]}: image {self.image_id[image]} ({self.file_name[image]})"
 
     def _descriptor_of(self, shard: int) -> int:
         """File descriptor of a tar, opened on first use in each process; `pread` needs no lock on it."""
@@ -263,7 +280,7 @@ class ManifestIndex:
         if opened is None:
             while len(self._open_shards) >= _MAX_OPEN_SHARDS:
                 self._open_shards.pop(next(iter(self._open_shards)))
-            opened = self._open_shards[shard] = _OpenShard(self.folder / self.shards[shard])
+            opened = self._open_shards[shard] = _OpenShard(self.shards[shard])
         return opened.descriptor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -280,86 +297,3 @@ class _OpenShard:
         except OSError as error:
             raise DatasetError(f"{path}: cannot be opened ({error.strerror}); copy or build the shard again") from error
         weakref.finalize(self, os.close, self.descriptor)
-
-
-def _read_manifest(folder: Path, entry: ShardEntry) -> pa.Table:
-    """Read one manifest, after checking that it and its tar are the descriptor's.
-
-    The tar is checked by size only: hashing it would read the whole dataset, and each image is checked when read.
-    """
-    remedy = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
-    for suffix, expected in (("tar", entry.tar_bytes), ("parquet", entry.parquet_bytes)):
-        path = folder / f"{entry.name}.{suffix}"
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise DatasetError(
-                f"{path}: cannot be read ({error.strerror}), expected {expected} bytes; {remedy}"
-            ) from error
-        if found != expected:
-            raise DatasetError(f"{path}: found {found} bytes, expected {expected}; {remedy}")
-    data = (folder / f"{entry.name}.parquet").read_bytes()
-    if (sha256 := hashlib.sha256(data).hexdigest()) != entry.parquet_sha256:
-        raise DatasetError(
-            f"{folder / entry.name}.parquet: found sha256 {sha256}, expected {entry.parquet_sha256}; {remedy}"
-        )
-    return pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
-
-
-def _flatten(folder: Path, table: pa.Table) -> dict[str, Any]:
-    """Turn the rows of all manifests into the flat arrays of `ManifestIndex`."""
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    sentences = columns["sentences"].flatten()
-    token_lists = sentences.field("token_ids")
-    count_lists = columns["mask"].field("counts")
-    shards = columns["shard"].dictionary_encode()
-    row_shard = _numbers(shards.indices)
-
-    # Rows of one image are adjacent: a new image starts where the place in the tars changes.
-    offset = _numbers(columns["image_offset"])
-    is_first = np.ones(table.num_rows, np.bool_)
-    is_first[1:] = (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1])
-    first_row = np.flatnonzero(is_first)
-
-    def of_image(name: str) -> NDArray[Any]:
-        return _numbers(columns[name])[first_row]
-
-    hashes = columns["image_xxh3"].take(pa.array(first_row))
-    try:
-        image_xxh3 = np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), ">u8").astype(np.uint64)
-    except ValueError as error:
-        raise DatasetError(f"{folder}: column image_xxh3 holds no hash ({error}); build the dataset again") from error
-    return {
-        "ref_id": _numbers(columns["ref_id"]),
-        "row_image": np.cumsum(is_first) - 1,
-        "no_target": _numbers(columns["no_target"]),
-        "category": columns["category"],
-        "mask_start": _starts(count_lists),
-        "mask_counts": _numbers(count_lists.flatten()),
-        "sentence_start": _starts(columns["sentences"]),
-        "sent_id": _numbers(sentences.field("sent_id")),
-        "raw": sentences.field("raw"),
-        "sent": sentences.field("sent"),
-        "token_start": _starts(token_lists),
-        "tokens": _numbers(token_lists.flatten()),
-        "image_id": of_image("image_id"),
-        "file_name": columns["file_name"].take(pa.array(first_row)),
-        "height": of_image("height"),
-        "width": of_image("width"),
-        "row_start": np.append(first_row, table.num_rows),
-        "shards": tuple(shards.dictionary.to_pylist()),
-        "image_shard": row_shard[first_row],
-        "image_offset": offset[first_row],
-        "image_bytes": of_image("image_bytes"),
-        "image_xxh3": image_xxh3,
-    }
-
-
-def _numbers(array: pa.Array) -> NDArray[Any]:
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _starts(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Where each list starts in the flattened values; one more: where the last ends."""
-    offsets = _numbers(lists.offsets).astype(np.int64)
-    return offsets - offsets[0]

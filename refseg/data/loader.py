@@ -279,7 +279,7 @@ class _Packer(Dataset[Batch]):
         return Batch(
             images=self._images(pictures),
             image_index=torch.from_numpy(image_index),
-            masks=self._masks(plan.row_index),
+            masks=self._masks(plan),
             token_ids=token_ids,
             token_mask=token_mask,
             row_index=torch.from_numpy(plan.row_index),
@@ -305,10 +305,11 @@ class _Packer(Dataset[Batch]):
             done[image] = slot
         return slots
 
-    def _masks(self, rows: Any) -> Tensor:
-        masks = np.empty((len(rows), *self.geometry.size), np.uint8)
-        for i, row in enumerate(rows.tolist()):
-            masks[i] = self.geometry.apply_mask(self.index.counts(row), self.index.size(row))
+    def _masks(self, plan: BatchPlan) -> Tensor:
+        masks = np.empty((len(plan.row_index), *self.geometry.size), np.uint8)
+        pairs = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
+        for i, (row, sentence) in enumerate(pairs):
+            masks[i] = self.geometry.apply_mask(self.index.counts(row, sentence), self.index.size(row))
         return torch.from_numpy(masks)
 
     def _tokens(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:

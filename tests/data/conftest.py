@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
 from refseg.schema import MANIFEST_SCHEMA
 
 
@@ -141,6 +141,36 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
         licences=(),
     )
     (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+    return folder
+
+
+def write_overlay(folder: Path, built: Path, *, pool_path: str = "../built", mix: tuple[str, ...] = ()) -> Path:
+    """The rows of a built dataset once more, over its tars; as a mix, each shard's rows are of another member."""
+    folder.mkdir(parents=True)
+    descriptor = load_descriptor(built)
+    entries = []
+    for number, entry in enumerate(descriptor.shards):
+        table = pq.read_table(built / f"{entry.name}.parquet")
+        columns = {name: table.column(name) for name in table.column_names}
+        columns["shard"] = pa.array([f"toy/{name}" for name in table.column("shard").to_pylist()])
+        if mix:
+            dataset, split_by = mix[number % len(mix)].split("/")
+            columns["dataset"] = pa.array([dataset] * table.num_rows)
+            columns["split_by"] = pa.array([split_by] * table.num_rows)
+        pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), folder / f"{entry.name}.parquet")
+        data = (folder / f"{entry.name}.parquet").read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        none = {"num_samples": 0, "tar_bytes": 0, "tar_sha256": ""}
+        entries.append(replace(entry, parquet_bytes=len(data), parquet_sha256=sha256, rows_sha256=sha256, **none))
+    tars = tuple(
+        PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+        for entry in descriptor.shards
+    )
+    pool = ImagePool(name="toy", path=pool_path, dataset=descriptor.dataset, digest=descriptor.digest, tars=tars)
+    counts = {"num_refs": 1, "dropped_refs": 0, "dropped_images": 0, "leaked_images": 0}
+    members = tuple(MixMember(dataset=dataset, digest="0" * 64, weight=1.0, **counts) for dataset in mix)
+    changed = replace(descriptor, shards=tuple(entries), image_pools=(pool,), mix=members)
+    (folder / DESCRIPTOR_NAME).write_text(changed.to_json(), encoding="utf-8")
     return folder
 
 

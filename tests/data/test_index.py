@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,9 +20,10 @@ from PIL import Image
 
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
+from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError, UsageError
 
-from .conftest import Picture, Ref, draw_jpeg, draw_mask, grid_pictures
+from .conftest import Picture, Ref, draw_jpeg, draw_mask, grid_pictures, write_overlay
 
 Write = Callable[..., Path]
 
@@ -69,6 +73,17 @@ def test_a_mask_may_begin_with_object_or_be_empty(tmp_path: Path, write: Write) 
     assert index.target_mask(1).tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
     assert index.target_mask(2).sum() == 0
     assert index.no_target.tolist() == [False, False, True]
+
+
+def test_a_sentence_that_names_nothing_has_an_empty_target(tmp_path: Path, write: Write) -> None:
+    refs = (Ref(1, (0, 0, 1, 2), ("left one", "the elephant"), names_nothing=(1,)), Ref(2, (0, 0, 0, 0), ("nothing",)))
+    index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [Picture(7, (3, 4), refs)]}), ["train"])
+
+    assert index.sentence_exists.tolist() == [True, False, False]
+    assert index.no_target.tolist() == [False, True]
+    assert index.target_mask(0).sum() == index.target_mask(0, 0).sum() == 2
+    assert index.target_mask(0, 1).tolist() == [[0] * 4] * 3
+    assert index.target_mask(1, 0).tolist() == [[0] * 4] * 3
 
 
 def test_decoding_equals_pillow(train_index: ManifestIndex) -> None:
@@ -132,17 +147,19 @@ def copy(tmp_path: Path, write: Write) -> Path:
     return write(tmp_path / "copy", {"train-00000": grid_pictures(0, 3)})
 
 
-def test_a_flipped_bit_in_a_picture_is_noticed(copy: Path) -> None:
+# 0: the JPEG's name, 150: its header's checksum, 560: the picture, -300: the JSON or its padding.
+@pytest.mark.parametrize("place", [0, 150, 560, -300])
+def test_a_flipped_bit_anywhere_in_a_sample_is_noticed(copy: Path, place: int) -> None:
     index = ManifestIndex.open(copy, ["train"])
     tar = copy / "train-00000.tar"
     data = bytearray(tar.read_bytes())
-    data[index.image_offset[1] + 50] ^= 1
+    start = index.image_offset[1] - 512
+    data[start + place % index.sample_bytes[1]] ^= 1
     tar.write_bytes(data)
 
     index.read_image_bytes(0)
-    message = (
-        r"00000.tar: image 1 \(COCO_train2014_000000000001.jpg\): found bytes with XXH3 \w{16}, expected \w{16}: .*copy"
-    )
+    index.read_image_bytes(2)
+    message = r"00000.tar: image 1 \(COCO_\w+.jpg\): found a sample with XXH3 \w{16}, expected \w{16}: .*copy"
     with pytest.raises(DatasetError, match=message):
         index.read_image_bytes(1)
 
@@ -151,7 +168,7 @@ def test_a_tar_cut_while_in_use_is_noticed(copy: Path) -> None:
     index = ManifestIndex.open(copy, ["train"])
     os.truncate(copy / "train-00000.tar", int(index.image_offset[2]) + 10)
 
-    with pytest.raises(DatasetError, match=r"image 2 .*: found 10 bytes at offset \d+, expected \d+: the shard is cut"):
+    with pytest.raises(DatasetError, match=r"image 2 .*: found 522 bytes at offset \d+, expected \d+: the shard"):
         index.decode_image(2)
 
 
@@ -183,6 +200,86 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
         ManifestIndex.open(copy, ["train"])
 
 
+@pytest.mark.parametrize("name", ["train-00001.tar", "train-00000 (1).parquet"])
+def test_a_file_that_the_descriptor_does_not_name_is_refused(copy: Path, name: str) -> None:
+    shutil.copy(copy / f"train-00000{Path(name).suffix}", copy / name)
+    message = rf"{re.escape(name)}: found a file that refseg.json does not name, expected only .*; remove it"
+    with pytest.raises(DatasetError, match=message):
+        ManifestIndex.open(copy, ["train"])
+
+
+def test_rejects_lie_beside_the_shards(copy: Path) -> None:
+    (copy / "rejects.parquet").touch()
+    assert ManifestIndex.open(copy, ["train"]).num_images == 3
+
+
+@pytest.fixture
+def pool(tmp_path: Path, write: Write) -> Path:
+    """A built dataset whose tars others may use: two shards of train, one of val."""
+    shards = {"train-00000": grid_pictures(0, 3), "train-00001": grid_pictures(3, 2), "val-00000": grid_pictures(50, 2)}
+    return write(tmp_path / "built", shards)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_overlay_reads_the_images_of_its_pool(pool: Path, tmp_path: Path, absolute: bool) -> None:
+    folder = write_overlay(tmp_path / "over", pool, pool_path=str(pool) if absolute else "../built")
+    built, index = (ManifestIndex.open(path, ["train", "val"]) for path in (pool, folder))
+
+    assert index.datasets == ("toy/refseg",)
+    assert index.image_id.tolist() == built.image_id.tolist()
+    for image in range(index.num_images):
+        assert index.read_image_bytes(image) == built.read_image_bytes(image)
+
+
+def test_a_pool_that_changed_or_moved_is_refused(pool: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "over", pool)
+    os.truncate(pool / "val-00000.tar", 1000)
+
+    assert ManifestIndex.open(folder, ["train"]).num_images == 5  # does not need the tar of val
+    message = (
+        r"built/val-00000.tar: found 1000 bytes, expected \d+; .*over shows images of toy/refseg built with digest"
+    )
+    with pytest.raises(DatasetError, match=message):
+        ManifestIndex.open(folder, ["val"])
+    pool.rename(tmp_path / "moved")
+    with pytest.raises(DatasetError, match=r"built/train-00000.tar: cannot be read \(No such file"):
+        ManifestIndex.open(folder, ["train"])
+
+
+def test_a_pool_at_a_url_is_refused(pool: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "over", pool, pool_path="s3://bucket/built")
+    with pytest.raises(UsageError, match=r"over: its images lie at s3://bucket/built, expected a folder of this mach"):
+        ManifestIndex.open(folder, ["train"])
+
+
+def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "over", pool)
+    text = (folder / "refseg.json").read_text()
+    (folder / "refseg.json").write_text(text.replace('"name": "toy"', '"name": "other"'))
+    with pytest.raises(DatasetError, match=r"over: rows lie in toy/train-00000.tar, of no image pool in refseg.json"):
+        ManifestIndex.open(folder, ["train"])
+
+
+def test_each_row_of_a_mix_knows_its_dataset(pool: Path, tmp_path: Path) -> None:
+    members = ("refcoco/unc", "refcocog/umd")
+    index = ManifestIndex.open(write_overlay(tmp_path / "mix", pool, mix=members), ["train"])
+
+    assert index.datasets == members
+    # Shards of 3 and 2 images with 1 + 2 + 3 and 1 + 2 refs, one member each.
+    assert index.row_dataset.tolist() == [0] * 6 + [1] * 3
+    assert index.row_dataset.dtype == np.int16
+
+
+def test_rows_of_another_dataset_are_refused(pool: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "mix", pool, mix=("refcoco/unc", "refcocog/umd"))
+    descriptor = load_descriptor(folder)
+    other = replace(descriptor, mix=(descriptor.mix[0], replace(descriptor.mix[1], dataset="refclef/unc")))
+    (folder / "refseg.json").write_text(other.to_json())
+
+    with pytest.raises(DatasetError, match="found rows of refcocog/umd, expected refcoco/unc, refclef/unc; the data"):
+        ManifestIndex.open(folder, ["train"])
+
+
 def test_a_changed_manifest_is_refused(copy: Path) -> None:
     path = copy / "train-00000.parquet"
     data = bytearray(path.read_bytes())
@@ -211,14 +308,16 @@ def test_an_unfinished_dataset_is_refused(copy: Path) -> None:
 def test_a_hash_that_is_none_is_refused(copy: Path) -> None:
     path = copy / "train-00000.parquet"
     table = pq.read_table(path)
-    table = table.set_column(table.schema.get_field_index("image_xxh3"), "image_xxh3", pa.array(["?"] * table.num_rows))
+    table = table.set_column(
+        table.schema.get_field_index("sample_xxh3"), "sample_xxh3", pa.array(["?"] * table.num_rows)
+    )
     pq.write_table(table, path)
     descriptor = json.loads((copy / "refseg.json").read_text())
     descriptor["shards"][0]["parquet_bytes"] = path.stat().st_size
     descriptor["shards"][0]["parquet_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (copy / "refseg.json").write_text(json.dumps(descriptor))
 
-    with pytest.raises(DatasetError, match="column image_xxh3 holds no hash"):
+    with pytest.raises(DatasetError, match="column sample_xxh3 holds no hash"):
         ManifestIndex.open(copy, ["train"])
 
 
