@@ -11,4 +11,7 @@ for sample in wds.WebDataset(sys.argv[1], shardshuffle=False).decode("rgb8"):
         (height, width), counts = ref["mask"]["size"], ref["mask"]["counts"]
         mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T  # (H, W), 1 is object
         for sentence in ref["sentences"]:
-            print(sample["__key__"], image.shape, ref["ref_id"], mask.sum(), sentence["sent_id"], sentence["token_ids"])
+            target = mask if sentence["exists"] else np.zeros_like(mask)  # a sentence may name nothing in the image
+            print(
+                sample["__key__"], image.shape, ref["ref_id"], target.sum(), sentence["sent_id"], sentence["token_ids"]
+            )

@@ -5,15 +5,17 @@ It is approximate, and `loader.RefLoader` is not. What is approximate:
 - Order: shards are permuted, images only within a buffer; sentences of one image come one after the other.
 - Division: ranks and workers take whole shards, so they get unequal numbers of samples, and nothing where there are
   fewer shards than rank × worker. An epoch ends on each when its shards do: do not train DDP on it without `join`.
-- Counting: there is no length and no cursor, a resume starts the epoch again, and image hashes are not checked.
+- Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked.
 
-Every expression of the shards still comes exactly once per epoch over all ranks and workers.
+Every expression of the shards still comes exactly once per epoch over all ranks and workers. A tar knows only the refs
+it was built with: of a dataset whose images lie in another's tars (an image pool, a mix) `tar_urls` and `stream` say so.
 """
 
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.storage import open_folder
 
 
 class StreamSample(NamedTuple):
@@ -35,7 +39,7 @@ class StreamSample(NamedTuple):
     image: UInt8[Tensor, "3 H W"]
     """RGB, 0 to 255, by the geometry; expressions of one image share the memory."""
     mask: UInt8[Tensor, "H W"]
-    """Target at the network's size."""
+    """Target at the network's size; empty where the sentence names nothing."""
     token_ids: Int64[Tensor, "L"]
     """SOS, words, EOS (kept when cut), then zeros."""
     token_mask: Bool[Tensor, "L"]
@@ -43,6 +47,28 @@ class StreamSample(NamedTuple):
     image_id: int
     ref_id: int
     sent_id: int
+
+
+def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
+    """Paths or URLs of a dataset's tars, for `stream`.
+
+    Args:
+        folder: Of a finished dataset, a path or an fsspec URL that `webdataset` opens too.
+        splits: Names of splits.
+
+    Raises:
+        DatasetError: If the dataset is unfinished.
+        UsageError: If it has no such split, or rows whose images lie in another dataset's tars.
+    """
+    descriptor = load_descriptor(folder)
+    _refuse_pools(folder, descriptor)
+    if unknown := [split for split in splits if split not in descriptor.splits]:
+        raise UsageError(
+            f"{folder}: {descriptor.dataset} has no split {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(descriptor.splits)}"
+        )
+    place = open_folder(folder)
+    return [place.join(f"{entry.name}.tar") for entry in descriptor.shards if entry.split in splits]
 
 
 def stream(
@@ -65,10 +91,13 @@ def stream(
         epoch: Changes the shuffling; make a new stream for each epoch.
 
     Raises:
-        UsageError: If there are no urls.
+        UsageError: If there are no urls, or a local tar lies in a dataset whose other images lie elsewhere.
     """
     if not urls:
         raise UsageError("no tar to stream; expected at least one url")
+    for folder in sorted({Path(url).parent for url in urls if ":" not in url}):
+        if (folder / DESCRIPTOR_NAME).is_file():
+            _refuse_pools(folder, load_descriptor(folder))
     urls = list(urls)
     rng = random.Random(f"{seed} {epoch}")
     if shuffle_images:
@@ -84,6 +113,16 @@ def stream(
         *([wds.shuffle(shuffle_images, initial=shuffle_images, rng=rng)] if shuffle_images else []),
         partial(_expressions, geometry=geometry, num_tokens=num_tokens),
     )
+
+
+def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
+    """Some or all of the images are in tars whose JSON tells another dataset's refs."""
+    if descriptor.image_pools:
+        others = ", ".join(f"{pool.dataset} ({pool.path})" for pool in descriptor.image_pools)
+        raise UsageError(
+            f"{folder}: {descriptor.dataset} has images in the tars of {others}, whose JSON does not know its refs, so "
+            "it cannot be streamed; read it with ManifestIndex and RefLoader, or build it without --images-from"
+        )
 
 
 def _open_and_close(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -114,13 +153,14 @@ def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_t
             height, width = ref["mask"]["size"]
             counts = np.array(ref["mask"]["counts"], np.uint32)
             mask = torch.from_numpy(geometry.apply_mask(counts, (height, width)))
+            empty = torch.zeros_like(mask)
             for sentence in ref["sentences"]:
                 cut = tokenizer.truncate(sentence["token_ids"], num_tokens)
                 token_ids = torch.zeros(num_tokens, dtype=torch.int64)
                 token_ids[: len(cut)] = torch.tensor(cut)
                 yield StreamSample(
                     image=image,
-                    mask=mask,
+                    mask=mask if sentence["exists"] else empty,
                     token_ids=token_ids,
                     token_mask=torch.arange(num_tokens) < len(cut),
                     image_id=facts["image_id"],

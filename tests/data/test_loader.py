@@ -17,7 +17,7 @@ from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, UsageError
 
-from .conftest import grid_pictures
+from .conftest import Picture, Ref, grid_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 
@@ -95,6 +95,16 @@ def test_a_batch_by_image_shares_each_decoded_image(train_index: ManifestIndex, 
     assert int(first.num_global) == 12
     for i, row in enumerate(first.row_index.tolist()):
         assert first.image_index[i] == train_index.row_image[row]
+
+
+def test_a_sentence_that_names_nothing_has_an_empty_mask(tmp_path: Path, write: Callable[..., Path]) -> None:
+    ref = Ref(1, (0, 0, 20, 20), ("left one", "the elephant"), names_nothing=(1,))
+    index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [Picture(7, (24, 28), (ref,))]}), ["train"])
+
+    (batch,) = make_loader(index, sampling="sentence", shuffle=False, global_batch=2)
+
+    assert batch.sentence_index.tolist() == [0, 1]
+    assert batch.masks.sum(dim=(1, 2)).tolist() == [400, 0]
 
 
 def test_two_refs_of_one_image_in_a_batch_have_a_copy_each(train_index: ManifestIndex, decoded: list[int]) -> None:

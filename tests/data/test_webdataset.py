@@ -1,6 +1,7 @@
 """Plain streaming: approximate in order, complete in content."""
 
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
-from refseg.data.webdataset import StreamSample, stream
+from refseg.data.webdataset import StreamSample, stream, tar_urls
 from refseg.errors import DatasetError, UsageError
 from refseg.tokenizer import EOS_ID
+
+from .conftest import Picture, Ref, write_overlay
 
 GEOMETRY = Geometry(kind="letterbox", size=(24, 28))
 
@@ -90,6 +93,34 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
             tar.addfile(header, BytesIO(data))
     with pytest.raises(DatasetError, match=r"bad.tar: sample 1: cannot be decoded: .*; `refseg verify` the dataset"):
         list(stream([str(tmp_path / "bad.tar")], geometry=GEOMETRY, num_tokens=12))
+
+
+def test_a_sentence_that_names_nothing_has_an_empty_target(tmp_path: Path, write: Callable[..., Path]) -> None:
+    ref = Ref(1, (0, 0, 20, 20), ("left one", "the elephant"), names_nothing=(1,))
+    folder = write(tmp_path / "d", {"train-00000": [Picture(7, (24, 28), (ref,))]})
+
+    there, nowhere = stream(tar_urls(folder, ["train"]), geometry=GEOMETRY, num_tokens=12)
+
+    assert (there.mask.sum(), nowhere.mask.sum()) == (400, 0)
+
+
+def test_the_tars_of_splits_are_listed(dataset: Path) -> None:
+    assert tar_urls(dataset, ["train"]) == urls(dataset)
+    assert tar_urls(f"file://{dataset}", ["val"]) == [f"file://{dataset}/val-00000.tar"]
+    with pytest.raises(UsageError, match="toy/refseg has no split 'testA'; expected some of train, val"):
+        tar_urls(dataset, ["testA"])
+
+
+def test_a_dataset_over_anothers_tars_is_not_streamed(dataset: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "over", dataset)
+    message = (
+        r"over: toy/refseg has images in the tars of toy/refseg \(../built\), .*; read it with ManifestIndex and RefL"
+    )
+
+    with pytest.raises(UsageError, match=message):
+        tar_urls(folder, ["train"])
+    with pytest.raises(UsageError, match=message):
+        stream([str(folder / "train-00000.tar")], geometry=GEOMETRY, num_tokens=12)
 
 
 def test_nothing_to_stream_is_refused() -> None:
