@@ -8,7 +8,7 @@ It is approximate, and `loader.RefLoader` is not. What is approximate:
 - Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked.
 
 Every expression of the shards still comes exactly once per epoch over all ranks and workers. A tar knows only the refs
-it was built with: of a dataset whose images lie in another's tars (an image pool, a mix) `tar_urls` and `stream` say so.
+it was built with: of a dataset whose images lie in another's tars (image pool, mix) `tar_urls` and `stream` say so.
 """
 
 import json
