@@ -1,1 +1,30 @@
-"""One reader per annotation family."""
+"""One reader per annotation family, and which dataset is read by which."""
+
+from pathlib import Path
+
+from pipelines.sources.custom import read_custom
+from pipelines.sources.raw import RawSource
+from pipelines.sources.referit import find_referit_folder, read_referit
+from refseg.schema import CUSTOM, DatasetSpec
+
+
+def read_source(spec: DatasetSpec, annotations: Path) -> RawSource:
+    """Read a dataset's annotations by the reader of its family.
+
+    Args:
+        spec: Dataset and partition.
+        annotations: The folder that holds its files or its own folder (`spec.folder`); of `custom` also the table.
+
+    Raises:
+        UsageError: If the files are not there.
+        AnnotationError: If a file cannot be read or is not of the expected form.
+    """
+    if spec.dataset == CUSTOM:
+        return read_custom(spec, annotations)
+    if spec.dataset_id == "refclef/berkeley" and (folder := find_referit_folder(spec, annotations)):
+        return read_referit(spec, folder)
+    # Loaded when asked for: `refer` itself needs this package.
+    from pipelines.sources.refer import read_refer_source
+    from pipelines.sources.zom import read_zom
+
+    return read_zom(spec, annotations) if spec.dataset == "refzom" else read_refer_source(spec, annotations)

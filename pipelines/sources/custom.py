@@ -1,0 +1,140 @@
+"""Reads users' own data: a table of sentences, and where there is one COCO's `instances.json`."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.custom_row import COLUMNS, REQUIRED, read_row
+from pipelines.sources.custom_store import CustomStore
+from pipelines.sources.files import hash_file, stream_instances
+from pipelines.sources.raw import RawSource
+from pipelines.sources.table import SUFFIXES, RowFault, read_table
+from refseg.descriptor import SourceFile
+from refseg.errors import AnnotationError, UsageError
+from refseg.schema import DatasetSpec
+
+TABLE_NAME = "sentences"
+_CANONICAL = ("train", "val", "test", "testA", "testB", "testC")
+_MOST_FAULTS = 20
+
+
+def find_table(spec: DatasetSpec, annotations: Path) -> Path:
+    """Find the table: `annotations` itself, or `sentences.csv`, `.jsonl` or `.parquet` there or in `<name>/`.
+
+    Raises:
+        UsageError: If there is none, or more than one.
+    """
+    if annotations.is_file():
+        if annotations.suffix not in SUFFIXES:
+            raise UsageError(f"--annotations {annotations}: expected a table that ends in {', '.join(SUFFIXES)}")
+        return annotations
+    for folder in (annotations / spec.folder, annotations):
+        tables = [path for suffix in SUFFIXES if (path := folder / f"{TABLE_NAME}{suffix}").is_file()]
+        if len(tables) > 1:
+            found = ", ".join(path.name for path in tables)
+            raise UsageError(f"--annotations {folder}: found {found}, expected one; name the file itself")
+        if tables:
+            return tables[0]
+    raise UsageError(
+        f"--annotations {annotations}: found no {TABLE_NAME}.csv, .jsonl or .parquet, there or in {spec.folder}/; "
+        "see docs/your-own-data.md"
+    )
+
+
+def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
+    """Read a table of sentences; `docs/your-own-data.md` explains its columns.
+
+    Every row is read and checked once, here, and kept in a temporary file, so that memory does not grow with the
+    table. Ids, where the table gives none, follow the order of first appearance: refs from 0, sentences by row from
+    0, images and annotations after the largest of `instances.json` and of the table. So equal tables give equal ids.
+
+    Args:
+        spec: `custom/<name>`.
+        annotations: The table, or a folder with `sentences.csv`, `.jsonl` or `.parquet`; `instances.json` and mask
+            files lie beside the table.
+
+    Returns:
+        The source; its `spec` has the splits found, known ones first.
+
+    Raises:
+        UsageError: If there is no table.
+        AnnotationError: If a file cannot be read, or with all mistakes of the table and their places.
+    """
+    table = find_table(spec, annotations)
+    instances = table.parent / "instances.json"
+    sources = [hash_file(table, spec)]
+    store = CustomStore(table.parent)
+    try:
+        if instances.is_file():
+            sources.append(hash_file(instances, spec))
+            for section, record in stream_instances(instances):
+                store.add_listed(section, record)
+        _fill(store, table, has_instances=instances.is_file())
+    except sqlite3.Error as error:
+        raise AnnotationError(
+            f"{table}: its rows cannot be kept in a temporary file ({error}); set TMPDIR to a disk with room"
+        ) from error
+    if store.num_mask_files:
+        name = f"{spec.folder}/{store.num_mask_files} mask files"
+        sources.append(SourceFile(name=name, num_bytes=store.mask_bytes, sha256=store.masks_sha256))
+    found = store.splits()
+    splits = (*(split for split in _CANONICAL if split in found), *sorted(found - set(_CANONICAL)))
+    return RawSource(
+        spec=replace(spec, splits=splits),
+        refs=_Refs(store),
+        tables=_Tables(store, instances if instances.is_file() else None),
+        sources=tuple(sources),
+        box_targets=True,
+    )
+
+
+def _fill(store: CustomStore, table: Path, *, has_instances: bool) -> None:
+    """Read the table into the store; raise with all that is wrong with it."""
+    faults: list[str] = []
+    num_faults = 0
+    for place, values in read_table(table, COLUMNS, REQUIRED):
+        try:
+            if isinstance(values, RowFault):
+                raise values
+            row = read_row(values)
+            if row.kind == "ann_id" and not has_instances:
+                raise RowFault("found ann_id, expected instances.json beside the table to look it up in")
+            store.add(row, place)
+        except RowFault as fault:
+            num_faults += 1
+            if num_faults <= _MOST_FAULTS:
+                faults.append(f"{place}: {fault}")
+    if not store.num_rows and not num_faults:
+        raise AnnotationError(f"{table}: found no row, expected one for each sentence")
+    if not num_faults:  # rows left out would be missed here
+        faults = store.finish()
+        num_faults, faults = len(faults), faults[:_MOST_FAULTS]
+    if num_faults:
+        rest = f"\n  and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
+        counted = "1 mistake" if num_faults == 1 else f"{num_faults} mistakes"
+        raise AnnotationError(f"{table}: found {counted}\n  " + "\n  ".join(faults) + rest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refs:
+    """The refs of a table, as often as asked."""
+
+    store: CustomStore
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.store.refs()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The records of `instances.json`, where there is one, and those of the table."""
+
+    store: CustomStore
+    instances: Path | None
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        if self.instances is not None:
+            yield from stream_instances(self.instances)
+        yield from self.store.records()

@@ -1,0 +1,219 @@
+"""What one row of a user's table says: its columns checked, each mistake named."""
+
+import json
+import math
+import re
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.sources.table import RowFault
+
+REQUIRED = ("image", "sentence", "split")
+TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
+COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
+
+Size = tuple[int, int]
+_MAX_SIDE = 65500  # a JPEG has no longer sides
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomRow:
+    """One sentence and what it names.
+
+    Attributes:
+        image: File name, or image id in digits.
+        sentence: As typed.
+        split: A letter, then letters and digits.
+        kind: Which of `TARGETS` is given.
+        target: By `kind`: ids; `{"size", "counts"}`; path of a mask; left, top, width, height; None.
+        ref_id: As given; None: rows of equal image, target and split are one ref.
+        sent_id: As given; None: the row's position.
+        category: Name, empty if not given.
+        size: `(height, width)` of the image as far as the row tells, in pixels.
+    """
+
+    image: str
+    sentence: str
+    split: str
+    kind: str
+    target: Any
+    ref_id: int | None
+    sent_id: int | None
+    category: str
+    size: Size | None
+
+
+def read_row(values: dict[str, Any]) -> CustomRow:
+    """Check the values of one row.
+
+    Raises:
+        RowFault: With all that is wrong with it.
+    """
+    found = {name: None if _is_missing(value) else value for name, value in values.items()}
+    reader = _Reader(found)
+    image, sentence = reader.text("image", or_number=True), reader.text("sentence")
+    split = reader.text("split")
+    if split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", split):
+        reader.faults.append(f"found split {_short(split)}, expected a letter, then letters and digits")
+    for name in REQUIRED:
+        if found.get(name) is None:
+            reader.faults.append(f"found no {name}")
+    kind, target = reader.target()
+    size = reader.size()
+    if kind == "rle" and target:
+        rle_size = (target["size"][0], target["size"][1])
+        if size is not None and size != rle_size:
+            reader.faults.append(f"its rle is for size {list(rle_size)}, expected {list(size)} (height, width)")
+        size = rle_size
+    row = CustomRow(
+        image=image,
+        sentence=sentence,
+        split=split,
+        kind=kind,
+        target=target,
+        ref_id=reader.integer("ref_id"),
+        sent_id=reader.integer("sent_id"),
+        category=reader.text("category"),
+        size=size,
+    )
+    if reader.faults:
+        raise RowFault("; ".join(reader.faults))
+    return row
+
+
+class _Reader:
+    """Reads values of a row and gathers what is wrong with them."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self.faults: list[str] = []
+
+    def text(self, name: str, *, or_number: bool = False) -> str:
+        value = self._values.get(name)
+        if value is None:
+            return ""
+        if or_number and (number := _whole(value)) is not None:
+            return str(number)
+        if isinstance(value, str) and "\0" not in value and value.strip() and is_utf8(value):
+            return value
+        self.faults.append(f"found {name} {_short(value)}, expected text")
+        return ""
+
+    def integer(self, name: str) -> int | None:
+        value = self._values.get(name)
+        number = None if value is None else _whole(value)
+        if value is not None and number is None:
+            self.faults.append(f"found {name} {_short(value)}, expected a whole number")
+        return number
+
+    def size(self) -> Size | None:
+        height, width = self.integer("height"), self.integer("width")
+        if height is None and width is None:
+            return None
+        if height is None or width is None or not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
+            self.faults.append(f"found height {height} and width {width}, expected 1 to {_MAX_SIDE} pixels")
+            return None
+        return height, width
+
+    def target(self) -> tuple[str, Any]:
+        given = [name for name in TARGETS[:-1] if self._values.get(name) is not None]
+        if self._says_no_target():
+            given.append("no_target")
+        if len(given) != 1:
+            found = " and ".join(given) or "no target"
+            self.faults.append(f"found {found}, expected one of {', '.join(TARGETS)}")
+            return "", None
+        kind, value = given[0], self._values[given[0]]
+        if kind == "no_target":
+            return kind, None
+        target, expected = {
+            "ann_id": (_numbers(value, whole=True), "an annotation id or several"),
+            "rle": (_rle(value), "COCO's run lengths: size (height, width) and counts"),
+            "mask": (value if isinstance(value, str) and "\0" not in value and is_utf8(value) else None, "a path"),
+            "box": (_box(value), "left, top, width, height"),
+        }[kind]
+        if target is None:
+            self.faults.append(f"found {kind} {_short(value)}, expected {expected}")
+        return kind, target
+
+    def _says_no_target(self) -> bool:
+        value = self._values.get("no_target")
+        word = str(value).strip().lower()
+        if value is not None and word not in ("true", "1", "yes", "false", "0", "no"):
+            self.faults.append(f"found no_target {_short(value)}, expected true or false")
+        return word in ("true", "1", "yes")
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas writes NaN where an integer column has gaps.
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text or as pandas' `12.0`."""
+    if isinstance(value, str):
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", value):
+            return None
+        value = int(value.strip().partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and -_INT64 <= value < _INT64 else None
+
+
+def _numbers(value: Any, *, whole: bool) -> list[Any] | None:
+    """Numbers of a list, or of text such as `12 13`, `12,13` or `[12, 13]`."""
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()")) if part]
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    numbers = [_whole(part) if whole else _finite(part) for part in value]
+    return numbers if numbers and None not in numbers else None
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _box(value: Any) -> list[float] | None:
+    box = _numbers(value, whole=False)
+    return box if box is not None and len(box) == 4 and box[2] > 0 and box[3] > 0 else None
+
+
+def _rle(value: Any) -> dict[str, Any] | None:
+    """`size` and `counts`; whether the counts are right for the size is for each ref to be checked."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(value, dict):
+        return None
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return None
+    if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in size):
+        return None
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    if isinstance(counts, str):
+        return {"size": list(size), "counts": counts} if counts.isascii() else None
+    if isinstance(counts, list) and all(type(run) is int and 0 <= run < _INT64 for run in counts):
+        return {"size": list(size), "counts": counts}
+    return None
+
+
+def is_utf8(text: str) -> bool:
+    """False for halves of surrogate pairs, which no file can hold as UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value).replace("\n", " ")

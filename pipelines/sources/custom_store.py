@@ -1,0 +1,263 @@
+"""Rows of a user's table, joined to refs and images on disk: memory does not grow with the table."""
+
+import json
+import re
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from pipelines.masks import read_segmentation
+from pipelines.sources.custom_row import CustomRow, Size, is_utf8
+from pipelines.sources.mask_file import read_mask
+from pipelines.sources.table import RowFault
+from refseg.errors import AnnotationError
+
+_TABLES = """
+CREATE TABLE listed (id INTEGER PRIMARY KEY, name TEXT, height INTEGER, width INTEGER);
+CREATE INDEX listed_name ON listed (name);
+CREATE TABLE images (
+    image INTEGER PRIMARY KEY, key TEXT UNIQUE, name TEXT, id INTEGER, listed INTEGER, height INTEGER, width INTEGER,
+    place TEXT
+);
+CREATE TABLE refs (
+    ref INTEGER PRIMARY KEY, key BLOB UNIQUE, meaning BLOB, ref_id INTEGER, image INTEGER, split TEXT, category TEXT,
+    kind TEXT, target TEXT, place TEXT
+);
+CREATE TABLE sentences (position INTEGER PRIMARY KEY, ref INTEGER, sent_id INTEGER, sentence TEXT);
+CREATE INDEX sentences_ref ON sentences (ref, position);
+"""
+
+
+class CustomStore:
+    """A temporary database, which SQLite itself takes away with the last reference to it.
+
+    `add_listed` and `add` fill it, `finish` checks and closes it, then `refs` and `records` may be asked any number of
+    times.
+
+    Args:
+        root: Folder of the table; mask files lie below it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        # The empty name stands for a private file on disk.
+        self._base = sqlite3.connect("", check_same_thread=False)
+        weakref.finalize(self, self._base.close)
+        self._base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        self._categories: dict[str, int] = {}
+        self._max_category = self._max_image = self._max_annotation = 0
+        self._given: dict[str, set[bool]] = {"ref_id": set(), "sent_id": set()}
+        self._num_refs = self._num_rows = 0
+        self._masks = sha256()
+        self.num_mask_files = self.mask_bytes = 0
+
+    @property
+    def masks_sha256(self) -> str:
+        """SHA-256 over path and content of every mask file read."""
+        return self._masks.hexdigest()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows added."""
+        return self._num_rows
+
+    def add_listed(self, section: str, record: Any) -> None:
+        """Learn names, sizes and ids from a record of `instances.json`; a malformed one teaches nothing."""
+        key = record.get("id") if isinstance(record, dict) else None
+        if type(key) is not int or not 0 <= key < 2**62:
+            return
+        if section == "images":
+            name, height, width = record.get("file_name"), record.get("height"), record.get("width")
+            if isinstance(name, str) and is_utf8(name) and _is_size((height, width)):
+                self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, name, height, width))
+                self._max_image = max(self._max_image, key)
+        elif section == "annotations":
+            self._max_annotation = max(self._max_annotation, key)
+        elif section == "categories":
+            self._max_category = max(self._max_category, key)
+            if isinstance(record.get("name"), str):
+                self._categories.setdefault(record["name"], key)
+
+    def add(self, row: CustomRow, place: str) -> None:
+        """Add a sentence, and with the first of a ref the ref.
+
+        Raises:
+            RowFault: If the row contradicts an earlier one or `instances.json`, or its mask file cannot be read.
+        """
+        image = self._add_image(row, place)
+        self._given["ref_id"].add(row.ref_id is not None)
+        self._given["sent_id"].add(row.sent_id is not None)
+        meaning = _digest(image, row.split, row.kind, json.dumps(row.target))
+        key = meaning if row.ref_id is None else _digest("ref_id", row.ref_id)
+        found = self._base.execute("SELECT ref, meaning, place FROM refs WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            ref = self._num_refs
+            target = self._mask_target(row, image, place) if row.kind == "mask" else row.target
+            ref_id = ref if row.ref_id is None else row.ref_id
+            self._base.execute(
+                "INSERT INTO refs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (ref, key, meaning, ref_id, image, row.split, row.category, row.kind, json.dumps(target), place),
+            )
+            self._num_refs += 1
+        else:
+            ref = found[0]
+            if found[1] != meaning:
+                raise RowFault(f"ref_id {row.ref_id} has another image, split or target than on {found[2]}")
+        sent_id = self._num_rows if row.sent_id is None else row.sent_id
+        self._base.execute("INSERT INTO sentences VALUES (?, ?, ?, ?)", (self._num_rows, ref, sent_id, row.sentence))
+        self._num_rows += 1
+
+    def finish(self) -> list[str]:
+        """Give ids to what has none; return what is wrong with the table as a whole."""
+        base = max(self._max_image, self._base.execute("SELECT MAX(id) FROM images").fetchone()[0] or 0)
+        self._base.execute("UPDATE images SET id = ? + image WHERE id IS NULL", (base,))
+        self._base.commit()
+        faults = [
+            f"{name} is given in some rows and not in others; give it in all or in none"
+            for name, given in self._given.items()
+            if len(given) == 2
+        ]
+        for name, place in self._base.execute("SELECT name, place FROM images WHERE height IS NULL ORDER BY image"):
+            faults.append(
+                f"{place}: nothing tells the size of image {name!r}; list it in instances.json or add the columns "
+                "height and width"
+            )
+        twice = (
+            "SELECT split, sent_id FROM sentences JOIN refs USING (ref) "
+            "GROUP BY split, sent_id HAVING COUNT(*) > 1 LIMIT 1"
+        )
+        if True in self._given["sent_id"]:
+            for split, sent_id in self._base.execute(twice):
+                faults.append(f"sent_id {sent_id} is there more than once in {split}, expected it once")
+        return faults
+
+    def splits(self) -> set[str]:
+        """Names of the splits."""
+        return {split for (split,) in self._base.execute("SELECT DISTINCT split FROM refs")}
+
+    def refs(self) -> Iterator[dict[str, Any]]:
+        """REFER's records, in the order of their first rows."""
+        rows = self._base.execute(
+            "SELECT ref, ref_id, id, split, kind, target, sent_id, sentence "
+            "FROM sentences JOIN refs USING (ref) JOIN images USING (image) ORDER BY ref, position"
+        )
+        for (ref, ref_id, image_id, split, kind, target), group in groupby(rows, key=itemgetter(0, 1, 2, 3, 4, 5)):
+            ann_id: Any = -1
+            if kind != "no_target":
+                ann_id = json.loads(target) if kind == "ann_id" else self._annotation_id(ref)
+            sentences = [
+                {"sent_id": sent_id, "sent": sentence, "tokens": sentence.split()} for *_, sent_id, sentence in group
+            ]
+            yield {
+                "ref_id": ref_id,
+                "image_id": image_id,
+                "ann_id": ann_id,
+                "split": split,
+                "sentences": sentences,
+            }
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """COCO's records of what `instances.json` does not have: images, categories, annotations."""
+        categories = dict(self._categories)
+        shapes = "FROM refs WHERE kind IN ('rle', 'mask', 'box')"
+        for (name,) in self._base.execute(f"SELECT category {shapes} GROUP BY category ORDER BY MIN(ref)"):
+            if name not in categories:
+                categories[name] = self._max_category + 1 + len(categories) - len(self._categories)
+                yield "categories", {"id": categories[name], "name": name}
+        unlisted = "SELECT id, name, height, width FROM images WHERE NOT listed ORDER BY image"
+        for image_id, name, height, width in self._base.execute(unlisted):
+            yield "images", {"id": image_id, "file_name": name, "height": height, "width": width}
+        for ref, image_id, category, kind, target in self._base.execute(
+            f"SELECT ref, id, category, kind, target {shapes.replace('refs', 'refs JOIN images USING (image)')} "
+            "ORDER BY ref"
+        ):
+            record = {"id": self._annotation_id(ref), "image_id": image_id, "category_id": categories[category]}
+            yield "annotations", record | {"iscrowd": 0} | _shape_fields(kind, json.loads(target))
+
+    def _annotation_id(self, ref: int) -> int:
+        return self._max_annotation + 1 + ref
+
+    def _add_image(self, row: CustomRow, place: str) -> int:
+        """The image's number here; a new one is entered with what the row and `instances.json` tell."""
+        listed = self._find_listed(row.image)
+        key = f"name {row.image}" if listed is None else f"listed {listed[0]}"
+        found = self._base.execute("SELECT image FROM images WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            if listed is None:
+                is_id = _is_id(row.image)
+                name = f"{int(row.image):012d}.jpg" if is_id else row.image
+                facts = (name, int(row.image) if is_id else None, False, None, None)
+            else:
+                facts = (listed[1], listed[0], True, listed[2], listed[3])
+            where = place if listed is None else "instances.json"
+            cursor = self._base.execute("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (key, *facts, where))
+            found = (int(cursor.lastrowid or 0),)
+        if row.size is not None:
+            self._learn_size(found[0], row.size, place)
+        return int(found[0])
+
+    def _find_listed(self, image: str) -> Any:
+        column, value = ("id", int(image)) if _is_id(image) else ("name", image)
+        return self._base.execute(f"SELECT * FROM listed WHERE {column} = ?", (value,)).fetchone()
+
+    def _learn_size(self, image: int, size: Size, place: str) -> None:
+        query = "SELECT height, width, place, name FROM images WHERE image = ?"
+        height, width, where, name = self._base.execute(query, (image,)).fetchone()
+        if height is None:
+            self._base.execute(
+                "UPDATE images SET height = ?, width = ?, place = ? WHERE image = ?", (*size, place, image)
+            )
+        elif (height, width) != size:
+            raise RowFault(
+                f"image {name!r} is {size[0]} x {size[1]} pixels (height x width) here, "
+                f"but {height} x {width} in {where}"
+            )
+
+    def _mask_target(self, row: CustomRow, image: int, place: str) -> dict[str, Any]:
+        path = self._root / row.target
+        try:
+            data = path.read_bytes()
+            rle = read_mask(data)
+        except OSError as error:
+            raise RowFault(f"mask {row.target} cannot be read ({error.strerror})") from error
+        except RowFault as fault:
+            raise RowFault(f"mask {row.target} {fault}") from fault
+        self._masks.update(f"{row.target}\0".encode() + sha256(data).digest())
+        self.num_mask_files += 1
+        self.mask_bytes += len(data)
+        self._learn_size(image, rle.size, place)
+        return {"size": rle.size, "counts": rle.counts}
+
+
+def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
+    """`bbox`, `area` and, but for a box, `segmentation`."""
+    if kind == "box":
+        return {"bbox": target, "area": target[2] * target[3]}
+    height, width = target["size"]
+    try:
+        _, (rle,) = read_segmentation(target, (height, width))
+    except AnnotationError:  # kept as it is: the ref becomes a reject that says what is wrong
+        return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": target}
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(rle.counts)}, height, width)
+    box, area = coco_mask.toBbox(packed).tolist(), float(coco_mask.area(packed))
+    return {"bbox": box, "area": area, "segmentation": target}
+
+
+def _digest(*parts: Any) -> bytes:
+    return sha256(json.dumps(parts).encode()).digest()
+
+
+def _is_id(image: str) -> bool:
+    """True for an image id: its digits fit COCO's names."""
+    return re.fullmatch(r"[0-9]{1,12}", image) is not None
+
+
+def _is_size(size: tuple[Any, Any]) -> bool:
+    return all(type(side) is int and 0 < side <= 65500 for side in size)

@@ -1,0 +1,152 @@
+"""Reads ReferIt's Berkeley split as text_objseg publishes it: sentences by region, and each region's box."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.raw import RawSource
+from refseg.descriptor import SourceFile
+from refseg.errors import AnnotationError, UsageError
+from refseg.schema import DatasetSpec
+
+_BOXES = "referit_bbox.json"
+_SIZES = "referit_imsize.json"
+_NO_CATEGORY = {"id": 0, "name": ""}
+_REGIONS_PER_IMAGE = 1000  # room in an id; no image has more than 39
+_SENTENCES_PER_REGION = 1000
+
+
+def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
+    """The folder with `referit_query_<split>.json` files: `annotations/<spec.folder>` or `annotations` itself.
+
+    None where there is none, or REFER's own `refs(berkeley)` lies there too: it has masks.
+    """
+    for folder in (annotations / spec.folder, annotations):
+        if any(folder.glob(f"refs({spec.split_by}).*")):
+            return None
+        if any(_query_path(folder, split).is_file() for split in spec.splits):
+            return folder
+    return None
+
+
+def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
+    """Read `referit_query_<split>.json`, `referit_bbox.json` and `referit_imsize.json`; a target is a region's box.
+
+    The files have no ids but the region's name, `<image>_<region>`; from it come `ref_id` = `ann_id` =
+    1000 image + region, and `sent_id` = 1000 `ref_id` + position, whichever of the splits' files are there.
+    Boxes are left, top, right, bottom with the last pixel included; sizes are width, height.
+
+    Args:
+        spec: `refclef/berkeley`.
+        folder: That holds the files.
+
+    Raises:
+        UsageError: If boxes or sizes are not there.
+        AnnotationError: If a file cannot be read or is not of the expected form.
+    """
+    paths = {split: path for split in spec.splits if (path := _query_path(folder, split)).is_file()}
+    for name in (_BOXES, _SIZES):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{folder}: found no {name}; take it and {_query_path(folder, 'train').name} from one place"
+            )
+    queries = {split: _load(path, spec) for split, path in paths.items()}
+    boxes, sizes = _load(folder / _BOXES, spec), _load(folder / _SIZES, spec)
+    return RawSource(
+        spec=spec,
+        refs=_Refs({split: content for split, (content, _) in queries.items()}),
+        tables=_Tables(boxes[0], sizes[0]),
+        sources=tuple(source for _, source in (*queries.values(), boxes, sizes)),
+        box_targets=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Refs:
+    """REFER's records from sentences by region."""
+
+    queries: dict[str, dict[str, Any]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for split, query in self.queries.items():
+            for region, found in query.items():
+                image_id, ref_id = _region_ids(region)
+                sentences = found
+                if isinstance(found, list):
+                    first = None if ref_id is None else ref_id * _SENTENCES_PER_REGION
+                    sentences = [_sentence(text, first, position) for position, text in enumerate(found)]
+                yield {
+                    "ref_id": ref_id,
+                    "ann_id": ref_id,
+                    "image_id": image_id,
+                    "split": split,
+                    "sentences": sentences,
+                }
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """COCO's records from boxes and sizes; what is out of form is left out of a record, which is then rejected."""
+
+    boxes: dict[str, Any]
+    sizes: dict[str, Any]
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "categories", dict(_NO_CATEGORY)
+        for name, size in self.sizes.items():
+            stem = name.removesuffix(".jpg")
+            if re.fullmatch(r"[0-9]{1,12}", stem):
+                width, height = size if isinstance(size, list) and len(size) == 2 else (None, None)
+                yield "images", {"id": int(stem), "file_name": name, "height": height, "width": width}
+        for region, box in self.boxes.items():
+            image_id, ann_id = _region_ids(region)
+            if ann_id is not None:
+                record = {"id": ann_id, "image_id": image_id, "category_id": _NO_CATEGORY["id"], "iscrowd": 0}
+                yield "annotations", record | _box_fields(box)
+
+
+def _query_path(folder: Path, split: str) -> Path:
+    return folder / f"referit_query_{split}.json"
+
+
+def _load(path: Path, spec: DatasetSpec) -> tuple[dict[str, Any], SourceFile]:
+    try:
+        data = path.read_bytes()
+        content = json.loads(data)
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{path}: found a {type(content).__name__}, expected text_objseg's table by name")
+    name = f"{spec.folder}/{path.name}"
+    return content, SourceFile(name=name, num_bytes=len(data), sha256=sha256(data).hexdigest())
+
+
+def _region_ids(region: str) -> tuple[int | None, int | None]:
+    """Image id and region's id of `<image>_<region>`; None, None for another name."""
+    match = re.fullmatch(r"([0-9]{1,12})_([0-9]{1,3})", region)
+    if match is None:
+        return None, None
+    image_id = int(match[1])
+    return image_id, image_id * _REGIONS_PER_IMAGE + int(match[2])
+
+
+def _sentence(text: Any, first: int | None, position: int) -> dict[str, Any]:
+    sentence = {"sent": text, "sent_id": None if first is None else first + position}
+    return sentence | ({"tokens": text.split()} if isinstance(text, str) else {})
+
+
+def _box_fields(box: Any) -> dict[str, Any]:
+    """`bbox` and `area` of a box with inclusive corners."""
+    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        return {"bbox": box, "area": 0}
+    left, top, right, bottom = box
+    width, height = right - left + 1, bottom - top + 1
+    if width < 1 or height < 1:
+        return {"bbox": None, "area": 0}
+    return {"bbox": [left, top, width, height], "area": width * height}

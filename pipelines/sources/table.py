@@ -1,0 +1,107 @@
+"""Reads a user's table row by row: CSV, JSON lines or Parquet; memory does not grow with the file."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refseg.errors import AnnotationError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+_MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take
+
+
+class RowFault(Exception):
+    """What is wrong with one row; whoever reads the table adds the place."""
+
+
+Row = dict[str, Any] | RowFault
+"""Values by column, None where there is none; or what makes the row unreadable."""
+
+
+def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """Yield each row with its place: `line 2` of a text file (the line it ends in), `row 2` of a Parquet file.
+
+    Args:
+        path: With one of `SUFFIXES`.
+        columns: Names the table may have.
+        required: Names it must have.
+
+    Raises:
+        AnnotationError: If the file cannot be read, or its columns are others.
+    """
+    try:
+        yield from {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[path.suffix](
+            path, columns, required
+        )
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, csv.Error, pa.ArrowException, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise AnnotationError(f"{path}: cannot be read as {path.suffix[1:].upper()} ({reason})") from error
+
+
+def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
+        reader = csv.reader(file, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        _check_columns(path, header, columns, required)
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            row: Row = {name: field or None for name, field in zip(header, fields, strict=False)}
+            if len(fields) != len(header):
+                row = RowFault(f"found {len(fields)} fields, expected {len(header)}; text with a comma needs quotes")
+            yield f"line {reader.line_num}", row
+
+
+def _json_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"line {number}", _json_row(line, columns, required)
+
+
+def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> Row:
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        return RowFault(f"cannot be read as JSON ({error})")
+    if not isinstance(row, dict):
+        return RowFault(f"found a {type(row).__name__}, expected an object with {', '.join(required)}")
+    if unknown := sorted(set(row) - set(columns)):
+        return RowFault(f"found unknown {_quoted(unknown)}, expected {', '.join(columns)}; rename or drop it")
+    return row
+
+
+def _parquet_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as file:
+        parquet = pq.ParquetFile(file)
+        _check_columns(path, parquet.schema_arrow.names, columns, required)
+        number = 0
+        for batch in parquet.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+
+
+def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], required: Sequence[str]) -> None:
+    faults = [f"no column {_quoted([name])}" for name in required if name not in found]
+    faults += [f"unknown column {_quoted([name])}" for name in dict.fromkeys(found) if name not in columns]
+    faults += [f"column {_quoted([name])} twice" for name in columns if found.count(name) > 1]
+    if faults:
+        raise AnnotationError(
+            f"{path}: found {', '.join(faults)}; expected {', '.join(required)} "
+            f"and maybe {', '.join(name for name in columns if name not in required)}; rename or drop the others"
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(ascii(name[:40]) for name in names[:8])
