@@ -13,7 +13,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,7 +195,7 @@ class RemoteFolder(Folder):
 
         def request(files: Any, remote: str) -> None:
             files.get_file(remote, str(temporary))
-            _compare_sizes(int(files.info(remote)["size"]), temporary.stat().st_size)
+            _compare_sizes(self.size(name), temporary.stat().st_size)
 
         try:
             self._ask("reading", name, request)
@@ -215,7 +215,7 @@ class RemoteFolder(Folder):
                 files.mv(upload, path)
             else:
                 files.put_file(str(temporary), path)
-            _compare_sizes(num_bytes, int(files.info(path)["size"]))
+            _compare_sizes(num_bytes, self.size(name))
 
         try:
             self._ask("writing", name, request)
@@ -226,16 +226,13 @@ class RemoteFolder(Folder):
 
     def remove(self, name: str) -> None:
         def request(files: Any, path: str) -> None:
-            try:
-                files.info(path)
-                files.rm(path, recursive=True)
-                files.info(path)
-            except FileNotFoundError:
-                return
-            # s3fs says nothing of objects that the server did not delete.
-            raise OSError(errno.EIO, "still there after it was removed")
+            files.rm(path, recursive=True)
+            if self._info(name) is not None:  # s3fs says nothing of objects that the server did not delete
+                raise OSError(errno.EIO, "still there after it was removed")
 
-        self._ask("removing", name, request)
+        if self._info(name) is not None:
+            with suppress(FileNotFoundError):  # the first try's answer was lost
+                self._ask("removing", name, request)
 
     def _info(self, name: str) -> tuple[str, int] | None:
         """Kind (`file`, `directory`) and bytes of something in this folder; None if there is nothing."""
@@ -280,9 +277,8 @@ class RemoteFolder(Folder):
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             stop=tenacity.stop_after_attempt(MAX_TRIES) | tenacity.stop_after_delay(MAX_SECONDS),
-            wait=tenacity.wait_exponential_jitter(
-                initial=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS, jitter=_FIRST_PAUSE_SECONDS
-            ),
+            wait=tenacity.wait_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS)
+            + tenacity.wait_random(0, _FIRST_PAUSE_SECONDS),
             before_sleep=lambda state: logger.warning(
                 "%s: %s failed (%s); trying again",
                 address,
@@ -296,6 +292,8 @@ class RemoteFolder(Folder):
             return retrying(request, files, path)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from error
+        except StorageError:
+            raise
         except _failures() as error:
             number = getattr(error, "errno", None) or errno.EIO
             if not _may_pass(error):
@@ -381,17 +379,25 @@ def _failures() -> tuple[type[BaseException], ...]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """True for a failure that another try may not meet."""
-    refusals = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    """True for a failure that another try may not meet; a `StorageError` comes from a request that was tried again."""
+    refusals = (
+        FileNotFoundError,
+        FileExistsError,
+        PermissionError,
+        IsADirectoryError,
+        NotADirectoryError,
+        StorageError,
+    )
     final = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
     return isinstance(error, _failures()) and not isinstance(error, refusals) and type(error).__name__ not in final
 
 
 def _describe(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = " ".join(str(error).split())  # botocore writes some over several lines
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _compare_sizes(expected: int, found: int) -> None:
+def _compare_sizes(expected: int | None, found: int | None) -> None:
     if found != expected:
         raise OSError(errno.EIO, f"found {found} bytes after the copy, expected {expected}")
 

@@ -1,6 +1,14 @@
 """Fixtures every test may use."""
 
+import http.client
+import json
+import logging
 import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -36,3 +44,144 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
         train(load_recipe("toy-quick", settings), folder / "run")
     return folder / "run"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """An S3 server on loopback; `configure` says its address to s3fs, in this process and those it starts."""
+
+    endpoint: str
+
+    def configure(self, patch: pytest.MonkeyPatch, endpoint: str | None = None, **config: object) -> None:
+        """Each request is made once (no retries of botocore's own) unless `config`, botocore's, says otherwise."""
+        import fsspec
+
+        config = {"retries": {"total_max_attempts": 1}, **config}
+        options = {"endpoint_url": endpoint or self.endpoint, "key": "k", "secret": "s", "config_kwargs": config}
+        patch.setenv("FSSPEC_S3", json.dumps(options))
+        patch.setitem(fsspec.config.conf, "s3", options)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Moto's server; the settings of fsspec name it, so that `s3://` works everywhere."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        s3_server = S3Server(f"http://{host}:{port}")
+        s3_server.configure(patch)
+        yield s3_server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """URL of a new and empty bucket."""
+    import fsspec
+
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Stands before a server and spoils answers: each request takes the next of `faults`, none when they are used up.
+
+    Faults: `503` and other numbers: this status. `cut`: half of the answer. `drop`: no answer. `short`: half of the
+    body goes on. `slow`: after `slow_seconds`. `hold`: the request goes no further until `released` is set.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, server: S3Server) -> None:
+        super().__init__(("127.0.0.1", 0), _ProxyHandler)
+        self.target = server.endpoint.partition("://")[2]
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        self.faults: Iterator[str | None] = iter(())
+        self.slow_seconds = 2.0
+        self.released = threading.Event()
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms
+    server: FaultyProxy
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            self.server.requests.append(f"{self.command} {self.path}")
+            fault = next(self.server.faults, None)
+        if fault == "drop":
+            self.close_connection = True
+            return
+        if fault is not None and fault.isdigit():
+            self._answer(int(fault), {}, b"")
+            return
+        if fault == "hold":
+            self.server.released.wait()
+            self.close_connection = True
+            return
+        if fault == "slow":
+            self.server.released.wait(self.server.slow_seconds)
+        if fault == "short":
+            body = body[: len(body) // 2]
+            self.headers.replace_header("Content-Length", str(len(body)))
+        connection = http.client.HTTPConnection(self.server.target)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        headers = {
+            name: value
+            for name, value in answer.getheaders()
+            if name.lower() not in ("connection", "transfer-encoding", "date", "server")
+        }
+        self._answer(answer.status, headers, data[: len(data) // 2] if fault == "cut" else data, len(data))
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, num_bytes: int = 0) -> None:
+        self.send_response(status)
+        headers = {"Content-Length": str(num_bytes)} | {name.title(): value for name, value in headers.items()}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+            self.close_connection = len(data) < num_bytes
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing: tests look at `FaultyProxy.requests`."""
+
+
+@pytest.fixture(scope="session")
+def _proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(s3_server)
+    threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
+
+
+@pytest.fixture
+def faulty_s3(
+    s3_server: S3Server, bucket: str, _proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyProxy]:
+    """A proxy before the S3 server that `s3://` now leads through; faults are the test's to set."""
+    s3_server.configure(monkeypatch, _proxy.endpoint)
+    _proxy.requests.clear()
+    yield _proxy
+    _proxy.faults = iter(())
+    _proxy.released.set()
+    _proxy.released = threading.Event()
