@@ -112,10 +112,13 @@ def flatten(folder: Path, table: pa.Table, descriptor: Descriptor) -> tuple[dict
     shards = columns["shard"].dictionary_encode()
     row_shard = _numbers(shards.indices)
 
-    # Rows of one image are adjacent: a new image starts where the place in the tars changes.
+    # Rows of one image are adjacent: a new image starts where the place in the tars changes, or the member of a mix.
+    row_dataset = _row_datasets(folder, columns["dataset"], columns["split_by"], dataset_ids(descriptor))
     offset = _numbers(columns["image_offset"])
     is_first = np.ones(table.num_rows, np.bool_)
-    is_first[1:] = (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1])
+    is_first[1:] = (
+        (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1]) | (row_dataset[1:] != row_dataset[:-1])
+    )
     first_row = np.flatnonzero(is_first)
 
     def of_image(name: str) -> NDArray[Any]:
@@ -128,7 +131,7 @@ def flatten(folder: Path, table: pa.Table, descriptor: Descriptor) -> tuple[dict
         raise DatasetError(f"{folder}: column sample_xxh3 holds no hash ({error}); build the dataset again") from error
     arrays = {
         "ref_id": _numbers(columns["ref_id"]),
-        "row_dataset": _row_datasets(folder, columns["dataset"], columns["split_by"], dataset_ids(descriptor)),
+        "row_dataset": row_dataset,
         "row_image": np.cumsum(is_first) - 1,
         "no_target": _numbers(columns["no_target"]),
         "category": columns["category"],
