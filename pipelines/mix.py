@@ -1,0 +1,483 @@
+"""Leak-free unions: the training rows of several datasets as one, without the images that any of them evaluates on.
+
+A mix is Parquet alone: its rows are the members' rows and point into the members' tars. The rule is that of
+big_vision's `refcocox_combined`: an image with a ref in any split but `train` of any member is trained on by none.
+"""
+
+import hashlib
+import json
+import math
+import os
+import posixpath
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.manifest import write_table
+from pipelines.plan import TOOL_KEYS, differing_keys, fingerprint
+from pipelines.shards import BUILD_FOLDER
+from refseg import __version__
+from refseg.descriptor import (
+    DESCRIPTOR_NAME,
+    Descriptor,
+    ImagePool,
+    MixMember,
+    PoolTar,
+    ShardEntry,
+    load_descriptor,
+)
+from refseg.errors import BuildError, DatasetError, UsageError
+from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA, find_dataset
+from refseg.storage import Folder, LocalFolder, is_remote, open_folder
+
+TRAIN = "train"
+_PLAN = f"{BUILD_FOLDER}/mix.json"
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_RULES = {
+    False: "drop images of other splits: same image_xxh3, or same COCO image_id",
+    True: "keep images of other splits",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixOptions:
+    """What to mix, and where to.
+
+    Attributes:
+        members: Folders or URLs of finished datasets. One without a train split only protects its images.
+        out: The mix's own folder or URL; made if it is not there.
+        name: The mix is called `mix/<name>`; None: as the last part of `out`.
+        weights: How often an epoch sees each sample of each member, on average; None: once.
+        allow_leak: Drop nothing, and say so in the descriptor.
+
+    Raises:
+        UsageError: If a value is not one of those allowed.
+    """
+
+    members: tuple[str | Path, ...]
+    out: str | Path
+    name: str | None = None
+    weights: tuple[float, ...] | None = None
+    allow_leak: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise UsageError("found no dataset to mix, expected at least one folder")
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise UsageError(
+                f"--weights: found {len(self.weights)} for {len(self.members)} datasets, expected one for each"
+            )
+        for weight in self.weights or ():
+            if not (math.isfinite(weight) and weight > 0):
+                raise UsageError(f"--weights {weight}: expected numbers above 0; leave the dataset out instead")
+        if not _NAME.fullmatch(self.dataset.removeprefix("mix/")):
+            raise UsageError(
+                f"{self.dataset}: no name for a mix, expected letters, digits, - and _; give one with --name"
+            )
+
+    @property
+    def dataset(self) -> str:
+        """Dataset id of the mix."""
+        last = str(self.out).rstrip("/").rpartition("/")[2] if is_remote(self.out) else Path(self.out).resolve().name
+        return f"mix/{last if self.name is None else self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixResult:
+    """What there is now.
+
+    Attributes:
+        descriptor: Of the mix; `mix` in it says what became of each member.
+        was_complete: True if an earlier run had finished it and nothing was changed.
+    """
+
+    descriptor: Descriptor
+    was_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalImages:
+    """The images of a split that must not be trained on.
+
+    Attributes:
+        split: Dataset id and split, for example `refcocog/umd val`.
+        is_coco: True if the ids are COCO's.
+        image_ids: int64.
+        hashes: `image_xxh3`, strings.
+    """
+
+    split: str
+    is_coco: bool
+    image_ids: pa.Array
+    hashes: pa.Array
+
+
+def find_leaks(rows: pa.Table, *, is_coco: bool, protected: EvalImages) -> pa.Array:
+    """Say of each training row whether its image is one of a split's.
+
+    Two images are the same if their bytes are, or if both datasets are COCO's and the ids are equal: the bytes of one
+    COCO image differ between copies that were resized or saved again.
+
+    Args:
+        rows: With `image_id` and `image_xxh3`.
+        is_coco: True if their ids are COCO's.
+        protected: The split's images.
+
+    Returns:
+        `(rows,)` booleans.
+    """
+    same = pc.is_in(rows["image_xxh3"], value_set=protected.hashes)
+    if is_coco and protected.is_coco:
+        same = pc.or_(same, pc.is_in(rows["image_id"], value_set=protected.image_ids))
+    return same
+
+
+def mix_datasets(options: MixOptions) -> MixResult:
+    """Mix datasets, or check a finished mix. The same members give the same bytes.
+
+    Killed anywhere, the next call starts over; no reader takes what was left for a dataset.
+
+    Raises:
+        UsageError: If a member cannot be mixed, or the folder holds something else.
+        DatasetError: If a member is unfinished or damaged, members do not fit together, or nothing is left to train on.
+        BuildError: If the folder was begun with other members or options.
+        OSError: If it cannot be written.
+    """
+    out = open_folder(options.out)
+    members = _open_members(options)
+    pools = _find_pools(members, out)
+    keys = _plan_keys(options, members, pools)
+    if out.size(DESCRIPTOR_NAME) is not None:
+        return MixResult(descriptor=_check_finished(out, keys), was_complete=True)
+    _check_unfinished(out, keys)
+
+    protected = [images for member in members for images in _read_eval_images(member)]
+    with _stage(out, keys) as stage:
+        entries: list[ShardEntry] = []
+        used: set[str] = set()
+        for member in members:
+            for entry in member.train_entries:
+                rows = _choose_rows(member, entry, protected, allow_leak=options.allow_leak)
+                if rows.num_rows:
+                    used |= set(rows["shard"].unique().to_pylist())
+                    entries.append(_write_shard(rows, f"{TRAIN}-{len(entries):05d}", out, stage))
+        if not entries:
+            out.remove(BUILD_FOLDER)
+            raise DatasetError(
+                f"{out}: no training ref is left of {', '.join(member.descriptor.dataset for member in members)}: "
+                "each image is in another split too, or no member has a train split"
+            )
+        descriptor = Descriptor(
+            dataset=options.dataset,
+            refseg_version=__version__,
+            plan_fingerprint=fingerprint(keys),
+            mask_rule=members[0].descriptor.mask_rule,
+            tokenizer=members[0].descriptor.tokenizer,
+            num_rejects=0,
+            shards=tuple(entries),
+            sources=(),  # the members have them; files of one name are not one file
+            licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
+            plan_keys=keys,
+            counts_accepted=any(member.descriptor.counts_accepted for member in members),
+            image_pools=tuple(pool for pool in (_only_used(pool, used) for pool in pools) if pool.tars),
+            mix=tuple(member.summary(options) for member in members),
+            leaks_allowed=options.allow_leak,
+        )
+        temporary = stage / f"tmp-{os.getpid()}-descriptor"
+        temporary.write_text(descriptor.to_json(), encoding="utf-8")
+        out.publish(temporary, DESCRIPTOR_NAME)
+    out.remove(BUILD_FOLDER)
+    return MixResult(descriptor=descriptor, was_complete=False)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Member:
+    """A dataset of the mix, and what is counted of it on the way."""
+
+    folder: Folder
+    descriptor: Descriptor
+    weight: float
+    pool_names: dict[str, str] = field(default_factory=dict)
+    """What the mix calls each pool of the member; its own tars are the pool without a name."""
+    num_refs: int = 0
+    dropped_refs: int = 0
+    shared_images: int = 0
+    found_in: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_coco(self) -> bool:
+        dataset = self.descriptor.dataset
+        return not dataset.startswith("custom/") and find_dataset(dataset).is_coco
+
+    @property
+    def train_entries(self) -> list[ShardEntry]:
+        return [entry for entry in self.descriptor.shards if entry.split == TRAIN]
+
+    def summary(self, options: MixOptions) -> MixMember:
+        return MixMember(
+            dataset=self.descriptor.dataset,
+            digest=self.descriptor.digest,
+            weight=self.weight,
+            num_refs=self.num_refs,
+            dropped_refs=self.dropped_refs,
+            dropped_images=0 if options.allow_leak else self.shared_images,
+            leaked_images=self.shared_images if options.allow_leak else 0,
+            found_in=dict(self.found_in),
+        )
+
+
+def _open_members(options: MixOptions) -> list[_Member]:
+    weights = options.weights or (1.0,) * len(options.members)
+    members: list[_Member] = []
+    for address, weight in zip(options.members, weights, strict=True):
+        folder = open_folder(address)
+        descriptor = load_descriptor(address)
+        if descriptor.mix:
+            names = ", ".join(member.dataset for member in descriptor.mix)
+            raise UsageError(f"{folder}: is a mix already, expected a dataset; give its members instead ({names})")
+        for other in members:
+            first = other.descriptor
+            if first.dataset == descriptor.dataset:
+                raise UsageError(
+                    f"{folder}: holds {descriptor.dataset}, as does {other.folder}; expected each dataset once "
+                    "(--weights says how often it is seen)"
+                )
+            for what, here, there in (
+                ("tokenizer", descriptor.tokenizer, first.tokenizer),
+                ("mask rule", descriptor.mask_rule, first.mask_rule),
+            ):
+                if here != there:
+                    raise DatasetError(
+                        f"{folder}: found {what} {here}, expected {there} as in {other.folder}; build one of them again"
+                    )
+        members.append(_Member(folder=folder, descriptor=descriptor, weight=float(weight)))
+    return members
+
+
+def _find_pools(members: Sequence[_Member], out: Folder) -> list[ImagePool]:
+    """All tars that rows of the members may lie in, each folder once, under names of the mix's own."""
+    pools: dict[str, ImagePool] = {}  # by address
+    for member in members:
+        descriptor = member.descriptor
+        own = tuple(
+            PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+            for entry in descriptor.shards
+            if entry.num_samples
+        )
+        found = [("", ".", descriptor.dataset, descriptor.digest, own)] if own else []
+        found += [(pool.name, pool.path, pool.dataset, pool.digest, pool.tars) for pool in descriptor.image_pools]
+        for own_name, path, dataset, digest, tars in found:
+            address = path if is_remote(path) else member.folder.join(path)
+            address = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100 - `..` by its words
+            known = pools.get(address)
+            if known is not None and known.digest != digest:
+                raise DatasetError(
+                    f"{member.folder}: needs the images of {address} as built with digest {digest:.12}, another member "
+                    f"as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
+                )
+            if known is None:
+                taken = {pool.name for pool in pools.values()}
+                names = (dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+                name = next(name for name in names if name not in taken)
+                known = ImagePool(name=name, path=_path_from(out, address), dataset=dataset, digest=digest, tars=())
+            merged = {tar.name: tar for tar in (*known.tars, *tars)}
+            pools[address] = ImagePool(
+                name=known.name,
+                path=known.path,
+                dataset=dataset,
+                digest=digest,
+                tars=tuple(merged[name] for name in sorted(merged)),
+            )
+            member.pool_names[own_name] = known.name
+    return list(pools.values())
+
+
+def _path_from(out: Folder, address: str) -> str:
+    """The way from one folder to another: relative on one file system, so that they can move together."""
+    if not is_remote(out.address) and not is_remote(address):
+        return os.path.relpath(address, out.address)
+    here, there = out.address.partition("://"), address.partition("://")
+    if here[0] == there[0] and here[2].split("/")[0] == there[2].split("/")[0]:
+        return posixpath.relpath(there[2], here[2])
+    return address
+
+
+def _only_used(pool: ImagePool, used: set[str]) -> ImagePool:
+    tars = tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in used)
+    return ImagePool(name=pool.name, path=pool.path, dataset=pool.dataset, digest=pool.digest, tars=tars)
+
+
+def _plan_keys(options: MixOptions, members: Sequence[_Member], pools: Sequence[ImagePool]) -> dict[str, str]:
+    """All that the bytes depend on, by name. Paths too: rows of a mix mean nothing without its members' tars."""
+    return {
+        "dataset": options.dataset,
+        "members": " ".join(member.descriptor.dataset for member in members),
+        **{f"digest of {member.descriptor.dataset}": member.descriptor.digest for member in members},
+        **{f"weight of {member.descriptor.dataset}": repr(member.weight) for member in members},
+        **{f"path of {pool.name}": pool.path for pool in pools},
+        "rule": _RULES[options.allow_leak],
+        "format_version": str(FORMAT_VERSION),
+        "schema": hashlib.sha256(str(MANIFEST_SCHEMA).encode()).hexdigest(),
+        "refseg_version": __version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
+    """Compare a finished mix with what was asked for, and its files with what they were."""
+    descriptor = load_descriptor(out.address)
+    if not descriptor.mix:
+        raise UsageError(f"--out {out}: holds {descriptor.dataset}, expected a new or empty folder for the mix")
+    _refuse_other_inputs(out, descriptor.plan_keys, keys, but=TOOL_KEYS)
+    for entry in descriptor.shards:
+        _read_rows(out, entry, ["image_id"])
+    out.remove(BUILD_FOLDER)  # a kill after the commit
+    return descriptor
+
+
+def _check_unfinished(out: Folder, keys: Mapping[str, str]) -> None:
+    """Refuse a folder that is not ours or was begun with other members."""
+    if isinstance(out, LocalFolder) and out.path.exists() and not out.path.is_dir():
+        raise UsageError(f"--out {out}: is a file, expected a folder for the mix")
+    try:
+        plan = json.loads(out.read(_PLAN))
+        begun_with = plan["keys"] if plan["format"] == "refseg-mix" else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        begun_with = None
+    if begun_with is not None:
+        _refuse_other_inputs(out, begun_with, keys)
+        return
+    if isinstance(out, LocalFolder):
+        # Killed before the plan was written: the folder holds nothing but a temporary file of ours.
+        found = [path.relative_to(out.path) for path in (*out.path.glob("*"), *out.path.glob(f"{BUILD_FOLDER}/*"))]
+        foreign = [str(path) for path in found if str(path) != BUILD_FOLDER and not path.name.startswith("tmp-")]
+    else:
+        foreign = ["files"] if out.exists() else []
+    if foreign:
+        raise UsageError(f"--out {out}: holds {foreign[0]} and no mix, expected a new or empty folder for the mix")
+
+
+def _refuse_other_inputs(
+    out: Folder, before: Mapping[str, str], now: Mapping[str, str], *, but: Sequence[str] = ()
+) -> None:
+    differing = differing_keys(before, now, but=but)
+    if differing:
+        raise BuildError(
+            f"{out}: was mixed or begun from other inputs ({'; '.join(differing)}); "
+            "give the same inputs, another --out, or delete the folder"
+        )
+
+
+@contextmanager
+def _stage(out: Folder, keys: Mapping[str, str]) -> Iterator[Path]:
+    """A local folder for temporary files, after the plan has marked the mix's folder as ours."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        stage = Path(elsewhere)
+        if isinstance(out, LocalFolder):
+            stage = out.path / BUILD_FOLDER  # a rename needs one file system
+            stage.mkdir(parents=True, exist_ok=True)
+        temporary = stage / f"tmp-{os.getpid()}-plan"
+        temporary.write_text(json.dumps({"format": "refseg-mix", "keys": dict(keys)}, indent=1) + "\n")
+        out.publish(temporary, _PLAN)
+        yield stage
+
+
+def _read_eval_images(member: _Member) -> Iterator[EvalImages]:
+    """The images of each split of a member but `train`."""
+    descriptor = member.descriptor
+    for split in descriptor.splits:
+        if split == TRAIN:
+            continue
+        rows = pa.concat_tables(
+            _read_rows(member.folder, entry, ["image_id", "image_xxh3"])
+            for entry in descriptor.shards
+            if entry.split == split
+        )
+        yield EvalImages(
+            split=f"{descriptor.dataset} {split}",
+            is_coco=member.is_coco,
+            image_ids=rows["image_id"].unique(),
+            hashes=rows["image_xxh3"].unique(),
+        )
+
+
+def _choose_rows(member: _Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
+    """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
+    rows = _read_rows(member.folder, entry)
+    leaks = pa.nulls(rows.num_rows, pa.bool_()).fill_null(False)
+    for images in protected:
+        same = find_leaks(rows, is_coco=member.is_coco, protected=images)
+        if number := _num_images(rows.filter(same)):
+            member.found_in[images.split] += number
+        leaks = pc.or_(leaks, same)
+    member.shared_images += _num_images(rows.filter(leaks))
+    if not allow_leak:
+        member.dropped_refs += pc.sum(leaks).as_py() or 0
+        rows = rows.filter(pc.invert(leaks))
+    member.num_refs += rows.num_rows
+    shards = []
+    for name in rows["shard"].to_pylist():
+        pool, _, tar = name.rpartition("/")
+        if pool not in member.pool_names:
+            raise DatasetError(
+                f"{member.folder.join(entry.name)}.parquet: rows lie in {name}, which {DESCRIPTOR_NAME} does not name; "
+                "see `refseg verify`, then build the dataset again"
+            )
+        shards.append(f"{member.pool_names[pool]}/{tar}")
+    column = rows.column_names.index("shard")
+    return rows.set_column(column, MANIFEST_SCHEMA.field("shard"), pa.array(shards, pa.string()))
+
+
+def _write_shard(rows: pa.Table, name: str, out: Folder, stage: Path) -> ShardEntry:
+    """Publish a manifest."""
+    temporary = stage / f"tmp-{os.getpid()}-{name}.parquet"
+    rows_sha256 = write_table(temporary, rows)
+    data = temporary.read_bytes()
+    entry = ShardEntry(
+        name=name,
+        split=TRAIN,
+        num_images=_num_images(rows),
+        num_samples=0,
+        num_refs=rows.num_rows,
+        num_sentences=pc.sum(pc.list_value_length(rows["sentences"])).as_py(),
+        tar_bytes=0,
+        tar_sha256="",
+        parquet_bytes=len(data),
+        parquet_sha256=hashlib.sha256(data).hexdigest(),
+        rows_sha256=rows_sha256,
+    )
+    out.publish(temporary, f"{name}.parquet")
+    return entry
+
+
+def _num_images(rows: pa.Table) -> int:
+    number: int = pc.count_distinct(rows["image_id"]).as_py()
+    return number
+
+
+def _read_rows(folder: Folder, entry: ShardEntry, columns: list[str] | None = None) -> pa.Table:
+    """Read a manifest that is as its descriptor says.
+
+    Raises:
+        DatasetError: If it is missing or another.
+    """
+    name = f"{entry.name}.parquet"
+    remedy = "see `refseg verify`, then copy or build the dataset again"
+    try:
+        data = folder.read(name)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder.join(name)}: found no such file, expected a manifest; {remedy}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != entry.parquet_sha256:
+        raise DatasetError(
+            f"{folder.join(name)}: found sha256 {sha256:.12}, expected {entry.parquet_sha256:.12} as built; {remedy}"
+        )
+    return pq.read_table(pa.BufferReader(data), columns=columns)

@@ -1,0 +1,96 @@
+"""`refseg mix`: a leak-free union of built datasets."""
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refseg.descriptor import Descriptor
+
+EXAMPLE = """refseg mix shards/refcoco-unc shards/refcocoplus-unc shards/refcocog-umd --out shards/mix-all
+  refseg mix shards/refcoco-unc shards/custom-mine --weights 1 3.5 --out shards/mix-mine"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="DIR",
+        help="finished datasets; one without a train split only protects its images from being trained on",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the mix's own folder")
+    parser.add_argument("--name", metavar="NAME", help="the mix is called mix/NAME (default: as --out)")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="how often an epoch sees each sample of each DIR, on average (default: once)",
+    )
+    parser.add_argument(
+        "--allow-leak",
+        action="store_true",
+        help="keep training images that a member evaluates on; recorded, and told in checkpoints and reports",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pipelines.mix import MixOptions, mix_datasets
+
+    result = mix_datasets(
+        MixOptions(
+            members=tuple(args.folders),
+            out=args.out,
+            name=args.name,
+            weights=tuple(args.weights) if args.weights else None,
+            allow_leak=args.allow_leak,
+        )
+    )
+    descriptor = result.descriptor
+    if args.json:
+        summary = {
+            "dataset": descriptor.dataset,
+            "folder": args.out,
+            "was_complete": result.was_complete,
+            "refs": sum(shard.num_refs for shard in descriptor.shards),
+            "sentences": sum(shard.num_sentences for shard in descriptor.shards),
+            "leaks_allowed": descriptor.leaks_allowed,
+            "members": [asdict(member) for member in descriptor.mix],
+            "digest": descriptor.digest,
+        }
+        print(json.dumps(summary, indent=1))
+    else:
+        print(_page(args.out, descriptor, was_complete=result.was_complete))
+    return 0
+
+
+def _page(folder: str, descriptor: "Descriptor", *, was_complete: bool) -> str:
+    from refseg.evaluation.leaks import describe_leaks
+
+    done = "was finished before, nothing changed" if was_complete else "mixed"
+    num_refs = sum(shard.num_refs for shard in descriptor.shards)
+    num_sentences = sum(shard.num_sentences for shard in descriptor.shards)
+    width = max(len(member.dataset) for member in descriptor.mix)
+    lines = [
+        f"{folder}: {done}: {descriptor.dataset}, {num_refs:,} refs, {num_sentences:,} sentences, "
+        f"digest {descriptor.digest:.12}",
+        "",
+        f"{'dataset':<{width}} {'weight':>7} {'refs':>9} {'dropped':>9}   training images that are in other splits",
+    ]
+    for member in descriptor.mix:
+        shared = member.dropped_images + member.leaked_images
+        kind = "kept" if descriptor.leaks_allowed else "dropped"
+        where = ", ".join(f"{split} {number:,}" for split, number in member.found_in.items())
+        lines.append(
+            f"{member.dataset:<{width}} {member.weight:>7g} {member.num_refs:>9,} {member.dropped_refs:>9,}   "
+            + (f"{shared:,} {kind}: {where}" if shared else "none")
+        )
+    if descriptor.leaks_allowed:
+        lines += [
+            "",
+            f"LEAKS ALLOWED: {describe_leaks(descriptor.leaks)}. Checkpoints and reports will say so; "
+            "scores on these splits are no measure of new images.",
+        ]
+    return "\n".join(lines)
