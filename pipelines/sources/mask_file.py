@@ -29,5 +29,5 @@ def read_mask(data: bytes) -> Rle:
         reason = " ".join(str(error).split()).partition(" <")[0] or type(error).__name__
         raise RowFault(f"cannot be read as a PNG ({reason})") from error
     if pixels.ndim == 3:
-        pixels = (pixels[..., :-1] if has_alpha else pixels).any(axis=2)
+        pixels = np.any(pixels[..., :-1] if has_alpha else pixels, axis=2)
     return encode_mask(pixels)
