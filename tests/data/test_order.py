@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
 from refseg.data.order import BatchPlan, Cursor, EpochOrder
+from refseg.data.transforms import Geometry
+from refseg.descriptor import MixMember
 from refseg.errors import DatasetError, UsageError
 
 
@@ -231,3 +234,161 @@ def test_a_damaged_cursor_is_refused() -> None:
 def test_numbers_that_do_not_fit_are_refused(train_index: ManifestIndex, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_order(train_index, **options)
+
+
+def mixed(index: ManifestIndex, *weights: float) -> ManifestIndex:
+    """The index as a mix: images 0 to 5 (12 refs, 24 sentences) of `a/x`, 6 to 10 (9 refs, 18 sentences) of `b/y`.
+
+    A third member has no training images.
+    """
+    datasets = ("a/x", "b/y", "c/z")
+    counts = {"num_refs": 0, "dropped_refs": 0, "dropped_images": 0, "leaked_images": 0}
+    mix = tuple(
+        MixMember(dataset=dataset, digest="", weight=weight, **counts)
+        for dataset, weight in zip(datasets, (*weights, 1.0), strict=True)
+    )
+    row_dataset = (index.row_image >= 6).astype(np.int16)
+    return replace(index, descriptor=replace(index.descriptor, mix=mix), datasets=datasets, row_dataset=row_dataset)
+
+
+@pytest.mark.parametrize("sampling", ["ref", "sentence", "images"])
+def test_a_mix_of_equal_weights_of_one_is_in_the_order_of_no_mix(train_index: ManifestIndex, sampling: str) -> None:
+    plain = make_order(train_index, sampling=sampling, epoch=3)
+    ours = make_order(mixed(train_index, 1.0, 1.0), sampling=sampling, epoch=3)
+
+    assert ours._units.tolist() == plain._units.tolist()
+    assert whole_epoch(ours) == whole_epoch(plain)
+
+
+def test_by_ref_a_weight_is_an_exact_count(train_index: ManifestIndex) -> None:
+    # 2.5 of 12 refs: 30, two of each and six of them a third time. 1/3 of 9 refs: three of them.
+    order = make_order(mixed(train_index, 2.5, 1 / 3), remainder="pad")
+
+    seen = order.seen_per_ref()
+
+    assert order.num_units == 33
+    assert sorted(seen[:12].tolist()) == [2] * 6 + [3] * 6
+    assert sorted(seen[12:].tolist()) == [0] * 6 + [1] * 3
+
+
+def test_by_image_an_image_counts_for_its_member(train_index: ManifestIndex) -> None:
+    # Twice 6 images with all their sentences, and 0.4 of 5 images: 24 sentences twice, those of two images once.
+    order = make_order(mixed(train_index, 2.0, 0.4), sampling="images", expressions_per_image="all", global_batch=14)
+
+    seen = order.seen_per_ref()
+    numbers = np.diff(train_index.sentence_start)
+
+    assert order.num_units == 12 + 2
+    assert seen[:12].tolist() == (2 * numbers[:12]).tolist()
+    images = {int(train_index.row_image[row]) for row in np.flatnonzero(seen[12:]) + 12}
+    assert len(images) == 2
+    assert all(seen[row] == numbers[row] for row in range(12, 21) if train_index.row_image[row] in images)
+
+
+def test_what_a_weight_gives_more_of_changes_over_epochs_and_each_gets_its_turn(train_index: ManifestIndex) -> None:
+    index = mixed(train_index, 1.0, 1 / 3)
+    seen = sum(make_order(index, epoch=epoch).seen_per_ref() for epoch in range(300))
+
+    # A third of 300 epochs: 100 +- 8.2; five deviations. And 12 refs in each.
+    assert seen[:12].tolist() == [300] * 12
+    assert all(59 <= count <= 141 for count in seen[12:])
+    assert seen[12:].sum() == 3 * 300
+
+
+def test_copies_of_a_ref_draw_their_sentences_each_for_itself(train_index: ManifestIndex) -> None:
+    row = 2  # three sentences
+    index = mixed(train_index, 2.0, 1.0)
+    equal = 0
+    for epoch in range(300):
+        order = make_order(index, epoch=epoch, global_batch=33)
+        drawn = [sentence for found, sentence in whole_epoch(order)[0] if found == row]
+        assert len(drawn) == 2
+        equal += drawn[0] == drawn[1]
+
+    # By chance equal in a third: 100 +- 8.2; five deviations.
+    assert 59 <= equal <= 141
+
+
+def test_copies_of_an_image_draw_their_sentences_each_for_itself(train_index: ManifestIndex) -> None:
+    # Image 1 has five sentences: of 300 pairs of draws a fifth are equal, 60 +- 6.9; five deviations.
+    index = mixed(train_index, 2.0, 1.0)
+    equal = 0
+    for epoch in range(300):
+        order = make_order(index, sampling="images", epoch=epoch, global_batch=17)
+        drawn = [pair for pair in whole_epoch(order)[0] if train_index.row_image[pair[0]] == 1]
+        assert len(drawn) == 2
+        equal += drawn[0] == drawn[1]
+
+    assert 26 <= equal <= 94
+
+
+def test_in_the_order_of_the_index_weights_mean_nothing(train_index: ManifestIndex) -> None:
+    order = make_order(mixed(train_index, 3.0, 0.5), sampling="sentence", shuffle=False)
+
+    assert [pair for batch in whole_epoch(order) for pair in batch] == all_sentences(train_index)
+
+
+def test_a_weight_that_leaves_nothing_of_a_member_is_refused(train_index: ManifestIndex) -> None:
+    with pytest.raises(
+        UsageError, match=r"weight 0\.05 leaves none of the 9 samples \(by ref\) of b/y .*with a larger weight"
+    ):
+        make_order(mixed(train_index, 1.0, 0.05))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sampling=st.sampled_from(["ref", "sentence", "images"]),
+    weights=st.tuples(st.floats(0.2, 3.5), st.floats(0.2, 3.5)),
+    world_size=st.sampled_from([1, 2, 4]),
+    epoch=st.integers(0, 3),
+)
+def test_the_books_are_exact_for_any_weights_and_ranks(
+    train_index: ManifestIndex, sampling: str, weights: tuple[float, float], world_size: int, epoch: int
+) -> None:
+    k = {"expressions_per_image": "all"} if sampling == "images" else {}
+    order = make_order(mixed(train_index, *weights), sampling=sampling, epoch=epoch, **k)
+
+    seen = np.zeros(21, np.int64)
+    for batch in whole_epoch(order, world_size):
+        for row, _ in batch:
+            seen[row] += 1
+    assert order.seen_per_ref().tolist() == seen.tolist()
+    # A unit stands for so many of these counts; no unit is there more than once oftener than another of its member.
+    numbers = np.diff(train_index.sentence_start)
+    for rows, num_images, weight in ((range(12), 6, weights[0]), (range(12, 21), 5, weights[1])):
+        if sampling == "ref":
+            times = seen[rows]
+            assert times.sum() == round(weight * len(rows))
+        elif sampling == "sentence":
+            times = seen[rows] / numbers[rows]
+            assert seen[rows].sum() == round(weight * numbers[rows].sum())
+        else:
+            times = np.array([seen[row] / numbers[row] for row in rows])
+            images = train_index.row_image[rows]
+            assert sum(times[images == image][0] for image in set(images.tolist())) == round(weight * num_images)
+        assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_books_hold_over_ranks_workers_and_a_resume(train_index: ManifestIndex, num_workers: int) -> None:
+    index = mixed(train_index, 2.5, 1 / 3)
+    options = {
+        "geometry": Geometry(kind="stretch", size=(32, 32), mean=(0.5, 0.5, 0.5)), "sampling": "ref",
+        "global_batch": 4, "num_tokens": 8, "seed": 5, "shuffle": True, "remainder": "pad", "epoch": 1,
+    }  # fmt: skip
+    seen = np.zeros(21, np.int64)
+
+    def read(loader: RefLoader, steps: int) -> None:
+        for _, batch in zip(range(steps), loader, strict=False):
+            np.add.at(seen, batch.row_index[~batch.is_pad].numpy(), 1)
+
+    # Three steps on two ranks, then the rest on one.
+    for rank in range(2):
+        first = RefLoader(index, rank=rank, world_size=2, num_workers=num_workers, **options)  # type: ignore[arg-type]
+        read(first, 3)
+    rest = RefLoader(index, **options)  # type: ignore[arg-type]
+    rest.load_cursor(first.cursor(3))
+    read(rest, 99)
+
+    order = make_order(index, epoch=1, seed=5)
+    assert seen.tolist() == order.seen_per_ref().tolist()
