@@ -121,6 +121,7 @@ def test_another_process_sees_what_this_one_wrote_and_the_other_way_round(
 ) -> None:
     folder = open_folder(f"{bucket}/set")
     put(folder, "mine", b"1")
+    assert folder.list() == {"mine": 1}  # and does not answer from memory later
     theirs = tmp_path / "theirs"
     theirs.write_bytes(b"22")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
