@@ -119,7 +119,7 @@ def walk_members(file: BinaryIO) -> Iterator[TarMember]:
 
 
 def _header(name: str, size: int) -> bytes:
-    """The header of a plain file; `tarfile`'s for the same facts, in a tenth of the time.
+    """The header of a plain file, as `tarfile` writes it, but the same with every version of Python (and faster).
 
     Raises:
         ValueError: If the name is not ASCII or too long, or 11 octal digits do not hold the size.

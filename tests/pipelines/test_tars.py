@@ -1,10 +1,12 @@
+import hashlib
 import io
 import tarfile
 from pathlib import Path
 
 import pytest
+import xxhash
 
-from pipelines.tars import TarWriter, read_members
+from pipelines.tars import BLOCK, TarWriter, read_members
 from refseg.errors import DatasetError
 
 
@@ -27,6 +29,41 @@ def test_tarfile_reads_what_was_written(tar: Path) -> None:
 
     assert members == [("a.jpg", 512, 700), ("a.json", 2048, 3)]
     assert [(member.name, member.offset, len(member.payload)) for member in read_members(tar)] == members
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.json", 0), ("n" * 100, 7), ("000000581857_1.jpg", 300_000)])
+def test_a_header_is_the_one_ustar_asks_for(name: str, size: int) -> None:
+    file = io.BytesIO()
+    TarWriter(file).add(name, bytes(size))
+    header = file.getvalue()[:BLOCK]
+
+    # tarfile checks the sum and reads every field.
+    info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    assert (info.name, info.size, info.mode, info.type) == (name, size, 0o644, tarfile.REGTYPE)
+    assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.linkname) == (0, 0, 0, "", "", "")
+    assert header[257:265] == b"ustar\x0000"
+    assert not header[265:].strip(b"\0")
+
+
+@pytest.mark.parametrize("name", ["", "n" * 101, "é.jpg"])
+def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot write member|ascii"):
+        TarWriter(io.BytesIO()).add(name, b"")
+
+
+def test_a_sample_is_counted_and_hashed_from_its_first_header_to_its_last_padding() -> None:
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    writer.add("0.jpg", b"j" * 600)
+    writer.begin_sample()
+    writer.add("1.jpg", b"j" * 600)  # 512 + 1024
+    writer.add("1.json", b"{ }")  # 512 + 512
+    num_bytes, xxh3 = writer.end_sample()
+    writer.finish()
+
+    assert num_bytes == 2560
+    assert xxh3 == xxhash.xxh3_64_hexdigest(file.getvalue()[1536:4096])
+    assert writer.sha256 == hashlib.sha256(file.getvalue()).hexdigest()
 
 
 @pytest.mark.parametrize(
