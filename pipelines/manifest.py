@@ -1,7 +1,6 @@
 """Records to Parquet and back: one row per ref, and a digest that does not depend on the Parquet writer."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.canonical import canonical_json
 from refseg.errors import DatasetError
 from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 
@@ -153,10 +153,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def digest_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 of rows as JSON, one a line."""
+    """SHA-256 of rows as canonical JSON, one a line."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        digest.update(canonical_json(row) + b"\n")
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,26 +9,81 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.build import build_dataset
-from pipelines.manifest import ManifestRow, digest_rows, read_manifest, write_manifest
-from pipelines.records import make_records
-from pipelines.sources.refer import read_refer
+from pipelines.manifest import ManifestRow, digest_rows, read_manifest, write_manifest, write_table
 from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError
-from refseg.schema import MANIFEST_SCHEMA, ImageLocation, find_dataset
+from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 
-UNC = find_dataset("refcoco/unc")
-LOCATION = ImageLocation(shard="val-00000.tar", image_offset=512, image_bytes=700, image_xxh3="00ff00ff00ff00ff")
+LOCATION = ImageLocation(
+    shard="val-00000.tar",
+    image_offset=512,
+    image_bytes=700,
+    image_xxh3="00ff00ff00ff00ff",
+    sample_bytes=2560,
+    sample_xxh3="ff00ff00ff00ff00",
+)
+TRIANGLE = Annotation(
+    ann_id=31,
+    category_id=1,
+    iscrowd=False,
+    area=6.25,
+    box_xywh=(0.5, 2.0, 4.0, 1e-05),
+    polygons=((0.5, 2.0, 4.5, 2.0, 4.5, 6.0), (1.0, 1.0, 2.0, 2.0, 3.0, 0.0)),
+    rles=(),
+)
+CROWD = Annotation(
+    ann_id=900100000007,
+    category_id=90,
+    iscrowd=True,
+    area=5.0,
+    box_xywh=(0.0, 3.0, 1.0, 5.0),
+    polygons=(),
+    rles=(Rle(size=(10, 20), counts=(3, 5, 192)),),
+)
+BOX = replace(TRIANGLE, ann_id=32, polygons=())
+
+
+def record(ref_id: int, annotations: tuple[Annotation, ...], *sentences: str) -> RefRecord:
+    return RefRecord(
+        dataset="refcoco",
+        split_by="unc",
+        split="val",
+        ref_id=ref_id,
+        image_id=7,
+        file_name="COCO_train2014_000000000007.jpg",
+        height=10,
+        width=20,
+        category="person" if annotations else "",
+        box_xywh=(0.5, 2.0, 4.0, 4.0),
+        area=5 if annotations else 0,
+        no_target=not annotations,
+        box_only=BOX in annotations,
+        mask=Rle(size=(10, 20), counts=(3, 5, 192) if annotations else (200,)),
+        sentences=tuple(
+            Sentence(
+                sent_id=10 * ref_id + number,
+                raw=sentence.title(),
+                sent=sentence,
+                words=tuple(sentence.split()),
+                token_ids=(49406, 320 + number, 49407),
+                exists=bool(annotations) and number == 0,
+            )
+            for number, sentence in enumerate(sentences)
+        ),
+        annotations=annotations,
+    )
 
 
 @pytest.fixture
-def rows(tiny: Any) -> list[ManifestRow]:
-    """A polygon, run lengths, no target, and text beyond ASCII."""
-    crowd = {"size": [10, 20], "counts": [3, 5, 192]}
-    tiny.annotations[1].update(iscrowd=1, segmentation=crowd)
-    tiny.refs[2]["ann_id"] = [-1]
-    tiny.refs[3]["sentences"][0]["raw"] = "a pur é e 🦒"
-    records, _ = make_records(read_refer(UNC, tiny.write()), splits=UNC.splits, mask_rule="union")
-    return [ManifestRow(record=record, location=LOCATION) for record in records]
+def rows() -> list[ManifestRow]:
+    """Polygons, run lengths, several annotations, a box alone, no target, and text beyond ASCII."""
+    records = [
+        record(1, (TRIANGLE,), "left man", "not there"),
+        record(2, (CROWD,), "a pur \u00e9 e \U0001f992", 'quote " \\ \x7f'),
+        record(3, (TRIANGLE, BOX), "both"),
+        record(4, (), "no horse"),
+    ]
+    return [ManifestRow(record=one, location=LOCATION) for one in records]
 
 
 def test_rows_come_back_as_they_were(rows: list[ManifestRow], tmp_path: Path) -> None:
@@ -35,6 +92,39 @@ def test_rows_come_back_as_they_were(rows: list[ManifestRow], tmp_path: Path) ->
     assert read_manifest(tmp_path / "a.parquet") == rows
     assert pq.read_schema(tmp_path / "a.parquet").equals(MANIFEST_SCHEMA)
     assert digest_rows(row.to_dict() for row in read_manifest(tmp_path / "a.parquet")) == digest
+
+
+def test_a_row_has_every_field_in_the_order_of_the_schema(rows: list[ManifestRow]) -> None:
+    def spread(value: Any) -> Any:
+        if isinstance(value, Annotation):
+            fields = spread(asdict(value))
+            return fields | {"segmentation": {name: fields.pop(name) for name in ("polygons", "rles")}}
+        if isinstance(value, dict):
+            return {name: spread(one) for name, one in value.items()}
+        return [spread(one) for one in value] if isinstance(value, tuple | list) else value
+
+    for row in rows:
+        expected = spread(asdict(row.record))
+        expected["annotations"] = [spread(one) for one in row.record.annotations]
+        assert spread(row.to_dict()) == expected | asdict(row.location)
+        assert list(row.to_dict()) == MANIFEST_SCHEMA.names
+        for name in ("sentences", "annotations"):
+            names = [field.name for field in MANIFEST_SCHEMA.field(name).type.value_type]
+            assert all(list(one) == names for one in row.to_dict()[name])
+
+
+def test_the_digest_is_the_hash_of_rows_in_pythons_json(rows: list[ManifestRow], tmp_path: Path) -> None:
+    text = "".join(json.dumps(row.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
+
+    assert b'"box_xywh":[0.5,2.0,4.0,1e-05]' in text
+    assert write_manifest(tmp_path / "a.parquet", rows) == hashlib.sha256(text).hexdigest()
+
+
+def test_a_table_of_rows_is_written_and_hashed_like_the_rows(rows: list[ManifestRow], tmp_path: Path) -> None:
+    digest = write_manifest(tmp_path / "a.parquet", rows)
+
+    assert write_table(tmp_path / "b.parquet", pq.read_table(tmp_path / "a.parquet")) == digest
+    assert read_manifest(tmp_path / "b.parquet") == rows
 
 
 def test_the_digest_sees_a_changed_run_length_but_not_the_writer(rows: list[ManifestRow], tmp_path: Path) -> None:
