@@ -1,11 +1,10 @@
+"""Verify against datasets that contradict themselves; `test_faults.py` has those that were damaged after the build."""
+
 import hashlib
 import json
 import re
-import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import pytest
 
 from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
-from pipelines.tars import TarWriter, read_members
 from pipelines.verify import verify_dataset
-from refseg.descriptor import ShardEntry, load_descriptor
+from refseg.descriptor import (
+    ShardEntry,
+    load_descriptor,
+)
 from refseg.errors import UsageError
 
 
@@ -24,128 +25,6 @@ def built(tiny: Any, tmp_path: Path) -> Path:
     """Shards val-00000 (one image), val-00001 and testA-00000 (two each)."""
     build_dataset(tiny.options(tmp_path / "built"))
     return tmp_path / "built"
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
-
-
-def swap(first: Path, second: Path) -> None:
-    data = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(data)
-
-
-def offsets(path: Path) -> list[int]:
-    with tarfile.open(path) as tar:
-        return [info.offset for info in tar]
-
-
-def cut(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-def _swap_tars(out: Path) -> None:
-    swap(out / "val-00001.tar", out / "testA-00000.tar")
-
-
-def _stale_parquet(out: Path) -> None:
-    """The manifest of another build: same refs, another sentence."""
-    path = out / "val-00001.parquet"
-    rows = read_manifest(path)
-    sentence = replace(rows[0].record.sentences[0], raw="of yore")
-    write_manifest(path, [replace(rows[0], record=replace(rows[0].record, sentences=(sentence,))), *rows[1:]])
-
-
-def _drop_sample(out: Path) -> None:
-    path = out / "val-00001.tar"
-    members = list(read_members(path))[2:]
-    _write_tar(path, [(member.name, member.payload) for member in members])
-
-
-def _edit_json(out: Path) -> None:
-    path = out / "val-00001.tar"
-    members = [(member.name, member.payload) for member in read_members(path)]
-    name, text = members[1]
-    members[1] = (name, text.replace(b"the square", b"The square"))
-    _write_tar(path, members)
-
-
-def _write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    buffer = BytesIO()
-    tar = TarWriter(buffer)
-    for name, payload in members:
-        tar.add(name, payload)
-    tar.finish()
-    path.write_bytes(buffer.getvalue())
-
-
-def _newer_format(out: Path) -> None:
-    text = (out / "refseg.json").read_text()
-    (out / "refseg.json").write_text(text.replace('"format_version": 1', '"format_version": 2'))
-
-
-FAULTS: dict[str, tuple[Callable[[Path], object], bool, str]] = {
-    "tar cut at a member's border": (
-        lambda out: cut(out / "val-00001.tar", offsets(out / "val-00001.tar")[2]),
-        True,
-        r"val-00001\.tar: found damage at byte \d+: found 0 more bytes",
-    ),
-    "tar cut in a header": (
-        lambda out: cut(out / "val-00001.tar", offsets(out / "val-00001.tar")[2] + 100),
-        True,
-        r"val-00001\.tar: found damage at byte \d+: found 100 more bytes",
-    ),
-    "tar cut in data": (
-        lambda out: cut(out / "val-00001.tar", offsets(out / "val-00001.tar")[2] + 600),
-        True,
-        r"val-00001\.tar: found damage at byte \d+: member \d{12}\.jpg ends after 88 bytes",
-    ),
-    "a flipped payload bit": (
-        lambda out: flip(out / "val-00001.tar", 700),
-        False,
-        r"val-00001\.tar, \d{12}: found other image bytes, expected xxh3",
-    ),
-    "a flipped header bit": (
-        lambda out: flip(out / "val-00001.tar", offsets(out / "val-00001.tar")[2] + 130),
-        False,
-        r"val-00001\.tar: found damage at byte \d+: the member's header is damaged",
-    ),
-    "two tars swapped": (_swap_tars, False, r"val-00001\.tar, 0000000000\d\d: found this image, expected image \d"),
-    "a shard missing": (
-        lambda out: [(out / f"val-00001.{kind}").unlink() for kind in ("tar", "parquet")],
-        True,
-        r"val-00001\.tar: found no such file, expected \d+ bytes",
-    ),
-    "a shard duplicated": (
-        lambda out: [shutil.copy(out / f"val-00001.{kind}", out / f"val-00002.{kind}") for kind in ("tar", "parquet")],
-        True,
-        r"val-00002\.tar: found a file that the descriptor does not name",
-    ),
-    "a manifest of another build": (_stale_parquet, True, r"val-00001\.parquet: found rows of another build"),
-    "json and manifest disagreeing": (
-        _edit_json,
-        False,
-        r"val-00001\.tar, \d{12}: found a \.json that differs from the manifest in sentences of ref \d\d",
-    ),
-    "a sample missing inside": (_drop_sample, True, r"val-00001\.tar: found 1 samples, expected 2"),
-    "no descriptor": (lambda out: (out / "refseg.json").unlink(), True, "found no refseg.json, so no finished dataset"),
-    "a newer format": (_newer_format, True, "found format version 2, expected 1; use the refseg release that built it"),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_found_and_named(name: str, built: Path) -> None:
-    damage, is_fast, message = FAULTS[name]
-    assert verify_dataset(built) == []
-
-    damage(built)
-
-    faults = "\n".join(map(str, verify_dataset(built)))
-    assert re.search(message, faults), faults
-    assert bool(verify_dataset(built, fast=True)) == is_fast
 
 
 def _change(field: str, value: Any) -> Callable[[ManifestRow], ManifestRow]:
@@ -179,7 +58,7 @@ def _change_token(row: ManifestRow) -> ManifestRow:
         (_change_token, "found other token_ids in sentence 70, expected those of clip-bpe"),
         (
             lambda row: replace(row, location=replace(row.location, shard="x.tar")),
-            r"found shard x\.tar, expected val-0000",
+            r"found shard x\.tar, expected val-0000\d\.tar;",
         ),
         (lambda row: replace(row, location=replace(row.location, image_offset=0)), r"bytes at 512, expected \d+ at 0"),
     ],
@@ -269,7 +148,8 @@ def test_a_field_of_another_type_is_a_fault(field: str, value: object, built: Pa
 
     (fault,) = verify_dataset(built)
 
-    assert f"{built}/refseg.json: cannot be read" in fault.found
+    assert (fault.file, fault.remedy) == ("refseg.json", "build the dataset again")
+    assert "cannot be read" in fault.found
     assert field in fault.found
 
 

@@ -1,0 +1,188 @@
+"""The check of a whole dataset: the descriptor, which files there are, each shard and pool by itself, then together."""
+
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.verify.descriptor import check_counts, check_descriptor, row_datasets
+from pipelines.verify.faults import Fault, shorten
+from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
+from pipelines.verify.pools import PoolTask, check_pool_tar
+from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.errors import DatasetError, UsageError
+from refseg.storage import Folder, open_folder
+
+_Task = TypeVar("_Task")
+_Found = TypeVar("_Found")
+
+_BYTES_PER_WORKER = 64 * 2**20
+"""A process takes a second to start, in which another checks more than this."""
+
+
+def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | None = None) -> list[Fault]:
+    """Check a dataset.
+
+    Args:
+        folder: The dataset's folder, a path or an fsspec URL.
+        fast: Look only at the descriptor, at which files there are, and at their sizes; and at the rejects.
+        workers: Processes that check shards, each holding one at a time; None: as many as are worth their start.
+
+    Returns:
+        All faults found; at most some of each file.
+
+    Raises:
+        UsageError: If there is no such folder.
+        StorageError: If remote storage fails.
+    """
+    place = open_folder(folder)
+    if not place.exists():
+        raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
+    try:
+        descriptor = load_descriptor(folder)
+    except DatasetError as error:
+        # Its message ends with what to do, as all of ours.
+        found, _, remedy = str(error).removeprefix(f"{place}: ").rpartition("; ")
+        found = found.removeprefix(f"{place.join(DESCRIPTOR_NAME)}: ").removeprefix("found ")
+        return [
+            Fault(file=DESCRIPTOR_NAME, found=found, expected="the descriptor of a finished dataset", remedy=remedy)
+        ]
+    reject_faults, rejected = read_rejects(place, descriptor)
+    faults = [
+        *check_descriptor(descriptor),
+        *check_counts(descriptor, rejected),
+        *check_files(place, descriptor),
+        *reject_faults,
+    ]
+    return faults if fast else faults + _check_contents(place, descriptor, workers)
+
+
+def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None) -> list[Fault]:
+    pool_tars = frozenset(f"{pool.name}/{tar.name}" for pool in descriptor.image_pools for tar in pool.tars)
+    datasets = row_datasets(descriptor)
+    tasks = [
+        ShardTask(
+            folder=folder.address,
+            entry=entry,
+            datasets=datasets,
+            pool_tars=pool_tars,
+            mask_rule=descriptor.mask_rule,
+        )
+        for entry in descriptor.shards
+    ]
+    sizes = [entry.tar_bytes + entry.parquet_bytes for entry in descriptor.shards]
+    findings = list(_run(check_shard, tasks, _choose_workers(workers, sizes)))
+    faults = [fault for found in findings for fault in found.faults]
+    faults += _check_swapped(descriptor, findings)
+    faults += _check_unique(findings, datasets)
+    faults += _check_members(descriptor, findings)
+
+    pool_tasks = list(_pool_tasks(folder, descriptor, findings))
+    sizes = [task.tar.num_bytes for task in pool_tasks]
+    for found in _run(check_pool_tar, pool_tasks, _choose_workers(workers, sizes)):
+        faults += found
+    return faults
+
+
+def _choose_workers(workers: int | None, sizes: Sequence[int]) -> int:
+    if workers is None:
+        workers = min(os.cpu_count() or 1, 1 + sum(sizes) // _BYTES_PER_WORKER)
+    return max(1, min(workers, len(sizes)))
+
+
+def _run(function: Callable[[_Task], _Found], tasks: Sequence[_Task], workers: int) -> Iterator[_Found]:
+    """Results in the order of the tasks."""
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, tasks)
+
+
+def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:
+    """Tars that are whole but another's: then nothing must be built again."""
+    owners = {entry.tar_sha256: entry.name for entry in descriptor.shards if entry.num_samples}
+    for found in findings:
+        owner = owners.get(found.tar_sha256, found.name)
+        if owner != found.name:
+            yield Fault(
+                file=f"{found.name}.tar",
+                found=f"the bytes of {owner}.tar",
+                expected="its own",
+                remedy="give each file its own name again, or copy the shard again from where it is whole",
+            )
+
+
+def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) -> Iterator[Fault]:
+    """Each sample key once in the dataset's tars, each ref once in each dataset."""
+    names = [found.name for found in findings]
+    of_shard = np.repeat(np.arange(len(findings)), [len(found.keys) for found in findings])
+    repeats = [
+        Fault(
+            file=f"{names[again]}.tar",
+            sample=f"{image_id:012d}" + (f"_{number}" if number else ""),
+            found=f"the same key as in {names[first]}",
+            expected="each key once",
+        )
+        for (image_id, number), first, again in _find_repeats([found.keys for found in findings], of_shard)
+    ]
+    yield from shorten(repeats)
+    of_shard = np.repeat(np.arange(len(findings)), [len(found.refs) for found in findings])
+    repeats = [
+        Fault(
+            file=f"{names[again]}.parquet",
+            sample=f"ref {ref_id}",
+            found=f"the same ref_id as in {names[first]}",
+            expected=f"each ref of {datasets[position]} once",
+        )
+        for (position, ref_id), first, again in _find_repeats([found.refs for found in findings], of_shard)
+        if position >= 0
+    ]
+    yield from shorten(repeats)
+
+
+def _find_repeats(
+    pairs: Sequence[NDArray[np.int64]], of_shard: NDArray[np.int64]
+) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Pairs that come again: the pair, the shard that has it first, the shard that has it too."""
+    values = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    order = np.lexsort((of_shard, values[:, 1], values[:, 0]))
+    same = np.flatnonzero((values[order[1:]] == values[order[:-1]]).all(axis=1))
+    for place in same.tolist():
+        first, again = order[place], order[place + 1]
+        yield (int(values[first, 0]), int(values[first, 1])), int(of_shard[first]), int(of_shard[again])
+
+
+def _check_members(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:
+    """The rows of each member of a mix are as many as the mix says it kept."""
+    rows = np.concatenate([np.empty(0, np.int64), *(found.refs[:, 0] for found in findings)])
+    for position, member in enumerate(descriptor.mix):
+        num_refs = int(np.count_nonzero(rows == position))
+        if num_refs != member.num_refs:
+            yield Fault(
+                file=DESCRIPTOR_NAME, found=f"{num_refs} rows of {member.dataset}", expected=f"{member.num_refs}"
+            )
+
+
+def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[PoolTask]:
+    places: dict[str, list[NDArray[np.void]]] = defaultdict(list)
+    for found in findings:
+        for file, of_file in found.places.items():
+            places[file].append(of_file)
+    for pool in descriptor.image_pools:
+        for tar in pool.tars:
+            file = f"{pool.name}/{tar.name}"
+            yield PoolTask(
+                folder=find_pool(folder, pool).address,
+                tar=tar,
+                file=file,
+                places=np.unique(np.concatenate([np.empty(0, PLACE), *places[file]])),
+                remedy=pool_remedy(pool),
+            )

@@ -1,0 +1,124 @@
+"""What the descriptor says, against itself and against the counts that were published."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from pipelines.plan import fingerprint
+from pipelines.published import find_differences
+from pipelines.verify.faults import Fault
+from refseg import tokenizer
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
+from refseg.errors import UsageError
+from refseg.schema import MASK_RULES, find_dataset
+
+_MIX = "mix/"
+
+
+def row_datasets(descriptor: Descriptor) -> tuple[str, ...]:
+    """Dataset ids that rows may have: the members of a mix, or the dataset itself."""
+    return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
+
+
+def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
+    """Look at every field that another field or this release says something about."""
+    known_splits: set[str] | None = set()
+    for dataset_id in row_datasets(descriptor):
+        try:
+            splits = find_dataset(dataset_id).splits
+        except UsageError as error:
+            yield _fault(f"dataset {dataset_id!r} ({error})", "a dataset of this release")
+            return
+        known_splits = known_splits | set(splits) if splits and known_splits is not None else None
+    if bool(descriptor.mix) != descriptor.dataset.startswith(_MIX):
+        yield _fault(f"{descriptor.dataset} with {len(descriptor.mix)} members", "members in a mix, none elsewhere")
+    if descriptor.mask_rule not in MASK_RULES:
+        yield _fault(f"mask rule {descriptor.mask_rule!r}", f"one of {', '.join(MASK_RULES)}")
+    if descriptor.tokenizer != tokenizer.IDENTITY:
+        yield _fault(f"tokenizer {descriptor.tokenizer}", f"{tokenizer.IDENTITY}")
+    if descriptor.plan_fingerprint != fingerprint(descriptor.plan_keys):
+        yield _fault(f"plan fingerprint {descriptor.plan_fingerprint:.12}", "the hash of its plan keys")
+    for source in descriptor.sources:
+        planned = descriptor.plan_keys.get(f"source {source.name}")
+        if source.sha256 != planned:
+            yield _fault(
+                f"source {source.name} with sha256 {source.sha256!s:.12}", f"{planned!s:.12} as in its plan keys"
+            )
+    for member in descriptor.mix:
+        if member.leaked_images and not descriptor.leaks_allowed:
+            yield _fault(f"{member.leaked_images} leaked images of {member.dataset}", "none: leaks were not allowed")
+    pools = [pool.name for pool in descriptor.image_pools]
+    for name in sorted({name for name in pools if pools.count(name) > 1}):
+        yield _fault(f"image pool {name} {pools.count(name)} times", "each pool once")
+    names = [entry.name for entry in descriptor.shards]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield _fault(f"shard {name} {names.count(name)} times", "each shard once")
+    for entry in descriptor.shards:
+        yield from _check_entry(entry, known_splits, has_pools=bool(pools))
+
+
+def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools: bool) -> Iterator[Fault]:
+    is_known = known_splits is None or entry.split in known_splits
+    if not is_known or not re.fullmatch(re.escape(entry.split) + r"-\d{5,}", entry.name):
+        yield _fault(
+            f"shard {entry.name!r} of split {entry.split!r}",
+            f"<split>-<number>, {', '.join(sorted(known_splits)) if known_splits else 'any split'}",
+        )
+    if bool(entry.num_samples) != bool(entry.tar_bytes) or bool(entry.num_samples) != bool(entry.tar_sha256):
+        yield _fault(f"shard {entry.name}: {entry.num_samples} samples in {entry.tar_bytes} bytes", "both or neither")
+    if entry.num_samples > entry.num_images or (entry.num_samples < entry.num_images and not has_pools):
+        yield _fault(
+            f"shard {entry.name}: {entry.num_samples} samples for {entry.num_images} images",
+            "one for each image that lies in no pool",
+        )
+
+
+def check_counts(descriptor: Descriptor, rejected: Mapping[str, int] | None) -> Iterator[Fault]:
+    """Nothing was dropped silently: source = rows + rejects; and the source is the published one.
+
+    Args:
+        descriptor: Of the dataset.
+        rejected: Refs in `rejects.parquet` by split; None if that cannot be read.
+    """
+    if descriptor.source_counts:
+        for split in descriptor.splits:
+            if split not in descriptor.source_counts:
+                yield _fault(f"no source counts of split {split}", "those of every split")
+    for split, source in descriptor.source_counts.items():
+        rows = split_counts(descriptor, split)
+        if rejected is None or (not rows.refs and split not in rejected):
+            continue  # unknown, or a split that was not asked for
+        num_rejected = rejected.get(split, 0)
+        if source.refs is not None and source.refs != (rows.refs or 0) + num_rejected:
+            yield _fault(
+                f"{rows.refs} rows and {num_rejected} rejects in split {split}",
+                f"together the {source.refs} refs of the source",
+            )
+        for name in ("images", "sentences"):
+            known, kept = getattr(source, name), getattr(rows, name)
+            # What a rejected ref had of these is not told, only that nothing was added.
+            if known is not None and (kept > known or (kept < known and not num_rejected)):
+                yield _fault(f"{kept} {name} in split {split}", f"{known} as in the source")
+    if not descriptor.counts_accepted:
+        for difference in find_differences(descriptor.dataset, descriptor.source_counts):
+            yield Fault(
+                file=DESCRIPTOR_NAME,
+                sample=f"split {difference.split}",
+                found=f"{difference.found} {difference.what} in the source",
+                expected=f"{difference.published} as published",
+                remedy="take the whole, unchanged annotation files and build again; if another count is right for you, "
+                "build with --accept-counts, which is recorded",
+            )
+
+
+def split_counts(descriptor: Descriptor, split: str) -> SplitCounts:
+    """What the shards of a split hold together."""
+    entries = [entry for entry in descriptor.shards if entry.split == split]
+    return SplitCounts(
+        images=sum(entry.num_images for entry in entries),
+        refs=sum(entry.num_refs for entry in entries),
+        sentences=sum(entry.num_sentences for entry in entries),
+    )
+
+
+def _fault(found: str, expected: str) -> Fault:
+    return Fault(file=DESCRIPTOR_NAME, found=found, expected=expected)

@@ -1,0 +1,63 @@
+"""The check of one tar of an image pool: it is what it was, and holds what the rows of an overlay say."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pipelines.tars import BLOCK
+from pipelines.verify.faults import Fault, shorten
+from pipelines.verify.files import read_whole
+from pipelines.verify.samples import hash_span
+from refseg.descriptor import PoolTar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolTask:
+    """All that a worker needs to check one tar of a pool.
+
+    Attributes:
+        folder: Path or URL of the pool.
+        tar: What the descriptor says of the tar.
+        file: What rows call it: `<pool>/<tar>`.
+        places: What rows say of samples in it: `shards.PLACE`.
+        remedy: What to do where it is not so.
+    """
+
+    folder: str
+    tar: PoolTar
+    file: str
+    places: NDArray[np.void]
+    remedy: str
+
+
+def check_pool_tar(task: PoolTask) -> tuple[Fault, ...]:
+    """Check one tar of a pool. A missing one is not told: `check_files` has it.
+
+    Raises:
+        StorageError: If remote storage fails.
+    """
+    faults: list[Fault] = []
+    data, _ = read_whole(task.folder, task.tar.name, task.tar.sha256, faults, file=task.file, remedy=task.remedy)
+    if data is not None:
+        faults += _check_places(task, data)
+    return shorten(faults)
+
+
+def _check_places(task: PoolTask, data: bytes) -> Iterator[Fault]:
+    for place in task.places:
+        offset, num_bytes, image_id = (int(place[name]) for name in ("image_offset", "image_bytes", "image_id"))
+        xxh3 = hash_span(data, offset, int(place["sample_bytes"]))
+        key = data[max(0, offset - BLOCK) :][:100].partition(b".")[0]
+        wrong = None
+        if xxh3 != f"{place['sample_xxh3']:016x}":
+            wrong = f"a sample with xxh3 {xxh3}", f"{place['sample_xxh3']:016x} as in the manifest"
+        elif xxhash.xxh3_64_intdigest(memoryview(data)[offset : offset + num_bytes]) != place["image_xxh3"]:
+            wrong = "other image bytes", f"xxh3 {place['image_xxh3']:016x} as in the manifest"
+        elif int(key.partition(b"_")[0]) != image_id:
+            wrong = f"sample {key.decode()}", f"image {image_id} as in the manifest"
+        if wrong is not None:
+            found, expected = wrong
+            yield Fault(file=task.file, sample=f"{image_id:012d}", found=found, expected=expected, remedy=task.remedy)

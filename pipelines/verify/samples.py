@@ -1,0 +1,127 @@
+"""A tar's samples, one after the other, and each against what a manifest says of it."""
+
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from pipelines.shards import sample_json
+from pipelines.tars import BLOCK, walk_members
+from pipelines.verify.faults import Fault
+from pipelines.verify.rows import Row
+from refseg.errors import DatasetError
+from refseg.schema import RefRecord
+
+_KEY = re.compile(r"(\d{12,18})(?:_([1-9]\d{0,8}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sample as it lies in the tar.
+
+    Attributes:
+        key: Its name.
+        image_id: The key's.
+        number: The key's: which of the samples of one image it is.
+        image_offset: Of the JPEG.
+        image: The JPEG.
+        text: The JSON.
+        num_bytes: Of the whole sample.
+    """
+
+    key: str
+    image_id: int
+    number: int
+    image_offset: int
+    image: bytes
+    text: bytes
+    num_bytes: int
+
+
+def walk_samples(data: bytes) -> Iterator[Sample]:
+    """Yield the samples of a tar.
+
+    Raises:
+        DatasetError: At the first byte or member that is not as we write them; samples before it are yielded.
+    """
+    members = walk_members(io.BytesIO(data))
+    for member in members:
+        start = member.offset - BLOCK
+        key, _, suffix = member.name.partition(".")
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise DatasetError(f"at byte {start}: the key of {member.name} is not <image id>[_<number>]")
+        text = next(members, None)
+        if suffix != "jpg" or text is None or text.name != f"{key}.json":
+            raise DatasetError(f"at byte {start}: {member.name} is followed by {text.name if text else 'the end'}")
+        yield Sample(
+            key=key,
+            image_id=int(match[1]),
+            number=int(match[2] or 0),
+            image_offset=member.offset,
+            image=member.payload,
+            text=text.payload,
+            num_bytes=text.offset + len(text.payload) + -len(text.payload) % BLOCK - start,
+        )
+
+
+def check_sample(
+    file: str, sample: Sample, data: bytes, rows: Sequence[Row], records: Sequence[RefRecord | Exception]
+) -> Iterator[Fault]:
+    """Compare a sample with the rows of its image: place, bytes, JSON.
+
+    Args:
+        file: Name of the tar.
+        sample: From the tar.
+        data: The tar.
+        rows: Those of the image.
+        records: Of these rows.
+    """
+
+    def fault(found: str, expected: str) -> Fault:
+        return Fault(file=file, sample=sample.key, found=found, expected=expected)
+
+    image_xxh3 = xxhash.xxh3_64_hexdigest(sample.image)
+    for row in rows:
+        if (row["image_offset"], row["image_bytes"]) != (sample.image_offset, len(sample.image)):
+            found = f"{len(sample.image)} bytes at {sample.image_offset}"
+            yield fault(found, f"{row['image_bytes']} at {row['image_offset']} as in the manifest")
+            return
+        if row["image_xxh3"] != image_xxh3:
+            yield fault("other image bytes", f"xxh3 {row['image_xxh3']} as in the manifest")
+            return
+    parsed = [record for record in records if isinstance(record, RefRecord)]
+    if len(parsed) == len(rows) and sample.text != (expected_text := sample_json(parsed)):
+        yield fault(f"a .json that differs from the manifest{_difference(sample.text, expected_text)}", "the same refs")
+        return
+    xxh3 = hash_span(data, sample.image_offset, sample.num_bytes)
+    for row in rows:
+        if (row["sample_bytes"], row["sample_xxh3"]) != (sample.num_bytes, xxh3):
+            found = f"a sample of {sample.num_bytes} bytes with xxh3 {xxh3}"
+            yield fault(found, f"{row['sample_bytes']} bytes with {row['sample_xxh3']} as in the manifest")
+            return
+
+
+def hash_span(data: bytes, image_offset: int, num_bytes: int) -> str:
+    """XXH3-64 of a whole sample, by the place of its JPEG."""
+    start = max(0, image_offset - BLOCK)
+    return str(xxhash.xxh3_64_hexdigest(memoryview(data)[start : start + num_bytes]))
+
+
+def _difference(found: bytes, expected: bytes) -> str:
+    """Where two samples' JSON differ, in words; empty if the text cannot be read."""
+    try:
+        ours, theirs = json.loads(found), json.loads(expected)
+        for name, value in theirs.items():
+            if name != "refs" and ours[name] != value:
+                return f" in {name}"
+        for mine, other in zip(ours["refs"], theirs["refs"], strict=True):
+            for name, value in other.items():
+                if mine[name] != value:
+                    return f" in {name} of ref {other['ref_id']}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return ""
