@@ -81,6 +81,8 @@ class DataConfig(_Section):
     """Split to train on."""
     val_split: str = "val"
     """Split to score during training."""
+    val_root: str = ""
+    """Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train."""
     input_size: Size = (480, 480)
     """Height and width of the network's input in pixels, multiples of 32; one number means a square."""
     geometry: Geometry = "letterbox"

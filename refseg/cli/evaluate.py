@@ -64,7 +64,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     checkpoint = load_checkpoint(args.checkpoint, accelerator.device)
     recipe, model = checkpoint.recipe, checkpoint.model
     split = args.split or recipe.data.val_split
-    data = args.data or Path(recipe.data.root)
+    data = args.data or Path(recipe.data.val_root or recipe.data.root)
     index = ManifestIndex.open(data, [split])
     started = time.monotonic()
     rows = evaluate_model(
@@ -84,6 +84,8 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         "step": checkpoint.step,
         "trained_on": checkpoint.state.dataset,
         "trained_on_digest": checkpoint.dataset_digest,
+        "leaks_allowed": checkpoint.state.leaks_allowed,
+        "leaks": checkpoint.state.leaks,
         "data": str(data),
         "dataset": index.descriptor.dataset,
         "dataset_digest": index.descriptor.digest,
@@ -96,6 +98,8 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
 
 
 def _print(results: "Results", rows: Path) -> None:
+    from refseg.evaluation.leaks import leak_warning
+
     origin, scores = results.origin, results.scores
     print(f"{origin['dataset']} {origin['split']}, step {origin['step']} of {origin['checkpoint']}")
     print()
@@ -104,5 +108,7 @@ def _print(results: "Results", rows: Path) -> None:
     print()
     for rule in scores.rules():
         print(f"  - {rule}")
+    if warning := leak_warning(origin):
+        print(f"  - {warning}")
     print()
     print(f"rows: {rows}")

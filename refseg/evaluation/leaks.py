@@ -1,33 +1,41 @@
 """What a training set shares with evaluation splits, in words."""
 
 from collections.abc import Mapping
+from typing import Any
 
 Leaks = Mapping[str, Mapping[str, int]]
-"""By training set, how many of its images each `<dataset id> <split>` has too (`Descriptor.leaks`)."""
+"""By training set, how many of its images each `<dataset id> <split>` has too: `refseg.descriptor.Descriptor.leaks`."""
 
 
 def describe_leaks(leaks: Leaks) -> str:
     """Say what leaked, for example `refcoco/unc has 5 training images in refcocog/umd val, 3 in refcocog/umd test`."""
     if not leaks:
         return "no training image is in an evaluation split of a member"
-    return "; ".join(
-        f"{dataset} has " + ", ".join(_count(number, split, first=i == 0) for i, (split, number) in enumerate(found))
-        for dataset, found in ((dataset, list(splits.items())) for dataset, splits in leaks.items())
-    )
+    return "; ".join(f"{dataset} has {_describe_splits(splits)}" for dataset, splits in leaks.items())
 
 
-def describe_split_leak(leaks: Leaks, dataset: str, split: str) -> str:
-    """Say how much of one split was trained on; empty if nothing is known to be."""
-    found = {name: splits[f"{dataset} {split}"] for name, splits in leaks.items() if f"{dataset} {split}" in splits}
-    if not found:
+def leak_warning(origin: Mapping[str, Any]) -> str:
+    """Say what stands beside every score of a model whose training set was mixed with leaks allowed.
+
+    Args:
+        origin: Of evaluation results: `leaks_allowed`, `leaks`, `trained_on`, `dataset`, `split`.
+
+    Returns:
+        One sentence; empty where leaks were not allowed (results of earlier releases too).
+    """
+    if not origin.get("leaks_allowed"):
         return ""
+    place = f"{origin['dataset']} {origin['split']}"
+    own = {dataset: splits[place] for dataset, splits in origin["leaks"].items() if place in splits}
+    here = ", ".join(f"{number:,} by way of {dataset}" for dataset, number in own.items())
     return (
-        "images of this split were trained on: "
-        + ", ".join(f"{number:,} by way of {name}" for name, number in found.items())
-        + "; its scores are no measure of new images"
+        f"LEAKS ALLOWED: {origin['trained_on']} was mixed with training images that members evaluate on; "
+        + (f"images of {place} trained on: {here}; " if here else f"none of {place} is known to be among them; ")
+        + f"in all, {describe_leaks(origin['leaks'])}"
     )
 
 
-def _count(number: int, split: str, *, first: bool) -> str:
-    images = f" training image{'s' * (number > 1)}" if first else ""
-    return f"{number:,}{images} in {split}"
+def _describe_splits(splits: Mapping[str, int]) -> str:
+    first, *others = splits.items()
+    images = "training image" if first[1] == 1 else "training images"
+    return ", ".join([f"{first[1]:,} {images} in {first[0]}", *(f"{number:,} in {split}" for split, number in others)])

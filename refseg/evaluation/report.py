@@ -13,6 +13,7 @@ from refseg.data.index import ManifestIndex
 from refseg.evaluation.breakdown import Group, by_sentence_length, by_target_size, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
+from refseg.evaluation.leaks import leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.protocols import Scores
 from refseg.evaluation.results import Results
@@ -60,6 +61,11 @@ class Section:
     def split(self) -> str:
         """Its name."""
         return str(self.results.origin["split"])
+
+    @property
+    def leak_warning(self) -> str:
+        """What must stand beside the scores of a model trained with leaks; empty for others."""
+        return leak_warning(self.results.origin)
 
     @cached_property
     def breakdowns(self) -> dict[str, list[Group]]:
@@ -170,7 +176,8 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
     scored = {
         "checkpoint": origin["checkpoint"],
         "step": f"{origin['step']:,}",
-        "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}",
+        "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}"
+        + (", LEAKS ALLOWED" if origin.get("leaks_allowed") else ""),
         "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
         "again with": "; ".join(_command(other) for other in results),
     }

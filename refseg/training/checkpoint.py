@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ class CheckpointState:
         best: The best validation, this step's included; None before the first.
         dataset: Dataset id, for example `refcoco/unc`.
         dataset_digest: `refseg.descriptor.Descriptor.digest` of what was trained on.
+        val_dataset_digest: Digest of what was validated on; empty without validation.
+        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
+        leaks: Of such a mix, how many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
         num_processes: Ranks that trained.
         refseg_version: Version of the package that wrote it.
     """
@@ -83,6 +86,9 @@ class CheckpointState:
     dataset: str
     dataset_digest: str
     num_processes: int
+    val_dataset_digest: str = ""
+    leaks_allowed: bool = False
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
     refseg_version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def write_run_facts(out: Path, recipe: Recipe, descriptor: Descriptor, *, num_pr
         "command": shlex.join(sys.argv),
         "dataset": descriptor.dataset,
         "dataset_digest": descriptor.digest,
+        "leaks_allowed": descriptor.leaks_allowed,
+        "leaks": descriptor.leaks,
     }
     for name, content in ((RECIPE_NAME, recipe.to_dict()), (ENVIRONMENT_NAME, facts)):
         aside = out / f".{name}.part"

@@ -33,6 +33,7 @@ from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import CheckpointError, RecipeError, TrainingError
 from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.leaks import describe_leaks
 from refseg.evaluation.protocols import find_protocol, score
 from refseg.models import build_model
 from refseg.models.fcnet import FCNet
@@ -59,7 +60,7 @@ from refseg.training.window import MetricsWindow
 logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
-    "data.root", "data.num_workers", "data.cache_gigabytes",
+    "data.root", "data.val_root", "data.num_workers", "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "eval.images_per_batch",
 }  # fmt: skip
@@ -117,7 +118,7 @@ class _Trainer:
         self.index = ManifestIndex.open(Path(recipe.data.root), [recipe.data.train_split])
         self.val_index: ManifestIndex | None = None
         if recipe.train.val_every_epochs:
-            self.val_index = ManifestIndex.open(Path(recipe.data.root), [recipe.data.val_split])
+            self.val_index = ManifestIndex.open(Path(recipe.data.val_root or recipe.data.root), [recipe.data.val_split])
 
         resumed = self._find_checkpoint()
         state = None
@@ -238,6 +239,16 @@ class _Trainer:
                 f"{self.out} holds a run on {state.dataset} with digest {state.dataset_digest[:12]}, "
                 f"but {self.recipe.data.root} has {self.index.descriptor.digest[:12]}; choose another --out"
             )
+        if state.val_dataset_digest and self._val_digest not in ("", state.val_dataset_digest):
+            raise RecipeError(
+                f"{self.out} holds a run validated on the dataset with digest {state.val_dataset_digest[:12]}, but "
+                f"{self.recipe.data.val_root or self.recipe.data.root} has {self._val_digest[:12]}: its best could not "
+                "be told; choose another --out"
+            )
+
+    @property
+    def _val_digest(self) -> str:
+        return "" if self.val_index is None else self.val_index.descriptor.digest
 
     def _open_metrics(self) -> AbstractContextManager[MetricsLog | None]:
         """Say what the run is; the main process writes it down."""
@@ -250,6 +261,11 @@ class _Trainer:
             self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,
             self.steps_per_epoch, self.num_processes, device,
         )  # fmt: skip
+        if self.index.descriptor.leaks_allowed:
+            logger.warning(
+                "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",
+                self.recipe.data.root, describe_leaks(self.index.descriptor.leaks),
+            )  # fmt: skip
         return closing(MetricsLog(self.out, step=self.step))
 
     def _progress_bar(self) -> "tqdm[Any]":
@@ -413,6 +429,9 @@ class _Trainer:
                     best=self.best,
                     dataset=self.index.descriptor.dataset,
                     dataset_digest=self.index.descriptor.digest,
+                    val_dataset_digest=self._val_digest,
+                    leaks_allowed=self.index.descriptor.leaks_allowed,
+                    leaks=self.index.descriptor.leaks,
                     num_processes=self.num_processes,
                 ),
                 weights=weights,
