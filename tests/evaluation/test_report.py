@@ -123,3 +123,31 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
         load_results(tmp_path)
     with pytest.raises(UsageError, match=r"found no scores-\*\.json"):
         load_results(tmp_path / "elsewhere")
+
+
+def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results) -> None:
+    leaks = {"refcoco/unc": {"toy/refseg val": 3, "toy/refseg testA": 1}, "refcocog/umd": {"toy/refseg testA": 1}}
+    facts = {"trained_on": "mix/all", "leaks_allowed": True, "leaks": leaks}
+
+    leaky = build([replace(results, origin={**results.origin, **facts})])
+
+    warning = (
+        "LEAKS ALLOWED: mix/all was mixed with training images that members evaluate on; images of toy/refseg val "
+        "trained on: 3 by way of refcoco/unc; in all, refcoco/unc has 3 training images in toy/refseg val, 1 in "
+        "toy/refseg testA; refcocog/umd has 1 training image in toy/refseg testA"
+    )
+    assert f'<p class="leak" role="note">{warning}</p>' in leaky.html
+    assert "color: var(--danger)" in leaky.html
+    assert f"- **{warning}**" in leaky.markdown
+    assert "mix/all, digest aaaaaaaaaaaaaaaa, LEAKS ALLOWED" in leaky.markdown
+    for report in (build([results]), build([replace(results, origin={**results.origin, "leaks_allowed": False})])):
+        assert "LEAKS" not in report.html + report.markdown
+        assert '<p class="leak"' not in report.html
+
+
+def test_a_split_that_nothing_leaked_from_says_so_too(results: Results) -> None:
+    facts = {"trained_on": "mix/all", "leaks_allowed": True, "leaks": {}}
+
+    page = build([replace(results, origin={**results.origin, **facts})]).markdown
+
+    assert "none of toy/refseg val is known to be among them; in all, no training image is in an evaluation" in page
