@@ -3,20 +3,20 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
 from pipelines.verify import verify_dataset
-from refseg.descriptor import (
-    ShardEntry,
-    load_descriptor,
-)
+from refseg.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
 from refseg.errors import UsageError
 
 
@@ -161,3 +161,198 @@ def test_a_source_hash_that_the_plan_does_not_know_is_a_fault(built: Path) -> No
     (fault,) = verify_dataset(built)
 
     assert re.search(r"found source refcoco/refs\(unc\)\.\w+ with sha256 0{12}, expected", str(fault))
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change fields of a descriptor."""
+    (folder / "refseg.json").write_text(replace(load_descriptor(folder), **changes).to_json())
+
+
+def say(folder: Path, **options: Any) -> str:
+    """All faults, one a line."""
+    return "\n".join(map(str, verify_dataset(folder, **options)))
+
+
+def counts(images: int, refs: int, sentences: int) -> SplitCounts:
+    return SplitCounts(images=images, refs=refs, sentences=sentences)
+
+
+def test_source_counts_are_rows_and_rejects(tiny: Any, tmp_path: Path) -> None:
+    # val has 3 images with a ref and a sentence each, testA 2; one ref of val is rejected.
+    tiny.refs[0]["ann_id"] = 4471
+    built = tmp_path / "out"
+    build_dataset(tiny.options(built, on_bad_sample="skip"))
+    true = {"val": counts(3, 3, 3), "testA": counts(2, 2, 2)}
+
+    rewrite(built, source_counts=true, counts_accepted=True)
+    assert verify_dataset(built) == []
+    rewrite(built, source_counts={**true, "val": counts(3, 4, 3)})
+    assert "refseg.json: found 2 rows and 1 rejects in split val, expected together the 4 refs of the sou" in say(built)
+    rewrite(built, source_counts={**true, "testA": counts(2, 2, 3)})
+    assert "refseg.json: found 2 sentences in split testA, expected 3 as in the source" in say(built)
+    rewrite(built, source_counts={**true, "val": counts(1, 3, 3)})
+    assert "refseg.json: found 2 images in split val, expected 1 as in the source" in say(built)
+    rewrite(built, source_counts={"val": true["val"]})
+    assert "refseg.json: found no source counts of split testA, expected those of every split" in say(built)
+
+
+def test_counts_that_are_not_the_published_ones_are_named_unless_accepted(built: Path) -> None:
+    source = {"val": counts(3, 3, 3), "testA": counts(2, 2, 2)}
+    rewrite(built, source_counts=source, counts_accepted=True)
+    assert verify_dataset(built) == []
+    rewrite(built, counts_accepted=False)
+
+    faults = verify_dataset(built, fast=True)
+
+    assert len(faults) == 6  # images, refs and sentences of two splits
+    assert str(faults[0]) == (
+        "refseg.json, split val: found 3 images in the source, expected 1500 as published; take the whole, unchanged "
+        "annotation files and build again; if another count is right for you, build with --accept-counts, which is "
+        "recorded"
+    )
+
+
+def overlay(built: Path, folder: Path, *, mix: bool = False, **of_row: Any) -> Path:
+    """The rows of a built dataset over its tars; as a mix, its val rows are training rows of the members in turn."""
+    folder.mkdir()
+    descriptor = load_descriptor(built)
+    members = ("refcoco/unc", "refcocog/umd") if mix else ("refcoco/unc",)
+    entries, num_refs = [], [0] * len(members)
+    for number, entry in enumerate(descriptor.shards):
+        dataset, split_by = members[number % len(members)].split("/")
+        changed = {"dataset": dataset, "split_by": split_by, "split": "train" if mix else entry.split, **of_row}
+        name = f"train-{number:05d}" if mix else entry.name
+        rows = [
+            replace(
+                row,
+                record=replace(row.record, **changed),
+                location=replace(row.location, shard=f"pool/{row.location.shard}"),
+            )
+            for row in read_manifest(built / f"{entry.name}.parquet")
+        ]
+        num_refs[number % len(members)] += len(rows)
+        rows_sha256 = write_manifest(folder / f"{name}.parquet", rows)
+        data = (folder / f"{name}.parquet").read_bytes()
+        parquet = {"parquet_bytes": len(data), "parquet_sha256": hashlib.sha256(data).hexdigest()}
+        no_tar = {"num_samples": 0, "tar_bytes": 0, "tar_sha256": ""}
+        split = changed["split"]
+        entries.append(replace(entry, name=name, split=split, rows_sha256=rows_sha256, **parquet, **no_tar))
+    tars = tuple(
+        PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+        for entry in descriptor.shards
+    )
+    pool = ImagePool(name="pool", path="../built", dataset="refcoco/unc", digest=descriptor.digest, tars=tars)
+    nothing = {"dropped_refs": 0, "dropped_images": 0, "leaked_images": 0}
+    mixed = tuple(
+        MixMember(dataset=member, digest="0" * 64, weight=1.0, num_refs=number, **nothing)
+        for member, number in zip(members, num_refs, strict=True)
+    )
+    changed_descriptor = replace(descriptor, shards=tuple(entries), image_pools=(pool,))
+    if mix:
+        changed_descriptor = replace(changed_descriptor, dataset="mix/ours", mix=mixed, source_counts={}, sources=())
+    (folder / "refseg.json").write_text(changed_descriptor.to_json())
+    return folder
+
+
+def test_an_overlay_is_checked_down_to_the_samples_of_its_pool(built: Path, tmp_path: Path) -> None:
+    folder = overlay(built, tmp_path / "over")
+    assert verify_dataset(folder) == []
+    assert verify_dataset(folder, workers=2) == []
+    whole = (built / "val-00001.tar").read_bytes()
+    image_id = read_manifest(built / "val-00001.parquet")[1].record.image_id
+
+    data = bytearray(whole)
+    data[read_manifest(built / "val-00001.parquet")[1].location.image_offset + 3] ^= 1
+    (built / "val-00001.tar").write_bytes(data)
+    assert verify_dataset(folder, fast=True) == []
+    faults = verify_dataset(folder)
+    assert [(fault.file, fault.sample) for fault in faults] == [
+        ("pool/val-00001.tar", ""),
+        ("pool/val-00001.tar", f"{image_id:012d}"),
+    ]
+    assert re.search(
+        r"found a sample with xxh3 \w{16}, expected \w{16} as in the manifest; put refcoco/unc back at \.\./built as "
+        r"it was built with digest \w{12}, or build this dataset again",
+        str(faults[1]),
+    )
+
+    (built / "val-00001.tar").write_bytes(whole[:-512])
+    expected = f"pool/val-00001.tar: found {len(whole) - 512} bytes, expected {len(whole)} bytes; put refcoco/unc back"
+    assert expected in say(folder, fast=True)
+    shutil.rmtree(built)
+    assert say(folder, fast=True).count("found no such file") == 3
+
+
+def test_a_row_that_points_at_another_image_of_a_pool_is_named(built: Path, tmp_path: Path) -> None:
+    folder = overlay(built, tmp_path / "over", image_id=11)
+    # All is as hashed, but rows of images 7, 8, 9 and 12 say image 11.
+    lines = say(folder).splitlines()
+    assert sum("expected image 11 as in the manifest" in line for line in lines) == 4
+
+
+def test_rows_of_a_pool_that_the_descriptor_does_not_name_are_faults(built: Path, tmp_path: Path) -> None:
+    folder = overlay(built, tmp_path / "over")
+    (pool,) = load_descriptor(folder).image_pools
+    rewrite(folder, image_pools=(replace(pool, name="other"),))
+    assert re.search(r"val-00000.parquet, ref \d+: found shard pool/val-00000.tar, expected other/", say(folder))
+    rewrite(folder, image_pools=())
+    assert "refseg.json: found shard val-00000: 0 samples for 1 images, expected one for each image that" in say(folder)
+
+
+def test_a_mix_is_checked_by_its_members(built: Path, tmp_path: Path) -> None:
+    folder = overlay(built, tmp_path / "mix", mix=True)
+    assert verify_dataset(folder) == []
+    first, second = load_descriptor(folder).mix
+
+    rewrite(folder, mix=(first, replace(second, num_refs=7)))
+    assert f"refseg.json: found {second.num_refs} rows of refcocog/umd, expected 7" in say(folder)
+    rewrite(folder, mix=(first, replace(second, leaked_images=2)))
+    assert "found 2 leaked images of refcocog/umd, expected none: leaks were not allowed" in say(folder)
+    rewrite(folder, mix=(first, replace(second, dataset="refcocog/google")))
+    assert "found dataset refcocog/umd, expected refcoco/unc, refcocog/google" in say(folder)
+    rewrite(folder, mix=())
+    assert "refseg.json: found dataset 'mix/ours'" in say(folder)
+
+
+def test_a_url_and_several_processes_find_what_one_finds(built: Path) -> None:
+    assert verify_dataset(f"file://{built}", workers=2) == []
+    swapped = [built / name for name in ("val-00001.tar", "testA-00000.tar")]
+    first, second = (path.read_bytes() for path in swapped)
+    swapped[0].write_bytes(second)
+    swapped[1].write_bytes(first)
+
+    faults = verify_dataset(built, workers=1)
+
+    assert verify_dataset(f"file://{built}", workers=2) == faults
+    assert "val-00001.tar: found the bytes of testA-00000.tar, expected its own; give each file its own" in say(built)
+    with pytest.raises(UsageError, match=r"built/nowhere: no such folder"):
+        verify_dataset(f"file://{built}/nowhere")
+
+
+def test_samples_behind_a_damage_are_checked_too(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build_dataset(tiny.options(out, images_per_shard=3))  # val-00000: three images
+    rows = read_manifest(out / "val-00000.parquet")
+    data = bytearray((out / "val-00000.tar").read_bytes())
+    data[rows[0].location.image_offset - 400] ^= 1  # in the first header
+    (out / "val-00000.tar").write_bytes(data)
+    ids = [f"{row.record.image_id:012d}" for row in rows]
+
+    assert [fault.sample for fault in verify_dataset(out)] == ["", ids[0]]
+    data[rows[2].location.image_offset + 5] ^= 1
+    (out / "val-00000.tar").write_bytes(data)
+    assert [fault.sample for fault in verify_dataset(out)] == ["", ids[0], ids[2]]
+
+
+def test_a_sentence_of_a_ref_without_target_does_not_exist(built: Path) -> None:
+    path = built / "val-00000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0] |= {"no_target": True, "annotations": [], "mask": {"size": [10, 20], "counts": [200]}, "area": 0}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert "found no record" in say(built)
+    assert "no_target is True but a sentence exists, expected none" in say(built)
+
+    rows[0] |= {"no_target": False, "annotations": table.to_pylist()[0]["annotations"], "box_only": True}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert "box_only is True, its annotations say otherwise" in say(built)
