@@ -8,37 +8,26 @@ import hashlib
 import json
 import math
 import os
-import posixpath
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.manifest import write_table
+from pipelines.mix_members import TRAIN, Member, find_pools, open_members, read_rows, used_pools
 from pipelines.plan import TOOL_KEYS, differing_keys, fingerprint
 from pipelines.shards import BUILD_FOLDER
 from refseg import __version__
-from refseg.descriptor import (
-    DESCRIPTOR_NAME,
-    Descriptor,
-    ImagePool,
-    MixMember,
-    PoolTar,
-    ShardEntry,
-    load_descriptor,
-)
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
-from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA, find_dataset
+from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
-TRAIN = "train"
 _PLAN = f"{BUILD_FOLDER}/mix.json"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RULES = {
@@ -152,8 +141,8 @@ def mix_datasets(options: MixOptions) -> MixResult:
         OSError: If it cannot be written.
     """
     out = open_folder(options.out)
-    members = _open_members(options)
-    pools = _find_pools(members, out)
+    members = open_members(options.members, options.weights or (1.0,) * len(options.members))
+    pools = find_pools(members, out)
     keys = _plan_keys(options, members, pools)
     if out.size(DESCRIPTOR_NAME) is not None:
         return MixResult(descriptor=_check_finished(out, keys), was_complete=True)
@@ -187,8 +176,8 @@ def mix_datasets(options: MixOptions) -> MixResult:
             licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
             plan_keys=keys,
             counts_accepted=any(member.descriptor.counts_accepted for member in members),
-            image_pools=tuple(pool for pool in (_only_used(pool, used) for pool in pools) if pool.tars),
-            mix=tuple(member.summary(options) for member in members),
+            image_pools=used_pools(pools, used),
+            mix=tuple(member.summary(allow_leak=options.allow_leak) for member in members),
             leaks_allowed=options.allow_leak,
         )
         temporary = stage / f"tmp-{os.getpid()}-descriptor"
@@ -198,124 +187,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
     return MixResult(descriptor=descriptor, was_complete=False)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Member:
-    """A dataset of the mix, and what is counted of it on the way."""
-
-    folder: Folder
-    descriptor: Descriptor
-    weight: float
-    pool_names: dict[str, str] = field(default_factory=dict)
-    """What the mix calls each pool of the member; its own tars are the pool without a name."""
-    num_refs: int = 0
-    dropped_refs: int = 0
-    shared_images: int = 0
-    found_in: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def is_coco(self) -> bool:
-        dataset = self.descriptor.dataset
-        return not dataset.startswith("custom/") and find_dataset(dataset).is_coco
-
-    @property
-    def train_entries(self) -> list[ShardEntry]:
-        return [entry for entry in self.descriptor.shards if entry.split == TRAIN]
-
-    def summary(self, options: MixOptions) -> MixMember:
-        return MixMember(
-            dataset=self.descriptor.dataset,
-            digest=self.descriptor.digest,
-            weight=self.weight,
-            num_refs=self.num_refs,
-            dropped_refs=self.dropped_refs,
-            dropped_images=0 if options.allow_leak else self.shared_images,
-            leaked_images=self.shared_images if options.allow_leak else 0,
-            found_in=dict(self.found_in),
-        )
-
-
-def _open_members(options: MixOptions) -> list[_Member]:
-    weights = options.weights or (1.0,) * len(options.members)
-    members: list[_Member] = []
-    for address, weight in zip(options.members, weights, strict=True):
-        folder = open_folder(address)
-        descriptor = load_descriptor(address)
-        if descriptor.mix:
-            names = ", ".join(member.dataset for member in descriptor.mix)
-            raise UsageError(f"{folder}: is a mix already, expected a dataset; give its members instead ({names})")
-        for other in members:
-            first = other.descriptor
-            if first.dataset == descriptor.dataset:
-                raise UsageError(
-                    f"{folder}: holds {descriptor.dataset}, as does {other.folder}; expected each dataset once "
-                    "(--weights says how often it is seen)"
-                )
-            for what, here, there in (
-                ("tokenizer", descriptor.tokenizer, first.tokenizer),
-                ("mask rule", descriptor.mask_rule, first.mask_rule),
-            ):
-                if here != there:
-                    raise DatasetError(
-                        f"{folder}: found {what} {here}, expected {there} as in {other.folder}; build one of them again"
-                    )
-        members.append(_Member(folder=folder, descriptor=descriptor, weight=float(weight)))
-    return members
-
-
-def _find_pools(members: Sequence[_Member], out: Folder) -> list[ImagePool]:
-    """All tars that rows of the members may lie in, each folder once, under names of the mix's own."""
-    pools: dict[str, ImagePool] = {}  # by address
-    for member in members:
-        descriptor = member.descriptor
-        own = tuple(
-            PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
-            for entry in descriptor.shards
-            if entry.num_samples
-        )
-        found = [("", ".", descriptor.dataset, descriptor.digest, own)] if own else []
-        found += [(pool.name, pool.path, pool.dataset, pool.digest, pool.tars) for pool in descriptor.image_pools]
-        for own_name, path, dataset, digest, tars in found:
-            address = path if is_remote(path) else member.folder.join(path)
-            address = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100 - `..` by its words
-            known = pools.get(address)
-            if known is not None and known.digest != digest:
-                raise DatasetError(
-                    f"{member.folder}: needs the images of {address} as built with digest {digest:.12}, another member "
-                    f"as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
-                )
-            if known is None:
-                taken = {pool.name for pool in pools.values()}
-                names = (dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-                name = next(name for name in names if name not in taken)
-                known = ImagePool(name=name, path=_path_from(out, address), dataset=dataset, digest=digest, tars=())
-            merged = {tar.name: tar for tar in (*known.tars, *tars)}
-            pools[address] = ImagePool(
-                name=known.name,
-                path=known.path,
-                dataset=dataset,
-                digest=digest,
-                tars=tuple(merged[name] for name in sorted(merged)),
-            )
-            member.pool_names[own_name] = known.name
-    return list(pools.values())
-
-
-def _path_from(out: Folder, address: str) -> str:
-    """The way from one folder to another: relative on one file system, so that they can move together."""
-    if not is_remote(out.address) and not is_remote(address):
-        return os.path.relpath(address, out.address)
-    here, there = out.address.partition("://"), address.partition("://")
-    if here[0] == there[0] and here[2].split("/")[0] == there[2].split("/")[0]:
-        return posixpath.relpath(there[2], here[2])
-    return address
-
-
-def _only_used(pool: ImagePool, used: set[str]) -> ImagePool:
-    tars = tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in used)
-    return ImagePool(name=pool.name, path=pool.path, dataset=pool.dataset, digest=pool.digest, tars=tars)
-
-
-def _plan_keys(options: MixOptions, members: Sequence[_Member], pools: Sequence[ImagePool]) -> dict[str, str]:
+def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[ImagePool]) -> dict[str, str]:
     """All that the bytes depend on, by name. Paths too: rows of a mix mean nothing without its members' tars."""
     return {
         "dataset": options.dataset,
@@ -338,7 +210,7 @@ def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
         raise UsageError(f"--out {out}: holds {descriptor.dataset}, expected a new or empty folder for the mix")
     _refuse_other_inputs(out, descriptor.plan_keys, keys, but=TOOL_KEYS)
     for entry in descriptor.shards:
-        _read_rows(out, entry, ["image_id"])
+        read_rows(out, entry, ["image_id"])
     out.remove(BUILD_FOLDER)  # a kill after the commit
     return descriptor
 
@@ -390,14 +262,14 @@ def _stage(out: Folder, keys: Mapping[str, str]) -> Iterator[Path]:
         yield stage
 
 
-def _read_eval_images(member: _Member) -> Iterator[EvalImages]:
+def _read_eval_images(member: Member) -> Iterator[EvalImages]:
     """The images of each split of a member but `train`."""
     descriptor = member.descriptor
     for split in descriptor.splits:
         if split == TRAIN:
             continue
         rows = pa.concat_tables(
-            _read_rows(member.folder, entry, ["image_id", "image_xxh3"])
+            read_rows(member.folder, entry, ["image_id", "image_xxh3"])
             for entry in descriptor.shards
             if entry.split == split
         )
@@ -409,9 +281,9 @@ def _read_eval_images(member: _Member) -> Iterator[EvalImages]:
         )
 
 
-def _choose_rows(member: _Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
+def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
     """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
-    rows = _read_rows(member.folder, entry)
+    rows = read_rows(member.folder, entry)
     leaks = pa.nulls(rows.num_rows, pa.bool_()).fill_null(False)
     for images in protected:
         same = find_leaks(rows, is_coco=member.is_coco, protected=images)
@@ -461,23 +333,3 @@ def _write_shard(rows: pa.Table, name: str, out: Folder, stage: Path) -> ShardEn
 def _num_images(rows: pa.Table) -> int:
     number: int = pc.count_distinct(rows["image_id"]).as_py()
     return number
-
-
-def _read_rows(folder: Folder, entry: ShardEntry, columns: list[str] | None = None) -> pa.Table:
-    """Read a manifest that is as its descriptor says.
-
-    Raises:
-        DatasetError: If it is missing or another.
-    """
-    name = f"{entry.name}.parquet"
-    remedy = "see `refseg verify`, then copy or build the dataset again"
-    try:
-        data = folder.read(name)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{folder.join(name)}: found no such file, expected a manifest; {remedy}") from error
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != entry.parquet_sha256:
-        raise DatasetError(
-            f"{folder.join(name)}: found sha256 {sha256:.12}, expected {entry.parquet_sha256:.12} as built; {remedy}"
-        )
-    return pq.read_table(pa.BufferReader(data), columns=columns)

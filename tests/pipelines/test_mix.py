@@ -17,6 +17,7 @@ import pytest
 from pipelines.build import BuildOptions, build_dataset
 from pipelines.manifest import write_table
 from pipelines.mix import EvalImages, MixOptions, find_leaks, mix_datasets
+from pipelines.verify import verify_dataset
 from refseg.cli import main
 from refseg.data.index import ManifestIndex
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, load_descriptor
@@ -164,6 +165,16 @@ def test_only_tars_in_use_are_named_and_by_a_way_that_moves_along(members: list[
     (tmp_path / "shards").rename(tmp_path / "moved")
     index = ManifestIndex.open(tmp_path / "moved" / "all", ["train"])
     assert all(index.read_image_bytes(image) for image in range(index.num_images))
+
+
+def test_a_mix_verifies_and_so_does_its_leak(members: list[Path], tmp_path: Path) -> None:
+    mix(members, tmp_path / "all", weights=(1.0, 2.5))
+    mix(members, tmp_path / "leaky", allow_leak=True)
+
+    assert verify_dataset(tmp_path / "all") == []
+    assert verify_dataset(tmp_path / "leaky") == []
+    (members[0] / "train-00000.tar").unlink()
+    assert any("train-00000.tar" in str(fault) for fault in verify_dataset(tmp_path / "all", fast=True))
 
 
 def overlay(folder: Path, base: Path, images: dict[int, int], *, dataset: str) -> Path:

@@ -1,0 +1,176 @@
+"""The members of a mix: opened, held against each other, their manifests read, their images found."""
+
+import hashlib
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
+from refseg.errors import DatasetError, UsageError
+from refseg.schema import find_dataset
+from refseg.storage import Folder, is_remote, open_folder
+
+TRAIN = "train"
+"""The split that is mixed; images of all others are kept out of it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """A dataset of the mix, and what is counted of it on the way.
+
+    Attributes:
+        folder: Of the dataset.
+        descriptor: What its `refseg.json` says.
+        weight: How often an epoch sees each of its samples, on average.
+        pool_names: What the mix calls each pool of the member; its own tars are the pool without a name.
+        num_refs: Training refs that are in the mix.
+        dropped_refs: Training refs that are not.
+        shared_images: Training images that are in another split of a member.
+        found_in: By `<dataset id> <split>`, how many of these are there.
+    """
+
+    folder: Folder
+    descriptor: Descriptor
+    weight: float
+    pool_names: dict[str, str] = field(default_factory=dict)
+    num_refs: int = 0
+    dropped_refs: int = 0
+    shared_images: int = 0
+    found_in: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_coco(self) -> bool:
+        """True if its image ids are COCO's; a user's own dataset has ids of its own."""
+        dataset = self.descriptor.dataset
+        return not dataset.startswith("custom/") and find_dataset(dataset).is_coco
+
+    @property
+    def train_entries(self) -> list[ShardEntry]:
+        """Shards of its train split; none if it only protects images."""
+        return [entry for entry in self.descriptor.shards if entry.split == TRAIN]
+
+    def summary(self, *, allow_leak: bool) -> MixMember:
+        """What the mix's descriptor says of it, once all its rows were looked at."""
+        return MixMember(
+            dataset=self.descriptor.dataset,
+            digest=self.descriptor.digest,
+            weight=self.weight,
+            num_refs=self.num_refs,
+            dropped_refs=self.dropped_refs,
+            dropped_images=0 if allow_leak else self.shared_images,
+            leaked_images=self.shared_images if allow_leak else 0,
+            found_in=dict(self.found_in),
+        )
+
+
+def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> list[Member]:
+    """Open finished datasets that can be mixed.
+
+    Raises:
+        UsageError: If one is a mix itself, or there twice.
+        DatasetError: If one is unfinished, or tokenizers or mask rules differ.
+    """
+    members: list[Member] = []
+    for address, weight in zip(addresses, weights, strict=True):
+        folder = open_folder(address)
+        descriptor = load_descriptor(address)
+        if descriptor.mix:
+            names = ", ".join(member.dataset for member in descriptor.mix)
+            raise UsageError(f"{folder}: is a mix already, expected a dataset; give its members instead ({names})")
+        for other in members:
+            first = other.descriptor
+            if first.dataset == descriptor.dataset:
+                raise UsageError(
+                    f"{folder}: holds {descriptor.dataset}, as does {other.folder}; expected each dataset once "
+                    "(--weights says how often it is seen)"
+                )
+            for what, here, there in (
+                ("tokenizer", descriptor.tokenizer, first.tokenizer),
+                ("mask rule", descriptor.mask_rule, first.mask_rule),
+            ):
+                if here != there:
+                    raise DatasetError(
+                        f"{folder}: found {what} {here}, expected {there} as in {other.folder}; build one of them again"
+                    )
+        members.append(Member(folder=folder, descriptor=descriptor, weight=float(weight)))
+    return members
+
+
+def find_pools(members: Sequence[Member], out: Folder) -> list[ImagePool]:
+    """All tars that rows of the members may lie in, each folder once, under names of the mix's own.
+
+    The members learn these names.
+
+    Raises:
+        DatasetError: If two members need different builds of one folder.
+    """
+    pools: dict[str, ImagePool] = {}  # by address
+    for member in members:
+        descriptor = member.descriptor
+        own = tuple(
+            PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+            for entry in descriptor.shards
+            if entry.num_samples
+        )
+        found = [("", ".", descriptor.dataset, descriptor.digest, own)] if own else []
+        found += [(pool.name, pool.path, pool.dataset, pool.digest, pool.tars) for pool in descriptor.image_pools]
+        for own_name, path, dataset, digest, tars in found:
+            address = path if is_remote(path) else member.folder.join(path)
+            address = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100 - `..` by its words
+            known = pools.get(address)
+            if known is not None and known.digest != digest:
+                raise DatasetError(
+                    f"{member.folder}: needs the images of {address} as built with digest {digest:.12}, another member "
+                    f"as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
+                )
+            if known is None:
+                taken = {pool.name for pool in pools.values()}
+                names = (dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+                name = next(name for name in names if name not in taken)
+                known = ImagePool(name=name, path=_path_from(out, address), dataset=dataset, digest=digest, tars=())
+            merged = {tar.name: tar for tar in (*known.tars, *tars)}
+            pools[address] = replace(known, tars=tuple(merged[name] for name in sorted(merged)))
+            member.pool_names[own_name] = known.name
+    return list(pools.values())
+
+
+def _path_from(out: Folder, address: str) -> str:
+    """The way from one folder to another: relative on one file system, so that they can move together."""
+    if not is_remote(out.address) and not is_remote(address):
+        return os.path.relpath(address, out.address)
+    here, there = out.address.partition("://"), address.partition("://")
+    if here[0] == there[0] and here[2].split("/")[0] == there[2].split("/")[0]:
+        return posixpath.relpath(there[2], here[2])
+    return address
+
+
+def used_pools(pools: Sequence[ImagePool], used: Collection[str]) -> tuple[ImagePool, ...]:
+    """Pools with those of their tars that rows name (`<pool>/<tar>`), without pools that have none."""
+    kept = (replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in used)) for pool in pools)
+    return tuple(pool for pool in kept if pool.tars)
+
+
+def read_rows(folder: Folder, entry: ShardEntry, columns: list[str] | None = None) -> pa.Table:
+    """Read a manifest that is as its descriptor says.
+
+    Raises:
+        DatasetError: If it is missing or another.
+    """
+    name = f"{entry.name}.parquet"
+    remedy = "see `refseg verify`, then copy or build the dataset again"
+    try:
+        data = folder.read(name)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{folder.join(name)}: found no such file, expected a manifest; {remedy}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != entry.parquet_sha256:
+        raise DatasetError(
+            f"{folder.join(name)}: found sha256 {sha256:.12}, expected {entry.parquet_sha256:.12} as built; {remedy}"
+        )
+    return pq.read_table(pa.BufferReader(data), columns=columns)
