@@ -212,7 +212,7 @@ def _rle(value: Any) -> dict[str, Any] | None:
 
 def is_utf8(text: str) -> bool:
     """False for halves of surrogate pairs, which no file can hold as UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _short(value: Any) -> str:

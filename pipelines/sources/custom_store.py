@@ -50,11 +50,12 @@ class CustomStore:
         # The empty name stands for a private file on disk.
         self._base = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._base.close)
-        self._base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        self._base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + _TABLES)
         self._categories: dict[str, int] = {}
         self._max_category = self._max_image = self._max_annotation = 0
         self._given: dict[str, set[bool]] = {"ref_id": set(), "sent_id": set()}
         self._num_refs = self._num_rows = 0
+        self._last_image: tuple[str, Size | None, int] = ("", None, 0)  # rows of one image mostly stand together
         self._masks = sha256()
         self.num_mask_files = self.mask_bytes = 0
 
@@ -186,6 +187,8 @@ class CustomStore:
 
     def _add_image(self, row: CustomRow, place: str) -> int:
         """The image's number here; a new one is entered with what the row and `instances.json` tell."""
+        if (row.image, row.size) == self._last_image[:2]:
+            return self._last_image[2]
         listed = self._find_listed(row.image)
         key = f"name {row.image}" if listed is None else f"listed {listed[0]}"
         found = self._base.execute("SELECT image FROM images WHERE key = ?", (key,)).fetchone()
@@ -201,6 +204,7 @@ class CustomStore:
             found = (int(cursor.lastrowid or 0),)
         if row.size is not None:
             self._learn_size(found[0], row.size, place)
+        self._last_image = row.image, row.size, int(found[0])
         return int(found[0])
 
     def _find_listed(self, image: str) -> Any:
