@@ -301,6 +301,30 @@ def test_an_upload_that_arrived_short_is_made_again(faulty_s3: Any, bucket: str,
         put(folder, "a", b"0123")
 
 
+def test_a_failed_question_for_the_size_does_not_upload_again(
+    faulty_s3: Any, bucket: str, put: Put, short_pauses: None
+) -> None:
+    faulty_s3.faults = itertools.chain([None], itertools.repeat("503"))
+    with pytest.raises(StorageError, match=r"/a: reading failed 5 times"):
+        put(open_folder(bucket), "a", b"0123")
+    assert [request.split()[0] for request in faulty_s3.requests] == ["PUT"] + ["HEAD"] * 5
+
+
+def test_a_copy_that_is_cut_leaves_nothing_behind(
+    faulty_s3: Any, bucket: str, put: Put, short_pauses: None, tmp_path: Path
+) -> None:
+    folder = RemoteFolder(bucket)
+    put(folder, "a", b"0123")
+    faulty_s3.faults = itertools.repeat("cut")
+    with pytest.raises(StorageError, match=r"/a: reading failed 5 times"):
+        folder.fetch("a", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+    faulty_s3.faults = iter(["cut"])
+    folder.fetch("a", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"0123"
+
+
 def test_objects_that_the_server_did_not_delete_are_an_error(
     faulty_s3: Any, bucket: str, put: Put, short_pauses: None
 ) -> None:
