@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
 
 from pipelines.build import BuildOptions, build_dataset
 from pipelines.manifest import write_table
@@ -56,7 +57,7 @@ def members(build: Build) -> list[Path]:
     ]  # fmt: skip
 
 
-def mix(members: Iterable[Path], out: Path, **changes: Any) -> Descriptor:
+def mix(members: Iterable[str | Path], out: str | Path, **changes: Any) -> Descriptor:
     return mix_datasets(MixOptions(members=tuple(members), out=out, **changes)).descriptor
 
 
@@ -248,6 +249,27 @@ def test_the_same_members_give_the_same_bytes_and_a_finished_mix_is_left_alone(
 
     assert (again.was_complete, again.descriptor) == (True, first)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "all").iterdir()} == times
+
+
+def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp_path: Path, bucket: str) -> None:
+    mix(members, tmp_path / "shards" / "all")
+    files, root = url_to_fs(bucket)
+    for member in members:
+        files.put(f"{member}/", f"{root}/{member.name}/", recursive=True)
+    remote = tuple(f"{bucket}/{member.name}" for member in members)
+
+    mix(remote, f"{bucket}/all")
+
+    ours = {Path(path).name: files.cat_file(path) for path in files.find(f"{root}/all")}
+    assert ours == {path.name: path.read_bytes() for path in (tmp_path / "shards" / "all").iterdir()}
+    assert mix_datasets(MixOptions(members=remote, out=f"{bucket}/all")).was_complete
+    with pytest.raises(UsageError, match="holds refcoco/unc, expected a new or empty folder"):
+        mix(remote, remote[0])
+    with pytest.raises(UsageError, match="holds files and no mix, expected a new or empty folder"):
+        mix(remote, bucket, name="all")
+    # From disk the way into a bucket is the whole URL.
+    near = mix(remote, tmp_path / "near")
+    assert [pool.path for pool in near.image_pools] == list(remote)
 
 
 @pytest.mark.parametrize("stop", range(1, 6))
