@@ -2,22 +2,28 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipelines.published import published_counts
-from pipelines.rejects import REJECTS_NAME
-from refseg.descriptor import SplitCounts, load_descriptor
+from pipelines.published import COUNTED, published_counts
+from refseg.descriptor import REJECTS_NAME, Descriptor, SplitCounts, load_descriptor
 from refseg.errors import DatasetError, UsageError
+from refseg.storage import Folder, open_folder
 
 TOKEN_LIMITS = (17, 20, 22)
 """Lengths others cut at: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
 AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+_COLUMNS = [
+    "dataset", "split_by", "image_id", "height", "width", "area", "no_target", "box_only", "sentences",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +42,12 @@ class SplitStats:
     Attributes:
         split: Its name.
         counts: Images, refs, sentences.
+        source: The same in the sources, rejects included; None where the build did not say (a mix).
         published: The same as published; None where nothing was.
+        num_pool_images: Images that lie in other datasets' tars.
         num_no_target: Refs whose sentences name nothing in the image.
+        num_nothing: Sentences that name nothing in the image, those of other refs among them.
+        num_box_only: Refs whose target is a box, because nobody drew more.
         words: Words of a sentence, cut at spaces.
         tokens: BPE ids of a sentence with SOS and EOS.
         longer_than: By `TOKEN_LIMITS`, sentences of more ids.
@@ -48,8 +58,12 @@ class SplitStats:
 
     split: str
     counts: SplitCounts
+    source: SplitCounts | None
     published: SplitCounts | None
+    num_pool_images: int
     num_no_target: int
+    num_nothing: int
+    num_box_only: int
     words: Lengths
     tokens: Lengths
     longer_than: dict[int, int]
@@ -59,96 +73,189 @@ class SplitStats:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Which of `images`, `refs`, `sentences` differ from the published counts."""
-        if self.published is None:
-            return ()
-        pairs = {
-            name: (getattr(self.counts, name), getattr(self.published, name))
-            for name in ("images", "refs", "sentences")
-        }
-        return tuple(name for name, (found, published) in pairs.items() if published not in (None, found))
+        """Which of `images`, `refs`, `sentences` of the source differ from the published counts."""
+        return tuple(
+            name
+            for name in COUNTED
+            if getattr(self.published, name, None) not in (None, getattr(self.source or self.counts, name))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberStats:
+    """What a mix has of one dataset.
+
+    Attributes:
+        dataset: Its id.
+        weight: How often an epoch sees each of its samples, on average.
+        counts: Images, refs, sentences.
+        dropped_refs: Training refs left out because a member evaluates on their image.
+        dropped_images: Images of those.
+        leaked_images: Such images that were kept.
+    """
+
+    dataset: str
+    weight: float
+    counts: SplitCounts
+    dropped_refs: int
+    dropped_images: int
+    leaked_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStats:
-    """What a dataset holds: its splits, and its rejects by reason."""
+    """What a dataset holds.
+
+    Attributes:
+        dataset: Its id.
+        digest: Of its rows.
+        mask_rule: `union` or `legacy`.
+        counts_accepted: True if counts that differ from the published ones were accepted when it was built.
+        splits: Of the dataset, in order.
+        members: Of a mix, in order.
+        pools: By dataset id, where the tars of other datasets lie that hold images of this one.
+        rejects: Refs that became no row, by reason.
+    """
 
     dataset: str
     digest: str
     mask_rule: str
+    counts_accepted: bool
     splits: tuple[SplitStats, ...]
+    members: tuple[MemberStats, ...]
+    pools: dict[str, str]
     rejects: dict[str, int]
 
 
-def stats_dataset(folder: Path) -> DatasetStats:
+def stats_dataset(folder: Path | str) -> DatasetStats:
     """Count a finished dataset.
+
+    Args:
+        folder: The dataset's folder, a path or an fsspec URL.
 
     Raises:
         UsageError: If there is no such folder.
         DatasetError: If it holds no finished dataset, or a manifest cannot be read.
+        StorageError: If remote storage fails.
     """
-    if not folder.is_dir():
+    place = open_folder(folder)
+    if not place.exists():
         raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
     descriptor = load_descriptor(folder)
     published = published_counts(descriptor.dataset)
-    splits = []
-    for split in descriptor.splits:
-        shards = [folder / f"{shard.name}.parquet" for shard in descriptor.shards if shard.split == split]
-        splits.append(_split_stats(split, shards, published.get(split)))
+    members = {member.dataset: _Tally() for member in descriptor.mix}
+    splits = tuple(_split_stats(place, descriptor, split, published.get(split), members) for split in descriptor.splits)
     rejects: dict[str, int] = {}
     if descriptor.num_rejects:
-        rejects = dict(Counter(row["reason"] for row in _read_columns(folder / REJECTS_NAME, ["reason"])))
+        rejects = dict(Counter(_read_columns(place, REJECTS_NAME, ["reason"])["reason"].to_pylist()))
     return DatasetStats(
         dataset=descriptor.dataset,
         digest=descriptor.digest,
         mask_rule=descriptor.mask_rule,
-        splits=tuple(splits),
+        counts_accepted=descriptor.counts_accepted,
+        splits=splits,
+        members=tuple(
+            MemberStats(
+                dataset=member.dataset,
+                weight=member.weight,
+                counts=members[member.dataset].counts,
+                dropped_refs=member.dropped_refs,
+                dropped_images=member.dropped_images,
+                leaked_images=member.leaked_images,
+            )
+            for member in descriptor.mix
+        ),
+        pools={pool.dataset: pool.path for pool in descriptor.image_pools},
         rejects=rejects,
     )
 
 
-def _split_stats(split: str, manifests: Sequence[Path], published: SplitCounts | None) -> SplitStats:
-    images: set[int] = set()
-    words: list[int] = []
-    tokens: list[int] = []
-    area_parts: list[float] = []
-    num_refs = num_no_target = 0
-    for path in manifests:
-        columns = ["image_id", "height", "width", "area", "no_target", "sentences"]
-        for row in _read_columns(path, columns):
-            num_refs += 1
-            images.add(row["image_id"])
-            if row["no_target"]:
-                num_no_target += 1
-            else:
-                area_parts.append(row["area"] / (row["height"] * row["width"]))
-            words += [len(sentence["sent"].split()) for sentence in row["sentences"]]
-            tokens += [len(sentence["token_ids"]) for sentence in row["sentences"]]
+@dataclass(slots=True)
+class _Tally:
+    """Images, refs and sentences counted so far."""
+
+    image_ids: list[NDArray[np.int64]] = field(default_factory=list)
+    refs: int = 0
+    sentences: int = 0
+
+    @property
+    def counts(self) -> SplitCounts:
+        images = len(np.unique(np.concatenate([np.empty(0, np.int64), *self.image_ids])))
+        return SplitCounts(images=images, refs=self.refs, sentences=self.sentences)
+
+
+def _split_stats(
+    folder: Folder,
+    descriptor: Descriptor,
+    split: str,
+    published: SplitCounts | None,
+    members: dict[str, _Tally],
+) -> SplitStats:
+    """Count a split, a manifest at a time; counts of a mix's members are added to `members`."""
+    by_dataset: dict[str, _Tally] = {}
+    words, tokens = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    area_parts = [np.empty(0)]
+    num_no_target = num_nothing = num_box_only = 0
+    entries = [entry for entry in descriptor.shards if entry.split == split]
+    for entry in entries:
+        table = _read_columns(folder, f"{entry.name}.parquet", _COLUMNS)
+        column = {name: table[name].to_numpy() for name in ("image_id", "height", "width", "area", "no_target")}
+        num_sentences = pc.list_value_length(table["sentences"]).to_numpy()
+        datasets = pc.binary_join_element_wise(table["dataset"], table["split_by"], "/")
+        for dataset_id in datasets.unique().to_pylist():
+            chosen = pc.equal(datasets, dataset_id).to_numpy()
+            for tally in (by_dataset.setdefault(dataset_id, _Tally()), members.get(dataset_id)):
+                if tally is not None:
+                    tally.image_ids.append(np.unique(column["image_id"][chosen]))
+                    tally.refs += int(chosen.sum())
+                    tally.sentences += int(num_sentences[chosen].sum())
+        sentences = table["sentences"].combine_chunks().flatten()
+        words = _add(words, np.array([len(text.split()) for text in sentences.field("sent").to_pylist()], np.int64))
+        tokens = _add(tokens, pc.list_value_length(sentences.field("token_ids")).to_numpy())
+        has_target = ~column["no_target"]
+        area_parts.append((column["area"] / (column["height"].astype(np.int64) * column["width"]))[has_target])
+        num_no_target += int(column["no_target"].sum())
+        num_nothing += len(sentences) - int(pc.sum(sentences.field("exists")).as_py())
+        num_box_only += int(pc.sum(table["box_only"]).as_py())
+    parts = [tally.counts for tally in by_dataset.values()]  # an image of two members of a mix is two images
+    images, num_refs, total = (sum(getattr(part, name) for part in parts) for name in COUNTED)
+    areas = np.concatenate(area_parts)
     return SplitStats(
         split=split,
-        counts=SplitCounts(images=len(images), refs=num_refs, sentences=len(tokens)),
+        counts=SplitCounts(images=images, refs=num_refs, sentences=total),
+        source=descriptor.source_counts.get(split),
         published=published,
+        num_pool_images=sum(entry.num_images - entry.num_samples for entry in entries),
         num_no_target=num_no_target,
+        num_nothing=num_nothing,
+        num_box_only=num_box_only,
         words=_lengths(words),
         tokens=_lengths(tokens),
-        longer_than={limit: sum(length > limit for length in tokens) for limit in TOKEN_LIMITS},
-        area_quantiles={q: float(np.quantile(area_parts, q)) for q in AREA_QUANTILES} if area_parts else {},
-        refs_per_image=num_refs / len(images),
-        sentences_per_ref=len(tokens) / num_refs,
+        longer_than={limit: int(tokens[limit + 1 :].sum()) for limit in TOKEN_LIMITS},
+        area_quantiles={q: float(np.quantile(areas, q)) for q in AREA_QUANTILES} if len(areas) else {},
+        refs_per_image=num_refs / images,
+        sentences_per_ref=total / num_refs,
     )
 
 
-def _read_columns(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> Any:
     try:
-        with path.open("rb") as file:  # a path would be read as a dataset where it is a folder
-            rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        return pq.read_table(pa.BufferReader(folder.read(name)), columns=list(columns))
+    except (FileNotFoundError, IsADirectoryError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise DatasetError(f"{path}: cannot be read as Parquet ({reason}); see `refseg verify`") from error
-    return rows
+        raise DatasetError(f"{folder.join(name)}: cannot be read as Parquet ({reason}); see `refseg verify`") from error
 
 
-def _lengths(lengths: Sequence[int]) -> Lengths:
+def _add(histogram: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count more lengths: `histogram[n]` sentences have length n. Its memory does not grow with the dataset."""
+    more = np.bincount(lengths, minlength=len(histogram))
+    more[: len(histogram)] += histogram
+    return more
+
+
+def _lengths(histogram: NDArray[np.int64]) -> Lengths:
+    number = int(histogram.sum())
     # The smallest length that at least 95 % of the sentences do not pass: a length that occurs.
-    p95 = int(np.quantile(lengths, 0.95, method="inverted_cdf"))
-    return Lengths(mean=float(np.mean(lengths)), p95=p95, longest=max(lengths))
+    p95 = int(np.searchsorted(np.cumsum(histogram), -(-95 * number // 100)))
+    mean = float(histogram @ np.arange(len(histogram))) / number
+    return Lengths(mean=mean, p95=p95, longest=len(histogram) - 1)

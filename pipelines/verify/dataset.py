@@ -39,9 +39,11 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
         All faults found; at most some of each file.
 
     Raises:
-        UsageError: If there is no such folder.
+        UsageError: If there is no such folder, or fewer than one worker is asked for.
         StorageError: If remote storage fails.
     """
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: expected 1 or more")
     place = open_folder(folder)
     if not place.exists():
         raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")

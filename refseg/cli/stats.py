@@ -3,17 +3,17 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipelines.stats import DatasetStats
 
-EXAMPLE = "refseg stats shards/refcoco-unc"
+EXAMPLE = """refseg stats shards/refcoco-unc
+  refseg stats s3://bucket/refcoco-unc --json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the dataset's folder")
+    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -30,13 +30,26 @@ def run(args: argparse.Namespace) -> int:
 
 def _page(stats: "DatasetStats") -> str:
     lines = [f"{stats.dataset}, masks by {stats.mask_rule}, digest {stats.digest[:12]}", ""]
-    lines.append(f"{'split':<6} {'':<10} {'found':>9} {'published':>10}")
+    lines.append(f"{'split':<6} {'':<10} {'found':>9} {'source':>9} {'published':>10}")
     for split in stats.splits:
         for name, found in asdict(split.counts).items():
-            published = getattr(split.published, name) if split.published else None
-            mark = "  differs" if name in split.differing else ""
-            shown = "-" if published is None else f"{published:,}"
-            lines.append(f"{split.split:<6} {name:<10} {found:>9,} {shown:>10}{mark}")
+            source, published = (
+                "-" if getattr(counts, name, None) is None else f"{getattr(counts, name):,}"
+                for counts in (split.source, split.published)
+            )
+            mark = ("  differs, accepted" if stats.counts_accepted else "  differs") if name in split.differing else ""
+            lines.append(f"{split.split:<6} {name:<10} {found:>9,} {source:>9} {published:>10}{mark}")
+    for member in stats.members:
+        counts = member.counts
+        lines.append(
+            f"{member.dataset}, weight {member.weight:g}: {counts.images:,} images, {counts.refs:,} refs, "
+            f"{counts.sentences:,} sentences; {member.dropped_refs:,} refs of {member.dropped_images:,} images "
+            f"dropped, {member.leaked_images:,} leaked images"
+        )
+    if stats.pools:
+        num_pool_images = sum(split.num_pool_images for split in stats.splits)
+        places = ", ".join(f"{dataset} ({path})" for dataset, path in stats.pools.items())
+        lines += ["", f"{num_pool_images:,} images lie in the tars of {places}"]
     lines += ["", "a sentence has (mean / 95 % have at most / longest)"]
     for split in stats.splits:
         words, tokens = (f"{x.mean:.2f} / {x.p95} / {x.longest}" for x in (split.words, split.tokens))
@@ -48,9 +61,11 @@ def _page(stats: "DatasetStats") -> str:
         lines.append(f"{split.split:<6} {areas or 'no target'}")
     lines.append("")
     for split in stats.splits:
+        rare = {"refs without a target": split.num_no_target, "sentences that name nothing": split.num_nothing}
+        rare["targets that are boxes"] = split.num_box_only
         lines.append(
-            f"{split.split:<6} {split.refs_per_image:.2f} refs an image, "
-            f"{split.sentences_per_ref:.2f} sentences a ref, {split.num_no_target:,} refs without a target"
+            f"{split.split:<6} {split.refs_per_image:.2f} refs an image, {split.sentences_per_ref:.2f} sentences a ref"
+            + "".join(f", {count:,} {what}" for what, count in rare.items() if count)
         )
     lines += ["", f"rejects: {sum(stats.rejects.values()):,}"]
     lines += [f"  {reason}: {count:,}" for reason, count in stats.rejects.items()]

@@ -3,15 +3,21 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-EXAMPLE = "refseg verify shards/refcoco-unc"
+EXAMPLE = """refseg verify shards/refcoco-unc
+  refseg verify s3://bucket/refcoco-unc --fast"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the dataset's folder")
+    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument(
-        "--fast", action="store_true", help="only the descriptor, which files there are, and their sizes"
+        "--fast", action="store_true", help="only the descriptor, which files there are and their sizes"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, each with one shard in memory at a time (default: as many as are worth their start)",
     )
     parser.add_argument("--json", action="store_true", help="print the faults as JSON")
 
@@ -19,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipelines.verify import verify_dataset
 
-    faults = verify_dataset(args.folder, fast=args.fast)
+    faults = verify_dataset(args.folder, fast=args.fast, workers=args.workers)
     if args.json:
-        print(json.dumps({"folder": str(args.folder), "faults": [asdict(fault) for fault in faults]}, indent=1))
+        print(json.dumps({"folder": args.folder, "faults": [asdict(fault) for fault in faults]}, indent=1))
     else:
         for fault in faults:
             print(fault)
