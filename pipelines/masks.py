@@ -46,7 +46,7 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
         return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
     # Joined as run lengths: drawing the mask and looking for its edges would take ten times as long.
     joined = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
-    return Rle(size=size, counts=_canonical(_expand_counts(joined["counts"])))
+    return Rle(size=size, counts=tuple(_expand_counts(joined["counts"])))  # canonical as its parts are
 
 
 def encode_mask(mask: NDArray[Any]) -> Rle:
