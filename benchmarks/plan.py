@@ -1,0 +1,58 @@
+"""Reading, checking and planning annotations of any size: seconds and memory of one process.
+
+    python benchmarks/plan.py [--images 19994] [--toy] [--shared FOLDER]
+
+Writes annotations in REFER's layout (RefCOCO's proportions: at 19,994 images its own 50,000 refs and 142,210
+sentences) and an empty file for each image, draws nothing, and runs `refseg build-shards --stage plan` on them.
+`--toy` repeats the annotations of 200 toy scenes instead of real ones: a third of the bytes, for millions of images.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from corpus import DATASET, IMAGES, find_material, name_images, write_annotations
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--toy", action="store_true", help="repeat toy scenes' annotations")
+    parser.add_argument("--shared", type=Path, help="folder of real data")
+    parser.add_argument("--work", type=Path, help="folder for the annotations and the plan")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        return run(args, Path(folder))
+
+
+def run(args: argparse.Namespace, work: Path) -> int:
+    material = find_material(args.shared, toy=args.toy)
+    start = time.perf_counter()
+    name_images(work / "corpus", args.images)
+    num_refs, num_sentences = write_annotations(material, work / "corpus", args.images)
+    files = sorted((work / "corpus" / "toy").iterdir())
+    print(
+        f"{args.images:,} images, {num_refs:,} refs, {num_sentences:,} sentences, "
+        f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB of JSON: {material.name}, repeated; "
+        f"written in {time.perf_counter() - start:.1f} s"
+    )
+    command = [sys.executable, "-m", "refseg", "build-shards", DATASET, "--stage", "plan"]
+    command += ["--annotations", str(work / "corpus"), "--out", str(work / "out")]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    print(
+        f"planned: {wall:.1f} s, CPU {usage.ru_utime + usage.ru_stime:.1f} s, "
+        f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB at most (aim at RefCOCO's size: 60 s, 1.5 GB)"
+    )
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
