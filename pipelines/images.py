@@ -1,14 +1,14 @@
 """Finds image files in the layouts people have, and tells what is wrong with one."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import JpegImagePlugin
 
 from refseg.errors import UsageError
+from refseg.storage import Folder, is_remote, open_folder
 
 LAYOUTS = (
     "",
@@ -17,70 +17,101 @@ LAYOUTS = (
     "mscoco/images/train2014",  # the same, from its images/ folder
     "images/mscoco/train2014",  # PolyFormer, SeqTR
     "train2014",  # CARIS, MaskRIS, COCO's own
+    "val2014",  # Ref-ZOM takes pictures of both
+    "images/val2014",
     "trainval2014",  # DMMI
     "train2017",  # COCO 2017: the same pictures under other names
     "images/train2017",
+    "images/saiapr_tc-12",  # RefClef in REFER's layout
+    "saiapr_tc-12",
     "images",
 )
 """Folders looked through, in this order, below the folder given."""
 
 _JPEG_START = b"\xff\xd8\xff"
+_JPEG_END = b"\xff\xd9"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
-    """A file found for an image: where, and how many bytes it has."""
+    """A file found for an image: path or URL, and how many bytes it has."""
 
-    path: Path
+    address: str
     num_bytes: int
 
+    @property
+    def name(self) -> str:
+        """File name without folders."""
+        return self.address.rsplit("/", 1)[-1]
 
-class ImageIndex:
-    """The image files below some folders; listings are read once, only a file that is asked for is looked at.
+
+class ImageFinder:
+    """The image files below some folders.
+
+    Local files are looked at one by one as they are asked for, so memory does not grow with the folder; remote folders
+    are listed once, for a request per image would take longer than the build.
 
     Args:
-        roots: Folders that hold the images themselves or one of `LAYOUTS`, in order of preference.
+        roots: Folders or URLs that hold the images themselves or one of `LAYOUTS`, in order of preference.
+        is_coco: True if ids are COCO's, so that files are also known by them.
 
     Raises:
         UsageError: If a root is no folder.
     """
 
-    def __init__(self, roots: Iterable[Path]) -> None:
-        self._folders: dict[str, Path] = {}  # by file name: the first folder that has it
-        for root in roots:
-            if not root.is_dir():
+    def __init__(self, roots: Sequence[Path | str], *, is_coco: bool) -> None:
+        self._is_coco = is_coco
+        self._folders: list[Folder] = []
+        self._listings: dict[str, dict[str, int]] = {}
+        for root in map(open_folder, roots):
+            if not root.exists():
                 raise UsageError(
                     f"--images {root}: no such folder; expected the JPEGs or a COCO layout such as train2014/"
                 )
-            for layout in LAYOUTS:
-                folder = root / layout
-                if folder.is_dir():
-                    for name in os.listdir(folder):  # noqa: PTH208 - names alone: no Path for each of 80,000 files
-                        self._folders.setdefault(name, folder)
+            folders = [open_folder(root.join(layout)) for layout in LAYOUTS]
+            for folder in folders:
+                if is_remote(folder.address):
+                    self._listings[folder.address] = folder.list()
+            self._folders += [folder for folder in folders if self._listings.get(folder.address, folder.exists())]
 
     def find(self, image_id: int, file_name: str) -> ImageFile | None:
-        """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file."""
-        names = (
-            Path(file_name).name,
-            f"COCO_train2014_{image_id:012d}.jpg",
-            f"{image_id:012d}.jpg",
-            f"COCO_val2014_{image_id:012d}.jpg",
-        )
-        for name in names:
-            folder = self._folders.get(name)
-            if folder is not None:
-                path = folder / name
-                if path.is_file():  # not so for a folder or a link into nowhere
-                    return ImageFile(path=path, num_bytes=path.stat().st_size)
+        """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.
+
+        A name with folders is looked for as it is, then without them; never outside of the roots.
+        """
+        name = PurePosixPath(file_name)
+        names = [name.name]
+        if len(name.parts) > 1 and not name.is_absolute() and ".." not in name.parts:
+            names.insert(0, str(name))
+        if self._is_coco:
+            coco_names = (
+                f"COCO_train2014_{image_id:012d}.jpg",
+                f"{image_id:012d}.jpg",
+                f"COCO_val2014_{image_id:012d}.jpg",
+            )
+            names += [name for name in coco_names if name not in names]
+        for candidate in filter(None, names):
+            for folder in self._folders:
+                listing = self._listings.get(folder.address)
+                is_listed = listing is not None and "/" not in candidate
+                num_bytes = listing.get(candidate) if listing is not None and is_listed else folder.size(candidate)
+                if num_bytes is not None:
+                    return ImageFile(address=folder.join(candidate), num_bytes=num_bytes)
         return None
 
 
-def find_jpeg_fault(data: bytes, height: int, width: int) -> tuple[str, str] | None:
-    """Decode a JPEG from its first to its last byte and compare its size with the annotated one.
+def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tuple[str, str] | None:
+    """Compare a JPEG's size with the annotated one and decode it from its first to its last byte.
 
     Greyscale and CMYK are fine. The size is compared before decoding, so a picture of a billion pixels costs nothing.
     Pixels are made at an eighth of the size: libjpeg still reads every code and meets the same faults, in 2/3 of the
     time.
+
+    Args:
+        data: Content of the file.
+        height: As annotated, in pixels.
+        width: As annotated, in pixels.
+        decode: False: look at the header and the end alone.
 
     Returns:
         None if all is well, else a reason of `rejects.REASONS` and what was found.
@@ -98,6 +129,10 @@ def find_jpeg_fault(data: bytes, height: int, width: int) -> tuple[str, str] | N
             f"is {found_width} x {found_height} pixels, expected {width} x {height} as annotated; "
             "was it resized? take the original file"
         )
+    if not decode:
+        if data.rfind(_JPEG_END, -(1 << 16)) < 0:  # some cameras write more after it
+            return "truncated_image", "has no end marker; fetch the file again"
+        return None
     picture.draft(None, (max(1, width // 8), max(1, height // 8)))
     try:
         picture.load()

@@ -6,54 +6,47 @@ from typing import Any
 
 from pipelines.masks import mask_area, read_segmentation, target_mask
 from pipelines.rejects import Reject
-from pipelines.sources.raw import RawDataset
+from pipelines.sources.raw import RawRef, RawShard
 from refseg import tokenizer
 from refseg.errors import AnnotationError
-from refseg.schema import Annotation, RefRecord, Sentence
+from refseg.schema import Annotation, DatasetSpec, RefRecord, Sentence
 
 _INT64 = 2**63
 _NO_TARGET = -1
 _Box = tuple[float, float, float, float]
 
 
-def make_records(raw: RawDataset, *, splits: Sequence[str], mask_rule: str) -> tuple[list[RefRecord], list[Reject]]:
-    """Join, check, rasterise and tokenise the refs of some splits; a ref of no known split is always a reject.
+def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefRecord]], list[tuple[int, Reject]]]:
+    """Join, check, rasterise and tokenise raw refs.
 
     Args:
-        raw: As a source reader returned it.
-        splits: Which splits; refs of the partition's others are left out.
+        raw: Refs, and the images and annotations they speak of.
         mask_rule: `union` or `legacy`.
 
     Returns:
-        Records and rejects, both in the order of the file. Refs in = records + rejects.
+        Records and rejects, with their places in the source. Refs in = records + rejects.
     """
-    records: list[RefRecord] = []
-    rejects: list[Reject] = []
-    seen: set[int] = set()
-    for position, ref in enumerate(raw.refs):
-        split = find_split(ref)
-        if split in raw.spec.splits and split not in splits:
-            continue
+    records: list[tuple[int, RefRecord]] = []
+    rejects: list[tuple[int, Reject]] = []
+    for item in raw.refs:
         try:
-            record = _make_record(raw, ref, mask_rule)
-            if record.ref_id in seen:
-                raise _RefFault("duplicate_ref_id", "an earlier ref has the same id; take the file from its release")
+            records.append((item.position, _make_record(raw, item.ref, mask_rule)))
         except _RefFault as fault:
-            ref_id = _find_integer(ref, "ref_id")
-            place = f"ref {ref_id}" if ref_id is not None else f"refs[{position}]"
-            rejects.append(
-                Reject(
-                    ref_id=ref_id,
-                    image_id=_find_integer(ref, "image_id"),
-                    split=split,
-                    reason=fault.reason,
-                    message=f"{raw.spec.dataset_id} {place}: {fault.message}",
-                )
-            )
-        else:
-            seen.add(record.ref_id)
-            records.append(record)
+            rejects.append((item.position, reject_ref(raw.spec, item, fault.reason, fault.message)))
     return records, rejects
+
+
+def reject_ref(spec: DatasetSpec, item: RawRef, reason: str, message: str) -> Reject:
+    """Reject a raw ref; the place is put before the message."""
+    ref_id = find_integer(item.ref, "ref_id")
+    place = f"ref {ref_id}" if ref_id is not None else f"refs[{item.position}]"
+    return Reject(
+        ref_id=ref_id,
+        image_id=find_integer(item.ref, "image_id"),
+        split=find_split(item.ref),
+        reason=reason,
+        message=f"{spec.dataset_id} {place}: {message}",
+    )
 
 
 def find_split(ref: Any) -> str | None:
@@ -63,7 +56,7 @@ def find_split(ref: Any) -> str | None:
 
 
 class _RefFault(Exception):
-    """What is wrong with the ref at hand; `make_records` adds the place."""
+    """What is wrong with the ref at hand; `reject_ref` adds the place."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -71,7 +64,7 @@ class _RefFault(Exception):
         self.message = message
 
 
-def _make_record(raw: RawDataset, ref: Any, mask_rule: str) -> RefRecord:
+def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
     if not isinstance(ref, dict):
         raise _RefFault("malformed_ref", f"found a {type(ref).__name__}, expected a dict")
     ref_id = _integer(ref, "ref_id")
@@ -86,6 +79,8 @@ def _make_record(raw: RawDataset, ref: Any, mask_rule: str) -> RefRecord:
     file_name, height, width = _image_facts(raw, image_id)
     size = (height, width)
     ann_ids = _annotation_ids(ref)
+    if ref.get("no_target") is True and ann_ids:
+        raise _RefFault("malformed_ref", f"says no_target and has ann_id {_short(ref['ann_id'])}, expected one of them")
     annotations = tuple(_annotation(raw, ann_id, image_id, size) for ann_id in ann_ids)
     mask = target_mask(annotations, size, mask_rule)
     if annotations and not mask_area(mask):
@@ -111,7 +106,7 @@ def _make_record(raw: RawDataset, ref: Any, mask_rule: str) -> RefRecord:
     )
 
 
-def _image_facts(raw: RawDataset, image_id: int) -> tuple[str, int, int]:
+def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
     """File name, height and width."""
     image = raw.images.get(image_id)
     if image is None:
@@ -130,6 +125,14 @@ def _image_facts(raw: RawDataset, image_id: int) -> tuple[str, int, int]:
     return file_name, int(height or 0), int(width or 0)
 
 
+def find_annotation_ids(ref: Any) -> tuple[int, ...]:
+    """Ids of the annotations a raw ref points to; empty for no target, or where they cannot be told."""
+    try:
+        return _annotation_ids(ref) if isinstance(ref, dict) else ()
+    except _RefFault:
+        return ()
+
+
 def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
     """`ann_id` as ids: one or a list; -1, `[-1]` and None say that nothing is referred to."""
     found = ref.get("ann_id", _RefFault)
@@ -146,7 +149,7 @@ def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
     return ann_ids
 
 
-def _annotation(raw: RawDataset, ann_id: int, image_id: int, size: tuple[int, int]) -> Annotation:
+def _annotation(raw: RawShard, ann_id: int, image_id: int, size: tuple[int, int]) -> Annotation:
     box_targets = raw.box_targets
     record = raw.annotations.get(ann_id)
     if record is None:
@@ -188,7 +191,7 @@ def _annotation(raw: RawDataset, ann_id: int, image_id: int, size: tuple[int, in
     )
 
 
-def _category(raw: RawDataset, annotations: Sequence[Annotation]) -> str:
+def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
     """Name of the target's category; of several, all names in the order of the annotations."""
     names = []
     for annotation in annotations:
@@ -253,13 +256,14 @@ def _sentence(record: dict[Any, Any], position: int, sent_ids: Any, no_target: b
 
 
 def _integer(ref: dict[Any, Any], name: str) -> int:
-    value = _find_integer(ref, name)
+    value = find_integer(ref, name)
     if value is None:
         raise _RefFault("malformed_ref", f"found {name} {_short(ref.get(name))}, expected a whole number")
     return value
 
 
-def _find_integer(ref: Any, name: str) -> int | None:
+def find_integer(ref: Any, name: str) -> int | None:
+    """A field of a raw ref, None where it is no whole number of 64 bits."""
     value = ref.get(name) if isinstance(ref, dict) else None
     return int(value) if _is_integer(value) else None  # type: ignore[arg-type]
 

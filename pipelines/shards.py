@@ -1,28 +1,49 @@
-"""One shard task to tar, manifest and receipt, published whole or not at all."""
+"""One planned shard to tar, manifest and receipt, published whole or not at all."""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xxhash
 
-from pipelines.images import find_jpeg_fault
+from pipelines.check import SampleTask, read_samples, reject_image
+from pipelines.images import ImageFile, find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_manifest
-from pipelines.plan import SampleTask, ShardTask
-from pipelines.publish import publish, publish_bytes
+from pipelines.plan import BUILD_FOLDER, PlannedShard
 from pipelines.rejects import Reject
 from pipelines.tars import TarWriter
 from refseg.descriptor import ShardEntry
 from refseg.errors import BuildError
 from refseg.schema import ImageLocation, RefRecord
+from refseg.storage import Folder, LocalFolder, open_folder, read_file
 
-BUILD_FOLDER = ".build"
-"""Holds plan, receipts and temporary files inside the dataset's folder while it is built."""
-RECEIPTS_FOLDER = "receipts"
-"""Within `BUILD_FOLDER`: one file per finished shard."""
+RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
+"""One file per finished shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """All that a worker needs to build one shard, on any machine that sees the dataset's folder and the images.
+
+    Attributes:
+        folder: The dataset's folder, path or URL.
+        shard: Which one.
+        fingerprint: Of the plan.
+        skip_bad: Reject the refs of a bad image and go on, instead of failing.
+        decode: Decode every image whole; False: look at its header alone.
+    """
+
+    folder: str
+    shard: PlannedShard
+    fingerprint: str
+    skip_bad: bool
+    decode: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,77 +62,68 @@ class Receipt:
 
 
 def build_shard(task: ShardTask) -> Receipt:
-    """Build and publish one shard; the bytes depend on the task alone.
+    """Build and publish one shard; the bytes depend on the plan alone.
 
-    Tar, manifest and receipt are renamed in this order: a shard with a receipt is whole.
+    Tar, manifest and receipt are published in this order: a shard with a receipt is whole.
 
     Raises:
         ImageError: If an image is bad, unless `task.skip_bad`.
-        BuildError: If an image file changed since the plan was made.
+        BuildError: If an image file changed since the plan was made, or the plan's samples are not there.
         OSError: If the folder cannot be written.
     """
-    folder = task.folder
-    # The process id keeps a worker whose parent was killed, and that has not noticed yet, off our files.
-    tar_temporary, parquet_temporary, receipt_temporary = (
-        folder / BUILD_FOLDER / f"tmp-{os.getpid()}-{task.name}.{kind}" for kind in ("tar", "parquet", "json")
-    )
+    folder, name = open_folder(task.folder), task.shard.name
     rows: list[ManifestRow] = []
     rejects: list[Reject] = []
-    num_images = 0
-    with tar_temporary.open("wb", buffering=1 << 20) as file:
-        tar = TarWriter(file)
-        for sample in task.samples:
-            data, faults = _read_image(sample)
-            if faults and not task.skip_bad:
-                raise faults[0].to_error()
-            rejects += faults
-            if not faults:
-                num_images += 1
-                tar.begin_sample()
-                offset = tar.add(f"{sample.key}.jpg", data)
-                tar.add(f"{sample.key}.json", sample_json(sample.records))
-                sample_bytes, sample_xxh3 = tar.end_sample()
-                location = ImageLocation(
-                    shard=f"{task.name}.tar",
-                    image_offset=offset,
-                    image_bytes=len(data),
-                    image_xxh3=xxhash.xxh3_64_hexdigest(data),
-                    sample_bytes=sample_bytes,
-                    sample_xxh3=sample_xxh3,
-                )
+    num_samples = 0
+    with scratch_files(folder, f"{name}.tar", f"{name}.parquet") as (tar_path, parquet_path):
+        with tar_path.open("wb", buffering=1 << 20) as file:
+            tar = TarWriter(file)
+            for sample in _read_samples(folder, task.shard):
+                location = sample.location
+                if location is None:
+                    data, faults = _read_image(sample, decode=task.decode)
+                    if faults and not task.skip_bad:
+                        raise faults[0].to_error()
+                    rejects += faults
+                    if faults:
+                        continue
+                    num_samples += 1
+                    location = _add_sample(tar, name, sample, data)
                 rows += [ManifestRow(record=record, location=location) for record in sample.records]
-        tar.finish()
-    rows_sha256 = write_manifest(parquet_temporary, rows)
-    receipt = Receipt(
-        entry=ShardEntry(
-            name=task.name,
-            split=task.split,
-            num_images=num_images,
-            num_samples=num_images,
-            num_refs=len(rows),
-            num_sentences=sum(len(row.record.sentences) for row in rows),
-            tar_bytes=tar.num_bytes,
-            tar_sha256=tar.sha256,
-            parquet_bytes=parquet_temporary.stat().st_size,
-            parquet_sha256=_hash_file(parquet_temporary),
-            rows_sha256=rows_sha256,
-        ),
-        rejects=tuple(rejects),
-    )
-    if rows:
-        publish(tar_temporary, folder / f"{task.name}.tar")
-        publish(parquet_temporary, folder / f"{task.name}.parquet")
-    else:
-        tar_temporary.unlink()
-        parquet_temporary.unlink()
-    publish_bytes(receipt.to_json(task.fingerprint).encode(), receipt_path(folder, task.name), receipt_temporary)
+            tar.finish()
+        rows_sha256 = write_manifest(parquet_path, rows)
+        receipt = Receipt(
+            entry=ShardEntry(
+                name=name,
+                split=task.shard.split,
+                num_images=len({row.record.image_id for row in rows}),
+                num_samples=num_samples,
+                num_refs=len(rows),
+                num_sentences=sum(len(row.record.sentences) for row in rows),
+                tar_bytes=tar.num_bytes if num_samples else 0,
+                tar_sha256=tar.sha256 if num_samples else "",
+                parquet_bytes=parquet_path.stat().st_size,
+                parquet_sha256=hash_file(parquet_path),
+                rows_sha256=rows_sha256,
+            ),
+            rejects=tuple(rejects),
+        )
+        if num_samples:
+            folder.publish(tar_path, f"{name}.tar")
+        if rows:
+            folder.publish(parquet_path, f"{name}.parquet")
+    publish_bytes(folder, receipt.to_json(task.fingerprint).encode(), receipt_name(name))
     return receipt
 
 
 def find_receipt(task: ShardTask) -> Receipt | None:
-    """Read a task's receipt and hash its files; None if the shard has to be built (again)."""
+    """Read a shard's receipt and look at its files; None if the shard has to be built (again).
+
+    Local files are hashed. Of remote ones the size is compared: an upload is checked when it is made.
+    """
+    folder = open_folder(task.folder)
     try:
-        fields = json.loads(receipt_path(task.folder, task.name).read_text(encoding="utf-8"))
+        fields = json.loads(folder.read(receipt_name(task.shard.name)))
         if fields["fingerprint"] != task.fingerprint:
             return None
         receipt = Receipt(
@@ -119,19 +131,48 @@ def find_receipt(task: ShardTask) -> Receipt | None:
             rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
         )
         entry = receipt.entry
-        if entry.num_images and (
-            _hash_file(task.folder / f"{task.name}.tar") != entry.tar_sha256
-            or _hash_file(task.folder / f"{task.name}.parquet") != entry.parquet_sha256
+        for suffix, num_bytes, sha256 in (
+            ("tar", entry.tar_bytes, entry.tar_sha256),
+            ("parquet", entry.parquet_bytes, entry.parquet_sha256),
         ):
-            return None
+            is_there = entry.num_samples if suffix == "tar" else entry.num_images
+            if is_there and folder.size(f"{entry.name}.{suffix}") != num_bytes:
+                return None
+            is_local = is_there and isinstance(folder, LocalFolder)
+            if is_local and hash_file(Path(folder.join(f"{entry.name}.{suffix}"))) != sha256:
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return receipt
 
 
-def receipt_path(folder: Path, name: str) -> Path:
-    """Where a shard's receipt lies."""
-    return folder / BUILD_FOLDER / RECEIPTS_FOLDER / f"{name}.json"
+def receipt_name(shard: str) -> str:
+    """Where a shard's receipt lies in the dataset's folder."""
+    return f"{RECEIPTS_FOLDER}/{shard}.json"
+
+
+@contextmanager
+def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
+    """Paths for files in the making, beside the folder's own if it is local; what is left of them is removed.
+
+    Host and process are in the names: no two writers of one shard share a file, on whichever machines they are.
+    """
+    if isinstance(folder, LocalFolder):
+        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-"
+        paths = [folder.path / BUILD_FOLDER / f"{mark}{name.replace('/', '-')}" for name in names]
+        yield paths
+        for path in paths:
+            path.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
+            yield [Path(scratch) / name.replace("/", "-") for name in names]
+
+
+def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
+    """Write a small file and publish it."""
+    with scratch_files(folder, name) as (path,):
+        path.write_bytes(data)
+        folder.publish(path, name)
 
 
 def sample_json(records: Sequence[RefRecord]) -> bytes:
@@ -168,41 +209,63 @@ def sample_json(records: Sequence[RefRecord]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _read_image(sample: SampleTask) -> tuple[bytes, list[Reject]]:
-    """The image's bytes, and a reject for each of its refs if it is bad."""
-    first, path = sample.records[0], sample.image.path
+def hash_file(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_samples(folder: Folder, shard: PlannedShard) -> list[SampleTask]:
+    """The shard's part of the plan."""
+    name = shard.samples_name
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return b"", reject_image(
-            sample.records, "missing_image", f"{path.name} cannot be read ({error.strerror}); fetch the file again"
-        )
-    if len(data) != sample.image.num_bytes:
+        data = folder.read(name)
+    except FileNotFoundError as error:
+        raise BuildError(f"{folder.join(name)}: no such file, so no plan; run the planning stage again") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != shard.samples_sha256:
         raise BuildError(
-            f"{path}: has {len(data)} bytes, {sample.image.num_bytes} when the build began; "
+            f"{folder.join(name)}: found sha256 {found:.12}, expected {shard.samples_sha256:.12} as planned; "
+            "delete the folder and build again"
+        )
+    return read_samples(data)
+
+
+def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject]]:
+    """The image's bytes, and a reject for each of its refs if it is bad."""
+    name = ImageFile(address=sample.image, num_bytes=sample.num_bytes).name
+
+    def reject(reason: str, found: str) -> list[Reject]:
+        return [reject_image(record, reason, found) for record in sample.records]
+
+    try:
+        data = read_file(sample.image)
+    except OSError as error:
+        return b"", reject("missing_image", f"{name} cannot be read ({error.strerror or error}); fetch the file again")
+    if len(data) != sample.num_bytes:
+        raise BuildError(
+            f"{sample.image}: has {len(data)} bytes, {sample.num_bytes} when the build began; "
             "wait until the file is complete and build again"
         )
-    fault = find_jpeg_fault(data, first.height, first.width)
+    first = sample.records[0]
+    fault = find_jpeg_fault(data, first.height, first.width, decode=decode)
     if fault is None:
         return data, []
     reason, found = fault
-    return data, reject_image(sample.records, reason, f"{path.name} {found}")
+    return data, reject(reason, f"{name} {found}")
 
 
-def reject_image(records: Sequence[RefRecord], reason: str, found: str) -> list[Reject]:
-    """Reject all refs of an image for what is wrong with it."""
-    return [
-        Reject(
-            ref_id=record.ref_id,
-            image_id=record.image_id,
-            split=record.split,
-            reason=reason,
-            message=f"{record.where}: image {record.image_id}: {found}",
-        )
-        for record in records
-    ]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _add_sample(tar: TarWriter, name: str, sample: SampleTask, data: bytes) -> ImageLocation:
+    """Write one image and its refs, and say where they are."""
+    tar.begin_sample()
+    offset = tar.add(f"{sample.key}.jpg", data)
+    tar.add(f"{sample.key}.json", sample_json(sample.records))
+    sample_bytes, sample_xxh3 = tar.end_sample()
+    return ImageLocation(
+        shard=f"{name}.tar",
+        image_offset=offset,
+        image_bytes=len(data),
+        image_xxh3=xxhash.xxh3_64_hexdigest(data),
+        sample_bytes=sample_bytes,
+        sample_xxh3=sample_xxh3,
+    )

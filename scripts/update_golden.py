@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests import sample_folder
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
 
 SAMPLE_GOLDEN = sample_folder().parent / "sample_golden.json"
 

@@ -26,7 +26,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder: a tiny model trained for 12 steps on 24 toy scenes, which lie where its recipe says."""
-    from pipelines.build import BuildOptions, build_dataset
+    from pipelines.build import build_dataset
+    from pipelines.options import BuildOptions
     from pipelines.toy import draw_toy
     from refseg.config import load_recipe
     from refseg.training.trainer import train

@@ -11,7 +11,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from manifests import sample_folder
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
 
 _spec = importlib.util.spec_from_file_location(

@@ -1,38 +1,11 @@
-"""What a source reader returns: refs, images and annotations as found, whatever files they came from."""
+"""What source readers return: refs, images and annotations as found, whatever files they came from."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refseg.descriptor import SourceFile
 from refseg.schema import DatasetSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawDataset:
-    """A dataset as its files have it: containers are checked, single records are not.
-
-    `records.py` checks the records, so that one wrong record is one reject and not the end of the file.
-
-    Attributes:
-        spec: Which dataset and partition.
-        refs: REFER's records: `ref_id, image_id, ann_id, split, sentences`; in the order of the file.
-        images: By image id: COCO's image records.
-        annotations: By annotation id: COCO's annotation records.
-        categories: By category id: the name.
-        licences: By the licence id of the image records: name and address.
-        sources: The files read.
-        box_targets: True if an annotation without `segmentation` means its box.
-    """
-
-    spec: DatasetSpec
-    refs: list[Any]
-    images: dict[int, dict[str, Any]]
-    annotations: dict[int, dict[str, Any]]
-    categories: dict[int, str]
-    licences: dict[int, str]
-    sources: tuple[SourceFile, ...]
-    box_targets: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,4 +31,33 @@ class RawSource:
     refs: Iterable[Any]
     tables: Iterable[tuple[str, Any]]
     sources: tuple[SourceFile, ...]
+    box_targets: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawRef:
+    """A raw ref and its place in the source, from 0."""
+
+    position: int
+    ref: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawShard:
+    """All that is known of some refs: what one step of the check works on.
+
+    Attributes:
+        spec: Which dataset and partition.
+        refs: Raw refs with their places in the source.
+        images: By image id: COCO's image records.
+        annotations: By annotation id: COCO's annotation records.
+        categories: By category id: the name.
+        box_targets: See `RawSource`.
+    """
+
+    spec: DatasetSpec
+    refs: list[RawRef]
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)
+    annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
+    categories: dict[int, str] = field(default_factory=dict)
     box_targets: bool = False

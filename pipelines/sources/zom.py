@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.raw import RawSource
-from pipelines.sources.refer import read_refer_source
+from pipelines.sources.refer import read_refer
 from refseg.schema import DatasetSpec
 
 
@@ -19,7 +19,7 @@ def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:
         UsageError: If the files are not there.
         AnnotationError: If a file cannot be read or is not of the expected form.
     """
-    raw = read_refer_source(spec, annotations)
+    raw = read_refer(spec, annotations)
     return replace(raw, refs=_Refs(raw.refs))
 
 

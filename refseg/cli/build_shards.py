@@ -2,8 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipelines.build import BuildResult
+    from refseg.descriptor import Descriptor
 
 EXAMPLE = "refseg build-shards refcoco/unc --annotations data/refer --images data/coco --out shards/refcoco-unc"
 
@@ -12,18 +19,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="with its partition: refcoco/unc, refcocog/umd, ...")
     parser.add_argument(
         "--annotations",
-        type=Path,
         required=True,
         metavar="DIR",
-        help="folder in REFER's layout: refcoco/, refcoco+/, ... with refs(...).p or .json and instances.json",
+        help="folder in REFER's layout: refcoco/, refcoco+/, ... with refs(...).p or .json and instances.json; "
+        "or a folder with your own table of sentences; path or URL",
     )
     parser.add_argument(
         "--images",
-        type=Path,
         metavar="DIR",
-        help="the JPEGs or a COCO layout of them (default: beside the annotations)",
+        help="the JPEGs or a COCO layout of them, path or URL (default: beside the annotations)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset's own folder")
+    parser.add_argument(
+        "--images-from",
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="finished datasets: images that are there are pointed to, not written again",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the dataset's own folder, path or URL")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that have refs)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core); same bytes with any"
@@ -45,26 +58,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail: the first fault ends the build; skip: faulty refs go to rejects.parquet (default: %(default)s)",
     )
     parser.add_argument("--max-bad", type=int, metavar="N", help="with skip: more faulty refs end the build")
+    parser.add_argument(
+        "--check-images",
+        choices=("decode", "header"),
+        default="decode",
+        help="decode each image whole, or look at its size and end alone (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accept-counts",
+        action="store_true",
+        help="build although refs, sentences or images are not as many as published; the dataset says so",
+    )
+    parser.add_argument(
+        "--stage",
+        choices=("all", "plan", "shards", "finalize"),
+        default="all",
+        help="for a cluster: plan once, shards in many tasks, finalize once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--task-index",
+        type=int,
+        metavar="I",
+        help="with --stage shards: this task's number, from 0 (default: Slurm's array task, else 0)",
+    )
+    parser.add_argument(
+        "--task-count",
+        type=int,
+        metavar="N",
+        help="with --stage shards: how many tasks there are (default: Slurm's array, else 1)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from pipelines.build import BuildOptions, build_dataset
+    from pipelines.build import build_dataset
+    from pipelines.options import BuildOptions
 
+    task_index, task_count = _task(args)
     options = BuildOptions(
         dataset=args.dataset,
         annotations=args.annotations,
         out=args.out,
         images=args.images,
+        images_from=tuple(args.images_from),
         splits=tuple(args.splits) if args.splits else None,
         workers=args.workers,
         images_per_shard=args.images_per_shard,
         seed=args.seed,
         mask_rule=args.mask_rule,
+        check_images=args.check_images,
         on_bad_sample=args.on_bad_sample,
         max_bad=args.max_bad,
+        accept_counts=args.accept_counts,
+        stage=args.stage,
+        task_index=task_index,
+        task_count=task_count,
     )
     if sys.stderr.isatty():
         with tqdm(unit=" images", desc=args.dataset, leave=False) as bar:
@@ -76,26 +126,61 @@ def run(args: argparse.Namespace) -> int:
             result = build_dataset(options, progress=show)
     else:
         result = build_dataset(options)
+    if result.descriptor is None:
+        _print_stage(args, result)
+    else:
+        _print_dataset(args, result.descriptor, was_complete=result.was_complete)
+    return 0
 
-    descriptor = result.descriptor
+
+def _task(args: argparse.Namespace) -> tuple[int, int]:
+    """This task's number from 0 and the number of tasks: as told, else as Slurm's array has it."""
+    if args.stage != "shards" and (args.task_index is not None or args.task_count is not None):
+        raise UsageError(f"--task-index and --task-count are for --stage shards, found --stage {args.stage}")
+    if (args.task_index is None) != (args.task_count is None):
+        raise UsageError("--task-index and --task-count go together: give both or, under Slurm, neither")
+    if args.task_index is not None:
+        return args.task_index, args.task_count
+    if args.stage == "shards" and "SLURM_ARRAY_TASK_ID" in os.environ:
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1") or "1")
+        index = (int(os.environ["SLURM_ARRAY_TASK_ID"]) - first) // step
+        return index, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+    return 0, 1
+
+
+def _print_stage(args: argparse.Namespace, result: "BuildResult") -> None:
+    summary = {"folder": args.out, "stage": args.stage, "shards": result.num_shards, "built": result.num_built}
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    elif args.stage == "plan":
+        print(f"{args.out}: planned: {result.num_shards} shards; next: --stage shards, then --stage finalize")
+    else:
+        print(f"{args.out}: built {result.num_built} of {result.num_shards} shards; when all are: --stage finalize")
+
+
+def _print_dataset(args: argparse.Namespace, descriptor: "Descriptor", *, was_complete: bool) -> None:
     summary = {
         "dataset": descriptor.dataset,
-        "folder": str(args.out),
-        "was_complete": result.was_complete,
+        "folder": args.out,
+        "was_complete": was_complete,
         "shards": len(descriptor.shards),
         "images": sum(shard.num_images for shard in descriptor.shards),
         "refs": sum(shard.num_refs for shard in descriptor.shards),
         "sentences": sum(shard.num_sentences for shard in descriptor.shards),
         "rejects": descriptor.num_rejects,
         "bytes": sum(shard.tar_bytes + shard.parquet_bytes for shard in descriptor.shards),
+        "images_in_pools": sum(shard.num_images - shard.num_samples for shard in descriptor.shards),
+        "counts_accepted": descriptor.counts_accepted,
         "digest": descriptor.digest,
     }
     if args.json:
         print(json.dumps(summary, indent=1))
-    else:
-        done = "was finished before, nothing changed" if result.was_complete else "built"
-        print(
-            f"{args.out}: {done}: {summary['shards']} shards, {summary['images']} images, {summary['refs']} refs, "
-            f"{summary['sentences']} sentences, {summary['rejects']} rejects, {int(str(summary['bytes'])) / 1e6:.1f} MB"
-        )
-    return 0
+        return
+    done = "was finished before, nothing changed" if was_complete else "built"
+    pooled = f", {summary['images_in_pools']} of the images in pools" if descriptor.image_pools else ""
+    print(
+        f"{args.out}: {done}: {summary['shards']} shards, {summary['images']} images, {summary['refs']} refs, "
+        f"{summary['sentences']} sentences, {summary['rejects']} rejects, {int(str(summary['bytes'])) / 1e6:.1f} MB"
+        f"{pooled}"
+    )

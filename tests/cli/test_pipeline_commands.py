@@ -30,7 +30,20 @@ def image_of(data: Path, image_id: int) -> Path:
 
 
 def build(data: Path, out: Path, *more: str, dataset: str = "refcocog/umd") -> int:
-    return main(["build-shards", dataset, "--annotations", str(data), "--out", str(out), "--workers", "1", *more])
+    return main(
+        [
+            "build-shards",
+            dataset,
+            "--annotations",
+            str(data),
+            "--out",
+            str(out),
+            "--workers",
+            "1",
+            "--accept-counts",
+            *more,
+        ]
+    )
 
 
 def test_build_verify_stats(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
@@ -20,7 +21,9 @@ def test_an_epoch_over_a_real_build(
     dataset: str, source: str, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotations = shared_data / "refer-mini"
-    build_dataset(BuildOptions(dataset=dataset, annotations=annotations, out=tmp_path / "d", workers=1))
+    build_dataset(
+        BuildOptions(dataset=dataset, annotations=annotations, out=tmp_path / "d", workers=1, accept_counts=True)
+    )
     coco = COCO(annotations / source / "instances.json")
     capsys.readouterr()  # pycocotools prints
     built = json.loads((tmp_path / "d" / "refseg.json").read_text())

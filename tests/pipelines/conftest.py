@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.build import BuildOptions
+from pipelines.options import BuildOptions
+from pipelines.sources.raw import RawRef, RawShard, RawSource
 
 
 @dataclass
@@ -65,6 +66,7 @@ class TinyRefer:
     def options(self, out: Path, **changes: Any) -> BuildOptions:
         """Write the dataset and say how to build it, in this process and with two images to a shard."""
         given = {"dataset": f"{self.folder.replace('+', 'plus')}/{self.split_by}", "workers": 1, "images_per_shard": 2}
+        given["accept_counts"] = True  # five pictures are not RefCOCO
         return BuildOptions(annotations=self.write(), out=out, **{**given, **changes})
 
 
@@ -75,6 +77,26 @@ def tiny(tmp_path: Path) -> TinyRefer:
     for image_id, split in ((7, "val"), (8, "val"), (9, "val"), (11, "testA"), (12, "testA")):
         tiny.add_image(image_id, (split,))
     return tiny
+
+
+@pytest.fixture
+def raw_shard() -> Callable[[RawSource], RawShard]:
+    """All of a source in memory, as one shard."""
+
+    def load(source: RawSource) -> RawShard:
+        tables: dict[str, dict[int, Any]] = {"images": {}, "annotations": {}, "categories": {}, "licenses": {}}
+        for section, record in source.tables:
+            tables[section][record["id"]] = record
+        return RawShard(
+            spec=source.spec,
+            refs=[RawRef(position=position, ref=ref) for position, ref in enumerate(source.refs)],
+            images=tables["images"],
+            annotations=tables["annotations"],
+            categories={key: record["name"] for key, record in tables["categories"].items()},
+            box_targets=source.box_targets,
+        )
+
+    return load
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import engines, plan
+from pipelines import build, plan
 from pipelines.build import build_dataset
 from pipelines.manifest import read_manifest
 from pipelines.verify import verify_dataset
@@ -186,8 +186,8 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
         load_descriptor(out)
 
     rebuilt = []
-    build_shard = engines.build_shard
-    monkeypatch.setattr(engines, "build_shard", lambda task: rebuilt.append(task.name) or build_shard(task))
+    build_shard = build.build_shard
+    monkeypatch.setattr(build, "build_shard", lambda task: rebuilt.append(task.shard.name) or build_shard(task))
     build_dataset(tiny.options(out))
 
     assert rebuilt == ["val-00001", "testA-00000"]
@@ -312,6 +312,43 @@ def test_skipped_refs_are_kept_with_their_reasons(tiny: Any, tmp_path: Path, con
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
 
 
+def test_a_ref_with_the_id_of_an_earlier_one_is_rejected_wherever_its_image_lies(tiny: Any, tmp_path: Path) -> None:
+    tiny.refs[1]["ref_id"] = tiny.refs[4]["ref_id"] = tiny.refs[0]["ref_id"]
+
+    with pytest.raises(AnnotationError, match=r"ref 70: an earlier ref has the same id.* \(2 refs have faults\)"):
+        build_dataset(tiny.options(tmp_path / "out"))
+    result = build_dataset(tiny.options(tmp_path / "out", on_bad_sample="skip", images_per_shard=1))
+
+    rows = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert [(row["image_id"], row["reason"]) for row in rows] == [(12, "duplicate_ref_id"), (8, "duplicate_ref_id")]
+    # Shards without a sample leave no gap in the numbers.
+    assert [shard.name for shard in result.descriptor.shards] == ["val-00000", "val-00001", "testA-00000"]
+
+
+def test_an_id_with_two_contents_is_refused(tiny: Any, tmp_path: Path) -> None:
+    tiny.images.append({**tiny.images[0], "width": 1})
+
+    with pytest.raises(AnnotationError, match="images has id 7 twice with different contents"):
+        build_dataset(tiny.options(tmp_path / "out"))
+
+
+def test_a_record_without_an_id_is_refused(tiny: Any, tmp_path: Path) -> None:
+    tiny.annotations[3]["id"] = "110"
+
+    with pytest.raises(AnnotationError, match=r"annotations\[3\] has no whole number as its id"):
+        build_dataset(tiny.options(tmp_path / "out"))
+
+
+def test_refs_of_unknown_splits_are_rejected_and_those_of_other_splits_left_out(tiny: Any, tmp_path: Path) -> None:
+    tiny.refs[0]["split"] = "test"
+
+    result = build_dataset(tiny.options(tmp_path / "out", splits=("testA",), on_bad_sample="skip"))
+
+    rows = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert [(row["split"], row["reason"]) for row in rows] == [("test", "unknown_split")]
+    assert result.descriptor.splits == ("testA",)
+
+
 def test_more_faults_than_allowed_end_the_build(tiny: Any, tmp_path: Path) -> None:
     _truncate(tiny)
     tiny.refs[0]["ann_id"] = 4471
@@ -333,7 +370,7 @@ def test_a_dataset_of_faults_alone_is_none(tiny: Any, tmp_path: Path) -> None:
 
 def test_images_that_are_nowhere_are_a_wrong_path(tiny: Any, tmp_path: Path) -> None:
     shutil.rmtree(tiny.image_folder)
-    with pytest.raises(UsageError, match=r"found none of 5 images \(COCO_train2014_000000000007\.jpg, \.\.\.\)"):
+    with pytest.raises(UsageError, match=r"found none of the images \(COCO_train2014_000000000007\.jpg, \.\.\.\)"):
         build_dataset(tiny.options(tmp_path / "out"))
     with pytest.raises(UsageError, match=r"--images .*nowhere: no such folder"):
         build_dataset(tiny.options(tmp_path / "out", images=tmp_path / "nowhere"))
@@ -382,16 +419,16 @@ def test_a_full_disk_leaves_a_build_that_goes_on(
 ) -> None:
     build_dataset(tiny.options(tmp_path / "whole"))
     out = tmp_path / "out"
-    build_shard = engines.build_shard
+    build_shard = build.build_shard
 
     def fill_up(task: Any) -> Any:
-        if task.name == "val-00001":
+        if task.shard.name == "val-00001":
             with Path("/dev/full").open("wb") as file:
                 file.write(bytes(1 << 20))
         return build_shard(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "build_shard", fill_up)
+        patch.setattr(build, "build_shard", fill_up)
         with pytest.raises(
             BuildError, match=r"cannot be written .*No space left on device.* run the same command to go on"
         ):
@@ -419,7 +456,7 @@ def test_the_plan_is_on_disk_while_shards_are_built(tiny: Any, tmp_path: Path) -
 
     written = json.loads((tmp_path / "out/.build/plan.json").read_text())
 
-    assert [(shard["name"], len(shard["keys"])) for shard in written["shards"]] == [
+    assert [(shard["name"], shard["num_samples"]) for shard in written["shards"]] == [
         ("val-00000", 1),
         ("val-00001", 2),
         ("testA-00000", 2),

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest
+from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
 from refseg.schema import find_dataset
 
@@ -31,7 +32,9 @@ def built(
     request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("built") / "dataset"
-    options = BuildOptions(dataset=request.param, annotations=shared_data / "refer-mini", out=out, workers=1)
+    options = BuildOptions(
+        dataset=request.param, annotations=shared_data / "refer-mini", out=out, workers=1, accept_counts=True
+    )
     build_dataset(options)
     return request.param, out
 
@@ -136,6 +139,7 @@ def test_one_and_four_workers_give_the_same_bytes(
             out=tmp_path / str(workers),
             workers=workers,
             images_per_shard=2,
+            accept_counts=True,
         )
         build_dataset(options)
         folders.append(contents(options.out))

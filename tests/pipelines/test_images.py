@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.images import LAYOUTS, ImageIndex
+from pipelines.images import LAYOUTS, ImageFinder
 
 NAME = "COCO_train2014_000000000025.jpg"
 
@@ -17,20 +17,20 @@ def put(folder: Path, name: str = NAME) -> Path:
 def test_an_image_is_found_in_every_layout(layout: str, tmp_path: Path) -> None:
     path = put(tmp_path / layout)
 
-    found = ImageIndex([tmp_path]).find(25, NAME)
+    found = ImageFinder([tmp_path], is_coco=True).find(25, NAME)
 
     assert found is not None
-    assert (found.path.resolve(), found.num_bytes) == (path.resolve(), 1)
+    assert (Path(found.address).resolve(), found.num_bytes) == (path.resolve(), 1)
 
 
 @pytest.mark.parametrize("name", [NAME, "000000000025.jpg", "COCO_val2014_000000000025.jpg", "other.jpg"])
 def test_an_image_is_found_under_every_name(name: str, tmp_path: Path) -> None:
     put(tmp_path / "train2017", name)
 
-    found = ImageIndex([tmp_path]).find(25, "val2014/other.jpg")
+    found = ImageFinder([tmp_path], is_coco=True).find(25, "val2014/other.jpg")
 
     assert found is not None
-    assert found.path.name == name
+    assert found.name == name
 
 
 def test_the_annotated_name_wins_and_then_the_first_layout(tmp_path: Path) -> None:
@@ -38,17 +38,17 @@ def test_the_annotated_name_wins_and_then_the_first_layout(tmp_path: Path) -> No
     put(tmp_path / "train2014")
     first = put(tmp_path / "images/train2014")
 
-    found = ImageIndex([tmp_path]).find(25, NAME)
+    found = ImageFinder([tmp_path], is_coco=True).find(25, NAME)
 
     assert found is not None
-    assert found.path == first
+    assert found.address == str(first)
 
 
 def test_a_folder_or_a_dead_link_is_no_image(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
     (tmp_path / "000000000026.jpg").symlink_to(tmp_path / "nowhere")
 
-    index = ImageIndex([tmp_path])
+    index = ImageFinder([tmp_path], is_coco=True)
 
     assert index.find(25, NAME) is None
     assert index.find(26, "COCO_train2014_000000000026.jpg") is None
@@ -58,4 +58,4 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     put(tmp_path, "secret.jpg")
     (tmp_path / "images").mkdir()
 
-    assert ImageIndex([tmp_path / "images"]).find(25, "../secret.jpg") is None
+    assert ImageFinder([tmp_path / "images"], is_coco=True).find(25, "../secret.jpg") is None

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
 from pipelines.toy import ToySummary, draw, draw_toy
 from pipelines.toy.scenes import Scene, Thing
 from pipelines.toy.sentences import Description

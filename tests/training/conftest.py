@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.build import BuildOptions, build_dataset
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.config import Recipe, load_recipe
 

@@ -1,0 +1,191 @@
+"""One shard's raw records to checked ones: what is joined, rasterised and tokenised before any image is read."""
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.manifest import ManifestRow
+from pipelines.records import make_records, reject_ref
+from pipelines.rejects import Reject
+from pipelines.sources.raw import RawRef, RawShard
+from pipelines.spill import read_spill
+from pipelines.survey import image_order
+from refseg.errors import AnnotationError
+from refseg.schema import DatasetSpec, ImageLocation, RefRecord
+
+_NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="", sample_bytes=0, sample_xxh3="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleTask:
+    """One image of a shard to build, and its refs.
+
+    Attributes:
+        key: Of the sample in the tar, unique in the dataset.
+        image: Path or URL of the image's file; empty if it lies in a pool.
+        num_bytes: Size that the file must still have.
+        location: Where it lies in a pool; None: the file is copied into this dataset's tar.
+        records: By `ref_id`.
+    """
+
+    key: str
+    image: str
+    num_bytes: int
+    location: ImageLocation | None
+    records: tuple[RefRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckTask:
+    """All that the check of one shard needs.
+
+    Attributes:
+        spill: File with the raw records.
+        out: File to write the samples to, a line each (`read_samples`).
+        spec: Which dataset and partition.
+        seed: Of the order of images.
+        mask_rule: `union` or `legacy`.
+        categories: By category id: the name.
+        box_targets: See `RawSource`.
+        repeated: Places of refs whose id an earlier ref has.
+        later_splits: By image id, how many earlier splits have the image, too.
+    """
+
+    spill: Path
+    out: Path
+    spec: DatasetSpec
+    seed: int
+    mask_rule: str
+    categories: dict[int, str]
+    box_targets: bool
+    repeated: frozenset[int]
+    later_splits: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What the check of a shard found.
+
+    Attributes:
+        out: The file of samples; not there if there are none.
+        num_samples: Lines in it.
+        sha256: Of it.
+        rejects: Refs with faults, with their places in the source.
+        pool_tars: Tars of pools that its samples lie in, as rows name them.
+    """
+
+    out: Path
+    num_samples: int
+    sha256: str
+    rejects: tuple[tuple[int, Reject], ...]
+    pool_tars: frozenset[str]
+
+
+def check_shard(task: CheckTask) -> Checked:
+    """Check one shard's records and write its samples, in the order of the tar.
+
+    Raises:
+        AnnotationError: If an id occurs twice with different records.
+    """
+    raw, repeated, images = _read_raw(task)
+    records, rejects = make_records(raw, mask_rule=task.mask_rule)
+    again = "an earlier ref has the same id; take the file from its release"
+    rejects += [(item.position, reject_ref(task.spec, item, "duplicate_ref_id", again)) for item in repeated]
+    by_image: dict[int, list[RefRecord]] = defaultdict(list)
+    for position, record in records:
+        fault = _image_fault(record, images[record.image_id])
+        if fault is None:
+            by_image[record.image_id].append(record)
+        else:
+            rejects.append((position, reject_image(record, *fault)))
+    digest = hashlib.sha256()
+    pool_tars = set()
+    if by_image:
+        with task.out.open("wb") as file:
+            for image_id in sorted(by_image, key=lambda image_id: image_order(task.seed, image_id)):
+                found = images[image_id] or {}
+                suffix = f"_{task.later_splits[image_id]}" if image_id in task.later_splits else ""
+                rows = [
+                    ManifestRow(record=record, location=_NOWHERE).to_dict()
+                    for record in sorted(by_image[image_id], key=lambda record: record.ref_id)
+                ]
+                place = {name: found.get(name) for name in ("address", "num_bytes", "location")}
+                fields = {"key": f"{image_id:012d}{suffix}", **place, "rows": rows}
+                line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                digest.update(line)
+                file.write(line)
+                if found.get("location"):
+                    pool_tars.add(found["location"]["shard"])
+    task.spill.unlink()
+    return Checked(
+        out=task.out,
+        num_samples=len(by_image),
+        sha256=digest.hexdigest(),
+        rejects=tuple(rejects),
+        pool_tars=frozenset(pool_tars),
+    )
+
+
+def read_samples(data: bytes) -> list[SampleTask]:
+    """Read back what `check_shard` wrote."""
+    samples = []
+    for line in data.splitlines():
+        fields = json.loads(line)
+        samples.append(
+            SampleTask(
+                key=fields["key"],
+                image=fields["address"],
+                num_bytes=fields["num_bytes"],
+                location=ImageLocation(**fields["location"]) if fields["location"] else None,
+                records=tuple(ManifestRow.from_dict(row).record for row in fields["rows"]),
+            )
+        )
+    return samples
+
+
+def reject_image(record: RefRecord, reason: str, found: str) -> Reject:
+    """Reject a ref for what is wrong with its image."""
+    return Reject(
+        ref_id=record.ref_id,
+        image_id=record.image_id,
+        split=record.split,
+        reason=reason,
+        message=f"{record.where}: image {record.image_id}: {found}",
+    )
+
+
+def _read_raw(task: CheckTask) -> tuple[RawShard, list[RawRef], dict[int, dict[str, Any] | None]]:
+    """The raw records of a shard, its refs with repeated ids, and where its images are."""
+    raw = RawShard(spec=task.spec, refs=[], categories=task.categories, box_targets=task.box_targets)
+    repeated: list[RawRef] = []
+    images: dict[int, dict[str, Any] | None] = {}
+    for kind, value, record in read_spill(task.spill):
+        if kind == "ref":
+            refs = repeated if value in task.repeated else raw.refs
+            refs.append(RawRef(position=value, ref=record))
+        else:
+            table = raw.images if kind == "image" else raw.annotations
+            if table.setdefault(record["id"], record) != record:
+                raise AnnotationError(
+                    f"{task.spec.dataset_id}: {kind}s has id {record['id']} twice with different contents; "
+                    "fetch the file again"
+                )
+            if kind == "image":
+                images[record["id"]] = value
+    return raw, repeated, images
+
+
+def _image_fault(record: RefRecord, found: dict[str, Any] | None) -> tuple[str, str] | None:
+    """Reason and what was found, if an image cannot be used."""
+    if found is None:
+        return "missing_image", f"found no file {record.file_name}, also under COCO's names; give --images"
+    if found["location"] is not None and found["size"] != [record.height, record.width]:
+        height, width = found["size"]
+        return "size_mismatch", (
+            f"is {width} x {height} pixels in the pool, expected {record.width} x {record.height} as annotated; "
+            "is it the same picture?"
+        )
+    return None

@@ -1,0 +1,102 @@
+"""What a user asks of a build, and what becomes of bad samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.rejects import Reject
+from refseg.errors import BuildError, UsageError
+from refseg.schema import MASK_RULES
+
+STAGES = ("all", "plan", "shards", "finalize")
+"""`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
+ON_BAD_SAMPLE = ("fail", "skip")
+CHECK_IMAGES = ("decode", "header")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What to build, from what, where and how. Folders are paths or fsspec URLs.
+
+    Attributes:
+        dataset: Dataset id with its partition, for example `refcoco/unc`.
+        annotations: Folder that holds the annotation files.
+        out: The dataset's own folder; made if it is not there.
+        images: Folder of the images; None: beside the annotations.
+        images_from: Finished datasets whose images are pointed to instead of being written again.
+        splits: Which splits; None: all that have refs.
+        workers: Processes; None: one per core, at most one per shard.
+        images_per_shard: At most so many images in a tar.
+        seed: Of the order of images.
+        mask_rule: `union` or `legacy`.
+        check_images: `decode`: each image whole. `header`: its size and its end alone.
+        on_bad_sample: `fail`: the first fault ends the build. `skip`: faulty refs go to `rejects.parquet`.
+        max_bad: With `skip`: more rejects than this end the build; None: no limit.
+        accept_counts: Build although the counts are not the published ones; the dataset then says so.
+        stage: One of `STAGES`.
+        task_index: With stage `shards`: which part of the shards, from 0.
+        task_count: With stage `shards`: into how many parts they are cut.
+
+    Raises:
+        UsageError: If a value is not one of those allowed.
+    """
+
+    dataset: str
+    annotations: Path | str
+    out: Path | str
+    images: Path | str | None = None
+    images_from: tuple[Path | str, ...] = ()
+    splits: tuple[str, ...] | None = None
+    workers: int | None = None
+    images_per_shard: int = 512
+    seed: int = 0
+    mask_rule: str = "union"
+    check_images: str = "decode"
+    on_bad_sample: str = "fail"
+    max_bad: int | None = None
+    accept_counts: bool = False
+    stage: str = "all"
+    task_index: int = 0
+    task_count: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("--mask-rule", self.mask_rule, MASK_RULES),
+            ("--check-images", self.check_images, CHECK_IMAGES),
+            ("--on-bad-sample", self.on_bad_sample, ON_BAD_SAMPLE),
+            ("--stage", self.stage, STAGES),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{name} {value}: expected {' or '.join(allowed)}")
+        for name, number, least in (
+            ("--workers", self.workers, 1),
+            ("--images-per-shard", self.images_per_shard, 1),
+            ("--max-bad", self.max_bad, 0),
+            ("--task-count", self.task_count, 1),
+        ):
+            if number is not None and number < least:
+                raise UsageError(f"{name} {number}: expected {least} or more")
+        if not 0 <= self.task_index < self.task_count:
+            raise UsageError(f"--task-index {self.task_index}: expected 0 to {self.task_count - 1} (--task-count - 1)")
+        if self.max_bad is not None and self.on_bad_sample != "skip":
+            raise UsageError("--max-bad needs --on-bad-sample skip: without it the first fault ends the build")
+
+
+def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
+    """End the build if the policy says so.
+
+    Raises:
+        AnnotationError, ImageError: The first fault, with `fail`.
+        BuildError: If there are more than `max_bad`.
+    """
+    if not rejects:
+        return
+    if options.on_bad_sample == "fail":
+        others = f" ({len(rejects)} refs have faults)" if len(rejects) > 1 else ""
+        error = rejects[0].to_error()
+        raise type(error)(f"{error}{others}")
+    if options.max_bad is not None and len(rejects) > options.max_bad:
+        raise BuildError(
+            f"{options.dataset}: {len(rejects)} refs have faults, more than --max-bad {options.max_bad}; "
+            f"the first: {rejects[0].message}"
+        )

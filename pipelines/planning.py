@@ -1,0 +1,219 @@
+"""Annotations to a plan: survey, check of every shard's records, published counts; all before an image is read."""
+
+import logging
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.check import Checked, CheckTask, check_shard
+from pipelines.images import ImageFinder
+from pipelines.options import BuildOptions, apply_policy
+from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
+from pipelines.pools import ImagePools
+from pipelines.published import published_counts
+from pipelines.records import make_records
+from pipelines.shards import publish_bytes
+from pipelines.sources.raw import RawShard, RawSource
+from pipelines.spill import Spill, spill_path
+from pipelines.survey import Survey, Tables, spill_refs, survey_refs, survey_tables
+from refseg.descriptor import SplitCounts
+from refseg.errors import BuildError, UsageError
+from refseg.storage import Folder, LocalFolder, open_folder
+
+logger = logging.getLogger(__name__)
+
+
+def look_at_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
+    """What the fingerprint of a plan would be made of, without checking a single record."""
+    return _look(source, options, None).keys
+
+
+def make_plan(source: RawSource, options: BuildOptions, run_checks: Callable[..., Iterator[Checked]]) -> Plan:
+    """Read and check all annotations and write the plan.
+
+    Args:
+        source: The annotations.
+        options: Of the build.
+        run_checks: Runs a function over tasks, as engines do.
+
+    Raises:
+        UsageError: If no image is found, or a split has no refs.
+        AnnotationError, ImageError: The first fault of the source, with `on_bad_sample` `fail`.
+        BuildError: If there are too many faults, or the counts are not the published ones and that is not accepted.
+    """
+    folder = open_folder(options.out)
+    with _scratch(folder) as scratch:
+        spill = Spill(scratch)
+        look = _look(source, options, spill)
+        survey, tables = look.survey, look.tables
+        if not tables.num_found and tables.first_missing is not None:
+            raise UsageError(
+                f"--images {options.images or options.annotations}: found none of the images "
+                f"({tables.first_missing}, ...), there or in train2014/, images/train2014/, "
+                "images/mscoco/images/train2014/ and the like"
+            )
+        _check_counts(source.spec.dataset_id, survey.counts, accept=options.accept_counts)
+        spill_refs(source, survey, spill)
+        faults = make_records(RawShard(spec=source.spec, refs=survey.unassigned), mask_rule=options.mask_rule)[1]
+        tasks = _check_tasks(source, options, survey, tables, scratch)
+        found: dict[Path, Checked] = {}
+        for checked in run_checks(check_shard, tasks):
+            found[checked.out] = checked
+            faults += checked.rejects
+        rejects = [reject for _, reject in sorted(faults, key=lambda fault: fault[0])]
+        num_refs = sum(counts.refs or 0 for counts in survey.counts.values())
+        logger.info("%s: read %d refs, %d rejected", source.spec.dataset_id, num_refs, len(rejects))
+        apply_policy(rejects, options)
+        checks = [found[task.out] for task in tasks]
+        if not any(checked.num_samples for checked in checks):
+            raise BuildError(f"{options.dataset}: all {len(rejects)} refs have faults; the first: {rejects[0].message}")
+        used_tars = (tar for checked in checks for tar in checked.pool_tars)
+        plan = Plan(
+            dataset=source.spec.dataset_id,
+            keys=look.keys,
+            mask_rule=options.mask_rule,
+            shards=_publish_samples(folder, survey, checks),
+            rejects=tuple(rejects),
+            sources=source.sources,
+            licences=tables.licences,
+            source_counts=survey.counts,
+            counts_accepted=bool(count_mismatches(source.spec.dataset_id, survey.counts)),
+            image_pools=look.pools.describe(used_tars) if look.pools else (),
+        )
+    publish_bytes(folder, plan.to_json().encode(), PLAN_NAME)
+    return plan
+
+
+def count_mismatches(dataset_id: str, counts: dict[str, SplitCounts]) -> list[str]:
+    """Say where counts by split differ from the published ones, for example `val: 13 refs, published 3811`."""
+    published = published_counts(dataset_id)
+    return [
+        f"{split}: {getattr(found, name)} {name}, published {getattr(published[split], name)}"
+        for split, found in counts.items()
+        if split in published
+        for name in ("images", "refs", "sentences")
+        if getattr(published[split], name) not in (None, getattr(found, name))
+    ]
+
+
+def _check_counts(dataset_id: str, counts: dict[str, SplitCounts], *, accept: bool) -> None:
+    mismatches = count_mismatches(dataset_id, counts)
+    if not mismatches:
+        return
+    if not accept:
+        raise BuildError(
+            f"{dataset_id}: the counts are not the published ones ({'; '.join(mismatches)}); take the files from their "
+            "release, or give --accept-counts to build what is there, which the dataset then says of itself"
+        )
+    logger.warning("%s: accepted counts that are not the published ones (%s)", dataset_id, "; ".join(mismatches))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """A source looked through once."""
+
+    survey: Survey
+    tables: Tables
+    pools: ImagePools | None
+    keys: dict[str, str]
+
+
+def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Look:
+    pools = ImagePools(options.images_from, source.spec, options.out) if options.images_from else None
+    survey = survey_refs(source, splits=options.splits, images_per_shard=options.images_per_shard, seed=options.seed)
+    tables = survey_tables(source, survey, _image_lookup(source, options, pools), spill)
+    keys = plan_keys(
+        source,
+        splits=survey.splits,
+        images=tables.images_digest,
+        options={
+            "images_per_shard": options.images_per_shard,
+            "seed": options.seed,
+            "mask_rule": options.mask_rule,
+            "check_images": options.check_images,
+            **({"images_from": pools.key} if pools else {}),
+        },
+    )
+    return _Look(survey=survey, tables=tables, pools=pools, keys=keys)
+
+
+def _image_lookup(
+    source: RawSource, options: BuildOptions, pools: ImagePools | None
+) -> Callable[[int, str], dict[str, Any] | None]:
+    """First the pools, then files."""
+    roots = _image_roots(options)
+    finder = ImageFinder(roots, is_coco=source.spec.is_coco) if roots else None
+
+    def find(image_id: int, file_name: str) -> dict[str, Any] | None:
+        found = pools.find(image_id) if pools else None
+        if found is None and finder is not None:
+            file = finder.find(image_id, file_name)
+            if file is not None:
+                return {"address": file.address, "location": None, "name": file.name, "num_bytes": file.num_bytes}
+        return found
+
+    return find
+
+
+def _image_roots(options: BuildOptions) -> list[str]:
+    """Where images are looked for: as told, else beside the annotations."""
+    if options.images is not None:
+        return [str(options.images)]
+    annotations = open_folder(options.annotations)
+    if not annotations.exists() or annotations.size("instances.json") is not None:
+        # A single file was given, or the dataset's own folder in REFER's layout.
+        return [root for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()]
+    return [str(annotations)]
+
+
+def _check_tasks(
+    source: RawSource, options: BuildOptions, survey: Survey, tables: Tables, scratch: Path
+) -> list[CheckTask]:
+    later_splits: dict[str, dict[int, int]] = defaultdict(dict)
+    for (split, image_id), number in survey.later_splits.items():
+        later_splits[split][image_id] = number
+    return [
+        CheckTask(
+            spill=spill_path(scratch, number),
+            out=scratch / f"{number:07d}.jsonl",
+            spec=source.spec,
+            seed=options.seed,
+            mask_rule=options.mask_rule,
+            categories=tables.categories,
+            box_targets=source.box_targets,
+            repeated=survey.repeated,
+            later_splits=later_splits[split],
+        )
+        for number, split in enumerate(survey.shard_splits)
+    ]
+
+
+def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[Checked]) -> tuple[PlannedShard, ...]:
+    """Bring the samples to the dataset's folder; shards without any are left out and leave no gap in the numbers."""
+    shards: list[PlannedShard] = []
+    numbers: Counter[str] = Counter()
+    for split, checked in zip(survey.shard_splits, checks, strict=True):
+        if checked.num_samples:
+            number = numbers[split]
+            numbers[split] += 1
+            shard = PlannedShard(
+                name=f"{split}-{number:05d}",
+                split=split,
+                num_samples=checked.num_samples,
+                samples_sha256=checked.sha256,
+            )
+            folder.publish(checked.out, shard.samples_name)
+            shards.append(shard)
+    return tuple(shards)
+
+
+@contextmanager
+def _scratch(folder: Folder) -> Iterator[Path]:
+    """A local folder for files on their way, on the dataset's own disk if that is local."""
+    beside = folder.path / BUILD_FOLDER if isinstance(folder, LocalFolder) else None
+    with tempfile.TemporaryDirectory(prefix="tmp-plan-", dir=beside) as scratch:
+        yield Path(scratch)

@@ -1,0 +1,57 @@
+"""Raw records on disk, sorted by shard: planning holds one shard in memory, not the dataset."""
+
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.plain_pickle import PlainUnpickler
+
+_BUFFERED_BYTES = 64 << 20
+_TOO_DEEP = "a value nested too deep"
+
+
+class Spill:
+    """Entries of plain values, a file per shard; appended in any order, read back in the order of appending.
+
+    Args:
+        folder: Holds the files and nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._buffers: dict[int, bytearray] = defaultdict(bytearray)
+        self._num_buffered = 0
+
+    def add(self, shard: int, *entry: Any) -> None:
+        """Append an entry to a shard's file."""
+        try:
+            data = pickle.dumps(entry, protocol=5)
+        except RecursionError:  # no record of ours: kept as something that the check rejects
+            data = pickle.dumps((*entry[:-1], _TOO_DEEP), protocol=5)
+        self._buffers[shard] += data
+        self._num_buffered += len(data)
+        if self._num_buffered > _BUFFERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what is buffered to the files; needed once before reading."""
+        for shard, buffer in self._buffers.items():
+            with spill_path(self._folder, shard).open("ab") as file:
+                file.write(buffer)
+        self._buffers.clear()
+        self._num_buffered = 0
+
+
+def spill_path(folder: Path, shard: int) -> Path:
+    """The file of a shard; it is not there if nothing was added."""
+    return folder / f"{shard:07d}.pickle"
+
+
+def read_spill(path: Path) -> Iterator[tuple[Any, ...]]:
+    """Yield a file's entries."""
+    with path.open("rb") as file:
+        num_bytes = path.stat().st_size
+        while file.tell() < num_bytes:
+            yield PlainUnpickler(file, path).load()

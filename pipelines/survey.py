@@ -1,0 +1,296 @@
+"""The first look at a source: which image of which split goes into which shard, in memory that a laptop has.
+
+Two passes over the refs and one over the tables. Per ref and per image a few numbers are kept; the records themselves
+go through to the shards they belong to (`Spill`).
+"""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.records import find_annotation_ids, find_integer, find_split
+from pipelines.sources.raw import RawRef, RawSource
+from pipelines.spill import Spill
+from refseg.descriptor import SplitCounts
+from refseg.errors import AnnotationError, UsageError
+
+_NO_ID = -(2**63)
+_UNKNOWN, _OTHER = -1, -2  # in place of a split's position: none of the partition's; one that is not asked for
+
+
+FindImage = Callable[[int, str], dict[str, Any] | None]
+"""Image id and file name to where the bytes are, as plain values (`name` and `num_bytes` among them), or None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What goes where.
+
+    Attributes:
+        splits: Those to build, in canonical order.
+        shard_splits: The split of each shard; shards of a split are adjacent and in order.
+        shard_of_ref: `(refs,)` int32, -1 for refs that go nowhere.
+        unassigned: Refs of no known split or image: each of them is a fault.
+        repeated: Places of refs whose id an earlier ref has.
+        counts: By split, what the source holds.
+        later_splits: `(split, image id)` of images that an earlier split has, too, and how many earlier ones do.
+    """
+
+    splits: tuple[str, ...]
+    shard_splits: tuple[str, ...]
+    shard_of_ref: NDArray[np.int32]
+    unassigned: list[RawRef]
+    repeated: frozenset[int]
+    counts: dict[str, SplitCounts]
+    later_splits: dict[tuple[str, int], int]
+    _image_ids: NDArray[np.int64]
+    _image_shards: NDArray[np.int32]
+    _ann_ids: NDArray[np.int64]
+    _ann_shards: NDArray[np.int32]
+
+    def shards_of_image(self, image_id: int) -> list[int]:
+        """Shards with refs of an image."""
+        return _look_up(self._image_ids, self._image_shards, image_id)
+
+    def shards_of_annotation(self, ann_id: int) -> list[int]:
+        """Shards with refs that point to an annotation."""
+        return _look_up(self._ann_ids, self._ann_shards, ann_id)
+
+
+@dataclass(slots=True)
+class Tables:
+    """What the tables say besides the records of single shards.
+
+    Attributes:
+        categories: By category id: the name.
+        licences: Of the images in use: name and address.
+        num_found: Images whose bytes were found.
+        first_missing: Name of an image whose bytes were not found.
+        images_digest: Of ids, names and sizes of all images found, in whatever order they came.
+    """
+
+    categories: dict[int, str] = field(default_factory=dict)
+    licences: tuple[str, ...] = ()
+    num_found: int = 0
+    first_missing: str | None = None
+    images_digest: str = ""
+
+
+def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_shard: int, seed: int) -> Survey:
+    """Go through the refs and assign images to shards: those of a split by seeded hashes, cut evenly.
+
+    Args:
+        source: The dataset.
+        splits: Which splits; None: all that have refs.
+        images_per_shard: At most so many images in a shard.
+        seed: Of the order.
+
+    Raises:
+        AnnotationError: If the source cannot be read or has no refs of the partition's splits.
+        UsageError: If a split is asked for that has no refs.
+    """
+    codes = {split: position for position, split in enumerate(source.spec.splits)}
+    split_of_ref, image_of_ref, id_of_ref = array("b"), array("q"), array("q")
+    ann_ids, refs_of_anns = array("q"), array("q")
+    num_sentences: Counter[int] = Counter()
+    unassigned: list[RawRef] = []
+    found: set[int] = set()
+    for position, ref in enumerate(source.refs):
+        image_id, ref_id, split = find_integer(ref, "image_id"), find_integer(ref, "ref_id"), find_split(ref)
+        code = codes.get(split, _UNKNOWN) if split is not None else _UNKNOWN
+        if code != _UNKNOWN:
+            found.add(code)
+        if code != _UNKNOWN and splits is not None and split not in splits:
+            code = _OTHER
+        elif code == _UNKNOWN or image_id is None:
+            unassigned.append(RawRef(position=position, ref=ref))
+            if code != _UNKNOWN:
+                num_sentences[code] += _count_sentences(ref)
+        else:
+            num_sentences[code] += _count_sentences(ref)
+            for ann_id in find_annotation_ids(ref):
+                ann_ids.append(ann_id)
+                refs_of_anns.append(position)
+        split_of_ref.append(code)
+        image_of_ref.append(-1 if image_id is None else image_id)
+        id_of_ref.append(_NO_ID if ref_id is None else ref_id)
+
+    code_of_ref = np.frombuffer(split_of_ref, np.int8) if split_of_ref else np.zeros(0, np.int8)
+    ref_images = np.frombuffer(image_of_ref, np.int64) if image_of_ref else np.zeros(0, np.int64)
+    is_assigned = code_of_ref >= 0
+    is_assigned[[item.position for item in unassigned]] = False
+    chosen = _choose_splits(source, splits, {source.spec.splits[code] for code in found})
+
+    shard_of_ref = np.full(len(code_of_ref), -1, np.int32)
+    shard_splits: list[str] = []
+    image_ids: list[NDArray[np.int64]] = []
+    image_shards: list[NDArray[np.int32]] = []
+    counts: dict[str, SplitCounts] = {}
+    times_seen: Counter[int] = Counter()
+    later_splits: dict[tuple[str, int], int] = {}
+    seen_before = np.zeros(0, np.int64)
+    for split in chosen:
+        in_split = is_assigned & (code_of_ref == codes[split])
+        ids, image_of = np.unique(ref_images[in_split], return_inverse=True)
+        counts[split] = SplitCounts(
+            images=len(ids),
+            refs=int((code_of_ref == codes[split]).sum()),
+            sentences=num_sentences[codes[split]],
+        )
+        again = np.intersect1d(ids, seen_before, assume_unique=True)
+        for image_id in again.tolist():
+            times_seen[image_id] += 1
+            later_splits[split, image_id] = times_seen[image_id]
+        seen_before = np.union1d(seen_before, ids)
+        order = np.argsort(np.array([_hash(seed, image_id) for image_id in ids.tolist()], "S32"), kind="stable")
+        num_shards = -(-len(ids) // images_per_shard)
+        edges = [len(ids) * edge // num_shards for edge in range(num_shards + 1)] if num_shards else []
+        shard_of_image = np.empty(len(ids), np.int32)
+        for number in range(num_shards):
+            shard_of_image[order[edges[number] : edges[number + 1]]] = len(shard_splits)
+            shard_splits.append(split)
+        shard_of_ref[in_split] = shard_of_image[image_of]
+        image_ids.append(ids)
+        image_shards.append(shard_of_image)
+
+    all_ids, all_shards = _sorted(np.concatenate(image_ids), np.concatenate(image_shards))
+    pointed = np.frombuffer(ann_ids, np.int64) if ann_ids else np.zeros(0, np.int64)
+    pointing = shard_of_ref[np.frombuffer(refs_of_anns, np.int64)] if refs_of_anns else np.zeros(0, np.int32)
+    all_ann_ids, all_ann_shards = _sorted(pointed, pointing)
+    return Survey(
+        splits=chosen,
+        shard_splits=tuple(shard_splits),
+        shard_of_ref=shard_of_ref,
+        unassigned=unassigned,
+        repeated=_find_repeated(np.frombuffer(id_of_ref, np.int64), is_assigned),
+        counts=counts,
+        later_splits=later_splits,
+        _image_ids=all_ids,
+        _image_shards=all_shards,
+        _ann_ids=all_ann_ids,
+        _ann_shards=all_ann_shards,
+    )
+
+
+def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spill: Spill | None) -> Tables:
+    """Go through the tables: find the images, and bring every record to the shards that need it.
+
+    Args:
+        source: The dataset.
+        survey: Of its refs.
+        find_image: See there.
+        spill: Where records go; None: nowhere, for a look at the names and sizes of images alone.
+
+    Raises:
+        AnnotationError: If the source cannot be read or a record has no id.
+    """
+    tables = Tables()
+    licences: dict[int, str] = {}
+    used_licences: set[Any] = set()
+    digest = 0
+    positions: Counter[str] = Counter()
+    for section, record in source.tables:
+        key = find_integer(record, "id")
+        if key is None:
+            raise AnnotationError(
+                f"{source.spec.dataset_id}: {section}[{positions[section]}] has no whole number as its id"
+            )
+        positions[section] += 1
+        if section == "images":
+            if shards := survey.shards_of_image(key):
+                file_name = record.get("file_name")
+                found = find_image(key, file_name) if isinstance(file_name, str) else None
+                if found is None:
+                    tables.first_missing = tables.first_missing or str(file_name)
+                else:
+                    tables.num_found += 1
+                    fact = f"{key} {found['name']} {found['num_bytes']}"
+                    digest += int.from_bytes(hashlib.sha256(fact.encode(errors="replace")).digest())
+                licence = record.get("license")
+                used_licences.add(licence if isinstance(licence, int) else None)
+                if spill is not None:
+                    for shard in shards:
+                        spill.add(shard, "image", found, record)
+        elif section == "annotations":
+            if spill is not None:
+                for shard in survey.shards_of_annotation(key):
+                    spill.add(shard, "annotation", None, record)
+        elif section == "categories":
+            tables.categories[key] = str(record.get("name", key))
+        elif section == "licenses":
+            licences[key] = " ".join(str(record[name]) for name in ("name", "url") if record.get(name))
+    tables.images_digest = f"{digest % 2**256:064x}"
+    tables.licences = tuple(f"images: {licences[key]}" for key in sorted(licences) if key in used_licences)
+    return tables
+
+
+def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
+    """Go through the refs again and bring each to its shard."""
+    for position, ref in enumerate(source.refs):
+        shard = int(survey.shard_of_ref[position])
+        if shard >= 0:
+            spill.add(shard, "ref", position, ref)
+    spill.flush()
+
+
+def image_order(seed: int, image_id: int) -> bytes:
+    """What images are sorted by within a split."""
+    return _hash(seed, image_id)
+
+
+def _hash(seed: int, image_id: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
+
+
+def _count_sentences(ref: dict[Any, Any]) -> int:
+    sentences = ref.get("sentences")
+    return len(sentences) if isinstance(sentences, list | tuple) else 0
+
+
+def _choose_splits(source: RawSource, wanted: Sequence[str] | None, found: set[str]) -> tuple[str, ...]:
+    """Splits to build, in canonical order."""
+    spec = source.spec
+    there = [split for split in spec.splits if split in found]
+    if wanted is None and not there:
+        raise AnnotationError(
+            f"{source.sources[0].name}: found no ref of a split of {spec.dataset_id}, "
+            f"expected {', '.join(spec.splits)}; is it the file of another partition?"
+        )
+    for split in wanted or ():
+        if split not in there:
+            raise UsageError(
+                f"--splits {split}: {source.sources[0].name} has no such refs, expected {', '.join(there)}"
+            )
+    return tuple(split for split in there if wanted is None or split in wanted)
+
+
+def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -> frozenset[int]:
+    """Places of refs whose id an earlier one has."""
+    places = np.flatnonzero(is_assigned & (ref_ids != _NO_ID))
+    ids = ref_ids[places]
+    order = np.argsort(ids, kind="stable")
+    again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
+    return frozenset(places[order[again]].tolist())
+
+
+def _sorted(keys: NDArray[np.int64], shards: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Pairs sorted and each once."""
+    order = np.lexsort((shards, keys))
+    keys, shards = keys[order], shards[order]
+    is_new = np.ones(len(keys), np.bool_)
+    is_new[1:] = (keys[1:] != keys[:-1]) | (shards[1:] != shards[:-1])
+    return keys[is_new], shards[is_new]
+
+
+def _look_up(keys: NDArray[np.int64], shards: NDArray[np.int32], key: int) -> list[int]:
+    start = int(np.searchsorted(keys, key))
+    end = start
+    while end < len(keys) and keys[end] == key:
+        end += 1
+    return shards[start:end].tolist()
