@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from pipelines.sources.custom import read_custom
+from pipelines.sources.mdetr import find_mdetr_files, read_mdetr
 from pipelines.sources.raw import RawSource
+from pipelines.sources.refer import read_refer
 from pipelines.sources.referit import find_referit_folder, read_referit
+from pipelines.sources.zom import read_zom
 from refseg.schema import CUSTOM, DatasetSpec
 
 
@@ -23,8 +26,6 @@ def read_source(spec: DatasetSpec, annotations: Path) -> RawSource:
         return read_custom(spec, annotations)
     if spec.dataset_id == "refclef/berkeley" and (folder := find_referit_folder(spec, annotations)):
         return read_referit(spec, folder)
-    # Loaded when asked for: `refer` itself needs this package.
-    from pipelines.sources.refer import read_refer_source
-    from pipelines.sources.zom import read_zom
-
-    return read_zom(spec, annotations) if spec.dataset == "refzom" else read_refer_source(spec, annotations)
+    if files := find_mdetr_files(spec, annotations):
+        return read_mdetr(spec, files)
+    return read_zom(spec, annotations) if spec.dataset == "refzom" else read_refer(spec, annotations)

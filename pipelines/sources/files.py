@@ -1,6 +1,6 @@
 """Source files: their hashes, and COCO's JSON record by record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError
 from refseg.schema import DatasetSpec
 
-_SECTIONS = ("categories", "licenses", "images", "annotations")
+SECTIONS = ("categories", "licenses", "images", "annotations")
 
 
 def hash_file(path: Path, spec: DatasetSpec) -> SourceFile:
@@ -28,14 +28,14 @@ def hash_file(path: Path, spec: DatasetSpec) -> SourceFile:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def stream_instances(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the records of COCO's JSON as `(section, record)`; nothing else of it is held in memory.
+def stream_instances(path: Path, sections: Sequence[str] = SECTIONS) -> Iterator[tuple[str, Any]]:
+    """Yield the records of COCO's JSON as `(section, record)`, section by section; no more of it is held in memory.
 
     Raises:
         AnnotationError: If it cannot be read as JSON.
     """
     try:
-        for section in _SECTIONS:
+        for section in sections:
             with path.open("rb") as file:
                 for record in ijson.items(file, f"{section}.item", use_float=True):
                     yield section, record

@@ -51,8 +51,8 @@ def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
     paths = {split: path for split in spec.splits if (path := _query_path(folder, split)).is_file()}
     for name in (_BOXES, _SIZES):
         if not (folder / name).is_file():
-            queries = ", ".join(path.name for path in paths.values())
-            raise UsageError(f"{folder}: found no {name}; take it and {queries} from one place")
+            others = ", ".join(path.name for path in paths.values())
+            raise UsageError(f"{folder}: found no {name}; take it and {others} from one place")
     queries = {split: _load(path, spec) for split, path in paths.items()}
     boxes, sizes = _load(folder / _BOXES, spec), _load(folder / _SIZES, spec)
     return RawSource(

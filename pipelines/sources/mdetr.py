@@ -1,0 +1,101 @@
+"""Reads MDETR's form of the refer family: COCO's JSON per split, one image record per sentence, with its `caption`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.files import hash_file, stream_instances
+from pipelines.sources.raw import RawSource
+from refseg.schema import DatasetSpec
+
+_INSTANCES = ("instances.json", "instances_train2014.json")
+_CONVERTED = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd", "grefcoco/unc")
+
+
+def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
+    """`finetune_<spec.folder>_<split>.json` by split, in `annotations/<spec.folder>` or `annotations` itself.
+
+    Empty where there are none, or REFER's own files lie there too: they have more.
+    """
+    for folder in (annotations / spec.folder, annotations):
+        if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")) or spec.dataset_id not in _CONVERTED:
+            return {}
+        paths = {split: folder / f"finetune_{spec.folder}_{split}.json" for split in spec.splits}
+        if found := {split: path for split, path in paths.items() if path.is_file()}:
+            return found
+    return {}
+
+
+def read_mdetr(spec: DatasetSpec, files: dict[str, Path]) -> RawSource:
+    """Read `finetune_refcoco_train.json` and the like; `original_id` is COCO's id of the image or annotation.
+
+    The conversion dropped ids and masks. Neighbouring sentences of one image and target are one ref; `sent_id` is the
+    sentence's record id, `ref_id` that of its first sentence. Masks come from COCO's `instances_train2014.json` (or
+    REFER's `instances.json`) beside the files; without it targets are boxes.
+
+    Raises:
+        AnnotationError: If a file cannot be read as JSON.
+    """
+    folder = next(iter(files.values())).parent
+    instances = next((path for name in _INSTANCES if (path := folder / name).is_file()), None)
+    paths = [*files.values(), *([instances] if instances else [])]
+    return RawSource(
+        spec=spec,
+        refs=_Refs(files),
+        tables=_Tables(tuple(files.values()), instances),
+        sources=tuple(hash_file(path, spec) for path in paths),
+        box_targets=instances is None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Refs:
+    files: dict[str, Path]
+
+    def __iter__(self) -> Iterator[Any]:
+        for split, path in self.files.items():
+            targets: dict[Any, tuple[Any, ...]] = {}  # by the sentence's record id
+            for record in _records(path, "annotations"):
+                key = _id(record, "image_id")
+                targets[key] = (*targets.get(key, ()), _id(record, "original_id"))
+            sentences = ((record, targets.get(_id(record, "id"), ())) for record in _records(path, "images"))
+            for (image_id, ann_ids), group in groupby(sentences, lambda item: (_id(item[0], "original_id"), item[1])):
+                found = [{"sent_id": _id(record, "id"), "sent": record.get("caption")} for record, _ in group]
+                ref_id = found[0]["sent_id"]
+                ref = {"ref_id": ref_id, "image_id": image_id, "ann_id": list(ann_ids), "split": split}
+                yield ref | {"sentences": found}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    files: tuple[Path, ...]
+    instances: Path | None
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        if self.instances is not None:
+            yield from stream_instances(self.instances)
+            return
+        seen: set[tuple[str, Any]] = set()
+        for path in self.files:
+            image_ids: dict[Any, Any] = {}  # by the sentence's record id
+            for section in ("categories", "licenses", "images", "annotations"):
+                for record in _records(path, section):
+                    if section == "images":
+                        image_ids[_id(record, "id")] = _id(record, "original_id")
+                    elif section == "annotations":
+                        record["image_id"] = image_ids.get(_id(record, "image_id"))
+                    record["id"] = _id(record, "original_id" if "original_id" in record else "id")
+                    if record["id"] not in (None, -1) and (section, record["id"]) not in seen:
+                        seen.add((section, record["id"]))
+                        yield section, record
+
+
+def _records(path: Path, section: str) -> Iterator[dict[str, Any]]:
+    return (record for _, record in stream_instances(path, (section,)) if isinstance(record, dict))
+
+
+def _id(record: dict[str, Any], name: str) -> int | None:
+    value = record.get(name)
+    return value if type(value) is int else None
