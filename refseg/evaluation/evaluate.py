@@ -68,6 +68,9 @@ def evaluate_model(
         TrainingError: If the processes together did not see every sentence exactly once.
     """
     targets = target_rows(index, sentence_order)
+    is_scored = np.repeat(targets >= 0, np.diff(index.sentence_start))
+    if sentence_order != "own":
+        is_scored &= index.sentence_exists  # a sentence that names nothing shows nothing about reading
     loader = RefLoader(
         index,
         geometry=geometry,
@@ -101,6 +104,7 @@ def evaluate_model(
                 batch,
                 index=index,
                 targets=targets,
+                is_scored=is_scored,
                 geometry=geometry,
                 protocol=protocol,
                 found=found,
@@ -109,7 +113,6 @@ def evaluate_model(
     finally:
         model.train(was_training)
 
-    is_scored = np.repeat(targets >= 0, np.diff(index.sentence_start))
     rows, predictions = _gather(found)
     table = _make_table(index, targets, rows, predictions if save_predictions else None)
     if not np.array_equal(_positions(index, rows), np.flatnonzero(is_scored)):
@@ -142,13 +145,15 @@ def _evaluate_batch(
     *,
     index: ManifestIndex,
     targets: NDArray[np.int64],
+    is_scored: NDArray[np.bool_],
     geometry: Geometry,
     protocol: Protocol,
     found: _Found,
     save_predictions: bool,
 ) -> None:
     """Encode the images of a batch once, decode its sentences a chunk at a time, and count."""
-    scored = ~batch.is_pad.cpu().numpy() & (targets[batch.row_index.cpu().numpy()] >= 0)
+    positions = index.sentence_start[batch.row_index.cpu().numpy()] + batch.sentence_index.cpu().numpy()
+    scored = ~batch.is_pad.cpu().numpy() & is_scored[positions]
     chosen = torch.from_numpy(np.flatnonzero(scored)).to(images.device)
     if not len(chosen):
         return
@@ -166,7 +171,9 @@ def _evaluate_batch(
                 protocol=protocol,
             )
             for mask, place in zip(masks, places.tolist(), strict=True):
-                target = torch.from_numpy(np.ascontiguousarray(index.target_mask(int(targets[rows[place]]))))
+                row = int(targets[rows[place]])
+                own_sentence = sentences[place] if row == rows[place] else None
+                target = torch.from_numpy(np.ascontiguousarray(index.target_mask(row, own_sentence)))
                 counts = _count(mask, target.to(mask.device).bool())
                 found.rows.append((rows[place], sentences[place], *counts))
                 if save_predictions:
@@ -224,7 +231,7 @@ def _make_table(
         "union": rows[:, 3],
         "predicted_area": rows[:, 4],
         "target_area": rows[:, 5],
-        "no_target": pa.array(index.no_target[target]),
+        "no_target": pa.array(np.where(target == row, ~index.sentence_exists[positions], index.no_target[target])),
     }
     table = pa.table(columns, schema=ROWS_SCHEMA)
     if predictions is not None:

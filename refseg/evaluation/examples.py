@@ -101,7 +101,8 @@ def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:
     picture = index.decode_image(int(index.row_image[ref])).permute(1, 2, 0).numpy()
     size = (picture.shape[0], picture.shape[1])
     predicted = draw_runs(np.array(row[PREDICTION_FIELD.name], np.uint32), size)
-    target = index.target_mask(int(ref)).astype(bool)
+    sent_ids = index.sent_id[index.sentence_start[ref] : index.sentence_start[ref + 1]]
+    target = index.target_mask(int(ref), sent_ids.tolist().index(row["sent_id"])).astype(bool)
     # Drawn at the size it is shown at, so that lines keep their width; small pictures are enlarged, unblurred.
     scale = _LONGEST_SIDE / max(size)
     shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))

@@ -60,7 +60,8 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
     """Writes pictures as a dataset with the split `val`; image ids are 1, 2, ..., ref ids 10, 11, 20, ...
 
     A picture is grey with full-height stripes: `size` `(height, width)` in pixels, `stripes` colour to the columns
-    `(first, end)` it fills, `refs` a list of (columns of the target, sentences); columns `(0, 0)` are an empty target.
+    `(first, end)` it fills, `refs` a list of (columns of the target, sentences); columns `(0, 0)` are an empty target,
+    and a sentence that begins with "no " names nothing.
     """
 
     def write(*pictures: dict[str, Any]) -> Path:
@@ -149,7 +150,7 @@ def _row(
                 "sent": sentence,
                 "words": sentence.split(),
                 "token_ids": list(tokenizer.encode(sentence)),
-                "exists": area > 0,
+                "exists": area > 0 and not sentence.startswith("no "),
             }
             for s, sentence in enumerate(sentences)
         ],

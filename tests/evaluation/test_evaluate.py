@@ -151,6 +151,22 @@ def test_an_empty_prediction_is_right_for_an_empty_target_and_wrong_for_another(
     assert score(table).overall_iou == 0
 
 
+def test_a_sentence_that_names_nothing_is_scored_against_an_empty_mask(write_stripes: Write, colour_model: Any) -> None:
+    picture = {
+        "size": (32, 64),
+        "stripes": {"red": (0, 16), "blue": (32, 48)},
+        "refs": [((0, 16), ["the red", "no red"]), ((32, 48), ["the blue"])],
+    }
+    folder = write_stripes(picture)
+    table = evaluate(folder, colour_model)
+
+    assert table.column("no_target").to_pylist() == [False, True, False]
+    assert table.column("target_area").to_pylist() == [512, 0, 512]
+    assert table.column("intersection").to_pylist() == [512, 0, 512]  # the model sees "red" and draws it
+    shuffled = evaluate(folder, colour_model, sentence_order="shuffled")
+    assert shuffled.column("sentence").to_pylist() == ["the red", "the blue"]
+
+
 def test_shuffled_sentences_meet_another_target_of_their_image(write_stripes: Write, colour_model: Any) -> None:
     table = evaluate(write_stripes(HALF), colour_model, sentence_order="shuffled")
 
