@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 
 from pipelines.engines import run_local
 from pipelines.options import BuildOptions, apply_policy
@@ -102,7 +101,7 @@ def _build_from_source(
         _refuse_foreign(folder)
     with _own_folder(folder, is_new=begun is None):
         workers = options.workers or os.cpu_count() or 1
-        plan = begun or make_plan(source, options, partial(run_local, workers=workers))
+        plan = begun or make_plan(source, options, workers=workers)
         if options.stage == "plan":
             return BuildResult(descriptor=None, was_complete=False, num_shards=len(plan.shards), num_built=0)
         tasks = _tasks(folder, plan, options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.check import Checked, CheckTask, check_shard
+from pipelines.engines import run_local
 from pipelines.images import ImageFinder
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
@@ -26,19 +27,22 @@ from refseg.storage import Folder, LocalFolder, open_folder
 
 logger = logging.getLogger(__name__)
 
+_REFS_PER_WORKER = 5000
+"""Fewer are checked before another process has started."""
+
 
 def look_at_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
     """What the fingerprint of a plan would be made of, without checking a single record."""
     return _look(source, options, None).keys
 
 
-def make_plan(source: RawSource, options: BuildOptions, run_checks: Callable[..., Iterator[Checked]]) -> Plan:
+def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan:
     """Read and check all annotations and write the plan.
 
     Args:
         source: The annotations.
         options: Of the build.
-        run_checks: Runs a function over tasks, as engines do.
+        workers: Processes for the check of the records, on this machine.
 
     Raises:
         UsageError: If no image is found, or a split has no refs.
@@ -61,11 +65,11 @@ def make_plan(source: RawSource, options: BuildOptions, run_checks: Callable[...
         faults = make_records(RawShard(spec=source.spec, refs=survey.unassigned), mask_rule=options.mask_rule)[1]
         tasks = _check_tasks(source, options, survey, tables, scratch)
         found: dict[Path, Checked] = {}
-        for checked in run_checks(check_shard, tasks):
+        num_refs = sum(counts.refs or 0 for counts in survey.counts.values())
+        for checked in run_local(check_shard, tasks, min(workers, 1 + num_refs // _REFS_PER_WORKER)):
             found[checked.out] = checked
             faults += checked.rejects
         rejects = [reject for _, reject in sorted(faults, key=lambda fault: fault[0])]
-        num_refs = sum(counts.refs or 0 for counts in survey.counts.values())
         logger.info("%s: read %d refs, %d rejected", source.spec.dataset_id, num_refs, len(rejects))
         apply_policy(rejects, options)
         checks = [found[task.out] for task in tasks]
