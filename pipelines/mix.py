@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 
 from pipelines.manifest import write_table
 from pipelines.mix_members import TRAIN, Member, find_pools, open_members, read_rows, used_pools
-from pipelines.plan import TOOL_KEYS, differing_keys, fingerprint
-from pipelines.shards import BUILD_FOLDER
+from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
