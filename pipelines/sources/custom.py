@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.sources.custom_row import COLUMNS, REQUIRED, read_row
 from pipelines.sources.custom_store import CustomStore
-from pipelines.sources.files import hash_file, stream_instances
+from pipelines.sources.json_stream import JsonTables, describe_file
 from pipelines.sources.raw import RawSource
 from pipelines.sources.table import SUFFIXES, RowFault, read_table
 from refseg.descriptor import SourceFile
@@ -17,6 +17,7 @@ from refseg.schema import DatasetSpec
 
 TABLE_NAME = "sentences"
 _CANONICAL = ("train", "val", "test", "testA", "testB", "testC")
+_SECTIONS = ("categories", "licenses", "images", "annotations")
 _MOST_FAULTS = 20
 
 
@@ -64,14 +65,13 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
     """
     table = find_table(spec, annotations)
     instances = table.parent / "instances.json"
-    sources = [hash_file(table, spec)]
+    listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances.is_file() else None
+    sources = [describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path.is_file()]
     store = CustomStore(table.parent)
     try:
-        if instances.is_file():
-            sources.append(hash_file(instances, spec))
-            for section, record in stream_instances(instances):
-                store.add_listed(section, record)
-        _fill(store, table, has_instances=instances.is_file())
+        for section, record in listed or ():
+            store.add_listed(section, record)
+        _fill(store, table, has_instances=listed is not None)
     except sqlite3.Error as error:
         raise AnnotationError(
             f"{table}: its rows cannot be kept in a temporary file ({error}); set TMPDIR to a disk with room"
@@ -84,7 +84,7 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
     return RawSource(
         spec=replace(spec, splits=splits),
         refs=_Refs(store),
-        tables=_Tables(store, instances if instances.is_file() else None),
+        tables=_Tables(store, listed),
         sources=tuple(sources),
         box_targets=True,
     )
@@ -132,9 +132,9 @@ class _Tables:
     """The records of `instances.json`, where there is one, and those of the table."""
 
     store: CustomStore
-    instances: Path | None
+    listed: JsonTables | None
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        if self.instances is not None:
-            yield from stream_instances(self.instances)
+        if self.listed is not None:
+            yield from self.listed
         yield from self.store.records()

@@ -6,11 +6,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.files import hash_file, stream_instances
+from pipelines.sources.json_stream import JsonTables, describe_file
 from pipelines.sources.raw import RawSource
 from refseg.schema import DatasetSpec
 
 _INSTANCES = ("instances.json", "instances_train2014.json")
+_SECTIONS = ("categories", "licenses", "images", "annotations")
 _CONVERTED = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd", "grefcoco/unc")
 
 
@@ -45,7 +46,7 @@ def read_mdetr(spec: DatasetSpec, files: dict[str, Path]) -> RawSource:
         spec=spec,
         refs=_Refs(files),
         tables=_Tables(tuple(files.values()), instances),
-        sources=tuple(hash_file(path, spec) for path in paths),
+        sources=tuple(describe_file(path, f"{spec.folder}/{path.name}") for path in paths),
         box_targets=instances is None,
     )
 
@@ -75,12 +76,12 @@ class _Tables:
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         if self.instances is not None:
-            yield from stream_instances(self.instances)
+            yield from JsonTables(self.instances, required=(), optional=_SECTIONS)
             return
         seen: set[tuple[str, Any]] = set()
         for path in self.files:
             image_ids: dict[Any, Any] = {}  # by the sentence's record id
-            for section in ("categories", "licenses", "images", "annotations"):
+            for section in _SECTIONS:
                 for record in _records(path, section):
                     if section == "images":
                         image_ids[_id(record, "id")] = _id(record, "original_id")
@@ -93,7 +94,8 @@ class _Tables:
 
 
 def _records(path: Path, section: str) -> Iterator[dict[str, Any]]:
-    return (record for _, record in stream_instances(path, (section,)) if isinstance(record, dict))
+    tables = JsonTables(path, required=(), optional=(section,))
+    return (record for _, record in tables if isinstance(record, dict))
 
 
 def _id(record: dict[str, Any], name: str) -> int | None:

@@ -271,7 +271,6 @@ MISTAKES = [
     (row(split="1st"), "found split '1st', expected a letter, then letters and digits"),
     (row(sentence=None), "found no sentence"),
     (row(sentence="  "), "found sentence '  ', expected text"),
-    (row(sentence="\ud800"), "found sentence '\\ud800', expected text"),
     (row(image=None), "found no image"),
     (row(image=["a"]), "found image ['a'], expected text"),
     (row(box=None), "found no target, expected one of ann_id, rle, mask, box, no_target"),
@@ -373,6 +372,12 @@ FILES = [
     ("t.jsonl", b"[" * 100_000, "line 1: cannot be read as JSON"),
     ("t.jsonl", b'{"image": ' + b"1" * 5000 + b"}", "line 1: cannot be read as JSON"),
     ("t.jsonl", b"[1]\n", "line 1: found a list, expected an object with image, sentence, split"),
+    ("t.jsonl", b'{"image": "a.jpg", "split": "val", "sentence": "\\ud800", "no_target": true}', "half of a surrogate"),
+    (
+        "t.jsonl",
+        b'{"image": "a.jpg", "split": "val", "no_target": true, "sentence": "\\ud800"}',
+        "line 1: found sentence",
+    ),
     ("t.parquet", b"PAR1 and no more", "cannot be read as PARQUET"),
 ]
 

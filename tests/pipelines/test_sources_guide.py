@@ -1,0 +1,70 @@
+"""The guide to one's own data does what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from refseg.cli import main
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def my_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guide's folder with its table, pictures and mask; the working directory is the one above."""
+    folder = tmp_path / "my-photos"
+    table = re.search(r"```csv\n(.*?)```", GUIDE, re.DOTALL)
+    assert table is not None
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sentences.csv").write_text(table[1], encoding="utf-8")
+    for name in ("table.jpg", "shelf.jpg"):
+        Image.new("RGB", (32, 24), "white").save(folder / "images" / name)
+    mask = Image.new("L", (32, 24))
+    ImageDraw.Draw(mask).rectangle((2, 4, 9, 11), fill=255)
+    mask.save(folder / "masks" / "red.png")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.findall(r"^    \$ refseg (.*)$", GUIDE, re.MULTILINE)
+
+    assert [line.split()[0] for line in shown] == ["build-shards", "verify", "stats"]
+    for line in shown:
+        assert main(line.split()) == 0, line
+    assert (Path("shards") / "my-photos" / "train-00000.tar").is_file()
+    printed = capsys.readouterr().out
+    assert "2 shards, 3 images, 4 refs, 5 sentences, 0 rejects" in printed  # table.jpg is in both splits
+    assert "no fault" in printed
+
+
+def test_the_mistakes_shown_are_what_is_said(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.search(r"    my-photos/sentences.csv: found 2 mistakes\n(?:      .*\n)+", GUIDE)
+    assert shown is not None
+    lines = (my_photos / "sentences.csv").read_text().splitlines()
+    lines[0] += ",ann_id"
+    lines = [line + "," * (number > 0) for number, line in enumerate(lines)]
+    lines[3] += "7"
+    lines[5] = lines[5].replace("train", "")
+    (my_photos / "sentences.csv").write_text("\n".join(lines))
+
+    words = ["build-shards", "custom/my-photos", "--annotations", "my-photos", "--out", "out"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    for line in shown[0].splitlines():
+        assert line.strip() in said
+    assert not Path("out").exists()
+
+
+def test_every_column_and_dataset_has_its_line() -> None:
+    from pipelines.sources.custom_row import COLUMNS
+    from refseg.schema import DATASETS
+
+    for column in COLUMNS:
+        assert re.search(rf"^\| .*`{column}`.*\|", GUIDE, re.MULTILINE), column
+    for dataset_id, spec in DATASETS.items():
+        if spec.dataset not in ("sample", "toy") and dataset_id != "rrefcocog/unc":
+            assert f"`{dataset_id}`" in GUIDE, dataset_id
