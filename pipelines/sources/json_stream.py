@@ -15,7 +15,7 @@ _CHUNK = 1 << 20
 # Half of a surrogate pair is no text; the parser would turn it into a question mark without a word.
 _HIGH, _LOW = rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE_SURROGATE = re.compile(rb"%b(?!%b)|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})(?<!\\)%b" % (_HIGH, _LOW, _LOW))
-_LONGEST_PAIR = 12
+_PAIR = 12  # bytes of an escaped pair
 
 
 class JsonList:
@@ -81,14 +81,17 @@ def describe_file(path: Path, name: str) -> SourceFile:
     digest = hashlib.sha256()
     num_bytes = 0
     tail = b""
+    is_text = path.suffix in (".json", ".jsonl")
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                if path.suffix in (".json", ".jsonl"):
+                if is_text:
                     _refuse_lone_surrogates(path, tail + chunk, start=num_bytes - len(tail))
-                    tail = chunk[-_LONGEST_PAIR:]
+                    tail = (tail + chunk)[-2 * _PAIR :]
                 num_bytes += len(chunk)
+            if is_text:
+                _refuse_lone_surrogates(path, tail + b" " * _PAIR, start=num_bytes - len(tail))
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
     return SourceFile(name=name, num_bytes=num_bytes, sha256=digest.hexdigest())
@@ -106,9 +109,11 @@ def _items(path: Path, prefix: str) -> Iterator[Any]:
 
 
 def _refuse_lone_surrogates(path: Path, text: bytes, start: int) -> None:
+    """Look through a piece of a file; pieces share twice a pair's bytes, so that each place is seen with its context."""
+    if b"\\ud" not in text and b"\\uD" not in text:  # as good as always, and ten times faster
+        return
     for found in _LONE_SURROGATE.finditer(text):
-        # At the end the other half may follow in the next chunk, which is looked at together with this end.
-        if found.start() <= len(text) - _LONGEST_PAIR and (found.start() >= _LONGEST_PAIR or not start):
+        if found.start() <= len(text) - _PAIR and (found.start() >= _PAIR or not start):
             raise AnnotationError(
                 f"{path}: at byte {start + found.start()}: {found.group().decode()} is half of a surrogate pair, "
                 "which no text holds; mend or leave out that record"
