@@ -1,16 +1,14 @@
 """The check of a whole dataset: the descriptor, which files there are, each shard and pool by itself, then together."""
 
-import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.engines import run_local
 from pipelines.verify.descriptor import check_counts, check_descriptor, row_datasets
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
@@ -19,9 +17,6 @@ from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import Folder, open_folder
-
-_Task = TypeVar("_Task")
-_Found = TypeVar("_Found")
 
 _BYTES_PER_WORKER = 64 * 2**20
 """A process takes a second to start, in which another checks more than this."""
@@ -41,6 +36,7 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     Raises:
         UsageError: If there is no such folder, or fewer than one worker is asked for.
         StorageError: If remote storage fails.
+        BuildError: If a worker died.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
@@ -80,7 +76,9 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
         for entry in descriptor.shards
     ]
     sizes = [entry.tar_bytes + entry.parquet_bytes for entry in descriptor.shards]
-    findings = list(_run(check_shard, tasks, _choose_workers(workers, sizes)))
+    order = {entry.name: position for position, entry in enumerate(descriptor.shards)}
+    findings = list(run_local(check_shard, tasks, _choose_workers(workers, sizes)))
+    findings.sort(key=lambda found: order[found.name])
     faults = [fault for found in findings for fault in found.faults]
     faults += _check_swapped(descriptor, findings)
     faults += _check_unique(findings, datasets)
@@ -88,24 +86,14 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
 
     pool_tasks = list(_pool_tasks(folder, descriptor, findings))
     sizes = [task.tar.num_bytes for task in pool_tasks]
-    for found in _run(check_pool_tar, pool_tasks, _choose_workers(workers, sizes)):
-        faults += found
-    return faults
+    found_in_pools = dict(run_local(check_pool_tar, pool_tasks, _choose_workers(workers, sizes)))
+    return faults + [fault for task in pool_tasks for fault in found_in_pools[task.file]]
 
 
 def _choose_workers(workers: int | None, sizes: Sequence[int]) -> int:
     if workers is None:
         workers = min(os.cpu_count() or 1, 1 + sum(sizes) // _BYTES_PER_WORKER)
-    return max(1, min(workers, len(sizes)))
-
-
-def _run(function: Callable[[_Task], _Found], tasks: Sequence[_Task], workers: int) -> Iterator[_Found]:
-    """Results in the order of the tasks."""
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, tasks)
+    return workers
 
 
 def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:

@@ -79,14 +79,14 @@ def check_counts(descriptor: Descriptor, rejected: Mapping[str, int] | None) -> 
         descriptor: Of the dataset.
         rejected: Refs in `rejects.parquet` by split; None if that cannot be read.
     """
-    if descriptor.source_counts:
+    if not descriptor.mix:
         for split in descriptor.splits:
             if split not in descriptor.source_counts:
                 yield _fault(f"no source counts of split {split}", "those of every split")
     for split, source in descriptor.source_counts.items():
         rows = split_counts(descriptor, split)
-        if rejected is None or (not rows.refs and split not in rejected):
-            continue  # unknown, or a split that was not asked for
+        if rejected is None:
+            continue
         num_rejected = rejected.get(split, 0)
         if source.refs is not None and source.refs != (rows.refs or 0) + num_rejected:
             yield _fault(

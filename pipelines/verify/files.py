@@ -1,18 +1,18 @@
 """Which files there are, here and in image pools, and whether their sizes are the descriptor's; the rejects."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.pools import resolve_address
 from pipelines.rejects import REJECTS_SCHEMA
 from pipelines.verify.faults import REBUILD, Fault
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool
 from refseg.errors import StorageError
-from refseg.storage import Folder, is_remote, open_folder
+from refseg.storage import Folder, open_folder
 
 
 def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
@@ -44,8 +44,7 @@ def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
 
 def find_pool(folder: Folder, pool: ImagePool) -> Folder:
     """The folder of an image pool of a dataset in `folder`."""
-    is_absolute = is_remote(pool.path) or os.path.isabs(pool.path)  # noqa: PTH117 - a URL is no Path
-    return open_folder(pool.path if is_absolute else folder.join(pool.path))
+    return open_folder(resolve_address(pool.path, folder.address))
 
 
 def pool_remedy(pool: ImagePool) -> str:
@@ -112,7 +111,7 @@ def read_rejects(folder: Folder, descriptor: Descriptor) -> tuple[list[Fault], d
         return Fault(file=REJECTS_NAME, found=found, expected=expected)
 
     faults = []
-    if descriptor.rejects_sha256 and (sha256 := hashlib.sha256(data).hexdigest()) != descriptor.rejects_sha256:
+    if (sha256 := hashlib.sha256(data).hexdigest()) != descriptor.rejects_sha256:
         faults.append(fault(f"sha256 {sha256:.12}", f"{descriptor.rejects_sha256:.12} as in {DESCRIPTOR_NAME}"))
     try:
         table = pq.read_table(pa.BufferReader(data))

@@ -33,8 +33,11 @@ class PoolTask:
     remedy: str
 
 
-def check_pool_tar(task: PoolTask) -> tuple[Fault, ...]:
+def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
     """Check one tar of a pool. A missing one is not told: `check_files` has it.
+
+    Returns:
+        The task's `file`, and the faults found in it, at most some.
 
     Raises:
         StorageError: If remote storage fails.
@@ -43,7 +46,7 @@ def check_pool_tar(task: PoolTask) -> tuple[Fault, ...]:
     data, _ = read_whole(task.folder, task.tar.name, task.tar.sha256, faults, file=task.file, remedy=task.remedy)
     if data is not None:
         faults += _check_places(task, data)
-    return shorten(faults)
+    return task.file, shorten(faults)
 
 
 def _check_places(task: PoolTask, data: bytes) -> Iterator[Fault]:

@@ -79,7 +79,8 @@ def find_tar(folder: Path, name: str, descriptor: Descriptor) -> Path:
                         f"{folder}: its images lie at {pool.path}, expected a folder of this machine; "
                         f"copy {pool.dataset} here and build again with --images-from the copy"
                     )
-                path = Path(open_folder(folder).join(pool.path)) / tar_name
+                # The way begins where the folder is, not at a link to it.
+                path = Path(open_folder(folder.resolve()).join(pool.path)) / tar_name
                 _check_size(
                     path,
                     tar.num_bytes,

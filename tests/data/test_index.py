@@ -222,7 +222,10 @@ def pool(tmp_path: Path, write: Write) -> Path:
 
 @pytest.mark.parametrize("absolute", [False, True])
 def test_an_overlay_reads_the_images_of_its_pool(pool: Path, tmp_path: Path, absolute: bool) -> None:
-    folder = write_overlay(tmp_path / "over", pool, pool_path=str(pool) if absolute else "../built")
+    write_overlay(tmp_path / "over", pool, pool_path=str(pool) if absolute else "../built")
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "elsewhere" / "link"
+    folder.symlink_to(tmp_path / "over")
     built, index = (ManifestIndex.open(path, ["train", "val"]) for path in (pool, folder))
 
     assert index.datasets == ("toy/refseg",)

@@ -15,9 +15,13 @@ import pytest
 
 from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
+from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
+from refseg.data.index import ManifestIndex
 from refseg.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
 from refseg.errors import UsageError
+
+from .conftest import TinyRefer
 
 
 @pytest.fixture
@@ -281,6 +285,24 @@ def test_an_overlay_is_checked_down_to_the_samples_of_its_pool(built: Path, tmp_
     assert expected in say(folder, fast=True)
     shutil.rmtree(built)
     assert say(folder, fast=True).count("found no such file") == 3
+
+
+def test_a_built_overlay_has_tars_for_the_rest_and_is_verified_and_read(built: Path, tmp_path: Path) -> None:
+    # RefCOCO has images 7, 8, 9 in val; RefCOCO+ here 8 and 9, and 20 that nobody has.
+    plus = TinyRefer(root=tmp_path / "plus", folder="refcoco+")
+    for image_id in (8, 9, 20):
+        plus.add_image(image_id)
+    build_dataset(plus.options(tmp_path / "over", images_from=(built,), images_per_shard=3))
+    (entry,) = load_descriptor(tmp_path / "over").shards
+    assert (entry.num_images, entry.num_samples) == (3, 1)
+
+    assert verify_dataset(tmp_path / "over") == []
+    index = ManifestIndex.open(tmp_path / "over", ["val"])
+    for image, image_id in enumerate(index.image_id.tolist()):
+        assert index.read_image_bytes(image) == plus.image_path(image_id).read_bytes()
+    assert stats_dataset(tmp_path / "over").splits[0].num_pool_images == 2
+    (tmp_path / "over" / "val-00000.tar").unlink()
+    assert [fault.file for fault in verify_dataset(tmp_path / "over")] == ["val-00000.tar"]
 
 
 def test_a_row_that_points_at_another_image_of_a_pool_is_named(built: Path, tmp_path: Path) -> None:
