@@ -109,7 +109,7 @@ def _items(path: Path, prefix: str) -> Iterator[Any]:
 
 
 def _refuse_lone_surrogates(path: Path, text: bytes, start: int) -> None:
-    """Look through a piece of a file; pieces share twice a pair's bytes, so that each place is seen with its context."""
+    """Look through a piece of a file; pieces share two pairs of bytes, so that each place is seen with its context."""
     if b"\\ud" not in text and b"\\uD" not in text:  # as good as always, and ten times faster
         return
     for found in _LONE_SURROGATE.finditer(text):
