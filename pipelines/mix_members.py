@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.pools import relative_address, resolve_address
 from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.schema import find_dataset
@@ -121,8 +121,8 @@ def find_pools(members: Sequence[Member], out: Folder) -> list[ImagePool]:
         found = [("", ".", descriptor.dataset, descriptor.digest, own)] if own else []
         found += [(pool.name, pool.path, pool.dataset, pool.digest, pool.tars) for pool in descriptor.image_pools]
         for own_name, path, dataset, digest, tars in found:
-            address = path if is_remote(path) else member.folder.join(path)
-            address = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100 - `..` by its words
+            address = resolve_address(path, member.folder.address)
+            address = address if is_remote(address) else os.path.realpath(address)  # one folder, one pool
             known = pools.get(address)
             if known is not None and known.digest != digest:
                 raise DatasetError(
@@ -133,21 +133,13 @@ def find_pools(members: Sequence[Member], out: Folder) -> list[ImagePool]:
                 taken = {pool.name for pool in pools.values()}
                 names = (dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
                 name = next(name for name in names if name not in taken)
-                known = ImagePool(name=name, path=_path_from(out, address), dataset=dataset, digest=digest, tars=())
+                known = ImagePool(
+                    name=name, path=relative_address(address, out.address), dataset=dataset, digest=digest, tars=()
+                )
             merged = {tar.name: tar for tar in (*known.tars, *tars)}
             pools[address] = replace(known, tars=tuple(merged[name] for name in sorted(merged)))
             member.pool_names[own_name] = known.name
     return list(pools.values())
-
-
-def _path_from(out: Folder, address: str) -> str:
-    """The way from one folder to another: relative on one file system, so that they can move together."""
-    if not is_remote(out.address) and not is_remote(address):
-        return os.path.relpath(address, out.address)
-    here, there = out.address.partition("://"), address.partition("://")
-    if here[0] == there[0] and here[2].split("/")[0] == there[2].split("/")[0]:
-        return posixpath.relpath(there[2], here[2])
-    return address
 
 
 def used_pools(pools: Sequence[ImagePool], used: Collection[str]) -> tuple[ImagePool, ...]:

@@ -1,9 +1,6 @@
 """Leak-free unions: small ones worked by hand, then the real evaluation lists against the rule of others."""
 
-import dataclasses
-import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,14 +13,12 @@ import pytest
 from fsspec.core import url_to_fs
 
 from pipelines.build import BuildOptions, build_dataset
-from pipelines.manifest import write_table
 from pipelines.mix import EvalImages, MixOptions, find_leaks, mix_datasets
 from pipelines.verify import verify_dataset
 from refseg.cli import main
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, load_descriptor
+from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
-from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import LocalFolder
 
 from .conftest import TinyRefer
@@ -178,45 +173,30 @@ def test_a_mix_verifies_and_so_does_its_leak(members: list[Path], tmp_path: Path
     assert any("train-00000.tar" in str(fault) for fault in verify_dataset(tmp_path / "all", fast=True))
 
 
-def overlay(folder: Path, base: Path, images: dict[int, int], *, dataset: str) -> Path:
-    """Write a dataset whose train rows are rows of `base` under other ids, with the images in base's tars."""
-    old = load_descriptor(base)
-    entries = [entry for entry in old.shards if entry.split == "train"]
-    rows = [row for row in rows_of(base) if row["split"] == "train" and row["image_id"] in images]
-    name, split_by = dataset.split("/")
-    own = {"dataset": name, "split_by": split_by}
-    rows = [{**row, **own, "ref_id": images[row["image_id"]], "shard": f"base/{row['shard']}"} for row in rows]
-    folder.mkdir(parents=True)
-    digest = write_table(folder / "train-00000.parquet", pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    data = (folder / "train-00000.parquet").read_bytes()
-    entry = dataclasses.replace(
-        entries[0], name="train-00000", num_images=len(rows), num_refs=len(rows), num_sentences=len(rows),
-        num_samples=0, tar_bytes=0, tar_sha256="", parquet_bytes=len(data),
-        parquet_sha256=hashlib.sha256(data).hexdigest(), rows_sha256=digest,
-    )  # fmt: skip
-    tars = tuple(PoolTar(name=f"{e.name}.tar", num_bytes=e.tar_bytes, sha256=e.tar_sha256) for e in entries)
-    path = os.path.relpath(base, folder)
-    pool = ImagePool(name="base", path=path, dataset=old.dataset, digest=old.digest, tars=tars)
-    descriptor = dataclasses.replace(old, dataset=dataset, shards=(entry,), image_pools=(pool,))
-    (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json())
-    return folder
-
-
 def test_a_member_over_another_ones_images_shares_its_pool(build: Build, tmp_path: Path) -> None:
     base = build("refcoco/unc", {1: ("train",), 2: ("train",)})
-    over = overlay(tmp_path / "deep" / "er" / "plus", base, {1: 501, 2: 502}, dataset="refcocoplus/unc")
+    images = {1: ("train",), 2: ("train",), 3: ("train",)}
+    over = build("refcocoplus/unc", images, tmp_path / "deep" / "er" / "plus", images_from=(base,))
 
     descriptor = mix([base, over], tmp_path / "all")
 
-    assert [(pool.name, pool.path) for pool in descriptor.image_pools] == [("refcoco-unc", "../shards/refcoco-unc")]
-    assert {row["shard"] for row in rows_of(tmp_path / "all")} == {"refcoco-unc/train-00000.tar"}
-    assert ManifestIndex.open(tmp_path / "all", ["train"]).num_rows == 4
+    assert {pool.name: pool.path for pool in descriptor.image_pools} == {
+        "refcoco-unc": "../shards/refcoco-unc", "refcocoplus-unc": "../deep/er/plus",
+    }  # fmt: skip
+    places = {(row["dataset"], row["image_id"]): row["shard"] for row in rows_of(tmp_path / "all")}
+    assert {key: shard.split("/")[0] for key, shard in places.items()} == {
+        ("refcoco", 1): "refcoco-unc", ("refcoco", 2): "refcoco-unc", ("refcocoplus", 1): "refcoco-unc",
+        ("refcocoplus", 2): "refcoco-unc", ("refcocoplus", 3): "refcocoplus-unc",
+    }  # fmt: skip
+    index = ManifestIndex.open(tmp_path / "all", ["train"])
+    assert all(index.read_image_bytes(image) for image in range(index.num_images))
+    assert verify_dataset(tmp_path / "all") == []
 
 
 def test_an_image_of_two_members_stays_two_images(build: Build, tmp_path: Path) -> None:
     # One image in one tar: its rows of both members are neighbours, and still each member has its own.
     base = build("refcoco/unc", {1: ("train",)})
-    over = overlay(tmp_path / "plus", base, {1: 501}, dataset="refcocoplus/unc")
+    over = build("refcocoplus/unc", {1: ("train",)}, images_from=(base,))
 
     mix([base, over], tmp_path / "all", weights=(1.0, 2.0))
 
@@ -227,7 +207,7 @@ def test_an_image_of_two_members_stays_two_images(build: Build, tmp_path: Path) 
 def test_pools_of_one_name_are_told_apart(build: Build, tmp_path: Path) -> None:
     base = build("refcoco/unc", {1: ("train",)})
     elsewhere = build("refcoco/unc", {2: ("train",)}, tmp_path / "elsewhere")
-    over = overlay(tmp_path / "plus", elsewhere, {2: 502}, dataset="refcocoplus/unc")
+    over = build("refcocoplus/unc", {2: ("train",)}, images_from=(elsewhere,))
 
     descriptor = mix([base, over], tmp_path / "all")
 
@@ -430,7 +410,11 @@ def test_the_real_pictures_of_an_evaluation_split_leave_the_training_split(
 ) -> None:
     # refer-mini's refcoco/unc has five evaluation images; the train split beside it has two of their ids.
     real = tmp_path / "shards" / "refcoco-unc"
-    build_dataset(BuildOptions(dataset="refcoco/unc", annotations=shared_data / "refer-mini", out=real, workers=1))
+    build_dataset(
+        BuildOptions(
+            dataset="refcoco/unc", annotations=shared_data / "refer-mini", out=real, workers=1, accept_counts=True
+        )
+    )
     evaluated = sorted({row["image_id"] for row in rows_of(real)})
     train = build("refcocog/umd", dict.fromkeys((*evaluated[:2], 1, 2), ("train",)))
 
@@ -438,3 +422,5 @@ def test_the_real_pictures_of_an_evaluation_split_leave_the_training_split(
 
     assert trained_on(tmp_path / "all") == [("refcocog", 1), ("refcocog", 2)]
     assert (descriptor.mix[1].dropped_images, sum(descriptor.mix[1].found_in.values())) == (2, 2)
+    assert descriptor.counts_accepted
+    assert verify_dataset(tmp_path / "all") == []
