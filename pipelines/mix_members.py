@@ -47,8 +47,7 @@ class Member:
     @property
     def is_coco(self) -> bool:
         """True if its image ids are COCO's; a user's own dataset has ids of its own."""
-        dataset = self.descriptor.dataset
-        return not dataset.startswith("custom/") and find_dataset(dataset).is_coco
+        return find_dataset(self.descriptor.dataset).is_coco
 
     @property
     def train_entries(self) -> list[ShardEntry]:
