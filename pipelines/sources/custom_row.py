@@ -51,7 +51,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     Raises:
         RowFault: With all that is wrong with it.
     """
-    found = {name: None if _is_missing(value) else value for name, value in values.items()}
+    found = {name: value for name, value in values.items() if not _is_missing(value)}
     reader = _Reader(found)
     image, sentence = reader.text("image", or_number=True), reader.text("sentence")
     split = reader.text("split")
@@ -96,7 +96,7 @@ class _Reader:
             return ""
         if or_number and (number := _whole(value)) is not None:
             return str(number)
-        if isinstance(value, str) and "\0" not in value and value.strip() and is_utf8(value):
+        if isinstance(value, str) and "\0" not in value and value.strip():
             return value
         self.faults.append(f"found {name} {_short(value)}, expected text")
         return ""
@@ -131,7 +131,7 @@ class _Reader:
         target, expected = {
             "ann_id": (_numbers(value, whole=True), "an annotation id or several"),
             "rle": (_rle(value), "COCO's run lengths: size (height, width) and counts"),
-            "mask": (value if isinstance(value, str) and "\0" not in value and is_utf8(value) else None, "a path"),
+            "mask": (value if isinstance(value, str) and "\0" not in value else None, "a path"),
             "box": (_box(value), "left, top, width, height"),
         }[kind]
         if target is None:
@@ -208,11 +208,6 @@ def _rle(value: Any) -> dict[str, Any] | None:
     if isinstance(counts, list) and all(type(run) is int and 0 <= run < _INT64 for run in counts):
         return {"size": list(size), "counts": counts}
     return None
-
-
-def is_utf8(text: str) -> bool:
-    """False for halves of surrogate pairs, which no file can hold as UTF-8."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from pipelines.masks import read_segmentation
-from pipelines.sources.custom_row import CustomRow, Size, is_utf8
+from pipelines.sources.custom_row import CustomRow, Size
 from pipelines.sources.mask_file import read_mask
 from pipelines.sources.table import RowFault
 from refseg.errors import AnnotationError
@@ -79,7 +79,7 @@ class CustomStore:
             return
         if section == "images":
             name, height, width = record.get("file_name"), record.get("height"), record.get("width")
-            if isinstance(name, str) and is_utf8(name) and _is_size((height, width)):
+            if isinstance(name, str) and _is_size((height, width)):
                 self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, name, height, width))
                 self._max_image = max(self._max_image, key)
         elif section == "annotations":
@@ -98,7 +98,7 @@ class CustomStore:
         image = self._add_image(row, place)
         self._given["ref_id"].add(row.ref_id is not None)
         self._given["sent_id"].add(row.sent_id is not None)
-        meaning = _digest(image, row.split, row.kind, json.dumps(row.target))
+        meaning = _digest(image, row.split, row.kind, row.target)
         key = meaning if row.ref_id is None else _digest("ref_id", row.ref_id)
         found = self._base.execute("SELECT ref, meaning, place FROM refs WHERE key = ?", (key,)).fetchone()
         if found is None:
@@ -258,7 +258,7 @@ def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
 
 
 def _digest(*parts: Any) -> bytes:
-    return sha256(json.dumps(parts).encode()).digest()
+    return sha256(repr(parts).encode()).digest()
 
 
 def _is_id(image: str) -> bool:
