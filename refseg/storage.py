@@ -152,7 +152,9 @@ class RemoteFolder(Folder):
 
     def join(self, name: str) -> str:
         scheme, _, path = self.address.partition("://")
-        return f"{scheme}://{os.path.normpath(f'{path}/{name}')}"
+        joined = os.path.normpath(f"{path}/{name}")
+        # A bucket has no parent, as `/` has none.
+        return f"{scheme}://{path.split('/')[0] if joined in ('.', '..') or joined.startswith('../') else joined}"
 
     def exists(self) -> bool:
         return self._info("") == ("directory", 0)
@@ -253,10 +255,12 @@ class RemoteFolder(Folder):
             found = {}
             for entry in files.ls(path, detail=True):
                 parent, _, name = entry["name"].rstrip("/").rpartition("/")
-                if parent == path.rstrip("/"):  # not the folder's own marker, nor a file in the folder's place
+                if parent == path.rstrip("/"):  # not the folder's own marker
                     found[name] = (str(entry["type"]), int(entry["size"] or 0))
             return found
 
+        if not self.exists():  # asked first: s3fs would list all of the folder above instead
+            return {}
         try:
             return self._ask("listing", "", request)
         except FileNotFoundError:
@@ -326,7 +330,8 @@ def local_annotations(address: Path | str) -> Iterator[Path]:
     """A local folder with the annotation files of a folder, for readers that need real files.
 
     Of a URL, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below are copied to a
-    temporary folder, which is gone afterwards. A path is given back as it is.
+    temporary folder, which is gone afterwards. A path is given back as it is. The address may also be that of one file:
+    it is then given with the small files beside it.
 
     Raises:
         UsageError: If the URL holds no such file.
@@ -335,22 +340,25 @@ def local_annotations(address: Path | str) -> Iterator[Path]:
     if not is_remote(address):
         yield Path(address)
         return
-    top = RemoteFolder(str(address))
+    top, file = RemoteFolder(str(address)), ""
+    if not top.exists() and "/" in str(address).partition("://")[2]:
+        parent, _, file = top.address.rpartition("/")
+        top = RemoteFolder(parent)
     with tempfile.TemporaryDirectory(prefix="refseg-annotations-") as temporary:
-        num_files = 0
-        for below in ("", *top.folders()):
+        copied: set[str] = set()
+        for below in ("", *(() if file else top.folders())):
             folder = RemoteFolder(top.join(below)) if below else top
-            wanted = [name for name in folder.list() if name.lower().endswith(ANNOTATION_SUFFIXES)]
-            for name in wanted:
-                (Path(temporary) / below).mkdir(exist_ok=True)
-                folder.fetch(name, Path(temporary) / below / name)
-            num_files += len(wanted)
-        if not num_files:
+            for name in folder.list():
+                if name.lower().endswith(ANNOTATION_SUFFIXES):
+                    (Path(temporary) / below).mkdir(exist_ok=True)
+                    folder.fetch(name, Path(temporary) / below / name)
+                    copied.add(f"{below}/{name}".lstrip("/"))
+        if not copied or (file and file not in copied):
             kinds = ", ".join(ANNOTATION_SUFFIXES)
             raise UsageError(
                 f"{address}: found no annotation file ({kinds}) there or one folder below; is the URL right?"
             )
-        yield Path(temporary)
+        yield Path(temporary) / file
 
 
 def _open_file_system(address: str) -> tuple[Any, str]:

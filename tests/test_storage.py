@@ -114,6 +114,8 @@ def test_addresses_are_joined_and_may_lead_up(tmp_path: Path) -> None:
     assert open_folder("s3://bucket/a/b/").join("../pool/x.tar") == "s3://bucket/a/pool/x.tar"
     assert open_folder(tmp_path / "a").join("../b") == str(tmp_path / "b")
     assert str(open_folder("s3://bucket/a/")) == "s3://bucket/a"
+    for name in ("..", "../.."):  # nothing lies above a bucket
+        assert open_folder("s3://bucket/a").join(name) == "s3://bucket"
 
 
 def test_another_process_sees_what_this_one_wrote_and_the_other_way_round(
@@ -158,7 +160,7 @@ def test_writing_listing_and_removing_succeed_when_a_fault_passes(
     faulty_s3: Any, bucket: str, put: Put, short_pauses: None, fault: str
 ) -> None:
     folder = open_folder(f"{bucket}/set")
-    faulty_s3.faults = itertools.cycle([fault, fault, None])
+    faulty_s3.faults = itertools.cycle([fault, fault, None, None])
     put(folder, "a", b"0123")
     assert folder.list() == {"a": 4}
     assert folder.size("a") == 4
@@ -203,7 +205,7 @@ def test_every_request_of_a_folder_names_what_it_was_for(
     faulty_s3.faults = itertools.repeat("503")
     for call, expected in (
         (lambda: folder.publish(temporary, "a"), f"{bucket}/set/a: writing failed 5 times"),
-        (folder.list, f"{bucket}/set: listing failed 5 times"),
+        (folder.list, f"{bucket}/set: reading failed 5 times"),
         (folder.exists, f"{bucket}/set: reading failed 5 times"),
         (lambda: folder.size("a"), f"{bucket}/set/a: reading failed 5 times"),
         (lambda: folder.remove("a"), f"{bucket}/set/a: reading failed 5 times"),  # looks first
@@ -413,6 +415,14 @@ def test_annotations_at_a_url_are_local_files_for_a_while(annotations: str) -> N
     assert not folder.exists()
 
 
+def test_a_single_file_of_annotations_comes_with_those_beside_it(bucket: str, put: Put) -> None:
+    for name in ("table.csv", "instances.json", "7.jpg", "below/other.csv"):
+        put(open_folder(f"{bucket}/mine"), name, name.encode())
+    with local_annotations(f"{bucket}/mine/table.csv") as path:
+        assert path.read_text() == "table.csv"
+        assert sorted(each.name for each in path.parent.iterdir()) == ["instances.json", "table.csv"]
+
+
 def test_annotations_at_a_path_are_used_where_they_are(tmp_path: Path) -> None:
     with local_annotations(tmp_path) as folder:
         assert folder == tmp_path
@@ -421,11 +431,23 @@ def test_annotations_at_a_path_are_used_where_they_are(tmp_path: Path) -> None:
 
 def test_a_url_without_annotations_is_named(bucket: str, put: Put) -> None:
     put(open_folder(f"{bucket}/data"), "7.jpg", b"1")
-    with (
-        pytest.raises(UsageError, match=r"/data: found no annotation file \(\.p, \.json, .* there or one folder below"),
-        local_annotations(f"{bucket}/data"),
-    ):
-        pass
+    for address in (f"{bucket}/data", f"{bucket}/data/7.jpg", f"{bucket}/data/none.csv", f"{bucket}/nothing"):
+        with (
+            pytest.raises(
+                UsageError, match=rf"^{address}: found no annotation file \(\.p, \.json, .* or one folder below"
+            ),
+            local_annotations(address),
+        ):
+            pass
+
+
+def test_listing_a_folder_that_is_not_there_does_not_list_the_one_above(faulty_s3: Any, bucket: str, put: Put) -> None:
+    put(open_folder(f"{bucket}/many"), "a", b"1")
+    faulty_s3.requests.clear()
+    assert open_folder(f"{bucket}/many/none").list() == {}
+    assert [request.split()[0] for request in faulty_s3.requests] == ["HEAD", "GET"]
+    assert "prefix=many%2Fnone%2F" in faulty_s3.requests[1]
+    assert open_folder(f"{bucket}/many/a").list() == {}  # a file
 
 
 def test_an_upload_costs_two_requests_and_a_read_one(faulty_s3: Any, bucket: str, put: Put) -> None:
