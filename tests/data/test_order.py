@@ -1,15 +1,19 @@
 """The epoch as a pure function: worked by hand, then over ranks and cuts."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refseg.data.index import ManifestIndex
-from refseg.data.loader import RefLoader
+from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import BatchPlan, Cursor, EpochOrder
 from refseg.data.transforms import Geometry
 from refseg.descriptor import MixMember
@@ -392,3 +396,38 @@ def test_the_books_hold_over_ranks_workers_and_a_resume(train_index: ManifestInd
 
     order = make_order(index, epoch=1, seed=5)
     assert seen.tolist() == order.seen_per_ref().tolist()
+
+
+class TwoRanks(Accelerator):
+    """What `prepare_loader` asks of accelerate, for two ranks in two threads."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+        self.barrier = threading.Barrier(2, timeout=30)
+
+    def gather(self, found: torch.Tensor) -> torch.Tensor:
+        self.found[threading.current_thread().name] = found
+        self.barrier.wait()
+        return torch.cat([self.found[name] for name in sorted(self.found)])
+
+
+def test_two_ranks_may_begin_with_copies_of_one_sample(train_index: ManifestIndex) -> None:
+    # In a global batch of 2 some epoch begins with one ref and sentence twice: not a sample that was split twice.
+    index = mixed(train_index, 20.0, 1.0)
+    begins = (whole_epoch(make_order(index, global_batch=2, epoch=epoch, remainder="drop"))[0] for epoch in range(99))
+    epoch = next(epoch for epoch, (first, second) in enumerate(begins) if first == second)
+    accelerator = TwoRanks()
+
+    def prepare(rank: int) -> int:
+        threading.current_thread().name = str(rank)
+        loader = RefLoader(
+            index, geometry=Geometry(kind="stretch", size=(32, 32), mean=(0.5, 0.5, 0.5)), sampling="ref",
+            global_batch=2, num_tokens=8, seed=0, shuffle=True, remainder="drop", rank=rank, world_size=2, epoch=epoch,
+        )  # fmt: skip
+        return len(prepare_loader(accelerator, loader))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(prepare, range(2))) == [124, 124]  # 20 * 12 + 9 refs
