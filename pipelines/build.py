@@ -1,16 +1,16 @@
 """Strings the stages together: plan, build shards, finalize; and goes on where a killed build stopped."""
 
+import errno
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
-from pipelines.engines import run_local
+from pipelines.engines import run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.plan import BUILD_FOLDER, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
+from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
 from pipelines.planning import look_at_keys, make_plan
 from pipelines.rejects import REJECTS_NAME, Reject, write_rejects
 from pipelines.shards import (
@@ -28,13 +28,15 @@ from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
-from refseg.errors import BuildError, RefsegError, UsageError
+from refseg.errors import BuildError, RefsegError, StorageError, UsageError, WorkerError
 from refseg.schema import find_dataset
 from refseg.storage import Folder, LocalFolder, local_annotations, open_folder
 
 logger = logging.getLogger(__name__)
 
 _LOCK_NAME = "lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that has none, for example Lustre mounted without `flock`."""
 _NAMED = 5
 """Missing shards that a message lists by name."""
 
@@ -59,8 +61,9 @@ class BuildResult:
 def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None] | None = None) -> BuildResult:
     """Build a dataset, go on with an interrupted build, or check a finished one.
 
-    A fault of the data ends a build that this call began and removes what it wrote. A kill, an interrupt or a full
-    disk leave a state in which the same call goes on; no reader takes it for a dataset.
+    A fault of the data ends a build that this call began and removes what it wrote. A kill, an interrupt, a dead
+    worker, a full disk or storage that fails leave a state in which the same call goes on; no reader takes it for a
+    dataset.
 
     Args:
         options: See there.
@@ -70,6 +73,7 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
         UsageError: If a path or option is wrong, or the folder holds something else.
         AnnotationError, ImageError: The first fault of the data, with `on_bad_sample` `fail`.
         BuildError: If there are too many faults, the folder was begun with other inputs, or cannot be written.
+        WorkerError: If a worker died.
         StorageError: If remote storage fails for good.
     """
     folder = open_folder(options.out)
@@ -79,6 +83,11 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
                 source = read_source(find_dataset(options.dataset), annotations)
                 return _build_from_source(folder, source, options, progress)
         return _build_from_plan(folder, options, progress)
+    except StorageError:
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("%s: interrupted; run the same command again to go on", folder)
+        raise
     except OSError as error:
         raise BuildError(
             f"{error.filename or options.out}: cannot be written ({error.strerror or error}); "
@@ -100,7 +109,7 @@ def _build_from_source(
     else:
         _refuse_foreign(folder)
     with _own_folder(folder, is_new=begun is None):
-        workers = options.workers or os.cpu_count() or 1
+        workers = options.workers or usable_cores()
         plan = begun or make_plan(source, options, workers=workers)
         if options.stage == "plan":
             return BuildResult(descriptor=None, was_complete=False, num_shards=len(plan.shards), num_built=0)
@@ -115,13 +124,15 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     """Stages `shards` and `finalize`, for which the plan is all there is to know."""
     if folder.size(DESCRIPTOR_NAME) is not None:
         descriptor = load_descriptor(options.out)
+        _refuse_other_dataset(folder, descriptor.dataset, options)
+        if options.stage == "finalize":
+            folder.remove(BUILD_FOLDER)  # a kill after the commit left it behind
         num_shards = len(descriptor.shards)
         return BuildResult(descriptor=descriptor, was_complete=True, num_shards=num_shards, num_built=num_shards)
     plan = load_plan(folder)
     if plan is None:
         raise BuildError(f"{folder}: found no plan; run the same command with --stage plan first")
-    if plan.dataset != find_dataset(options.dataset).dataset_id:
-        raise UsageError(f"{folder}: holds the plan of {plan.dataset}, expected {options.dataset}")
+    _refuse_other_dataset(folder, plan.dataset, options)
     tasks = _tasks(folder, plan, options)
     if options.stage == "shards":
         with _lock(folder, fcntl.LOCK_SH):
@@ -144,9 +155,10 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
 def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[ShardTask]:
     return [
         ShardTask(
-            folder=folder.address,
+            folder=str(folder.path.absolute()) if isinstance(folder, LocalFolder) else folder.address,
             shard=shard,
             fingerprint=plan.fingerprint,
+            tools=plan.tools,
             skip_bad=options.on_bad_sample == "skip",
             decode=options.check_images == "decode",
         )
@@ -180,6 +192,11 @@ def _refuse_foreign(folder: Folder) -> None:
         )
 
 
+def _refuse_other_dataset(folder: Folder, dataset_id: str, options: BuildOptions) -> None:
+    if dataset_id != find_dataset(options.dataset).dataset_id:
+        raise UsageError(f"{folder}: holds {dataset_id}, expected {options.dataset}")
+
+
 def _refuse_other_inputs(
     folder: Folder, before: dict[str, str], now: dict[str, str], *, but: Sequence[str] = ()
 ) -> None:
@@ -200,18 +217,17 @@ def _own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
         for name in (RECEIPTS_FOLDER, SAMPLES_FOLDER):
             (path / name).mkdir(parents=True, exist_ok=True)
     with _lock(folder, fcntl.LOCK_EX):
+        if folder.size(DESCRIPTOR_NAME) is not None or (folder.size(PLAN_NAME) is None) != is_new:
+            raise BuildError(f"{folder}: another build was at work here just now; run the same command again")
         _sweep(folder)
         try:
             yield
-        except RefsegError:
-            if is_new:
+        except RefsegError as error:
+            if is_new and not isinstance(error, StorageError | WorkerError):
                 _undo(folder)
                 with suppress(OSError):  # somebody else uses a folder that we made on the way
                     for parent in made:
                         parent.rmdir()
-            raise
-        except KeyboardInterrupt:
-            logger.warning("%s: interrupted; run the same command again to go on", folder)
             raise
 
 
@@ -226,6 +242,10 @@ def _lock(folder: Folder, kind: int) -> Iterator[None]:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BuildError(f"{folder}: another build is at work here; wait for it, or give another --out") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: this file system has no locks; let no two builds of different inputs meet here", folder)
         yield
 
 
@@ -259,23 +279,25 @@ def _build_shards(
         logger.info("%s: %d of %d shards are there from before", options.out, len(receipts), len(tasks))
     num_samples = {task.shard.name: task.shard.num_samples for task in tasks}
     left = [task for task in tasks if task.shard.name not in receipts]
-    for receipt in run_local(build_shard, left, options.workers or os.cpu_count() or 1):
-        entry = receipt.entry
-        receipts[entry.name] = receipt
-        rejects += receipt.rejects
-        apply_policy(rejects, options)
-        if progress is not None:
-            progress(sum(num_samples[name] for name in receipts), sum(num_samples.values()))
-        else:
-            logger.info(
-                "%s: %d images, %d refs, %.1f MB (%d of %d shards)",
-                entry.name,
-                entry.num_images,
-                entry.num_refs,
-                (entry.tar_bytes + entry.parquet_bytes) / 1e6,
-                len(receipts),
-                len(tasks),
-            )
+    results = run_tasks(options.engine, build_shard, left, options.workers, name=lambda task: task.shard.name)
+    with closing(results):  # after a fault nobody is at work any more, so that what is there can be removed
+        for receipt in results:
+            entry = receipt.entry
+            receipts[entry.name] = receipt
+            rejects += receipt.rejects
+            apply_policy(rejects, options)
+            if progress is not None:
+                progress(sum(num_samples[name] for name in receipts), sum(num_samples.values()))
+            else:
+                logger.info(
+                    "%s: %d images, %d refs, %.1f MB (%d of %d shards)",
+                    entry.name,
+                    entry.num_images,
+                    entry.num_refs,
+                    (entry.tar_bytes + entry.parquet_bytes) / 1e6,
+                    len(receipts),
+                    len(tasks),
+                )
     return receipts
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.engines import ENGINES
 from pipelines.rejects import Reject
 from refseg.errors import BuildError, UsageError
 from refseg.schema import MASK_RULES
@@ -26,6 +27,7 @@ class BuildOptions:
         images_from: Finished datasets whose images are pointed to instead of being written again.
         splits: Which splits; None: all that have refs.
         workers: Processes; None: one per core, at most one per shard.
+        engine: Where shards are built, one of `ENGINES`; with `ray`, `workers` counts tasks in flight.
         images_per_shard: At most so many images in a tar.
         seed: Of the order of images.
         mask_rule: `union` or `legacy`.
@@ -48,6 +50,7 @@ class BuildOptions:
     images_from: tuple[Path | str, ...] = ()
     splits: tuple[str, ...] | None = None
     workers: int | None = None
+    engine: str = "local"
     images_per_shard: int = 512
     seed: int = 0
     mask_rule: str = "union"
@@ -65,6 +68,7 @@ class BuildOptions:
             ("--check-images", self.check_images, CHECK_IMAGES),
             ("--on-bad-sample", self.on_bad_sample, ON_BAD_SAMPLE),
             ("--stage", self.stage, STAGES),
+            ("--engine", self.engine, ENGINES),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} {value}: expected {' or '.join(allowed)}")

@@ -81,6 +81,11 @@ class Plan:
         """SHA-256 of the keys."""
         return fingerprint(self.keys)
 
+    @property
+    def tools(self) -> dict[str, str]:
+        """Those of the keys that say what wrote the plan and has to write the shards."""
+        return {name: self.keys[name] for name in TOOL_KEYS}
+
     def to_json(self) -> str:
         """Text of `plan.json`."""
         return TypeAdapter(Plan).dump_json(self, indent=1).decode() + "\n"
@@ -127,9 +132,13 @@ def plan_keys(source: RawSource, *, splits: Sequence[str], images: str, options:
         "tokenizer": " ".join(tokenizer.IDENTITY.values()),
         "format_version": str(FORMAT_VERSION),
         "schema": hashlib.sha256(str(MANIFEST_SCHEMA).encode()).hexdigest(),
-        "refseg_version": __version__,
-        "pyarrow": pa.__version__,
+        **installed_tools(),
     }
+
+
+def installed_tools() -> dict[str, str]:
+    """The `TOOL_KEYS` of this machine."""
+    return {"refseg_version": __version__, "pyarrow": pa.__version__}
 
 
 def differing_keys(before: Mapping[str, str], now: Mapping[str, str], *, but: Sequence[str] = ()) -> list[str]:

@@ -23,7 +23,7 @@ from pipelines.spill import Spill, spill_path
 from pipelines.survey import Survey, Tables, spill_refs, survey_refs, survey_tables
 from refseg.descriptor import SplitCounts
 from refseg.errors import BuildError, UsageError
-from refseg.storage import Folder, LocalFolder, open_folder
+from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -166,12 +166,17 @@ def _image_lookup(
 def _image_roots(options: BuildOptions) -> list[str]:
     """Where images are looked for: as told, else beside the annotations."""
     if options.images is not None:
-        return [str(options.images)]
+        return [_absolute(options.images)]
     annotations = open_folder(options.annotations)
     if not annotations.exists() or annotations.size("instances.json") is not None:
         # A single file was given, or the dataset's own folder in REFER's layout.
-        return [root for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()]
-    return [str(annotations)]
+        return [_absolute(root) for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()]
+    return [_absolute(options.annotations)]
+
+
+def _absolute(address: Path | str) -> str:
+    """An address that processes in other working folders understand, too."""
+    return str(address) if is_remote(address) else str(Path(address).absolute())
 
 
 def _check_tasks(

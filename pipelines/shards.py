@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import xxhash
 from pipelines.check import SampleTask, read_samples, reject_image
 from pipelines.images import ImageFile, find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_manifest
-from pipelines.plan import BUILD_FOLDER, PlannedShard
+from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
 from pipelines.tars import TarWriter
 from refseg.descriptor import ShardEntry
@@ -35,6 +36,7 @@ class ShardTask:
         folder: The dataset's folder, path or URL.
         shard: Which one.
         fingerprint: Of the plan.
+        tools: Releases of the plan, which the machine that builds must have.
         skip_bad: Reject the refs of a bad image and go on, instead of failing.
         decode: Decode every image whole; False: look at its header alone.
     """
@@ -42,6 +44,7 @@ class ShardTask:
     folder: str
     shard: PlannedShard
     fingerprint: str
+    tools: dict[str, str]
     skip_bad: bool
     decode: bool
 
@@ -68,10 +71,17 @@ def build_shard(task: ShardTask) -> Receipt:
 
     Raises:
         ImageError: If an image is bad, unless `task.skip_bad`.
-        BuildError: If an image file changed since the plan was made, or the plan's samples are not there.
+        BuildError: If an image file changed since the plan was made, the plan's samples are not there, or this machine
+            has other releases than the one that planned.
         OSError: If the folder cannot be written.
     """
     folder, name = open_folder(task.folder), task.shard.name
+    differing = differing_keys(task.tools, installed_tools())
+    if differing:
+        raise BuildError(
+            f"{name}: this machine ({socket.gethostname()}) would write other bytes than planned "
+            f"({'; '.join(differing)}); install the same releases on all machines"
+        )
     rows: list[ManifestRow] = []
     rejects: list[Reject] = []
     num_samples = 0
@@ -155,14 +165,16 @@ def receipt_name(shard: str) -> str:
 def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
     """Paths for files in the making, beside the folder's own if it is local; what is left of them is removed.
 
-    Host and process are in the names: no two writers of one shard share a file, on whichever machines they are.
+    No two writers of one shard share a file, on whichever machines and in whichever containers they are.
     """
     if isinstance(folder, LocalFolder):
-        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-"
+        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-"
         paths = [folder.path / BUILD_FOLDER / f"{mark}{name.replace('/', '-')}" for name in names]
-        yield paths
-        for path in paths:
-            path.unlink(missing_ok=True)
+        try:
+            yield paths
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
     else:
         with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
             yield [Path(scratch) / name.replace("/", "-") for name in names]

@@ -29,6 +29,10 @@ class BuildError(RefsegError):
     """A build cannot start, go on or finish."""
 
 
+class WorkerError(BuildError):
+    """A process or machine at work on a part died; the data are not at fault, and the same command goes on."""
+
+
 class DatasetError(RefsegError):
     """A built dataset is incomplete, damaged, of another format, or made with another tokenizer."""
 

@@ -3,7 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from refseg.errors import UsageError
@@ -40,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that have refs)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core); same bytes with any"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="build shards in processes of this machine or on the Ray cluster at RAY_ADDRESS (default: %(default)s)",
     )
     parser.add_argument("--images-per-shard", type=int, default=512, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument(
@@ -105,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         images_from=tuple(args.images_from),
         splits=tuple(args.splits) if args.splits else None,
         workers=args.workers,
+        engine=args.engine,
         images_per_shard=args.images_per_shard,
         seed=args.seed,
         mask_rule=args.mask_rule,
@@ -116,21 +126,36 @@ def run(args: argparse.Namespace) -> int:
         task_index=task_index,
         task_count=task_count,
     )
-    if sys.stderr.isatty():
-        with tqdm(unit=" images", desc=args.dataset, leave=False) as bar:
+    with _sigterm_unwinds():
+        if sys.stderr.isatty():
+            with tqdm(unit=" images", desc=args.dataset, leave=False) as bar:
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-            result = build_dataset(options, progress=show)
-    else:
-        result = build_dataset(options)
+                result = build_dataset(options, progress=show)
+        else:
+            result = build_dataset(options)
     if result.descriptor is None:
         _print_stage(args, result)
     else:
         _print_dataset(args, result.descriptor, was_complete=result.was_complete)
     return 0
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers take a machine back, end workers and remove temporaries as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:  # noqa: ARG001
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _task(args: argparse.Namespace) -> tuple[int, int]:
@@ -142,10 +167,17 @@ def _task(args: argparse.Namespace) -> tuple[int, int]:
     if args.task_index is not None:
         return args.task_index, args.task_count
     if args.stage == "shards" and "SLURM_ARRAY_TASK_ID" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1") or "1")
-        index = (int(os.environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-        return index, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+        number, count = int(os.environ["SLURM_ARRAY_TASK_ID"]), int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN") or "0")
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + count - 1)
+        step = (last - first) // (count - 1) if count > 1 else 1
+        if first + step * (count - 1) != last or (number - first) % step:
+            raise UsageError(
+                f"Slurm's array has gaps (task {number}, {count} tasks from {first} to {last}), so parts would be left "
+                "out; submit the whole array again (what is built is not built again), or give --task-index and "
+                "--task-count"
+            )
+        return (number - first) // step, count
     return 0, 1
 
 
