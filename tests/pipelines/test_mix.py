@@ -1,5 +1,7 @@
 """Leak-free unions: small ones worked by hand, then the real evaluation lists against the rule of others."""
 
+import dataclasses
+import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterable
@@ -13,12 +15,14 @@ import pytest
 from fsspec.core import url_to_fs
 
 from pipelines.build import BuildOptions, build_dataset
+from pipelines.manifest import write_table
 from pipelines.mix import EvalImages, MixOptions, find_leaks, mix_datasets
 from pipelines.verify import verify_dataset
 from refseg.cli import main
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import Descriptor, load_descriptor
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
+from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import LocalFolder
 
 from .conftest import TinyRefer
@@ -378,31 +382,80 @@ def test_the_command_tells_what_was_dropped(
     assert "LEAKS ALLOWED: refcoco/unc has 1 training image in refcocog/umd val, 1 in refcocog/umd test" in printed
 
 
-def test_the_real_evaluation_lists_are_kept_out_as_others_keep_them_out(shared_data: Path) -> None:
-    # The rule of big_vision's refcocox_combined, in sets of ids, beside ours; and PolyFormer's file of such images.
+def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Path:
+    """Write what a mix reads of a dataset with these images: manifests and a descriptor, and no tar."""
+    name, split_by = dataset.split("/")
+    folder.mkdir(parents=True)
+    entries = []
+    for split, image_ids in splits.items():
+        entry = ShardEntry(
+            name=f"{split}-00000", split=split, num_images=len(image_ids), num_samples=len(image_ids),
+            num_refs=len(image_ids), num_sentences=len(image_ids), tar_bytes=0, tar_sha256="", parquet_bytes=0,
+            parquet_sha256="", rows_sha256="",
+        )  # fmt: skip
+        sentence = {"sent_id": 0, "raw": "it", "sent": "it", "words": ["it"], "token_ids": [1, 2], "exists": True}
+        same = {
+            "dataset": name, "split_by": split_by, "split": split, "file_name": "", "height": 1, "width": 1,
+            "category": "", "box_xywh": [0.0, 0.0, 1.0, 1.0], "area": 1, "no_target": False, "box_only": False,
+            "mask": {"size": [1, 1], "counts": [0, 1]}, "sentences": [sentence], "annotations": [],
+            "shard": f"{entry.name}.tar", "image_offset": 512, "image_bytes": 1, "sample_bytes": 1, "sample_xxh3": "0",
+        }  # fmt: skip
+        # Each dataset has saved its pictures for itself: only the ids tell that they are the same.
+        rows = [
+            {**same, "ref_id": image_id, "image_id": image_id, "image_xxh3": f"{dataset} {image_id}"}
+            for image_id in sorted(image_ids)
+        ]
+        path = folder / f"{entry.name}.parquet"
+        digest = write_table(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append(dataclasses.replace(entry, parquet_sha256=sha256, rows_sha256=digest))
+    descriptor = Descriptor(
+        dataset=dataset, refseg_version="0", plan_fingerprint="", mask_rule="union", tokenizer={}, num_rejects=0,
+        shards=tuple(entries), sources=(), licences=(),
+    )  # fmt: skip
+    (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json())
+    return folder
+
+
+def test_the_real_evaluation_lists_are_kept_out_as_others_keep_them_out(shared_data: Path, tmp_path: Path) -> None:
     lists = shared_data / "refcoco-eval-json"
 
-    def image_ids(*names: str) -> set[int]:
-        items = [item for name in names for item in json.loads((lists / f"{name}.json").read_text())]
-        return {int(item["img_id"].split("_")[2]) for item in items}
+    def image_ids(name: str) -> set[int]:
+        return {int(item["img_id"].split("_")[2]) for item in json.loads((lists / f"{name}.json").read_text())}
 
-    unc = image_ids("refcoco_val", "refcoco_testA", "refcoco+_val", "refcoco+_testA")
-    umd = image_ids("refcocog_test")
+    evaluated = {
+        "refcoco/unc": {"val": image_ids("refcoco_val"), "testA": image_ids("refcoco_testA")},
+        "refcocoplus/unc": {"val": image_ids("refcoco+_val"), "testA": image_ids("refcoco+_testA")},
+        "refcocog/umd": {"test": image_ids("refcocog_test")},
+    }
     polyformer = {int(text) for text in pickle.loads((lists / "val_test_files.p").read_bytes())}
-    assert (len(unc), len(umd)) == (2250, 2600)
-    assert unc | umd <= polyformer
+    protected = {image_id for splits in evaluated.values() for ids in splits.values() for image_id in ids}
+    # PolyFormer's list of pictures not to train on has them all; the lists at hand are not all of its sources.
+    assert len(protected) == 1500 + 750 + 2600 - 170  # val, testA and test, which has 170 of the others
+    assert protected < polyformer
 
-    # A training split that holds all of PolyFormer's images and as many others, with bytes of its own.
+    # Each trains on 1,500 of PolyFormer's pictures that it does not itself evaluate on, and 500 others.
     rng = np.random.default_rng(0)
-    train = np.array(sorted(polyformer | set(rng.integers(600_000, 900_000, 10_000).tolist())))
-    rows = pa.table({"image_id": train, "image_xxh3": [f"{image_id:016x}" for image_id in train]})
-    kept = set(train.tolist())
-    for split, ids in (("refcoco/unc val", unc), ("refcocog/umd test", umd)):
-        hashes = pa.array(["other bytes"])
-        protected = EvalImages(split=split, is_coco=True, image_ids=pa.array(sorted(ids)), hashes=hashes)
-        kept -= {int(i) for i in train[find_leaks(rows, is_coco=True, protected=protected).to_numpy(False)]}
+    folders, train = [], {}
+    for dataset, splits in evaluated.items():
+        others = sorted(polyformer - set().union(*splits.values()))
+        train[dataset] = {int(i) for i in rng.choice(others, 1500, replace=False)} | set(range(600_000, 600_500))
+        folder = tmp_path / "shards" / dataset.replace("/", "-")
+        folders.append(write_listed(folder, dataset, {"train": train[dataset], **splits}))
 
-    assert kept == set(train.tolist()) - (unc | umd)
+    descriptor = mix(folders, tmp_path / "all")
+
+    # big_vision's refcocox_combined, in sets of ids.
+    expected = [(dataset.split("/")[0], image_id) for dataset in train for image_id in train[dataset] - protected]
+    assert trained_on(tmp_path / "all") == sorted(expected)
+    for member in descriptor.mix:
+        assert member.dropped_images == len(train[member.dataset] & protected) > 300
+        assert member.found_in == {
+            f"{dataset} {split}": number
+            for dataset, splits in evaluated.items()
+            for split, ids in splits.items()
+            if (number := len(train[member.dataset] & ids))
+        }
 
 
 def test_the_real_pictures_of_an_evaluation_split_leave_the_training_split(
