@@ -1,6 +1,5 @@
 """The check of a whole dataset: the descriptor, which files there are, each shard and pool by itself, then together."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.engines import run_local
+from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor, row_datasets
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
@@ -36,7 +35,7 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     Raises:
         UsageError: If there is no such folder, or fewer than one worker is asked for.
         StorageError: If remote storage fails.
-        BuildError: If a worker died.
+        WorkerError: If a worker died.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
@@ -92,7 +91,7 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
 
 def _choose_workers(workers: int | None, sizes: Sequence[int]) -> int:
     if workers is None:
-        workers = min(os.cpu_count() or 1, 1 + sum(sizes) // _BYTES_PER_WORKER)
+        workers = min(usable_cores(), 1 + sum(sizes) // _BYTES_PER_WORKER)
     return workers
 
 

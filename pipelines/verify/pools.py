@@ -59,8 +59,8 @@ def _check_places(task: PoolTask, data: bytes) -> Iterator[Fault]:
             wrong = f"a sample with xxh3 {xxh3}", f"{place['sample_xxh3']:016x} as in the manifest"
         elif xxhash.xxh3_64_intdigest(memoryview(data)[offset : offset + num_bytes]) != place["image_xxh3"]:
             wrong = "other image bytes", f"xxh3 {place['image_xxh3']:016x} as in the manifest"
-        elif int(key.partition(b"_")[0]) != image_id:
-            wrong = f"sample {key.decode()}", f"image {image_id} as in the manifest"
+        elif key.partition(b"_")[0] != b"%012d" % image_id:
+            wrong = f"sample {key.decode(errors='replace')}", f"image {image_id} as in the manifest"
         if wrong is not None:
             found, expected = wrong
             yield Fault(file=task.file, sample=f"{image_id:012d}", found=found, expected=expected, remedy=task.remedy)

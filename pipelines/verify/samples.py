@@ -15,7 +15,7 @@ from pipelines.verify.rows import Row
 from refseg.errors import DatasetError
 from refseg.schema import RefRecord
 
-_KEY = re.compile(r"(\d{12,18})(?:_([1-9]\d{0,8}))?")
+_KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def walk_samples(data: bytes) -> Iterator[Sample]:
         start = member.offset - BLOCK
         key, _, suffix = member.name.partition(".")
         match = _KEY.fullmatch(key)
-        if match is None:
+        if match is None or f"{int(match[1]):012d}" != match[1] or abs(int(match[1])) >= 2**63:
             raise DatasetError(f"at byte {start}: the key of {member.name} is not <image id>[_<number>]")
         text = next(members, None)
         if suffix != "jpg" or text is None or text.name != f"{key}.json":

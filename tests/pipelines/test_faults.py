@@ -1,5 +1,6 @@
 """The faults a dataset can catch after it was built, and who says what about each; `-s` prints the table."""
 
+import random
 import shutil
 import sys
 import tarfile
@@ -201,6 +202,38 @@ def test_every_fault_is_reported_by_verify_and_by_the_loader(built: Path, tmp_pa
         assert any(word in message for word in ("copy", "build", "remove it", "use the refseg release")), message
     _print(table, str(tmp_path))
     assert len({name.split()[0] for name, *_ in table}) == 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_of_a_shard_is_silent_wherever_it_is(seed: int, tiny: Any, tmp_path: Path) -> None:
+    tiny.refs[0]["ann_id"] = 4471  # so that there are rejects
+    built = tmp_path / "built"
+    build_dataset(tiny.options(built, on_bad_sample="skip"))
+    truth: list[Batch] = []
+    _batches(built, truth)
+    rng = random.Random(seed)
+    files = sorted(path.name for path in built.iterdir())
+    for number in range(20):
+        out = tmp_path / f"damaged-{number}"
+        shutil.copytree(built, out)
+        path = out / rng.choice(files)
+        data = bytearray(path.read_bytes())
+        place = rng.randrange(len(data))
+        kind = rng.choice(("flip", "flip", "cut", "insert", "append"))
+        if kind == "flip":
+            data[place] ^= 1 << rng.randrange(8)
+        elif kind == "cut":
+            del data[place:]
+        else:
+            where = place if kind == "insert" else len(data)
+            data[where:where] = data[place:][:512]
+        path.write_bytes(data)
+
+        faults = verify_dataset(out, workers=1)
+        _loader_says(out, truth)
+
+        # Of the descriptor, words that nothing depends on may change (a licence's, say).
+        assert path.name in {fault.file for fault in faults} or path.name == "refseg.json", (path.name, kind, place)
 
 
 def _most_telling(faults: list[Fault], sample: str) -> Fault:
