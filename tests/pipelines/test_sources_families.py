@@ -173,3 +173,30 @@ def test_a_table_of_ones_own_becomes_rows(form: str, tmp_path: Path) -> None:
     assert [(row["split"], row["category"], row["area"], row["box_only"], row["no_target"]) for row in found] == [
         ("extra", "", 0, False, True), ("val", "wall", 200, False, False), ("val", "", 12, True, False)
     ]  # fmt: skip
+
+
+def test_faults_inside_a_target_are_rejects_and_nothing_is_lost(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    draw(source / "images" / "1.jpg")
+    Image.new("L", (20, 10)).save(source / "nothing.png")
+    (source / "instances.json").write_text(json.dumps(instances_of({1: "1.jpg"}, [square(5, 1, 2)])))
+    bare = {"image": "1.jpg", "split": "val"}
+    rows = [
+        {**bare, "sentence": "good", "ann_id": 5},
+        {**bare, "sentence": "too short", "rle": {"size": [10, 20], "counts": [1, 2]}},
+        {**bare, "sentence": "damaged", "rle": {"size": [10, 20], "counts": "~~~"}},
+        {**bare, "sentence": "no pixel", "mask": "nothing.png"},
+        {**bare, "sentence": "far outside", "box": [500, 500, 3, 3]},
+        {**bare, "sentence": "not listed", "ann_id": 6},
+        {**bare, "sentence": "no picture", "image": "2.jpg", "box": [1, 2, 3, 4], **SIZE},
+    ]
+    (source / "sentences.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    built = build(source, "custom/mine", on_bad_sample="skip")
+
+    rejects = pq.read_table(source / "out" / "rejects.parquet").to_pylist()
+    assert [row["sentences"][0]["sent"] for row in built] == ["good"]
+    assert {reject["ref_id"]: reject["reason"] for reject in rejects} == {
+        1: "bad_segmentation", 2: "bad_segmentation", 3: "empty_mask", 4: "empty_mask",
+        5: "unknown_annotation", 6: "missing_image",
+    }  # fmt: skip

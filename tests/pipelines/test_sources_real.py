@@ -1,5 +1,6 @@
 """Real annotations as a user's table: the masks are pycocotools' own."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipelines.masks import read_segmentation, target_mask
+from pipelines.published import published_counts
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
+from refseg.descriptor import SplitCounts
 from refseg.schema import Annotation, Rle, find_dataset
 
 MINE = find_dataset("custom/mine")
@@ -115,3 +118,36 @@ def test_boxes_and_empty_cases_of_refcocos(shared_data: Path, tmp_path: Path) ->
         corners = [[left, top, left, bottom, right, bottom, right, top]]
         expected = coco_mask.decode(coco_mask.frPyObjects(corners, height, width))[..., 0]
         assert (mask == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset_id", "split"),
+    [
+        ("refcoco_val", "refcoco/unc", "val"),
+        ("refcoco+_testA", "refcocoplus/unc", "testA"),
+        ("refcocog_test", "refcocog/umd", "test"),
+    ],
+)
+def test_published_sentences_pass_through_a_csv_without_loss(
+    name: str, dataset_id: str, split: str, shared_data: Path, tmp_path: Path
+) -> None:
+    items = json.loads((shared_data / "refcoco-eval-json" / f"{name}.json").read_text())
+    objects: dict[str, int] = {}  # `img_id` is of an object: COCO's image and a suffix
+    with (tmp_path / "sentences.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "sentence", "split", "box", "height", "width", "ref_id"])
+        for item in items:
+            ref_id = objects.setdefault(item["img_id"], len(objects))
+            box = " ".join(map(repr, item["bbox"]))
+            image_id = item["img_id"].split("_")[2]
+            writer.writerow([image_id, item["sents"], split, box, item["height"], item["width"], ref_id])
+
+    raw = read_source(MINE, tmp_path)
+
+    images = {record["id"] for section, record in raw.tables if section == "images"}
+    boxes = {record["id"]: record["bbox"] for section, record in raw.tables if section == "annotations"}
+    refs = list(raw.refs)
+    counts = SplitCounts(images=len(images), refs=len(refs), sentences=sum(len(ref["sentences"]) for ref in refs))
+    assert counts == published_counts(dataset_id)[split]
+    read = {sent["sent_id"]: (sent["sent"], boxes[ref["ann_id"]]) for ref in refs for sent in ref["sentences"]}
+    assert [read[number] for number in range(len(items))] == [(item["sents"], item["bbox"]) for item in items]
