@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
 from refseg.errors import DatasetError, UsageError
-from refseg.schema import DatasetSpec, find_dataset
+from refseg.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.storage import is_remote, open_folder
 
 _LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
@@ -38,6 +38,11 @@ class ImagePools:
         for folder in folders:
             descriptor = load_descriptor(folder)
             other = find_dataset(descriptor.dataset)
+            if CUSTOM in (spec.dataset, other.dataset):
+                raise UsageError(
+                    f"--images-from {folder}: image ids of {CUSTOM} datasets hold for one table alone, so that "
+                    f"{spec.dataset_id} and {descriptor.dataset} cannot share images; leave the option out"
+                )
             if not (spec.is_coco and other.is_coco) and spec.dataset != other.dataset:
                 raise UsageError(
                     f"--images-from {folder}: image ids of {descriptor.dataset} are not those of {spec.dataset_id}; "

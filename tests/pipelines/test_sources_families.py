@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipelines.build import BuildOptions, build_dataset
+from refseg.errors import UsageError
 
 SIZE = {"height": 10, "width": 20}
 
@@ -200,3 +201,15 @@ def test_faults_inside_a_target_are_rejects_and_nothing_is_lost(tmp_path: Path) 
         1: "bad_segmentation", 2: "bad_segmentation", 3: "empty_mask", 4: "empty_mask",
         5: "unknown_annotation", 6: "missing_image",
     }  # fmt: skip
+
+
+def test_tables_of_ones_own_do_not_share_images_by_id(tmp_path: Path) -> None:
+    # Image 1 is the first of its table: another picture in each.
+    for name in ("one", "two"):
+        draw(tmp_path / name / "images" / f"{name}_1.jpg")
+        row = {"image": f"{name}_1.jpg", "sentence": "x", "split": "val", "box": [1, 2, 3, 4], **SIZE}
+        (tmp_path / name / "sentences.jsonl").write_text(json.dumps(row))
+    build(tmp_path / "one", "custom/one")
+
+    with pytest.raises(UsageError, match="custom/two and custom/one cannot share images; leave the option out"):
+        build(tmp_path / "two", "custom/two", images_from=(tmp_path / "one" / "out",))
