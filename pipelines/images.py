@@ -68,11 +68,11 @@ class ImageFinder:
                 raise UsageError(
                     f"--images {root}: no such folder; expected the JPEGs or a COCO layout such as train2014/"
                 )
-            folders = [open_folder(root.join(layout)) for layout in LAYOUTS]
-            for folder in folders:
+            for folder in (open_folder(root.join(layout)) for layout in LAYOUTS):
                 if is_remote(folder.address):
                     self._listings[folder.address] = folder.list()
-            self._folders += [folder for folder in folders if self._listings.get(folder.address, folder.exists())]
+                if self._listings[folder.address] if is_remote(folder.address) else folder.exists():
+                    self._folders.append(folder)
 
     def find(self, image_id: int, file_name: str) -> ImageFile | None:
         """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.

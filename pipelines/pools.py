@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.storage import is_remote, open_folder
 
@@ -136,6 +136,8 @@ def _read_locations(folder: str, descriptor: Descriptor) -> pa.Table:
         name = f"{entry.name}.parquet"
         try:
             tables.append(pq.read_table(pa.BufferReader(place.read(name)), columns=_COLUMNS))
+        except StorageError:
+            raise  # an outage, no damage
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise DatasetError(f"{place.join(name)}: cannot be read ({reason}); `refseg verify` {folder}") from error

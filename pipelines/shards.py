@@ -7,8 +7,10 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -20,12 +22,14 @@ from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed
 from pipelines.rejects import Reject
 from pipelines.tars import TarWriter
 from refseg.descriptor import ShardEntry
-from refseg.errors import BuildError
+from refseg.errors import BuildError, StorageError
 from refseg.schema import ImageLocation, RefRecord
-from refseg.storage import Folder, LocalFolder, open_folder, read_file
+from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
 
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 """One file per finished shard."""
+_FETCHES = 8
+"""Remote images on their way at a time: a request takes longer than the work on its image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +92,12 @@ def build_shard(task: ShardTask) -> Receipt:
     with scratch_files(folder, f"{name}.tar", f"{name}.parquet") as (tar_path, parquet_path):
         with tar_path.open("wb", buffering=1 << 20) as file:
             tar = TarWriter(file)
-            for sample in _read_samples(folder, task.shard):
+            samples = _read_samples(folder, task.shard)
+            images = _read_images([sample for sample in samples if sample.location is None], decode=task.decode)
+            for sample in samples:
                 location = sample.location
                 if location is None:
-                    data, faults = _read_image(sample, decode=task.decode)
+                    data, faults = next(images)
                     if faults and not task.skip_bad:
                         raise faults[0].to_error()
                     rejects += faults
@@ -151,6 +157,8 @@ def find_receipt(task: ShardTask) -> Receipt | None:
             is_local = is_there and isinstance(folder, LocalFolder)
             if is_local and hash_file(Path(folder.join(f"{entry.name}.{suffix}"))) != sha256:
                 return None
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return receipt
@@ -243,6 +251,16 @@ def _read_samples(folder: Folder, shard: PlannedShard) -> list[SampleTask]:
     return read_samples(data)
 
 
+def _read_images(samples: Sequence[SampleTask], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
+    """`_read_image` of each; of remote ones several are on their way at a time."""
+    read = partial(_read_image, decode=decode)
+    if any(is_remote(sample.image) for sample in samples):
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            yield from pool.map(read, samples)
+    else:
+        yield from map(read, samples)
+
+
 def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject]]:
     """The image's bytes, and a reject for each of its refs if it is bad."""
     name = ImageFile(address=sample.image, num_bytes=sample.num_bytes).name
@@ -252,6 +270,8 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
 
     try:
         data = read_file(sample.image)
+    except StorageError:
+        raise  # says nothing of the image
     except OSError as error:
         return b"", reject("missing_image", f"{name} cannot be read ({error.strerror or error}); fetch the file again")
     if len(data) != sample.num_bytes:
