@@ -45,6 +45,15 @@ def _shift_mask(row: ManifestRow) -> ManifestRow:
     )
 
 
+def _move(**location: Any) -> Callable[[ManifestRow], ManifestRow]:
+    return lambda row: replace(row, location=replace(row.location, **location))
+
+
+def _change_raw(row: ManifestRow) -> ManifestRow:
+    (sentence,) = row.record.sentences
+    return replace(row, record=replace(row.record, sentences=(replace(sentence, raw="of yore"),)))
+
+
 def _change_token(row: ManifestRow) -> ManifestRow:
     (sentence,) = row.record.sentences
     return replace(row, record=replace(row.record, sentences=(replace(sentence, token_ids=(49406, 5, 49407)),)))
@@ -60,11 +69,15 @@ def _change_token(row: ManifestRow) -> ManifestRow:
         (_change("ref_id", 110), "found the same ref_id as in"),
         (_shift_mask, "found a mask that differs from its annotations, expected their union"),
         (_change_token, "found other token_ids in sentence 70, expected those of clip-bpe"),
+        (_move(shard="x.tar"), r"found shard x\.tar, expected val-0000\d\.tar;"),
+        (_move(image_offset=0), r"bytes at 512, expected \d+ at 0"),
+        (_move(image_xxh3="0" * 16), r"0{11}7: found other image bytes, expected xxh3 0{16} as in the manifest"),
+        (_move(sample_xxh3="0" * 16), r"found a sample of \d+ bytes with xxh3 \w{16}, expected \d+ bytes with 0{16}"),
+        (_move(sample_xxh3="?"), r"ref 70: found sample_xxh3 '\?', expected 16 hexadecimal digits"),
         (
-            lambda row: replace(row, location=replace(row.location, shard="x.tar")),
-            r"found shard x\.tar, expected val-0000\d\.tar;",
+            _change_raw,
+            r"0{11}7: found a \.json that differs from the manifest in sentences of ref 70, expected the sam",
         ),
-        (lambda row: replace(row, location=replace(row.location, image_offset=0)), r"bytes at 512, expected \d+ at 0"),
     ],
 )
 def test_rows_that_contradict_themselves_are_named_even_if_every_hash_agrees(
