@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,6 +405,28 @@ def test_one_table_is_expected(tmp_path: Path) -> None:
         read_source(MINE, tmp_path)
     with pytest.raises(UsageError, match=r"notes.txt: expected a table that ends in .csv, .jsonl, .parquet"):
         read_source(MINE, tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_memory_does_not_grow_with_the_table(suffix: str, tmp_path: Path) -> None:
+    def peak(num_rows: int) -> int:
+        path = tmp_path / f"{num_rows}{suffix}"
+        rows = [row(image=f"{number}.jpg", box=f"1 2 3 {number + 1}") for number in range(num_rows)]
+        if suffix == ".jsonl":
+            path.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            path.write_text("\n".join(",".join(map(str, values)) for values in [rows[0], *(r.values() for r in rows)]))
+        tracemalloc.start()
+        try:
+            raw = read_source(MINE, path)
+            assert sum(1 for _ in raw.refs) == sum(section == "images" for section, _ in raw.tables) == num_rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)  # what is loaded but once
+    # A row takes over a kilobyte where it is kept; files are read by the megabyte.
+    assert peak(4000) < peak(40) + 2**20
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "é", "a.b"])
