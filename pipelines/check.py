@@ -1,12 +1,14 @@
 """One shard's raw records to checked ones: what is joined, rasterised and tokenised before any image is read."""
 
 import hashlib
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from pipelines.canonical import canonical_json
 from pipelines.manifest import ManifestRow
 from pipelines.records import make_records, reject_ref
 from pipelines.rejects import Reject
@@ -114,7 +116,7 @@ def check_shard(task: CheckTask) -> Checked:
                 ]
                 place = {name: found.get(name) for name in ("address", "num_bytes", "location")}
                 fields = {"key": f"{image_id:012d}{suffix}", **place, "rows": rows}
-                line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                line = canonical_json(fields) + b"\n"
                 digest.update(line)
                 file.write(line)
                 if found.get("location"):
@@ -133,7 +135,7 @@ def read_samples(data: bytes) -> list[SampleTask]:
     """Read back what `check_shard` wrote."""
     samples = []
     for line in data.splitlines():
-        fields = json.loads(line)
+        fields = orjson.loads(line)
         samples.append(
             SampleTask(
                 key=fields["key"],

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import xxhash
 
+from pipelines.canonical import canonical_json
 from pipelines.check import SampleTask, read_samples, reject_image
 from pipelines.images import ImageFile, find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_manifest
@@ -226,7 +227,7 @@ def sample_json(records: Sequence[RefRecord]) -> bytes:
             for record in records
         ],
     }
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    return canonical_json(fields)
 
 
 def hash_file(path: Path) -> str:
