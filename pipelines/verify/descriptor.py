@@ -1,6 +1,7 @@
 """What the descriptor says, against itself and against the counts that were published."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from pipelines.plan import fingerprint
@@ -46,14 +47,15 @@ def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
     for member in descriptor.mix:
         if member.leaked_images and not descriptor.leaks_allowed:
             yield _fault(f"{member.leaked_images} leaked images of {member.dataset}", "none: leaks were not allowed")
-    pools = [pool.name for pool in descriptor.image_pools]
-    for name in sorted({name for name in pools if pools.count(name) > 1}):
-        yield _fault(f"image pool {name} {pools.count(name)} times", "each pool once")
-    names = [entry.name for entry in descriptor.shards]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield _fault(f"shard {name} {names.count(name)} times", "each shard once")
+    for what, names in (
+        ("image pool", Counter(pool.name for pool in descriptor.image_pools)),
+        ("shard", Counter(entry.name for entry in descriptor.shards)),
+    ):
+        for name, number in names.items():
+            if number > 1:
+                yield _fault(f"{what} {name} {number} times", "each once")
     for entry in descriptor.shards:
-        yield from _check_entry(entry, known_splits, has_pools=bool(pools))
+        yield from _check_entry(entry, known_splits, has_pools=bool(descriptor.image_pools))
 
 
 def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools: bool) -> Iterator[Fault]:

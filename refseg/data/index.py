@@ -22,7 +22,7 @@ from torch import Tensor
 
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
-from refseg.data.manifests import dataset_ids, find_tar, flatten, read_manifest, refuse_unknown_files
+from refseg.data.manifests import dataset_ids, find_tars, flatten, read_manifest, refuse_unknown_files
 from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
 
@@ -167,7 +167,7 @@ class ManifestIndex:
             datasets=dataset_ids(descriptor),
             digest=digest,
             row_split=np.repeat(split_of_shard, [table.num_rows for table in tables]),
-            shards=tuple(find_tar(folder, name, descriptor) for name in names),
+            shards=find_tars(folder, names, descriptor),
             **arrays,
         )
 

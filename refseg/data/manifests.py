@@ -1,6 +1,7 @@
 """The files behind an index: manifests and tars as the descriptor names them, here and in pools, and as flat arrays."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry
+from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import is_remote, open_folder
 
@@ -59,36 +60,41 @@ def read_manifest(folder: Path, entry: ShardEntry) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
 
 
-def find_tar(folder: Path, name: str, descriptor: Descriptor) -> Path:
-    """The tar that rows call `name`, here or in an image pool; a pool's is checked as our own were.
+def find_tars(folder: Path, names: Sequence[str], descriptor: Descriptor) -> tuple[Path, ...]:
+    """The tars that rows call `names`, here or in an image pool; a pool's are checked as our own were.
 
     Raises:
-        DatasetError: If there is no such tar or pool, or it is another than when this dataset was built.
-        UsageError: If the pool lies at a URL.
+        DatasetError: If there is no such tar or pool, or one is another than when this dataset was built.
+        UsageError: If a pool lies at a URL.
     """
-    pool_name, _, tar_name = name.rpartition("/")
-    if not pool_name:
-        if tar_name not in {f"{entry.name}.tar" for entry in descriptor.shards}:
-            raise DatasetError(f"{folder}: rows lie in {name}, which {DESCRIPTOR_NAME} does not name; {_REMEDY}")
-        return folder / name
+    wanted = set(names)
+    paths = {f"{entry.name}.tar": folder / f"{entry.name}.tar" for entry in descriptor.shards if entry.num_samples}
     for pool in descriptor.image_pools:
         for tar in pool.tars:
-            if (pool.name, tar.name) == (pool_name, tar_name):
-                if is_remote(pool.path):
-                    raise UsageError(
-                        f"{folder}: its images lie at {pool.path}, expected a folder of this machine; "
-                        f"copy {pool.dataset} here and build again with --images-from the copy"
-                    )
-                # The way begins where the folder is, not at a link to it.
-                path = Path(open_folder(folder.resolve()).join(pool.path)) / tar_name
-                _check_size(
-                    path,
-                    tar.num_bytes,
-                    remedy=f"{folder} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that "
-                    "build back, or build this dataset again",
-                )
-                return path
-    raise DatasetError(f"{folder}: rows lie in {name}, of no image pool in {DESCRIPTOR_NAME}; {_REMEDY}")
+            name = f"{pool.name}/{tar.name}"
+            if name in wanted:
+                paths[name] = _find_in_pool(folder, pool, tar)
+    for name in names:
+        if name not in paths:
+            raise DatasetError(f"{folder}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {_REMEDY}")
+    return tuple(paths[name] for name in names)
+
+
+def _find_in_pool(folder: Path, pool: ImagePool, tar: PoolTar) -> Path:
+    if is_remote(pool.path):
+        raise UsageError(
+            f"{folder}: its images lie at {pool.path}, expected a folder of this machine; "
+            f"copy {pool.dataset} here and build again with --images-from the copy"
+        )
+    # The way begins where the folder is, not at a link to it.
+    path = Path(open_folder(folder.resolve()).join(pool.path)) / tar.name
+    _check_size(
+        path,
+        tar.num_bytes,
+        remedy=f"{folder} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
+        "or build this dataset again",
+    )
+    return path
 
 
 def _check_size(path: Path, expected: int, *, remedy: str = _REMEDY) -> None:

@@ -255,11 +255,17 @@ def test_a_pool_at_a_url_is_refused(pool: Path, tmp_path: Path) -> None:
         ManifestIndex.open(folder, ["train"])
 
 
+def test_a_shard_without_a_tar_needs_none(pool: Path, tmp_path: Path) -> None:
+    folder = write_overlay(tmp_path / "over", pool)
+    assert list(folder.glob("*.tar")) == []
+    assert ManifestIndex.open(folder, ["val"]).shards == (pool / "val-00000.tar",)
+
+
 def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path) -> None:
     folder = write_overlay(tmp_path / "over", pool)
     text = (folder / "refseg.json").read_text()
     (folder / "refseg.json").write_text(text.replace('"name": "toy"', '"name": "other"'))
-    with pytest.raises(DatasetError, match=r"over: rows lie in toy/train-00000.tar, of no image pool in refseg.json"):
+    with pytest.raises(DatasetError, match=r"over: rows lie in toy/train-00000.tar, of no tar or pool in refseg.json"):
         ManifestIndex.open(folder, ["train"])
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
+from pipelines.mix import MixOptions, mix_datasets
 from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
@@ -347,6 +348,27 @@ def test_a_mix_is_checked_by_its_members(built: Path, tmp_path: Path) -> None:
     assert "found dataset refcocog/umd, expected refcoco/unc, refcocog/google" in say(folder)
     rewrite(folder, mix=())
     assert "refseg.json: found dataset 'mix/ours'" in say(folder)
+
+
+def test_a_built_mix_has_no_fault(built: Path, tmp_path: Path) -> None:
+    plus = TinyRefer(root=tmp_path / "plus", folder="refcoco+")
+    for image_id in (8, 20, 21):  # image 8 is in the other's val
+        plus.add_image(image_id, ("train",))
+    build_dataset(plus.options(tmp_path / "plus-built"))
+    mix_datasets(MixOptions(members=(built, tmp_path / "plus-built"), out=tmp_path / "mix"))
+
+    assert verify_dataset(tmp_path / "mix") == []
+    assert ManifestIndex.open(tmp_path / "mix", ["train"]).image_id.tolist() in ([20, 21], [21, 20])
+    flipped = bytearray((tmp_path / "plus-built" / "train-00000.tar").read_bytes())
+    flipped[700] ^= 1
+    (tmp_path / "plus-built" / "train-00000.tar").write_bytes(flipped)
+    assert {fault.file for fault in verify_dataset(tmp_path / "mix")} == {"refcocoplus-unc/train-00000.tar"}
+
+
+def test_a_descriptor_that_names_a_shard_twice_is_a_fault(built: Path) -> None:
+    first, *others = load_descriptor(built).shards
+    rewrite(built, shards=(first, first, *others))
+    assert "refseg.json: found shard val-00000 2 times, expected each once" in say(built, fast=True)
 
 
 def test_a_url_and_several_processes_find_what_one_finds(built: Path) -> None:
