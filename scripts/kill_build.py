@@ -1,0 +1,452 @@
+"""Kills builds at seeded points and runs each to its end: `python scripts/kill_build.py --points 200 --seed 0`.
+
+After each kill nothing may open as a dataset unless it is whole, and the same build, run again, must end with the bytes
+of one that nobody disturbed; if not, exit 1 and the options to try that point alone. This process forks, so it starts
+no threads.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+import pipelines.build
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
+from pipelines.plan import BUILD_FOLDER, PLAN_NAME, load_plan
+from pipelines.shards import RECEIPTS_FOLDER, Receipt, ShardTask, build_shard
+from pipelines.spill import Spill
+from pipelines.tars import TarWriter
+from pipelines.toy import draw_toy
+from pipelines.verify import verify_dataset
+from refseg.descriptor import DESCRIPTOR_NAME, load_descriptor
+from refseg.errors import DatasetError, RefsegError, WorkerError
+from refseg.storage import LocalFolder, RemoteFolder, is_remote, open_folder
+
+KINDS = {
+    "step": (40, "1 worker, at the n-th change of the disk"),
+    "moment": (15, "1 worker, at a moment by the clock"),
+    "worker": (10, "2 workers, one of them at its n-th change of the disk"),
+    "parent": (10, "2 workers, their parent as the k-th shard is there"),
+    "upload": (15, "to object storage, before, amid or after the n-th request to write or remove"),
+    "upload-moment": (10, "to object storage, at a moment by the clock"),
+}
+"""Kinds of points: how many in a hundred, and what they are."""
+PHASES = ("planning", "shards", "finalize", "finished")
+_SECONDS_AT_MOST = 120.0
+_STEPS_OF_A_WORKER = 40
+_STEP_VARIABLE = "REFSEG_KILL_STEP"
+_REFUSED, _FAULT, _WORKER_DIED = 1, 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every point is tried on.
+
+    Attributes:
+        source: Annotations and images.
+        base: Folder for builds on the disk.
+        bucket: URL for builds in object storage.
+        expected: Every file of the undisturbed build, by name.
+        digest: Of that dataset.
+        num_steps: Changes of the disk in a build by one worker.
+        num_requests: Requests to write or remove in a build to object storage.
+        seconds: Of a build by one worker, by kind of place: `disk`, `bucket`.
+    """
+
+    source: Path
+    base: Path
+    bucket: str
+    expected: dict[str, bytes]
+    digest: str
+    num_steps: int
+    num_requests: int
+    seconds: dict[str, float]
+
+
+def build(source: Path, out: str, *, workers: int = 1) -> None:
+    """Build; one picture is spoilt, so that there are rejects, too."""
+    given: dict[str, Any] = {"images_per_shard": 2, "on_bad_sample": "skip", "accept_counts": True}
+    build_dataset(BuildOptions(dataset="toy/refseg", annotations=source, out=out, workers=workers, **given))
+
+
+def in_child(work: Callable[[], int | None], *, wait: bool = True) -> int:
+    """Run work in a forked process; its exit code (negative: the signal it died of), or its id if not waited for."""
+    child = os.fork()
+    if child == 0:
+        code = _FAULT
+        try:
+            code = work() or 0
+        except RefsegError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            code = _REFUSED
+        finally:  # a forked child must not return into the loop of its parent
+            if code == _FAULT:
+                traceback.print_exc()
+            os._exit(code)
+    return wait_for(child) if wait else child
+
+
+def wait_for(child: int) -> int:
+    """Exit code of a child."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die() -> None:
+    """As if by `kill -9`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hook_disk(on_step: Callable[[], bool]) -> None:
+    """Call `on_step` before each change of the disk; True: die there, of a file's bytes after the first half."""
+
+    def hook(owner: Any, name: str) -> None:
+        before = getattr(owner, name)
+
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            if on_step():
+                if name == "write_bytes":
+                    before(args[0], args[1][: len(args[1]) // 2])
+                die()
+            return before(*args, **kwargs)
+
+        setattr(owner, name, hooked)
+
+    for name in ("fsync", "mkdir", "rmdir", "unlink"):
+        hook(os, name)
+    for owner, names in ((Path, ("replace", "write_bytes")), (TarWriter, ("add", "finish")), (Spill, ("flush",))):
+        for name in names:
+            hook(owner, name)
+
+
+def hook_requests(on_request: Callable[[], str]) -> None:
+    """Call `on_request` before each request to write or remove; it says when to die.
+
+    Args:
+        on_request: Says `before`, `after`, `amid` followed by seconds, or nothing.
+    """
+
+    def hook(name: str) -> None:
+        before = getattr(RemoteFolder, name)
+
+        def hooked(*args: Any) -> None:
+            when = on_request()
+            if when == "before":
+                die()
+            if when.startswith("amid"):
+                threading.Timer(float(when.removeprefix("amid")), die).start()
+            before(*args)
+            if when:
+                die()
+
+        setattr(RemoteFolder, name, hooked)
+
+    hook("publish")
+    hook("remove")
+
+
+def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callable[[], None], base: Path) -> int:
+    """Calls of a hook in an undisturbed run of `work`."""
+    note = base / "count"
+
+    def count() -> None:
+        calls = 0
+
+        def step() -> Any:
+            nonlocal calls
+            calls += 1
+            return no
+
+        hook(step)
+        work()
+        with note.open("w") as file:
+            file.write(str(calls))
+
+    if in_child(count) != 0:
+        raise SystemExit("the undisturbed build failed")
+    return int(note.read_text())
+
+
+def nth(number: int, yes: Any, no: Any) -> Callable[[], Any]:
+    """A function that says `yes` at its n-th call and `no` else."""
+    calls = 0
+
+    def step() -> Any:
+        nonlocal calls
+        calls += 1
+        return yes if calls == number else no
+
+    return step
+
+
+def build_shard_hooked(task: ShardTask) -> Receipt:
+    """`build_shard` in a worker that dies at the step which the environment names."""
+    number = os.environ.pop(_STEP_VARIABLE, "")
+    if number:
+        hook_disk(nth(int(number), True, False))
+    return build_shard(task)
+
+
+def kill_step(bench: Bench, out: str, rng: random.Random) -> bool:
+    """Let a build die at a change of the disk; False: it had ended before (as all `kill_` functions say)."""
+    number = rng.randint(1, bench.num_steps)
+
+    def work() -> None:
+        hook_disk(nth(number, True, False))
+        build(bench.source, out)
+
+    return in_child(work) == -signal.SIGKILL
+
+
+def kill_moment(bench: Bench, out: str, rng: random.Random) -> bool:
+    """Kill a build after some time."""
+    child = in_child(lambda: build(bench.source, out), wait=False)
+    time.sleep(rng.uniform(0, bench.seconds["bucket" if is_remote(out) else "disk"]))
+    os.kill(child, signal.SIGKILL)
+    return wait_for(child) == -signal.SIGKILL
+
+
+def kill_worker(bench: Bench, out: str, rng: random.Random) -> bool:
+    """Let a worker die at a change of the disk; its parent then ends with an error and keeps what is there."""
+    number = rng.randint(1, _STEPS_OF_A_WORKER)
+
+    def work() -> int:
+        os.environ[_STEP_VARIABLE] = str(number)
+        pipelines.build.build_shard = build_shard_hooked  # type: ignore[attr-defined]
+        try:
+            build(bench.source, out, workers=2)
+        except WorkerError:
+            return _WORKER_DIED
+        return 0
+
+    return in_child(work) == _WORKER_DIED
+
+
+def kill_parent(bench: Bench, out: str, rng: random.Random) -> bool:
+    """Kill the parent of workers when some shards are there, and wait until its workers have ended."""
+    num_receipts = rng.randint(0, 6)
+
+    def work() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # multiprocessing tells of what is left
+        build(bench.source, out, workers=2)
+
+    child = in_child(work, wait=False)
+    receipts, end = Path(out, RECEIPTS_FOLDER), time.monotonic() + _SECONDS_AT_MOST
+    while time.monotonic() < end and not Path(out, DESCRIPTOR_NAME).exists():
+        with suppress(FileNotFoundError):
+            if len(list(receipts.iterdir())) >= num_receipts:
+                break
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.02 if num_receipts else 2))
+    workers = children_of(child)
+    os.kill(child, signal.SIGKILL)
+    was_killed = wait_for(child) == -signal.SIGKILL
+    end = time.monotonic() + _SECONDS_AT_MOST
+    while any(is_alive(worker) for worker in workers):
+        if time.monotonic() > end:
+            raise SystemExit(f"{out}: a worker outlived its parent")
+        time.sleep(0.01)
+    return was_killed
+
+
+def kill_upload(bench: Bench, out: str, rng: random.Random) -> bool:
+    """Let a build die at a request to object storage."""
+    number, when = rng.randint(1, bench.num_requests), rng.choice(("before", f"amid{rng.uniform(0, 0.01)}", "after"))
+
+    def work() -> None:
+        hook_requests(nth(number, when, ""))
+        build(bench.source, out)
+
+    return in_child(work) == -signal.SIGKILL
+
+
+KILLS = {
+    "step": kill_step, "moment": kill_moment, "worker": kill_worker, "parent": kill_parent, "upload": kill_upload,
+    "upload-moment": kill_moment,
+}  # fmt: skip
+
+
+def children_of(process: int) -> list[int]:
+    """Processes that a process has started."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(process: int) -> bool:
+    """False for one that ended and one that is only remembered."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def contents(out: str) -> dict[str, bytes]:
+    """Every file below a folder, by name."""
+    files, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
+    return {name.removeprefix(f"{root}/"): files.cat_file(name) for name in files.find(root)}
+
+
+def examine(bench: Bench, out: str) -> int:
+    """Look at what a kill left, build again, and compare.
+
+    Returns:
+        10 and the position of the phase that the kill met.
+
+    Raises:
+        AssertionError: If a promise is broken.
+    """
+    folder = open_folder(out)
+    if folder.size(DESCRIPTOR_NAME) is None:
+        try:
+            load_descriptor(out)
+        except DatasetError:
+            pass
+        else:
+            raise AssertionError("a half build opens as a dataset")
+        plan = load_plan(folder) if folder.size(PLAN_NAME) is not None else None
+        num_receipts = len(open_folder(folder.join(RECEIPTS_FOLDER)).list())
+        phase = 0 if plan is None else 2 if num_receipts == len(plan.shards) else 1
+    else:
+        phase = 3
+        assert load_descriptor(out).digest == bench.digest, "a dataset of another digest"
+        faults = verify_dataset(out, workers=1)
+        assert not faults, f"published and damaged: {faults[0]}"
+    build(bench.source, out)
+    assert load_descriptor(out).digest == bench.digest, "the rerun has another digest"
+    found = contents(out)
+    differing = sorted(name for name in {**found, **bench.expected} if found.get(name) != bench.expected.get(name))
+    assert not differing, f"the rerun differs in {', '.join(differing)}"
+    assert not isinstance(folder, LocalFolder) or not (folder.path / BUILD_FOLDER).exists(), "the plan is still there"
+    return 10 + phase
+
+
+def start_server(base: Path) -> int:
+    """Start an S3 server on loopback, tell fsspec its address, and make the bucket; the server's process id."""
+    note = base / "port"
+
+    def serve() -> None:
+        import logging
+
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        (base / "port.part").write_text(str(server.get_host_and_port()[1]))
+        (base / "port.part").rename(note)
+        while os.getppid() == parent:
+            time.sleep(0.5)
+
+    parent = os.getpid()
+    server = in_child(serve, wait=False)
+    while not note.exists():
+        time.sleep(0.02)
+    options = {"endpoint_url": f"http://127.0.0.1:{note.read_text()}", "key": "k", "secret": "s"}
+    os.environ["FSSPEC_S3"] = json.dumps(options)
+    fsspec.config.conf["s3"] = options
+    if in_child(lambda: fsspec.filesystem("s3").mkdir("kills")) != 0:
+        raise SystemExit("the S3 server does not answer")
+    return server
+
+
+def set_up(base: Path, *, with_bucket: bool) -> Bench:
+    """Draw the source, build it undisturbed, and count."""
+    source = base / "source"
+    draw_toy(source, num_images=12, seed=0, image_size=(96, 96))
+    spoilt = sorted(source.rglob("*.jpg"))[0]
+    spoilt.write_bytes(spoilt.read_bytes()[:-200])
+    whole, bucket = str(base / "whole"), "s3://kills/out"
+    num_steps = count_steps(hook_disk, False, lambda: build(source, whole), base)
+    begin = time.monotonic()
+    in_child(lambda: build(source, str(base / "timed")))
+    seconds = {"disk": time.monotonic() - begin, "bucket": 0.0}
+    num_requests = 0
+    if with_bucket:
+        begin = time.monotonic()
+        num_requests = count_steps(hook_requests, "", lambda: build(source, f"{bucket}-counted"), base)
+        seconds["bucket"] = time.monotonic() - begin
+    return Bench(
+        source=source, base=base, bucket=bucket, expected=contents(whole), digest=load_descriptor(whole).digest,
+        num_steps=num_steps, num_requests=num_requests, seconds=seconds,
+    )  # fmt: skip
+
+
+def try_point(bench: Bench, kind: str, seed: int, number: int) -> str | None:
+    """Kill one build and examine it; the phase it was killed in, None if it had ended before.
+
+    Raises:
+        SystemExit: If a promise is broken.
+    """
+    rng = random.Random(f"{seed} {kind} {number}")
+    name = f"{kind}-{number}"
+    out = f"{bench.bucket}-{name}" if kind.startswith("upload") else str(bench.base / name)
+    was_killed = KILLS[kind](bench, out, rng)
+    code = in_child(lambda: examine(bench, out))
+    if code < 10:
+        raise SystemExit(f"broken: {kind} {number} of seed {seed}; try it alone: --only {kind} --first {number}")
+    shutil.rmtree(out, ignore_errors=True)
+    return PHASES[code - 10] if was_killed else None
+
+
+def main() -> int:
+    """Try all points and print a line for each kind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=200, help="kills in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the points (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=tuple(KINDS), help="kinds of points")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="begin with the N-th point of each kind")
+    args = parser.parse_args()
+
+    shares = {kind: KINDS[kind][0] for kind in args.only}
+    wanted = {kind: args.points * share // sum(shares.values()) for kind, share in shares.items()}
+    wanted[args.only[0]] += args.points - sum(wanted.values())
+    server = None
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kill-build-") as folder:
+        base = Path(folder)
+        try:
+            with_bucket = any(kind.startswith("upload") for kind in wanted)
+            if with_bucket:
+                server = start_server(base)
+            bench = set_up(base, with_bucket=with_bucket)
+            for kind, num_points in wanted.items():
+                phases: Counter[str] = Counter()
+                missed, number = 0, args.first
+                while phases.total() < num_points:
+                    phase = try_point(bench, kind, args.seed, number)
+                    phases.update([phase] if phase else [])
+                    missed += phase is None
+                    number += 1
+                where = ", ".join(f"{phases[phase]} {phase}" for phase in PHASES)
+                print(f"{kind}: {num_points} kills ({KINDS[kind][1]}): {where}; {missed} had ended before", flush=True)
+        finally:
+            if server is not None:
+                os.kill(server, signal.SIGKILL)
+                wait_for(server)
+    total = sum(wanted.values())
+    print(
+        f"{total} kills, seed {args.seed}, {time.monotonic() - begin:.0f} s: nothing half opened as a dataset, every "
+        f"rerun ended with digest {bench.digest:.12} and the same {len(bench.expected)} files"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
