@@ -90,6 +90,8 @@ class ImageFinder:
                 f"COCO_val2014_{image_id:012d}.jpg",
             )
             names += [name for name in coco_names if name not in names]
+        else:
+            names.append(f"{image_id // 1000:02d}/images/{name.name}")  # SAIAPR TC-12 as released
         for candidate in filter(None, names):
             for folder in self._folders:
                 listing = self._listings.get(folder.address)

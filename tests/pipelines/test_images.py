@@ -59,3 +59,12 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
 
     assert ImageFinder([tmp_path / "images"], is_coco=True).find(25, "../secret.jpg") is None
+
+
+def test_pictures_of_saiapr_are_found_in_their_numbered_folders(tmp_path: Path) -> None:
+    path = put(tmp_path / "saiapr_tc-12/19/images", "19579.jpg")
+
+    found = ImageFinder([tmp_path], is_coco=False).find(19579, "19579.jpg")
+
+    assert found is not None
+    assert found.address == str(path)
