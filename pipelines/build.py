@@ -12,7 +12,7 @@ from pipelines.engines import run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
 from pipelines.planning import look_at_keys, make_plan
-from pipelines.rejects import REJECTS_NAME, Reject, write_rejects
+from pipelines.rejects import Reject, write_rejects
 from pipelines.shards import (
     RECEIPTS_FOLDER,
     Receipt,
@@ -27,7 +27,7 @@ from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, load_descriptor
 from refseg.errors import BuildError, RefsegError, StorageError, UsageError, WorkerError
 from refseg.schema import find_dataset
 from refseg.storage import Folder, LocalFolder, local_annotations, open_folder

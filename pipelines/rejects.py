@@ -10,8 +10,6 @@ import pyarrow.parquet as pq
 from refseg.errors import AnnotationError, ImageError, RefsegError
 from refseg.schema import DatasetSpec
 
-REJECTS_NAME = "rejects.parquet"
-
 REASONS = {
     "malformed_ref": "a field of the ref is missing or of another type",
     "duplicate_ref_id": "an earlier ref of the file has the same id",
