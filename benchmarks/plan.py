@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
         f"written in {time.perf_counter() - start:.1f} s"
     )
     command = [sys.executable, "-m", "refseg", "build-shards", DATASET, "--stage", "plan"]
-    command += ["--annotations", str(work / "corpus"), "--out", str(work / "out")]
+    command += ["--annotations", str(work / "corpus"), "--out", str(work / "out"), "--workers", "1"]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
     _, status, usage = os.wait4(process.pid, 0)

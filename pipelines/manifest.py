@@ -84,17 +84,33 @@ class ManifestRow:
         Raises:
             AnnotationError: If the values make no record.
         """
-        names = tuple(ImageLocation.__slots__)
-        location = ImageLocation(**{name: fields[name] for name in names})
-        rest = {name: value for name, value in fields.items() if name not in names}
-        rest["box_xywh"] = tuple(rest["box_xywh"])
-        rest["mask"] = _rle(rest["mask"])
-        rest["sentences"] = tuple(
-            Sentence(**{**sentence, "words": tuple(sentence["words"]), "token_ids": tuple(sentence["token_ids"])})
-            for sentence in rest["sentences"]
+        location = ImageLocation(
+            shard=fields["shard"],
+            image_offset=fields["image_offset"],
+            image_bytes=fields["image_bytes"],
+            image_xxh3=fields["image_xxh3"],
+            sample_bytes=fields["sample_bytes"],
+            sample_xxh3=fields["sample_xxh3"],
         )
-        rest["annotations"] = tuple(map(_annotation, rest["annotations"]))
-        return cls(record=RefRecord(**rest), location=location)
+        record = RefRecord(
+            dataset=fields["dataset"],
+            split_by=fields["split_by"],
+            split=fields["split"],
+            ref_id=fields["ref_id"],
+            image_id=fields["image_id"],
+            file_name=fields["file_name"],
+            height=fields["height"],
+            width=fields["width"],
+            category=fields["category"],
+            box_xywh=tuple(fields["box_xywh"]),
+            area=fields["area"],
+            no_target=fields["no_target"],
+            box_only=fields["box_only"],
+            mask=_rle(fields["mask"]),
+            sentences=tuple(map(_sentence, fields["sentences"])),
+            annotations=tuple(map(_annotation, fields["annotations"])),
+        )
+        return cls(record=record, location=location)
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> str:
@@ -167,6 +183,17 @@ def _rle_dict(rle: Rle) -> dict[str, Any]:
 def _rle(fields: dict[str, Any]) -> Rle:
     height, width = fields["size"]
     return Rle(size=(height, width), counts=tuple(fields["counts"]))
+
+
+def _sentence(fields: dict[str, Any]) -> Sentence:
+    return Sentence(
+        sent_id=fields["sent_id"],
+        raw=fields["raw"],
+        sent=fields["sent"],
+        words=tuple(fields["words"]),
+        token_ids=tuple(fields["token_ids"]),
+        exists=fields["exists"],
+    )
 
 
 def _annotation(fields: dict[str, Any]) -> Annotation:
