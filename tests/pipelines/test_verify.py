@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines.build import build_dataset
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
 from pipelines.mix import MixOptions, mix_datasets
+from pipelines.options import BuildOptions
 from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
@@ -363,6 +365,18 @@ def test_a_built_mix_has_no_fault(built: Path, tmp_path: Path) -> None:
     flipped[700] ^= 1
     (tmp_path / "plus-built" / "train-00000.tar").write_bytes(flipped)
     assert {fault.file for fault in verify_dataset(tmp_path / "mix")} == {"refcocoplus-unc/train-00000.tar"}
+
+
+def test_a_custom_dataset_of_boxes_has_any_splits(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg")
+    header, row = "image,width,height,box,sentence,split", 'a.jpg,20,10,"[1, 1, 4, 4]",the box,dev'
+    (tmp_path / "sentences.csv").write_text(f"{header}\n{row}\n")
+    out = tmp_path / "out"
+    build_dataset(BuildOptions(dataset="custom/mine", annotations=tmp_path, images=tmp_path, out=out, workers=1))
+
+    assert verify_dataset(out) == []
+    assert stats_dataset(out).splits[0].num_box_only == 1
+    assert ManifestIndex.open(out, ["dev"]).target_mask(0, 0).sum() == 16
 
 
 def test_a_descriptor_that_names_a_shard_twice_is_a_fault(built: Path) -> None:
