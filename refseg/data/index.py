@@ -6,16 +6,13 @@ with their parent (fork) or receive once (spawn).
 
 import hashlib
 import json
-import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,11 +20,9 @@ from torch import Tensor
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
 from refseg.data.manifests import dataset_ids, find_tars, flatten, read_manifest, refuse_unknown_files
+from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
-
-_HEADER_BYTES = 512  # of a tar member: a sample starts so far before its JPEG
-_MAX_OPEN_SHARDS = 256  # descriptors a process holds; the usual limit is 1,024
 
 
 class SentenceIds(NamedTuple):
@@ -125,7 +120,11 @@ class ManifestIndex:
     sample_bytes: NDArray[np.int64]
     sample_xxh3: NDArray[np.uint64]
 
-    _open_shards: dict[int, "_OpenShard"] = field(default_factory=dict, init=False)
+    _files: ShardFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The dataclass is frozen because the index is a value; this is part of its construction.
+        object.__setattr__(self, "_files", ShardFiles(self.shards))
 
     @classmethod
     def open(cls, folder: Path, splits: Sequence[str]) -> "ManifestIndex":
@@ -254,46 +253,14 @@ class ManifestIndex:
 
     def _read(self, image: int) -> NDArray[np.uint8]:
         """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's."""
-        start = int(self.image_offset[image]) - _HEADER_BYTES
-        sample = np.empty(int(self.sample_bytes[image]), np.uint8)
-        num_read = os.preadv(self._descriptor_of(int(self.image_shard[image])), [sample.data], start)
-        remedy = "copy the shard again from its source or build the dataset again"
-        if num_read != len(sample):
-            raise DatasetError(
-                f"{self._where(image)}: found {num_read} bytes at offset {start}, expected {len(sample)}: the shard is "
-                f"cut short; {remedy}"
-            )
-        found = xxhash.xxh3_64_intdigest(sample.data)
-        if found != self.sample_xxh3[image]:
-            raise DatasetError(
-                f"{self._where(image)}: found a sample with XXH3 {found:016x}, expected "
-                f"{int(self.sample_xxh3[image]):016x}: the shard is damaged or another's; {remedy}"
-            )
-        return sample[_HEADER_BYTES : _HEADER_BYTES + int(self.image_bytes[image])]
+        sample = self._files.read_sample(
+            int(self.image_shard[image]),
+            start=int(self.image_offset[image]) - HEADER_BYTES,
+            num_bytes=int(self.sample_bytes[image]),
+            xxh3=int(self.sample_xxh3[image]),
+            where=self._where(image),
+        )
+        return sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
 
     def _where(self, image: int) -> str:
         return f"{self.shards[self.image_shard[image]]}: image {self.image_id[image]} ({self.file_name[image]})"
-
-    def _descriptor_of(self, shard: int) -> int:
-        """File descriptor of a tar, opened on first use in each process; `pread` needs no lock on it."""
-        opened = self._open_shards.get(shard)
-        if opened is None:
-            while len(self._open_shards) >= _MAX_OPEN_SHARDS:
-                self._open_shards.pop(next(iter(self._open_shards)))
-            opened = self._open_shards[shard] = _OpenShard(self.shards[shard])
-        return opened.descriptor
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, which mean nothing in another process."""
-        return {**self.__dict__, "_open_shards": {}}
-
-
-class _OpenShard:
-    """A tar open for reading; closed when nothing refers to it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be opened ({error.strerror}); copy or build the shard again") from error
-        weakref.finalize(self, os.close, self.descriptor)

@@ -123,7 +123,7 @@ def _num_open() -> int:
 
 
 def test_few_files_are_held_open(train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refseg.data.index._MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("refseg.data.shard_files._MAX_OPEN_SHARDS", 1)
     index = pickle.loads(pickle.dumps(train_index))
     before = _num_open()
     for _ in range(5):
