@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _TASKS_IN_FLIGHT = 2
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: tasks and results are small, images never pass through it."""
 _SECONDS_TO_CANCEL = 20.0
+_SECONDS_TO_CONNECT = 10.0
 
 
 def run_ray(
@@ -108,6 +110,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            _reach(address)
             ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -132,3 +135,10 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Connect to a `host:port` and hang up: Ray itself tries for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
