@@ -15,7 +15,7 @@ from pipelines.images import ImageFinder
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
 from pipelines.pools import ImagePools
-from pipelines.published import published_counts
+from pipelines.published import find_differences
 from pipelines.records import make_records
 from pipelines.shards import publish_bytes
 from pipelines.sources.raw import RawShard, RawSource
@@ -85,35 +85,23 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
             sources=source.sources,
             licences=tables.licences,
             source_counts=survey.counts,
-            counts_accepted=bool(count_mismatches(source.spec.dataset_id, survey.counts)),
+            counts_accepted=bool(find_differences(source.spec.dataset_id, survey.counts)),
             image_pools=look.pools.describe(used_tars) if look.pools else (),
         )
     publish_bytes(folder, plan.to_json().encode(), PLAN_NAME)
     return plan
 
 
-def count_mismatches(dataset_id: str, counts: dict[str, SplitCounts]) -> list[str]:
-    """Say where counts by split differ from the published ones, for example `val: 13 refs, published 3811`."""
-    published = published_counts(dataset_id)
-    return [
-        f"{split}: {getattr(found, name)} {name}, published {getattr(published[split], name)}"
-        for split, found in counts.items()
-        if split in published
-        for name in ("images", "refs", "sentences")
-        if getattr(published[split], name) not in (None, getattr(found, name))
-    ]
-
-
 def _check_counts(dataset_id: str, counts: dict[str, SplitCounts], *, accept: bool) -> None:
-    mismatches = count_mismatches(dataset_id, counts)
-    if not mismatches:
+    differences = "; ".join(map(str, find_differences(dataset_id, counts)))
+    if not differences:
         return
     if not accept:
         raise BuildError(
-            f"{dataset_id}: the counts are not the published ones ({'; '.join(mismatches)}); take the files from their "
+            f"{dataset_id}: the counts are not the published ones ({differences}); take the files from their "
             "release, or give --accept-counts to build what is there, which the dataset then says of itself"
         )
-    logger.warning("%s: accepted counts that are not the published ones (%s)", dataset_id, "; ".join(mismatches))
+    logger.warning("%s: accepted counts that are not the published ones (%s)", dataset_id, differences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
