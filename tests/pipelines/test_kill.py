@@ -1,4 +1,4 @@
-"""SIGKILL at every step that touches the disk: the next run ends with the same bytes, no reader is fooled meanwhile."""
+"""SIGKILL while building: the next run ends with the same bytes, no reader is fooled meanwhile, no worker is left."""
 
 import os
 import signal
@@ -13,81 +13,26 @@ import pytest
 
 from pipelines.build import build_dataset
 
-# Runs in a process of its own and forks before anything has started a thread. Each child kills itself at its n-th
-# call of a function that changes the disk; then another child builds to the end. Prints one line per point.
-DRIVER = """
-import os, pathlib, signal, sys
-from pathlib import Path
-from pipelines.build import build_dataset
-from pipelines.options import BuildOptions
-from pipelines.tars import TarWriter
-
-data, base, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-
-def options(out):
-    shards = {"workers": 1, "images_per_shard": 2}
-    return BuildOptions(dataset="refcoco/unc", annotations=data, out=out, accept_counts=True, **shards)
-
-def in_child(work):
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException as error:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(3)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def killed_at(point, out):
-    calls = 0
-    def count(function):
-        def wrapped(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-        return wrapped
-    os.fsync = count(os.fsync)
-    os.rmdir = count(os.rmdir)
-    os.unlink = count(os.unlink)
-    for owner, names in ((Path, ("replace", "write_bytes", "mkdir")), (TarWriter, ("add", "finish"))):
-        for name in names:
-            setattr(owner, name, count(getattr(owner, name)))
-    build_dataset(options(out))
-
-point = 1
-while True:
-    out = base / f"killed-{point}"
-    status = in_child(lambda: killed_at(point, out))
-    if status == 0:
-        break
-    finished = (out / "refseg.json").exists()
-    again = in_child(lambda: build_dataset(options(out)))
-    print(point, status, finished, again, flush=True)
-    point += stride
-"""
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_build.py"
 
 
-@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_build_killed_anywhere_ends_with_the_same_bytes(
-    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], stride: int
-) -> None:
-    build_dataset(tiny.options(tmp_path / "whole"))
-    expected = contents(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("kinds", "num_points"),
+    [
+        (["step", "moment"], 25),
+        pytest.param(["worker", "parent", "upload", "upload-moment"], 25, marks=pytest.mark.slow),
+    ],
+)
+def test_a_build_killed_anywhere_ends_with_the_same_bytes(kinds: list[str], num_points: int) -> None:
+    """At seeded points; `scripts/kill_build.py` says what is looked at after each, and runs as many as one likes."""
+    command = [sys.executable, str(SCRIPT), "--points", str(num_points), "--seed", "1", "--only", *kinds]
+    run = subprocess.run(command, capture_output=True, text=True)
 
-    command = [sys.executable, "-c", DRIVER, str(tiny.root), str(tmp_path), str(stride)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    points = [line.split() for line in run.stdout.splitlines()]
-    assert len(points) * stride > 60, run.stderr
-    for point, status, finished, again in points:
-        assert status == str(-signal.SIGKILL)
-        assert again == "0", run.stderr
-        assert contents(tmp_path / f"killed-{point}") == expected
-        # Only a kill after the descriptor's rename leaves a dataset, and then it is whole.
-        assert finished == "False" or int(point) > int(points[-1][0]) - 20
+    assert run.returncode == 0, run.stderr
+    *lines, summary = run.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == kinds
+    assert summary.startswith(f"{num_points} kills, seed 1, ")
+    assert all(line.count(" 0 shards") == 0 for line in lines if line.startswith(("step", "worker", "upload:")))
 
 
 def _children(pid: int) -> list[int]:
