@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refseg import tokenizer
+from refseg.data.cache import Tar
 from refseg.data.decode import decode_rgb
 from refseg.data.manifests import dataset_ids, find_tars, flatten, read_manifest, refuse_unknown_files
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.storage import open_folder
 
 
 class SentenceIds(NamedTuple):
@@ -49,7 +51,7 @@ class ManifestIndex:
     A "position" counts from 0 within this index; an "id" is the source's.
 
     Attributes:
-        folder: Of the dataset.
+        folder: Of the dataset: its path or URL.
         descriptor: What `refseg.json` says.
         splits: In the dataset's order.
         datasets: Dataset ids the rows may be of: the members of a mix, or the dataset alone.
@@ -77,7 +79,7 @@ class ManifestIndex:
         height: `(images,)` int32, pixels.
         width: `(images,)` int32, pixels.
         row_start: `(images + 1,)` int64, where each image's rows start.
-        shards: Paths of the tars, those of image pools among them.
+        shards: The tars, those of image pools among them.
         image_shard: `(images,)` int32, position in `shards`.
         image_offset: `(images,)` int64, of the JPEG in the tar.
         image_bytes: `(images,)` int64, length of the JPEG.
@@ -85,7 +87,7 @@ class ManifestIndex:
         sample_xxh3: `(images,)` uint64, XXH3-64 of the whole sample.
     """
 
-    folder: Path
+    folder: str
     descriptor: Descriptor
     splits: tuple[str, ...]
     datasets: tuple[str, ...]
@@ -113,7 +115,7 @@ class ManifestIndex:
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     row_start: NDArray[np.int64]
-    shards: tuple[Path, ...]
+    shards: tuple[Tar, ...]
     image_shard: NDArray[np.int32]
     image_offset: NDArray[np.int64]
     image_bytes: NDArray[np.int64]
@@ -127,17 +129,18 @@ class ManifestIndex:
         object.__setattr__(self, "_files", ShardFiles(self.shards))
 
     @classmethod
-    def open(cls, folder: Path, splits: Sequence[str]) -> "ManifestIndex":
+    def open(cls, folder: Path | str, splits: Sequence[str]) -> "ManifestIndex":
         """Read the manifests of some splits.
 
         Args:
-            folder: Of a finished dataset.
+            folder: Of a finished dataset: a path or a URL.
             splits: Names of splits; their order does not matter.
 
         Raises:
             DatasetError: If the dataset is unfinished, made with another tokenizer, or its files, or those of its
                 image pools, are not those the descriptor names.
             UsageError: If the dataset has no such split, or none is asked for.
+            StorageError: If remote storage refuses or fails.
         """
         descriptor = load_descriptor(folder)
         if descriptor.tokenizer != tokenizer.IDENTITY:
@@ -152,21 +155,23 @@ class ManifestIndex:
             )
         if not splits:
             raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
-        refuse_unknown_files(folder, descriptor)
+        place = open_folder(folder)
+        sizes = place.list()
+        refuse_unknown_files(place, sizes, descriptor)
         chosen = tuple(split for split in descriptor.splits if split in splits)
         entries = [entry for entry in descriptor.shards if entry.split in chosen]
-        tables = [read_manifest(folder, entry) for entry in entries]
-        arrays, names = flatten(folder, pa.concat_tables(tables), descriptor)
+        tables = [read_manifest(place, sizes, entry) for entry in entries]
+        arrays, names = flatten(place, pa.concat_tables(tables), descriptor)
         split_of_shard = np.array([chosen.index(entry.split) for entry in entries], np.int16)
         digest = hashlib.sha256(json.dumps([descriptor.digest, chosen]).encode()).hexdigest()
         return cls(
-            folder=folder,
+            folder=place.address,
             descriptor=descriptor,
             splits=chosen,
             datasets=dataset_ids(descriptor),
             digest=digest,
             row_split=np.repeat(split_of_shard, [table.num_rows for table in tables]),
-            shards=find_tars(folder, names, descriptor),
+            shards=find_tars(place, names, descriptor),
             **arrays,
         )
 
@@ -250,6 +255,28 @@ class ManifestIndex:
             return decode_rgb(self._read(image))
         except ImageError as error:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
+
+    def fetch_ahead(self, images: NDArray[np.int64]) -> None:
+        """Begin to bring remote shards to this machine; local ones need nothing.
+
+        Args:
+            images: In the order in which they will be read.
+        """
+        if self._files.cached:
+            shards, first = np.unique(self.image_shard[images], return_index=True)
+            self._files.fetch_ahead(shards[np.argsort(first)].tolist())
+
+    def check_ahead(self, *, wait: bool = False) -> None:
+        """Raise what `fetch_ahead` met in the background.
+
+        Args:
+            wait: Until all its shards are here.
+
+        Raises:
+            DatasetError: If an object is missing, or twice another than was built.
+            StorageError: If storage refuses or fails.
+        """
+        self._files.check_ahead(wait=wait)
 
     def _read(self, image: int) -> NDArray[np.uint8]:
         """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's."""

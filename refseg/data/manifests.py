@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from refseg.data.cache import Tar
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
-from refseg.errors import DatasetError, UsageError
-from refseg.storage import is_remote, open_folder
+from refseg.errors import DatasetError
+from refseg.storage import Folder, is_remote, open_folder
 
 _COLUMNS = [
     "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask",
@@ -27,86 +28,105 @@ def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
     return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
 
 
-def refuse_unknown_files(folder: Path, descriptor: Descriptor) -> None:
+def refuse_unknown_files(place: Folder, sizes: dict[str, int], descriptor: Descriptor) -> None:
     """Look for a shard that is there twice, say: whoever takes all tars would see its samples twice.
+
+    Args:
+        place: The dataset's folder.
+        sizes: What is in it: names and bytes.
+        descriptor: Of the dataset.
 
     Raises:
         DatasetError: If the folder holds a tar or Parquet file that is not the dataset's.
     """
     known = {f"{entry.name}.{kind}" for entry in descriptor.shards for kind in ("tar", "parquet")}
-    for name in sorted(open_folder(folder).list()):
+    for name in sorted(sizes):
         if name.endswith((".tar", ".parquet")) and name not in known | {REJECTS_NAME}:
             raise DatasetError(
-                f"{folder / name}: found a file that {DESCRIPTOR_NAME} does not name, expected only the dataset's own "
-                "shards; remove it"
+                f"{place.join(name)}: found a file that {DESCRIPTOR_NAME} does not name, expected only the dataset's "
+                "own shards; remove it"
             )
 
 
-def read_manifest(folder: Path, entry: ShardEntry) -> pa.Table:
+def read_manifest(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> pa.Table:
     """Read one manifest, after checking that it and its tar are the descriptor's.
 
     The tar is checked by size only: hashing it would read the whole dataset, and each sample is checked when read.
 
+    Args:
+        place: The dataset's folder.
+        sizes: What is in it: names and bytes.
+        entry: The shard.
+
     Raises:
         DatasetError: If one of the two is missing or another than was built.
+        StorageError: If storage refuses or fails.
     """
     if entry.num_samples:
-        _check_size(folder / f"{entry.name}.tar", entry.tar_bytes)
-    path = folder / f"{entry.name}.parquet"
-    _check_size(path, entry.parquet_bytes)
-    data = path.read_bytes()
+        _check_size(place, sizes, f"{entry.name}.tar", entry.tar_bytes)
+    name = f"{entry.name}.parquet"
+    _check_size(place, sizes, name, entry.parquet_bytes)
+    data = place.read(name)
     if (sha256 := hashlib.sha256(data).hexdigest()) != entry.parquet_sha256:
-        raise DatasetError(f"{path}: found sha256 {sha256}, expected {entry.parquet_sha256}; {_REMEDY}")
+        raise DatasetError(f"{place.join(name)}: found sha256 {sha256}, expected {entry.parquet_sha256}; {_REMEDY}")
     return pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
 
 
-def find_tars(folder: Path, names: Sequence[str], descriptor: Descriptor) -> tuple[Path, ...]:
+def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tuple[Tar, ...]:
     """The tars that rows call `names`, here or in an image pool; a pool's are checked as our own were.
 
     Raises:
         DatasetError: If there is no such tar or pool, or one is another than when this dataset was built.
-        UsageError: If a pool lies at a URL.
+        StorageError: If storage refuses or fails.
     """
     wanted = set(names)
-    paths = {f"{entry.name}.tar": folder / f"{entry.name}.tar" for entry in descriptor.shards if entry.num_samples}
-    for pool in descriptor.image_pools:
-        for tar in pool.tars:
-            name = f"{pool.name}/{tar.name}"
-            if name in wanted:
-                paths[name] = _find_in_pool(folder, pool, tar)
-    for name in names:
-        if name not in paths:
-            raise DatasetError(f"{folder}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {_REMEDY}")
-    return tuple(paths[name] for name in names)
-
-
-def _find_in_pool(folder: Path, pool: ImagePool, tar: PoolTar) -> Path:
-    if is_remote(pool.path):
-        raise UsageError(
-            f"{folder}: its images lie at {pool.path}, expected a folder of this machine; "
-            f"copy {pool.dataset} here and build again with --images-from the copy"
+    tars = {
+        f"{entry.name}.tar": Tar(
+            address=place.join(f"{entry.name}.tar"), num_bytes=entry.tar_bytes, sha256=entry.tar_sha256
         )
-    # The way begins where the folder is, not at a link to it.
-    path = Path(open_folder(folder.resolve()).join(pool.path)) / tar.name
-    _check_size(
-        path,
-        tar.num_bytes,
-        remedy=f"{folder} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
-        "or build this dataset again",
+        for entry in descriptor.shards
+        if entry.num_samples
+    }
+    for pool in descriptor.image_pools:
+        used = [tar for tar in pool.tars if f"{pool.name}/{tar.name}" in wanted]
+        if used:
+            tars |= _find_in_pool(place, pool, used)
+    for name in names:
+        if name not in tars:
+            raise DatasetError(f"{place}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {_REMEDY}")
+    return tuple(tars[name] for name in names)
+
+
+def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> dict[str, Tar]:
+    if is_remote(pool.path):
+        folder = open_folder(pool.path)
+    else:
+        # The way begins where the folder is, not at a link to it.
+        start = place if is_remote(place.address) else open_folder(Path(place.address).resolve())
+        folder = open_folder(start.join(pool.path))
+    remedy = (
+        f"{place} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
+        "or build this dataset again"
     )
-    return path
+    sizes = folder.list()
+    found = {}
+    for tar in used:
+        _check_size(folder, sizes, tar.name, tar.num_bytes, remedy=remedy)
+        found[f"{pool.name}/{tar.name}"] = Tar(
+            address=folder.join(tar.name), num_bytes=tar.num_bytes, sha256=tar.sha256
+        )
+    return found
 
 
-def _check_size(path: Path, expected: int, *, remedy: str = _REMEDY) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}), expected {expected} bytes; {remedy}") from error
+def _check_size(place: Folder, sizes: dict[str, int], name: str, expected: int, *, remedy: str = _REMEDY) -> None:
+    found = sizes.get(name)
+    if found is None:
+        raise DatasetError(f"{place.join(name)}: there is no such file, expected {expected} bytes; {remedy}")
     if found != expected:
-        raise DatasetError(f"{path}: found {found} bytes, expected {expected}; {remedy}")
+        raise DatasetError(f"{place.join(name)}: found {found} bytes, expected {expected}; {remedy}")
 
 
-def flatten(folder: Path, table: pa.Table, descriptor: Descriptor) -> tuple[dict[str, Any], list[str]]:
+def flatten(folder: Folder, table: pa.Table, descriptor: Descriptor) -> tuple[dict[str, Any], list[str]]:
     """Make of all manifests' rows the flat arrays of `ManifestIndex`, and list what the rows call their tars.
 
     Raises:
@@ -166,7 +186,7 @@ def flatten(folder: Path, table: pa.Table, descriptor: Descriptor) -> tuple[dict
 
 
 def _row_datasets(
-    folder: Path, names: pa.StringArray, partitions: pa.StringArray, known: tuple[str, ...]
+    folder: Folder, names: pa.StringArray, partitions: pa.StringArray, known: tuple[str, ...]
 ) -> NDArray[np.int16]:
     """Position of each row's dataset in `known`."""
     found = pc.binary_join_element_wise(names, partitions, "/").dictionary_encode()

@@ -196,7 +196,7 @@ def test_files_of_another_size_are_refused(copy: Path) -> None:
 
 def test_a_missing_file_is_refused(copy: Path) -> None:
     (copy / "train-00000.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"train-00000.parquet: cannot be read \(No such file.*expected \d+ bytes"):
+    with pytest.raises(DatasetError, match=r"train-00000.parquet: there is no such file, expected \d+ bytes"):
         ManifestIndex.open(copy, ["train"])
 
 
@@ -245,20 +245,14 @@ def test_a_pool_that_changed_or_moved_is_refused(pool: Path, tmp_path: Path) -> 
     with pytest.raises(DatasetError, match=message):
         ManifestIndex.open(folder, ["val"])
     pool.rename(tmp_path / "moved")
-    with pytest.raises(DatasetError, match=r"built/train-00000.tar: cannot be read \(No such file"):
-        ManifestIndex.open(folder, ["train"])
-
-
-def test_a_pool_at_a_url_is_refused(pool: Path, tmp_path: Path) -> None:
-    folder = write_overlay(tmp_path / "over", pool, pool_path="s3://bucket/built")
-    with pytest.raises(UsageError, match=r"over: its images lie at s3://bucket/built, expected a folder of this mach"):
+    with pytest.raises(DatasetError, match=r"built/train-00000.tar: there is no such file, expected"):
         ManifestIndex.open(folder, ["train"])
 
 
 def test_a_shard_without_a_tar_needs_none(pool: Path, tmp_path: Path) -> None:
     folder = write_overlay(tmp_path / "over", pool)
     assert list(folder.glob("*.tar")) == []
-    assert ManifestIndex.open(folder, ["val"]).shards == (pool / "val-00000.tar",)
+    assert [tar.address for tar in ManifestIndex.open(folder, ["val"]).shards] == [f"{pool}/val-00000.tar"]
 
 
 def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path) -> None:

@@ -1,0 +1,269 @@
+"""The node's cache of remote shards: whole tars by the hash of their content, shared by all processes of a machine.
+
+A tar is downloaded aside under an exclusive `flock`, hashed on the way, and renamed; who reads one holds a shared
+`flock` on it. The kernel drops the locks of a process that dies, so no lock can be stale.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refseg.errors import DatasetError, UsageError
+from refseg.storage import is_remote, open_folder
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "REFSEG_CACHE"
+"""Environment variable: the cache's folder, on a disk of this machine."""
+LIMIT_VARIABLE = "REFSEG_CACHE_GIGABYTES"
+"""Environment variable: how much the cache may hold, in 10^9 bytes."""
+
+_DEFAULT_PART_OF_DISK = 0.8
+_BLOCK_BYTES = 16 << 20  # of one request; a cut connection costs one of them
+_TRIES = 2  # downloads of an object whose hash is wrong
+
+Fetched = Literal["here", "busy", "no room"]
+"""Result of a fetch: the tar is in the cache, another process is downloading it, or it does not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tar:
+    """A shard's tar: where it is and what it must be.
+
+    Attributes:
+        address: Path or URL.
+        num_bytes: Size.
+        sha256: Of its content.
+    """
+
+    address: str
+    num_bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def is_remote(self) -> bool:
+        """True if it lies at a URL."""
+        return is_remote(self.address)
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """Part of a remote tar, by one request (and its retries).
+
+        Raises:
+            DatasetError: If there is no such object.
+            StorageError: If storage refuses or fails.
+        """
+        folder, _, name = self.address.rpartition("/")
+        try:
+            return open_folder(folder).read(name, start, num_bytes)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{self}: there is no such object, expected {self.num_bytes} bytes; copy the shard again from its "
+                "source or build the dataset again"
+            ) from error
+
+
+class ShardCache:
+    """A folder of tars of bounded size, from which the least recently used go first, and none in use."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        """Use a folder, made if absent.
+
+        Args:
+            folder: On a disk of this machine: network file systems are slow here and may not know `flock`.
+            limit_bytes: What it holds at most, unfinished downloads included.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    @classmethod
+    def of_this_machine(cls) -> "ShardCache":
+        """The cache that `REFSEG_CACHE` and `REFSEG_CACHE_GIGABYTES` say; by default 80 % of what the disk can give.
+
+        Raises:
+            UsageError: If the limit is no number.
+        """
+        folder = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "refseg" / "shards")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = os.environ.get(LIMIT_VARIABLE, "")
+        try:
+            asked = int(float(text) * 1e9) if text else None
+        except (ValueError, OverflowError) as error:
+            raise UsageError(
+                f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes, for example 200"
+            ) from error
+        held = sum(size for _, size, _ in _entries(folder))
+        possible = shutil.disk_usage(folder).free + held
+        if asked is None:
+            return cls(folder, int(_DEFAULT_PART_OF_DISK * possible))
+        return cls(folder, min(asked, possible))
+
+    def open(self, tar: Tar) -> int | None:
+        """A file descriptor of a tar that is here, None if it is not. While it is open the tar stays in the cache."""
+        path = self._path(tar)
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if _is_at(descriptor, path):
+                with suppress(PermissionError):  # of another user in a shared cache: it ages a little faster
+                    os.utime(descriptor)  # used just now
+                return descriptor
+            os.close(descriptor)  # removed between opening and locking
+
+    def fetch(self, tar: Tar, *, wait: bool = True) -> Fetched:
+        """Bring a tar here; of several processes and threads one downloads.
+
+        Args:
+            tar: A remote one.
+            wait: For another's download; False: say "busy" instead.
+
+        Raises:
+            DatasetError: If the object is missing, or twice another than was built.
+            StorageError: If storage refuses or fails.
+        """
+        final = self._path(tar)
+        part = final.with_suffix(".part")
+        while True:
+            if final.exists():
+                return "here"
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if not _is_at(descriptor, part):
+                    continue  # who held the lock finished or gave up meanwhile
+                done = False
+                try:
+                    if final.exists():  # this part was begun a moment after another was finished
+                        return "here"
+                    if not self._make_room(descriptor, part, tar.num_bytes):
+                        return "no room"
+                    _download(tar, descriptor)
+                    part.rename(final)
+                    done = True
+                    return "here"
+                finally:
+                    if not done:
+                        part.unlink(missing_ok=True)
+            except BlockingIOError:
+                return "busy"
+            finally:
+                # Closing alone would leave the lock with a child that was forked meanwhile.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
+
+    def discard(self, tar: Tar) -> None:
+        """Remove a tar that turned out to be damaged; who reads it goes on reading it."""
+        self._path(tar).unlink(missing_ok=True)
+
+    def _path(self, tar: Tar) -> Path:
+        return self.folder / f"{tar.sha256}.tar"
+
+    def _make_room(self, descriptor: int, part: Path, num_bytes: int) -> bool:
+        """Take disk space for a download, removing what was used least recently; False: there is not enough."""
+        with self._sole_owner():
+            held = [entry for entry in _entries(self.folder) if entry[0] != part]
+            total = num_bytes + sum(size for _, size, _ in held)
+            for path, size, _ in sorted(held, key=lambda entry: entry[2]):
+                if total <= self.limit_bytes:
+                    break
+                if _remove_unused(path):
+                    total -= size
+            if total > self.limit_bytes:
+                return False
+            try:
+                os.posix_fallocate(descriptor, 0, num_bytes)  # now, so that others count it
+            except OSError as error:
+                logger.warning("%s: no space for %d bytes (%s)", self.folder, num_bytes, error.strerror)
+                return False
+            return True
+
+    @contextmanager
+    def _sole_owner(self) -> Iterator[None]:
+        """One process at a time adds up sizes."""
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _download(tar: Tar, descriptor: int) -> None:
+    """Copy an object into an open file, hashing on the way.
+
+    Raises:
+        DatasetError: If it is missing, or twice another than was built.
+        StorageError: If storage refuses or fails.
+    """
+    found = ""
+    for _ in range(_TRIES):
+        sha256 = hashlib.sha256()
+        start = 0
+        while start < tar.num_bytes:
+            block = tar.read(start, min(_BLOCK_BYTES, tar.num_bytes - start))
+            if not block:
+                break
+            sha256.update(block)
+            view = memoryview(block)
+            while view:
+                num_written = os.pwrite(descriptor, view, start)
+                view, start = view[num_written:], start + num_written
+        if sha256.hexdigest() == tar.sha256:
+            return
+        found = f"{start} bytes with sha256 {sha256.hexdigest()}"
+        logger.warning("%s: found %s, expected sha256 %s", tar, found, tar.sha256)
+    raise DatasetError(
+        f"{tar}: found {found} at each of {_TRIES} downloads, expected {tar.num_bytes} bytes with sha256 {tar.sha256}: "
+        "the object is damaged or another's; copy the shard again from its source or build the dataset again"
+    )
+
+
+def _entries(folder: Path) -> list[tuple[Path, int, float]]:
+    """Path, bytes and last use (seconds) of what the cache holds, unfinished downloads included."""
+    found = []
+    for path in folder.iterdir():
+        if path.suffix in (".tar", ".part"):
+            with suppress(FileNotFoundError):  # finished or removed meanwhile
+                facts = path.stat()
+                found.append((path, facts.st_size, facts.st_mtime))
+    return found
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a file of the cache unless somebody reads or downloads it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):
+            path.unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """True if an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
