@@ -2,13 +2,13 @@
 
 An epoch is a permutation of units (refs, sentences or images), cut into global batches; a rank takes its contiguous
 slice of each. Nothing depends on who asks: the permutation, the sentence of a ref and the expressions of an image come
-from a hash of (digest, seed, epoch, unit) that is ours, so that another release of a library changes no run.
+from hashes of (digest, seed, epoch, unit). Only what a batch needs is computed: an epoch of any size begins, and goes
+on anywhere, at once.
 
 In a mix, an epoch has a unit of a member with weight w on average w times: of n units exactly round(w * n) are there,
 floor(w) copies of each and one more of some, chosen anew each epoch. Each copy draws its sentences for itself.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg.data.index import ManifestIndex
+from refseg.data.permutation import Permutation, key_of, scramble
 from refseg.errors import DatasetError, UsageError
 
 Sampling = Literal["ref", "sentence", "images"]
@@ -23,6 +24,8 @@ Sampling = Literal["ref", "sentence", "images"]
 once, with `expressions_per_image` of its sentences."""
 Remainder = Literal["drop", "pad"]
 """What happens to the last units that fill no global batch."""
+
+_COUNTED_AT_ONCE = 1 << 18
 
 
 class BatchPlan(NamedTuple):
@@ -105,8 +108,10 @@ class EpochOrder:
     shuffle: bool
     seed: int
     epoch: int
-    _units: NDArray[np.int64] = field(init=False, repr=False)
-    """Copy c of unit u is c * (units of the index) + u."""
+    _permutation: Permutation | None = field(init=False, repr=False)
+    """Of the places of the epoch; None: they are in order."""
+    _shares: "tuple[_Share, ...]" = field(init=False, repr=False)
+    """Of the members of a mix; empty: each unit is there once."""
 
     def __post_init__(self) -> None:
         if self.sampling != "images" and self.expressions_per_image != 1:
@@ -118,23 +123,20 @@ class EpochOrder:
             raise UsageError(f"expressions_per_image is {self.expressions_per_image}; expected at least 1, or 'all'")
         if self.global_batch < 1:
             raise UsageError(f"the global batch is {self.global_batch}; expected at least 1")
-        units = np.arange(self._num_distinct)
-        if self.shuffle:
-            units = self._weigh(units)
-            # Ties of 64-bit hashes are broken by position, so the order is the same everywhere.
-            units = units[np.argsort(self._hash("order", units), kind="stable")]
-        if self.remainder == "drop" and len(units) < self.global_batch:
+        # The dataclass is frozen because the epoch is a value; this is part of its construction.
+        object.__setattr__(self, "_shares", self._weigh() if self.shuffle else ())
+        permutation = Permutation(self.num_units, self._key("order")) if self.shuffle else None
+        object.__setattr__(self, "_permutation", permutation)
+        if self.remainder == "drop" and self.num_units < self.global_batch:
             raise UsageError(
-                f"{self.index.folder}: an epoch by {self.sampling} has {len(units)} samples, fewer than one "
+                f"{self.index.folder}: an epoch by {self.sampling} has {self.num_units} samples, fewer than one "
                 f"global batch of {self.global_batch}, so nothing is left to train on; make the batch smaller"
             )
-        # The dataclass is frozen because the epoch is a value; this is part of its construction.
-        object.__setattr__(self, "_units", units)
 
     @property
     def num_units(self) -> int:
         """Refs, sentences or images in the epoch, copies included, without padding."""
-        return len(self._units)
+        return sum(share.total for share in self._shares) or self._num_distinct
 
     @property
     def num_steps(self) -> int:
@@ -146,12 +148,14 @@ class EpochOrder:
     def units(self, step: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
         """`(global_batch / world_size,)` units of one rank at one step; each copy of a unit has a number of its own.
 
+        Copy c of unit u of the index is c * (units of the index) + u.
+
         Args:
             step: 0 to `num_steps - 1`.
             rank: 0 to `world_size - 1`.
             world_size: Ranks; divides the global batch.
         """
-        return self._units[self._places(step, rank, world_size) % self.num_units]  # padding starts from the front
+        return self._units_at(self._places(step, rank, world_size) % self.num_units)  # padding starts from the front
 
     def plan(self, step: int, *, rank: int, world_size: int) -> BatchPlan:
         """The batch of one rank at one step.
@@ -162,21 +166,15 @@ class EpochOrder:
             world_size: Ranks; divides the global batch.
         """
         start = step * self.global_batch
+        end = min(start + self.global_batch, self.num_units)
         is_pad = self._places(step, rank, world_size) >= self.num_units
-        copies, units = np.divmod(self.units(step, rank=rank, world_size=world_size), self._num_distinct)
-        in_batch = self._units[start : start + self.global_batch] % self._num_distinct
-        if self.sampling == "images":
-            return self._plan_images(units, copies, is_pad, num_global=int(self._num_expressions(in_batch).sum()))
-        if self.sampling == "sentence":
-            rows = np.searchsorted(self.index.sentence_start, units, side="right") - 1
-            sentences = units - self.index.sentence_start[rows]
-        else:
-            rows = units
-            num_sentences = self.index.sentence_start[rows + 1] - self.index.sentence_start[rows]
-            drawn = self._hash("sentence", copies * self._num_distinct + rows)
-            # The remainder of a 64-bit hash is uniform to one part in 10^18.
-            sentences = (drawn % num_sentences.astype(np.uint64)).astype(np.int64)
-        return BatchPlan(rows, sentences, is_pad, num_global=len(in_batch))
+        units = self.units(step, rank=rank, world_size=world_size)
+        if self.sampling != "images":
+            return BatchPlan(*self._expressions(units), is_pad, num_global=end - start)
+        in_batch = self._units_at(np.arange(start, end)) % self._num_distinct
+        rows, sentences, numbers = self._expressions_of_images(units, is_pad)
+        num_global = int(self._num_expressions(in_batch).sum())
+        return BatchPlan(rows, sentences, np.repeat(is_pad, numbers), num_global)
 
     def seen_per_ref(self) -> NDArray[np.int64]:
         """`(rows,)` how often the epoch gives each ref, counted from its batches: the same for any ranks and workers.
@@ -184,9 +182,14 @@ class EpochOrder:
         Padding is not counted; what `drop` leaves over is not given.
         """
         seen = np.zeros(self.index.num_rows, np.int64)
-        for step in range(self.num_steps):
-            plan = self.plan(step, rank=0, world_size=1)
-            np.add.at(seen, plan.row_index[~plan.is_pad], 1)
+        end = min(self.num_steps * self.global_batch, self.num_units)
+        for start in range(0, end, _COUNTED_AT_ONCE):
+            units = self._units_at(np.arange(start, min(start + _COUNTED_AT_ONCE, end)))
+            if self.sampling == "images":
+                rows, *_ = self._expressions_of_images(units, np.zeros(len(units), np.bool_))
+            else:
+                rows, _ = self._expressions(units)
+            seen += np.bincount(rows, minlength=len(seen))
         return seen
 
     @property
@@ -204,66 +207,145 @@ class EpochOrder:
         start = step * self.global_batch + rank * local
         return np.arange(start, start + local)
 
-    def _weigh(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Repeat and choose units by the weights of a mix."""
+    def _weigh(self) -> "tuple[_Share, ...]":
+        """How often an epoch has the units of each member of a mix; nothing if all weights are 1."""
         weights = {member.dataset: member.weight for member in self.index.descriptor.mix}
         if all(weight == 1 for weight in weights.values()):
-            return units
+            return ()
         index = self.index
-        if self.sampling == "ref":
-            rows = units
-        elif self.sampling == "sentence":
-            rows = np.searchsorted(index.sentence_start, units, side="right") - 1
-        else:
-            rows = index.row_start[:-1]  # an image belongs to one member only: its first row says which
-        unit_dataset = index.row_dataset[rows]
-        chosen = []
+        # Rows of one member are adjacent at least within a manifest: a few runs of rows, so of units.
+        first = np.flatnonzero(np.diff(index.row_dataset, prepend=-1))
+        end = np.append(first[1:], index.num_rows)
+        run_dataset = index.row_dataset[first]
+        if self.sampling == "sentence":
+            first, end = index.sentence_start[first], index.sentence_start[end]
+        elif self.sampling == "images":  # an image belongs to one member only
+            first, end = index.row_image[first], index.row_image[end - 1] + 1
+        shares = []
         for number, dataset in enumerate(index.datasets):
-            own = units[unit_dataset == number]
-            if not len(own):
+            own = run_dataset == number
+            num_units = int((end[own] - first[own]).sum())
+            if not num_units:
                 continue  # a member without a train split, there for its evaluation images
-            total = round(weights[dataset] * len(own))
+            total = round(weights[dataset] * num_units)
             if total == 0:
                 raise UsageError(
-                    f"{index.folder}: weight {weights[dataset]:g} leaves none of the {len(own)} samples (by "
+                    f"{index.folder}: weight {weights[dataset]:g} leaves none of the {num_units} samples (by "
                     f"{self.sampling}) of {dataset} in an epoch; mix again with a larger weight, or without it"
                 )
-            num_copies, num_more = divmod(total, len(own))
-            chosen += [own + copy * len(units) for copy in range(num_copies)]
-            lowest = np.argsort(self._hash("weight", own), kind="stable")[:num_more]
-            chosen.append(own[lowest] + num_copies * len(units))
-        return np.sort(np.concatenate(chosen))
+            chosen = Permutation(num_units, self._key(f"weight {dataset}"))
+            shares.append(_Share(total, num_units, first[own], np.cumsum(end[own] - first[own]), chosen))
+        return tuple(shares)
 
-    def _plan_images(
-        self, images: NDArray[np.int64], copies: NDArray[np.int64], is_pad: NDArray[np.bool_], *, num_global: int
-    ) -> BatchPlan:
-        """Choose the sentences of each image; a padding image has one, only to be there."""
+    def _units_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the units (see `units`) at places 0 to `num_units - 1` of the epoch."""
+        if self._permutation is not None:
+            places = self._permutation(places)
+        if not self._shares:
+            return places
+        units = np.empty_like(places)
+        start = 0
+        for share in self._shares:
+            own = (places >= start) & (places < start + share.total)
+            copies, numbers = share.units(places[own] - start)
+            units[own] = copies * self._num_distinct + numbers
+            start += share.total
+        return units
+
+    def _expressions(self, units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`(units,)` rows and sentences within them, sampling by `ref` or `sentence`."""
+        distinct = units % self._num_distinct
+        start = self.index.sentence_start
+        if self.sampling == "sentence":
+            rows = np.searchsorted(start, distinct, side="right") - 1
+            return rows, distinct - start[rows]
+        num_sentences = start[distinct + 1] - start[distinct]
+        # The remainder of a 64-bit hash is uniform to one part in 10^18.
+        drawn = self._hash("sentence", units) % num_sentences.astype(np.uint64)
+        return distinct, drawn.astype(np.int64)
+
+    def _expressions_of_images(
+        self, units: NDArray[np.int64], is_pad: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and sentences within them, those of one image adjacent, and `(units,)` how many each image has.
+
+        A padding image has one, only to be there.
+        """
         index = self.index
+        copies, images = np.divmod(units, self._num_distinct)
         first = index.sentence_start[index.row_start[images]]
-        end = index.sentence_start[index.row_start[images + 1]]
+        available = index.sentence_start[index.row_start[images + 1]] - first
         wanted = np.where(is_pad, 1, self._num_expressions(images))
-        chosen = []
-        for start, stop, number, copy in zip(first, end, wanted, copies, strict=True):
-            positions = np.arange(start, stop)
-            if number < len(positions):
-                drawn = self._hash("sentence", copy * index.num_sentences + positions)
-                positions = np.sort(positions[np.argsort(drawn, kind="stable")[:number]])
-            chosen.append(positions)
-        positions = np.concatenate(chosen)
+        # All sentences of all images in turn: `image` says whose, `nth` which.
+        image = np.repeat(np.arange(len(images)), available)
+        nth = np.arange(len(image)) - np.repeat(np.cumsum(available) - available, available)
+        positions = first[image] + nth
+        if (wanted < available).any():
+            drawn = self._hash("sentence", copies[image] * index.num_sentences + positions)
+            # Of each image the lowest hashes; `image` is sorted, so `nth` is also the rank among them.
+            chosen = np.lexsort((drawn, image))[nth < wanted[image]]
+            positions = positions[np.sort(chosen)]
         rows = np.searchsorted(index.sentence_start, positions, side="right") - 1
-        return BatchPlan(rows, positions - index.sentence_start[rows], np.repeat(is_pad, wanted), num_global)
+        return rows, positions - index.sentence_start[rows], wanted
 
     def _num_expressions(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         index = self.index
         available = index.sentence_start[index.row_start[images + 1]] - index.sentence_start[index.row_start[images]]
         return available if self.expressions_per_image == "all" else np.minimum(available, self.expressions_per_image)
 
+    def _key(self, purpose: str) -> np.uint64:
+        return key_of(f"{self.index.digest} {self.seed} {self.epoch} {purpose}")
+
     def _hash(self, purpose: str, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         """A uniform 64-bit number for each position, different for each purpose, seed, epoch and dataset."""
-        key = hashlib.sha256(f"{self.index.digest} {self.seed} {self.epoch} {purpose}".encode()).digest()
-        # SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators") at `key + position`.
-        golden = np.uint64(0x9E3779B97F4A7C15)
-        x = np.uint64(int.from_bytes(key[:8], "little")) ^ ((positions.astype(np.uint64) + np.uint64(1)) * golden)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return scramble(self._key(purpose), positions.astype(np.uint64))
+
+
+class _Share(NamedTuple):
+    """What an epoch has of one member of a mix."""
+
+    total: int
+    """Units, copies included."""
+    num_units: int
+    first: NDArray[np.int64]
+    """`(runs,)` the first unit of each run of units that are the member's."""
+    end: NDArray[np.int64]
+    """`(runs,)` how many of the member's units there are up to the end of each run."""
+    chosen: Permutation
+    """Its first units are there once more than the others."""
+
+    def units(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`(n,)` copies and units of the index at places 0 to `total - 1`: whole copies, then the chosen ones."""
+        copies, nth = np.divmod(places, self.num_units)
+        more = copies == self.total // self.num_units
+        nth[more] = self.chosen(nth[more])
+        run = np.searchsorted(self.end, nth, side="right")
+        return copies, self.first[run] + nth - (self.end - np.diff(self.end, prepend=0))[run]
+
+
+class BatchDiversity(NamedTuple):
+    """How much a batch holds, on average: k expressions of one image say less than k of several images."""
+
+    expressions: float
+    """In the global batch."""
+    images: float
+    """Distinct images in the global batch."""
+    effective_images: float
+    """As many images with equally many expressions each would weigh alike: (sum of n)^2 / (sum of n^2), n the number
+    of expressions of an image (Kish 1965, "Survey Sampling", Sec. 11.7)."""
+
+
+def batch_diversity(order: EpochOrder, *, num_steps: int = 64) -> BatchDiversity:
+    """Measure the first batches of an epoch.
+
+    Args:
+        order: The epoch.
+        num_steps: Global batches to look at, fewer where the epoch has fewer.
+    """
+    found = []
+    for step in range(min(num_steps, order.num_steps)):
+        plan = order.plan(step, rank=0, world_size=1)
+        images = order.index.row_image[plan.row_index[~plan.is_pad]]
+        numbers = np.unique(images, return_counts=True)[1]
+        found.append((len(images), len(numbers), len(images) ** 2 / (numbers**2).sum()))
+    return BatchDiversity(*np.mean(found, axis=0).tolist())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
-from refseg.data.order import BatchPlan, Cursor, EpochOrder
+from refseg.data.order import BatchPlan, Cursor, EpochOrder, batch_diversity
 from refseg.data.transforms import Geometry
 from refseg.descriptor import MixMember
 from refseg.errors import DatasetError, UsageError
@@ -29,6 +29,12 @@ def pairs(plan: BatchPlan, *, padding: bool = False) -> list[tuple[int, int]]:
     """(row, sentence) of a batch, without padding unless asked for."""
     chosen = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), plan.is_pad.tolist(), strict=True)
     return [(row, sentence) for row, sentence, is_pad in chosen if padding or not is_pad]
+
+
+def all_units(order: EpochOrder) -> list[int]:
+    """Units in the epoch's order, without padding."""
+    batches = [order.units(step, rank=0, world_size=1).tolist() for step in range(order.num_steps)]
+    return [unit for batch in batches for unit in batch][: order.num_units]
 
 
 def whole_epoch(order: EpochOrder, world_size: int = 1) -> list[list[tuple[int, int]]]:
@@ -101,7 +107,7 @@ def test_the_sentence_of_a_ref_changes_over_epochs_and_each_gets_its_turn(train_
 def test_the_order_of_units_is_uniform(train_index: ManifestIndex) -> None:
     # Over 600 epochs each of 11 images should be first 54.5 +- 7 times; five deviations.
     first = [
-        int(make_order(train_index, sampling="images", epoch=epoch, global_batch=11)._units[0]) for epoch in range(600)
+        all_units(make_order(train_index, sampling="images", epoch=epoch, global_batch=11))[0] for epoch in range(600)
     ]
     assert all(19 <= count <= 90 for count in np.bincount(first, minlength=11))
 
@@ -133,6 +139,32 @@ def test_by_image_k_sentences_are_chosen_without_repetition(train_index: Manifes
     assert len(chosen) == 12
 
 
+def test_expressions_of_few_images_make_a_batch_less_diverse(train_index: ManifestIndex) -> None:
+    # Images 0, 1, 2 give 1, 2, 2 of their sentences: as diverse as 25 / 9 images alike.
+    two = make_order(train_index, sampling="images", expressions_per_image=2, global_batch=3, shuffle=False)
+    assert batch_diversity(two, num_steps=1) == (5, 3, pytest.approx(25 / 9))
+    # By sentence: one of image 0 and five of image 1.
+    by_sentence = make_order(train_index, sampling="sentence", global_batch=6, shuffle=False)
+    assert batch_diversity(by_sentence, num_steps=1) == (6, 2, pytest.approx(36 / 26))
+    # All batches of an epoch: 4, 4 and 3 images, each with one sentence.
+    one = make_order(train_index, sampling="images")
+    assert batch_diversity(one) == (pytest.approx(11 / 3),) * 3
+
+
+def test_an_epoch_of_any_size_begins_and_goes_on_at_once(train_index: ManifestIndex) -> None:
+    # 2 * 10^11 sentences: no table of them fits into memory, and a broadcast array of starts needs none.
+    number = 200_000_000_000
+    starts = np.lib.stride_tricks.as_strided(np.array([0], np.int64), (number + 1,), (0,))
+    huge = replace(train_index, sent_id=starts[1:], ref_id=starts[1:], sentence_start=starts)
+    order = make_order(huge, sampling="sentence", global_batch=256)
+
+    first, late = (order.units(step, rank=1, world_size=2) for step in (0, 9 * order.num_steps // 10))
+
+    assert (order.num_units, order.num_steps) == (number, number // 256)
+    assert len({*first.tolist(), *late.tolist()}) == 256
+    assert max(first.max(), late.max()) > number // 2
+
+
 def test_order_depends_on_seed_and_epoch_and_nothing_else(train_index: ManifestIndex) -> None:
     base = whole_epoch(make_order(train_index))
 
@@ -148,10 +180,10 @@ def replace_digest(index: ManifestIndex, digest: str) -> ManifestIndex:
 
 def test_the_order_is_pinned(train_index: ManifestIndex) -> None:
     # Another order would break the resuming of runs begun with an earlier release: change it knowingly. The numbers
-    # were worked out with Python's integers, apart from the code.
+    # were worked out with Python's integers, apart from the code (`test_permutation.plain_permutation`).
     index = replace_digest(train_index, "0" * 64)
-    assert make_order(index, sampling="images")._units.tolist() == [8, 6, 10, 2, 4, 3, 9, 1, 0, 7, 5]
-    assert whole_epoch(make_order(index))[0] == [(11, 0), (8, 2), (6, 0), (17, 0)]
+    assert all_units(make_order(index, sampling="images")) == [3, 1, 6, 2, 5, 0, 9, 7, 10, 4, 8]
+    assert whole_epoch(make_order(index))[0] == [(4, 0), (13, 0), (10, 0), (5, 1)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -260,7 +292,7 @@ def test_a_mix_of_equal_weights_of_one_is_in_the_order_of_no_mix(train_index: Ma
     plain = make_order(train_index, sampling=sampling, epoch=3)
     ours = make_order(mixed(train_index, 1.0, 1.0), sampling=sampling, epoch=3)
 
-    assert ours._units.tolist() == plain._units.tolist()
+    assert all_units(ours) == all_units(plain)
     assert whole_epoch(ours) == whole_epoch(plain)
 
 
