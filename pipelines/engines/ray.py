@@ -22,7 +22,6 @@ _TASKS_IN_FLIGHT = 2
 """Per core of the cluster: one at work, one waiting, which is also what makes a cluster grow that can."""
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: tasks and results are small, images never pass through it."""
-_SECONDS_TO_CANCEL = 20.0
 _SECONDS_TO_CONNECT = 10.0
 
 
@@ -33,6 +32,9 @@ def run_ray(
 
     A Ray that this call started ends with it; a cluster is only left. In a program that has called `ray.init`, that
     connection is used and stays.
+
+    A caller that wants no more results waits for the tasks in flight. After an interrupt nobody waits: Ray ends them as
+    this process leaves.
 
     Args:
         function: Of a module that every machine of the cluster has, in the same release.
@@ -82,11 +84,10 @@ def _run(
             else:
                 yield result
             del in_flight[reference]
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
-        for reference in in_flight:
-            ray.cancel(reference, force=True)
-        if in_flight:  # whoever tidies up after us must not meet them
-            ray.wait(list(in_flight), num_returns=len(in_flight), timeout=_SECONDS_TO_CANCEL)
+    except GeneratorExit:
+        # Whoever tidies up after us must not meet them. `ray.cancel` is no way: in Ray 2.60 it aborts this process if
+        # it meets a task that is being sent off.
+        ray.wait(list(in_flight), num_returns=len(in_flight))
         raise
     if fault is not None:
         raise fault

@@ -147,13 +147,19 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
     """Let SIGTERM, with which schedulers take a machine back, end workers and remove temporaries as Ctrl-C does."""
+    is_ended = False
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
+        nonlocal is_ended
+        is_ended = True
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as error:
+        # Ray, if it was waiting, makes another exit code of it.
+        raise SystemExit(128 + signal.SIGTERM if is_ended else error.code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

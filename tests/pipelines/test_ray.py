@@ -1,0 +1,195 @@
+"""Builds on Ray: a real one of two cores on loopback, for all tests of this file."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.build import build_dataset
+from pipelines.engines.ray import MAX_RETRIES, run_ray
+from refseg.cli import main
+from refseg.errors import ImageError, RefsegError, StorageError, UsageError, WorkerError
+
+# Functions for Ray are made inside tests: such travel by value, as workers do not have this module.
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    """A Ray that this process is connected to, as a program of the user's would be."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, **quiet)
+        yield ray
+        ray.shutdown()
+
+
+def test_ray_gives_the_bytes_of_local_processes(
+    ray_here: Any, tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    build_dataset(tiny.options(tmp_path / "local", images_per_shard=1))
+    build_dataset(tiny.options(tmp_path / "ray", images_per_shard=1, engine="ray", workers=2))
+
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert ray_here.is_initialized()  # a connection that was there stays
+
+
+def test_a_fault_of_the_data_reads_as_from_local_processes(ray_here: Any, tiny: Any, tmp_path: Path) -> None:
+    image = tiny.image_path(8)
+    image.write_bytes(image.read_bytes()[:-20])
+    messages = []
+    for engine in ("local", "ray"):
+        with pytest.raises(ImageError) as caught:
+            build_dataset(tiny.options(tmp_path / engine, engine=engine))
+        messages.append(str(caught.value))
+        assert not (tmp_path / engine).exists()
+    assert messages[0] == messages[1]
+    assert "image 8" in messages[0]
+
+
+def test_what_a_task_raises_comes_through_whole_and_is_not_tried_again(ray_here: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def fail(number: int) -> int:
+        with log.open("a") as file:
+            file.write(f"{number}\n")
+        raise StorageError(5, "writing failed 5 times", f"s3://bucket/{number}")
+
+    with pytest.raises(StorageError, match=r"^s3://bucket/7: writing failed 5 times$"):
+        list(run_ray(fail, [7], 2, name=str))
+    assert log.read_text() == "7\n"
+
+
+def test_a_task_whose_worker_dies_is_tried_again(ray_here: Any, tmp_path: Path) -> None:
+    def die_once(number: int) -> int:
+        mark = tmp_path / str(number)
+        if not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return number
+
+    assert sorted(run_ray(die_once, [1, 2], 2, name=str)) == [1, 2]
+
+
+def test_a_task_whose_worker_dies_each_time_is_named(ray_here: Any, tmp_path: Path) -> None:
+    def die(number: int) -> int:
+        if number == 2:
+            with (tmp_path / "log").open("a") as file:
+                file.write("again\n")
+            os._exit(1)
+        return number
+
+    with pytest.raises(
+        WorkerError, match=r"Ray: 1 tasks failed, each 4 times \(train-00002\); the first: WorkerCrashed"
+    ):
+        list(run_ray(die, [1, 2], 1, name=lambda number: f"train-{number:05d}"))
+    assert len((tmp_path / "log").read_text().split()) == 1 + MAX_RETRIES
+
+
+def test_no_more_tasks_are_begun_than_were_allowed(ray_here: Any, tmp_path: Path) -> None:
+    def mark(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        return number
+
+    results = run_ray(mark, range(9), 2, name=str)
+    next(results)
+    time.sleep(1)  # would suffice for all nine
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(results)) == 8
+
+
+def test_who_wants_no_more_results_waits_for_the_tasks_in_flight(ray_here: Any, tmp_path: Path) -> None:
+    def doze(seconds: float) -> float:
+        (tmp_path / f"begun-{seconds}").touch()
+        time.sleep(seconds)
+        (tmp_path / f"ended-{seconds}").touch()
+        return seconds
+
+    results = run_ray(doze, [0, 0.5, 1, 600], 2, name=str)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun-0", "begun-0.5", "ended-0", "ended-0.5"]
+
+
+def test_without_ray_the_way_to_it_is_said(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = tmp_path / "out"
+    assert main(["build-shards", "refcoco/unc", "--annotations", str(tiny.write()), "--out", str(out), *_RAY]) == 2
+    assert "--engine ray: Ray is not installed; pip install 'refseg[ray]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_address_where_nobody_listens_is_an_error_at_once(ray_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_here, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    begin = time.monotonic()
+    with pytest.raises(UsageError, match=r"cannot use Ray at 127\.0\.0\.1:1 \(.*refused\); start the cluster"):
+        list(run_ray(str, [1], 1, name=str))
+    assert time.monotonic() - begin < 10
+
+
+_RAY = ("--accept-counts", "--images-per-shard", "1", "--engine", "ray", "--workers", "2")
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes whose environment holds a mark: all that a command started, whoever their parents are by now."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # not ours, or gone
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_the_command_starts_ray_and_leaves_no_process(tiny: Any, tmp_path: Path, is_ended: bool) -> None:
+    mark, out = uuid.uuid4().hex, tmp_path / "out"
+    stage = "shards" if is_ended else "all"
+    if is_ended:
+        build_dataset(tiny.options(out, images_per_shard=1, stage="plan"))
+        tiny.image_path(8).rename(tmp_path / "kept.jpg")
+        os.mkfifo(tiny.image_path(8))  # a task waits for ever for what it reads here
+    command = [sys.executable, "-W", "error", "-m", "refseg", "build-shards", "refcoco/unc"]
+    command += ["--annotations", str(tiny.write()), "--out", str(out), "--stage", stage, *_RAY]
+    environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"MARK": mark}
+    build = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if is_ended:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("*.tar"))) < 4:
+            assert time.monotonic() < deadline
+            assert build.poll() is None
+            time.sleep(0.05)
+        build.terminate()
+    printed, error = build.communicate(timeout=180)
+
+    assert build.returncode == (143 if is_ended else 0), error
+    assert "Traceback" not in error
+    assert ("5 shards, 5 images" in printed) is not is_ended
+    assert (out / "refseg.json").exists() is not is_ended
+    deadline = time.monotonic() + 20
+    while _marked(mark):
+        assert time.monotonic() < deadline, [Path(f"/proc/{each}/cmdline").read_text() for each in _marked(mark)]
+        time.sleep(0.1)
+
+
+def test_errors_of_ours_travel_between_processes() -> None:
+    """Ray and process pools pickle them."""
+    import pickle
+
+    for error in (StorageError(5, "failed", "s3://bucket"), *(each("text") for each in RefsegError.__subclasses__())):
+        if not isinstance(error, OSError) or error.filename:
+            again = pickle.loads(pickle.dumps(error))
+            assert (type(again), str(again)) == (type(error), str(error))
