@@ -15,6 +15,24 @@ def jpeg(mode: str = "RGB", size: tuple[int, int] = (90, 70), **options: object)
     return file.getvalue()
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
+            return picture.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return None
+
+
+def decoding_fails(data: bytes) -> bool:
+    """Whether Pillow fails to make all pixels at their full size."""
+    try:
+        with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
+            picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError):
+        return True
+    return False
+
+
 FORMS = {
     "colour": jpeg(),
     "4:4:4": jpeg(subsampling=0),
@@ -48,17 +66,27 @@ def test_reduced_decoding_finds_what_whole_decoding_finds(form: str) -> None:
             data[place] ^= 1 << rng.randrange(8)
         else:
             del data[place : place + rng.randrange(1, 400)]
-        try:
-            with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
-                if picture.size != (90, 70):
-                    continue
-                picture.load()
-            is_bad = False
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError):
-            is_bad = True
+        if size_of(bytes(data)) not in (None, (90, 70)):
+            continue
+        is_bad = decoding_fails(bytes(data))
         assert (find_jpeg_fault(bytes(data), 70, 90, decode=True) is not None) == is_bad, (form, number)
         found[is_bad] += 1
     assert min(found.values()) >= 5
+
+
+def test_sampling_that_cannot_be_decoded_is_found() -> None:
+    # Colour is not made, but whether it could be is looked at.
+    data = FORMS["4:4:4"]
+    start = data.index(b"\xff\xc0") + 11  # sampling factors of Y; those of Cb and Cr follow three bytes apart
+    answers = set()
+    for place in (start, start + 3, start + 6):
+        for factors in (0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x31, 0x32, 0x33, 0x41, 0x42, 0x44, 0x00, 0x55):
+            changed = bytearray(data)
+            changed[place] = factors
+            is_bad = decoding_fails(bytes(changed))
+            assert (find_jpeg_fault(bytes(changed), 70, 90, decode=True) is not None) == is_bad, (place, factors)
+            answers.add(is_bad)
+    assert answers == {True, False}
 
 
 def test_the_fault_is_named() -> None:
