@@ -1,5 +1,6 @@
 """Stages as jobs of a scheduler: any order, twice at once, preempted, and the script for Slurm that we ship."""
 
+import errno
 import json
 import os
 import shutil
@@ -217,6 +218,17 @@ def test_another_build_that_ended_meanwhile_is_not_built_over(
             build_dataset(tiny.options(out, seed=1))
         assert build_dataset(tiny.options(out)).descriptor is not None
         shutil.rmtree(out)
+
+
+def test_a_file_system_without_locks_is_named_and_used(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert build_dataset(tiny.options(tmp_path / "out")).descriptor is not None
+    assert "this file system has no locks; let no two builds of different inputs meet here" in caplog.text
 
 
 def start_task(tiny: Any, out: Path, *more: str) -> subprocess.Popen[str]:

@@ -86,18 +86,6 @@ def test_an_unknown_engine_is_refused(tiny: Any, tmp_path: Path) -> None:
         tiny.options(tmp_path / "out", engine="spark")
 
 
-def test_any_number_of_workers_gives_the_same_bytes(
-    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
-) -> None:
-    for workers in (1, 2, 4):
-        build_dataset(tiny.options(tmp_path / str(workers), workers=workers, images_per_shard=1))
-
-    expected = contents(tmp_path / "1")
-    assert len([name for name in expected if name.endswith(".tar")]) == 5
-    assert contents(tmp_path / "2") == expected
-    assert contents(tmp_path / "4") == expected
-
-
 def test_a_build_whose_worker_died_is_kept_and_goes_on(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:

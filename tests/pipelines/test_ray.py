@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,35 @@ def ray_here() -> Iterator[Any]:
         ray.shutdown()
 
 
-def test_ray_gives_the_bytes_of_local_processes(
-    ray_here: Any, tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+@pytest.mark.parametrize("data", ["tiny", "real"])
+def test_every_engine_and_order_gives_the_same_bytes(
+    ray_here: Any,
+    tiny: Any,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    contents: Callable[[Path], dict[str, bytes]],
+    data: str,
 ) -> None:
-    build_dataset(tiny.options(tmp_path / "local", images_per_shard=1))
-    build_dataset(tiny.options(tmp_path / "ray", images_per_shard=1, engine="ray", workers=2))
+    """Processes (1, 2, 4), array tasks from the last to the first, Ray; on written records and on real ones."""
+    changes = {"images_per_shard": 1}
+    if data == "real":
+        changes["annotations"] = request.getfixturevalue("shared_data") / "refer-mini"
 
-    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    def build(name: str, **more: Any) -> dict[str, bytes]:
+        build_dataset(replace(tiny.options(tmp_path / name), **changes, **more))
+        return contents(tmp_path / name)
+
+    expected = build("1")
+    assert len([name for name in expected if name.endswith(".tar")]) == 5
+    for workers in (2, 4):
+        assert build(str(workers), workers=workers) == expected
+    assert build("ray", engine="ray", workers=2) == expected
     assert ray_here.is_initialized()  # a connection that was there stays
+
+    build("array", stage="plan")
+    for task_index in (2, 1, 0):
+        build("array", stage="shards", task_index=task_index, task_count=3)
+    assert build("array", stage="finalize") == expected
 
 
 def test_a_fault_of_the_data_reads_as_from_local_processes(ray_here: Any, tiny: Any, tmp_path: Path) -> None:
