@@ -76,7 +76,7 @@ class DataConfig(_Section):
     """What is read and how a sample becomes network input."""
 
     root: str
-    """Folder of the built dataset (made by `refseg build-shards`), relative to where the run starts."""
+    """Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"

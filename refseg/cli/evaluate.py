@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="RUN", help="a run's folder (its best checkpoint) or a checkpoint's"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: that of the recipe)")
+    parser.add_argument("--data", metavar="DIR", help="the dataset's folder or URL (default: that of the recipe)")
     parser.add_argument("--split", metavar="NAME", help="split to score (default: the recipe's val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and scores go (default: RUN/evaluation)")
     parser.add_argument(
@@ -64,7 +64,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     checkpoint = load_checkpoint(args.checkpoint, accelerator.device)
     recipe, model = checkpoint.recipe, checkpoint.model
     split = args.split or recipe.data.val_split
-    data = args.data or Path(recipe.data.val_root or recipe.data.root)
+    data = args.data or recipe.data.val_root or recipe.data.root
     index = ManifestIndex.open(data, [split])
     started = time.monotonic()
     rows = evaluate_model(
@@ -86,7 +86,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         "trained_on_digest": checkpoint.dataset_digest,
         "leaks_allowed": checkpoint.state.leaks_allowed,
         "leaks": checkpoint.state.leaks,
-        "data": str(data),
+        "data": data,
         "dataset": index.descriptor.dataset,
         "dataset_digest": index.descriptor.digest,
         "split": split,

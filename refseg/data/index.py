@@ -256,15 +256,19 @@ class ManifestIndex:
         except ImageError as error:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
 
+    @property
+    def is_remote(self) -> bool:
+        """True if some shards lie at URLs."""
+        return any(tar.is_remote for tar in self.shards)
+
     def fetch_ahead(self, images: NDArray[np.int64]) -> None:
-        """Begin to bring remote shards to this machine; local ones need nothing.
+        """Begin to bring remote shards to this machine, as many as its cache has room for.
 
         Args:
-            images: In the order in which they will be read.
+            images: The first that will be read, in order; the shards of all others follow theirs.
         """
-        if self._files.cached:
-            shards, first = np.unique(self.image_shard[images], return_index=True)
-            self._files.fetch_ahead(shards[np.argsort(first)].tolist())
+        shards, first = np.unique(self.image_shard[images], return_index=True)
+        self._files.fetch_ahead(dict.fromkeys([*shards[np.argsort(first)].tolist(), *range(len(self.shards))]))
 
     def check_ahead(self, *, wait: bool = False) -> None:
         """Raise what `fetch_ahead` met in the background.

@@ -22,6 +22,9 @@ from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, TrainingError, UsageError
 from refseg.tokenizer import EOS_ID
 
+_STEPS_AHEAD = 64
+"""Remote shards are fetched in the order in which so many steps need them, then in any: all soon need every shard."""
+
 
 class RefLoader:
     """Batches of one rank, over epochs.
@@ -238,7 +241,12 @@ class _Plans(Sampler[list[BatchPlan]]):
 
     def __iter__(self) -> Iterator[list[BatchPlan]]:
         order = self.order  # an epoch that has begun is not changed by set_epoch
+        soon = range(self.start, min(self.start + _STEPS_AHEAD, order.num_steps))
+        if soon and order.index.is_remote:
+            rows = [order.plan(step, rank=self.rank, world_size=self.world_size).row_index for step in soon]
+            order.index.fetch_ahead(order.index.row_image[np.concatenate(rows)])
         for step in range(self.start, order.num_steps):
+            order.index.check_ahead()
             yield [order.plan(step, rank=self.rank, world_size=self.world_size)]
 
     def __len__(self) -> int:

@@ -115,10 +115,10 @@ class _Trainer:
         self.accelerator = accelerator
         self.is_main: bool = accelerator.is_main_process
         self.num_processes: int = accelerator.num_processes
-        self.index = ManifestIndex.open(Path(recipe.data.root), [recipe.data.train_split])
+        self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.val_index: ManifestIndex | None = None
         if recipe.train.val_every_epochs:
-            self.val_index = ManifestIndex.open(Path(recipe.data.val_root or recipe.data.root), [recipe.data.val_split])
+            self.val_index = ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
 
         resumed = self._find_checkpoint()
         state = None

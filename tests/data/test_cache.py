@@ -1,0 +1,270 @@
+"""The node's cache: whole shards by their hash, once for all processes, within a limit, never in use and gone."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refseg.data import cache as cache_module
+from refseg.data.cache import ShardCache, Tar
+from refseg.data.read_ahead import ReadAhead
+from refseg.errors import DatasetError, UsageError
+
+Put = Callable[[str, bytes], Tar]
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """Write an object; `file://` is remote to the cache like any URL."""
+    (tmp_path / "store").mkdir()
+
+    def put(name: str, content: bytes) -> Tar:
+        (tmp_path / "store" / name).write_bytes(content)
+        return Tar(
+            address=f"file://{tmp_path}/store/{name}",
+            num_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+
+    return put
+
+
+def content(cache: ShardCache, tar: Tar) -> bytes | None:
+    descriptor = cache.open(tar)
+    if descriptor is None:
+        return None
+    try:
+        return os.pread(descriptor, 1 << 20, 0)
+    finally:
+        os.close(descriptor)
+
+
+def held(cache: ShardCache) -> int:
+    return sum(path.stat().st_size for path in cache.folder.iterdir())
+
+
+def test_a_shard_is_downloaded_once_and_found_by_its_content(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"12345")
+    same = put("copy of a.tar", b"12345")
+
+    assert content(cache, tar) is None
+    assert cache.fetch(tar) == "here"
+    (tmp_path / "store" / "a.tar").unlink()
+    assert cache.fetch(tar) == cache.fetch(same) == "here"
+    assert content(cache, tar) == content(cache, same) == b"12345"
+    assert {path.name for path in cache.folder.iterdir()} == {f"{tar.sha256}.tar", "lock"}
+
+
+def test_a_large_shard_comes_in_blocks(tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_BLOCK_BYTES", 2)
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"1234567")
+    assert cache.fetch(tar) == "here"
+    assert content(cache, tar) == b"1234567"
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 10)
+    first, second, third = (put(f"{digit}.tar", digit.encode() * 5) for digit in "123")
+    for age, tar in ((300, first), (200, second)):
+        cache.fetch(tar)
+        os.utime(cache.folder / f"{tar.sha256}.tar", (time.time() - age,) * 2)
+    assert content(cache, first) == b"11111"  # used just now: the second is the older one
+
+    assert cache.fetch(third) == "here"
+    assert [content(cache, tar) for tar in (first, second, third)] == [b"11111", None, b"33333"]
+    assert held(cache) == 10
+
+
+def test_a_shard_in_use_stays_and_what_does_not_fit_is_not_fetched(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 9)
+    first, second = put("1.tar", b"11111"), put("2.tar", b"22222")
+    cache.fetch(first)
+    descriptor = cache.open(first)
+    assert descriptor is not None
+
+    assert cache.fetch(second) == "no room"
+    assert os.pread(descriptor, 9, 0) == content(cache, first) == b"11111"
+    os.close(descriptor)
+    assert cache.fetch(second) == "here"
+    assert content(cache, first) is None
+    assert held(cache) == 5
+
+
+def test_a_full_disk_is_no_room(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def allocate(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    cache = ShardCache(tmp_path / "cache", 100)
+    assert cache.fetch(put("1.tar", b"11111")) == "no room"
+    assert "no space for 5 bytes (No space left on device)" in caplog.text
+    assert held(cache) == 0
+
+
+def test_another_object_is_fetched_once_more_then_named_with_both_hashes(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"12345")
+    other = put("a.tar", b"1234X")
+    requests: list[int] = []
+    read = Tar.read
+    monkeypatch.setattr(Tar, "read", lambda self, start, n: requests.append(start) or read(self, start, n))
+
+    with pytest.raises(DatasetError) as caught:
+        cache.fetch(tar)
+    assert str(caught.value) == (
+        f"file://{tmp_path}/store/a.tar: found 5 bytes with sha256 {other.sha256} at each of 2 downloads, expected 5 "
+        f"bytes with sha256 {tar.sha256}: the object is damaged or another's; copy the shard again from its source or "
+        "build the dataset again"
+    )
+    assert requests == [0, 0]
+    put("a.tar", b"123")
+    with pytest.raises(DatasetError, match=r"found 3 bytes with sha256 .* at each of 2 downloads, expected 5 bytes"):
+        cache.fetch(tar)
+    assert held(cache) == 0
+    put("a.tar", b"12345")
+    assert cache.fetch(tar) == "here"
+
+
+def test_a_missing_object_is_named(tmp_path: Path, put: Put) -> None:
+    tar = put("a.tar", b"12345")
+    (tmp_path / "store" / "a.tar").unlink()
+    with pytest.raises(DatasetError, match=r"store/a.tar: there is no such object, expected 5 bytes; copy the shard"):
+        ShardCache(tmp_path / "cache", 100).fetch(tar)
+
+
+FETCH = """
+import sys, os
+from pathlib import Path
+from refseg.data.cache import ShardCache, Tar
+address, num_bytes, sha256, folder, log, pause = sys.argv[1:]
+read = Tar.read
+def noted(self, start, length):
+    os.write(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), b"r")
+    if float(pause):
+        import time; time.sleep(float(pause))
+    return read(self, start, length)
+Tar.read = noted
+cache = ShardCache(Path(folder), 10**9)
+tar = Tar(address=address, num_bytes=int(num_bytes), sha256=sha256)
+print("go", flush=True); sys.stdin.readline()
+print(cache.fetch(tar), os.pread(cache.open(tar), 5, 0).decode())
+"""
+
+
+def start(tar: Tar, tmp_path: Path, pause: float = 0.0) -> subprocess.Popen[str]:
+    words = [tar.address, str(tar.num_bytes), tar.sha256, str(tmp_path / "cache"), str(tmp_path / "log"), str(pause)]
+    command = [sys.executable, "-c", FETCH, *words]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
+    return process
+
+
+def test_eight_processes_download_once(tmp_path: Path, put: Put) -> None:
+    tar = put("a.tar", b"12345")
+    processes = [start(tar, tmp_path, pause=0.3) for _ in range(8)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    assert [process.communicate()[0] for process in processes] == ["here 12345\n"] * 8
+    assert (tmp_path / "log").read_text() == "r"
+
+
+def test_who_waits_goes_on_when_the_one_that_downloads_is_killed(tmp_path: Path, put: Put) -> None:
+    tar = put("a.tar", b"12345")
+    killed = start(tar, tmp_path, pause=60)
+    assert killed.stdin is not None
+    killed.stdin.write("\n")
+    killed.stdin.flush()
+    while not (tmp_path / "log").exists():
+        time.sleep(0.01)
+    cache = ShardCache(tmp_path / "cache", 5)
+    assert cache.fetch(tar, wait=False) == "busy"
+    assert cache.fetch(put("b.tar", b"1"), wait=False) == "no room"  # a download in progress is in use too
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+
+    assert cache.fetch(tar) == "here"
+    assert content(cache, tar) == b"12345"
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_what_a_killed_download_left_makes_room(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 5)
+    (cache.folder / f"{'0' * 64}.part").write_bytes(b"12345")
+
+    assert cache.fetch(put("a.tar", b"12345")) == "here"
+    assert held(cache) == 5
+
+
+def test_a_child_forked_during_a_download_does_not_keep_its_lock(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"12345")
+    part = cache.folder / f"{tar.sha256}.part"
+    children = []
+
+    class Forking(Tar):
+        def read(self, start: int, num_bytes: int) -> bytes:
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+            children.append(child)
+            return super().read(start, num_bytes)
+
+    try:
+        assert cache.fetch(Forking(address=tar.address, num_bytes=5, sha256=tar.sha256)) == "here"
+        with (cache.folder / f"{tar.sha256}.tar").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert not part.exists()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_read_ahead_brings_all_and_raises_what_it_meets(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tars = [put(f"{digit}.tar", digit.encode() * 5) for digit in "12345"]
+    ReadAhead(cache, tars).join()
+    assert [content(cache, tar) for tar in tars] == [digit * 5 for digit in (b"1", b"2", b"3", b"4", b"5")]
+
+    bad = put("bad.tar", b"12345678")
+    put("bad.tar", b"1234567X")
+    with pytest.raises(DatasetError, match=r"store/bad.tar: found 8 bytes with sha256"):
+        ReadAhead(cache, [bad]).join()
+
+
+def test_folder_and_limit_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "0.5")
+    cache = ShardCache.of_this_machine()
+    assert (cache.folder, cache.limit_bytes) == (tmp_path / "here", 500_000_000)
+
+    monkeypatch.delenv("REFSEG_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "1e9")  # more than any disk
+    cache = ShardCache.of_this_machine()
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert cache.folder == tmp_path / ".cache" / "refseg" / "shards"
+    assert cache.limit_bytes == pytest.approx(free, rel=0.05)
+    monkeypatch.delenv("REFSEG_CACHE_GIGABYTES")
+    assert ShardCache.of_this_machine().limit_bytes == pytest.approx(0.8 * free, rel=0.05)
+    monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "much")
+    with pytest.raises(UsageError, match="REFSEG_CACHE_GIGABYTES is 'much'; expected a number of gigabytes"):
+        ShardCache.of_this_machine()
