@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
-from pipelines.engines import run_tasks, usable_cores
+from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
 from pipelines.planning import look_at_keys, make_plan
@@ -77,6 +77,7 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
         StorageError: If remote storage fails for good.
     """
     folder = open_folder(options.out)
+    check_engine(options.engine)
     try:
         if options.stage in ("all", "plan"):
             with local_annotations(options.annotations) as annotations:

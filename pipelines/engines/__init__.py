@@ -5,12 +5,24 @@ from typing import TypeVar
 
 from pipelines.engines.local import run_local, usable_cores
 
-__all__ = ["ENGINES", "run_local", "run_tasks", "usable_cores"]
+__all__ = ["ENGINES", "check_engine", "run_local", "run_tasks", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 ENGINES = ("local", "ray")
 """`local`: processes of this machine. `ray`: a Ray cluster. For array tasks of a scheduler see `BuildOptions.stage`."""
+
+
+def check_engine(engine: str) -> None:
+    """See whether an engine can be used here.
+
+    Raises:
+        UsageError: If not.
+    """
+    if engine == "ray":
+        from pipelines.engines.ray import look_for_ray
+
+        look_for_ray()
 
 
 def run_tasks(

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from pipelines.engines.local import usable_cores
@@ -23,6 +24,23 @@ _TASKS_IN_FLIGHT = 2
 _OBJECT_STORE_BYTES = 100 << 20
 """Of a Ray of our own: tasks and results are small, images never pass through it."""
 _SECONDS_TO_CONNECT = 10.0
+
+
+def look_for_ray() -> None:
+    """See whether a build on Ray can begin: before the plan, which may take minutes.
+
+    Raises:
+        UsageError: If Ray is not installed, or nobody listens at `RAY_ADDRESS`.
+    """
+    if find_spec("ray") is None:
+        raise UsageError("--engine ray: Ray is not installed; pip install 'refseg[ray]'")
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:  # Ray itself tries for minutes
+        try:
+            socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
+        except OSError as error:
+            raise _unreachable(address, error) from error
 
 
 def run_ray(
@@ -50,10 +68,9 @@ def run_ray(
         WorkerError: If a task's worker died each time, or Ray cannot run it; the tasks are named. What `function`
             raises comes through as it is. Both once the tasks in flight have ended.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError("--engine ray: Ray is not installed; pip install 'refseg[ray]'") from error
+    look_for_ray()
+    import ray
+
     with _connected(ray, workers):
         yield from _run(ray, function, tasks, workers, name)
 
@@ -111,7 +128,6 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            _reach(address)
             ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -125,10 +141,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
                 **quiet,
             )
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--engine ray: cannot use Ray at {address or 'this machine'} ({' '.join(str(error).split()):.300}); "
-            "start the cluster, or see to RAY_ADDRESS"
-        ) from error
+        raise _unreachable(address or "this machine", error) from error
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)  # Ray puts in its own, with an exit code of its own
@@ -138,8 +151,8 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Connect to a `host:port` and hang up: Ray itself tries for minutes where nobody listens."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
+def _unreachable(where: str, error: Exception) -> UsageError:
+    found = " ".join(str(error).split())
+    return UsageError(
+        f"--engine ray: cannot use Ray at {where} ({found:.300}); start the cluster, or see to RAY_ADDRESS"
+    )

@@ -144,19 +144,21 @@ def test_who_wants_no_more_results_waits_for_the_tasks_in_flight(ray_here: Any, 
 def test_without_ray_the_way_to_it_is_said(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("pipelines.engines.ray.find_spec", lambda name: None)
     out = tmp_path / "out"
     assert main(["build-shards", "refcoco/unc", "--annotations", str(tiny.write()), "--out", str(out), *_RAY]) == 2
     assert "--engine ray: Ray is not installed; pip install 'refseg[ray]'" in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_an_address_where_nobody_listens_is_an_error_at_once(ray_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_here, "is_initialized", lambda: False)
+def test_an_address_where_nobody_listens_is_an_error_at_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     begin = time.monotonic()
     with pytest.raises(UsageError, match=r"cannot use Ray at 127\.0\.0\.1:1 \(.*refused\); start the cluster"):
-        list(run_ray(str, [1], 1, name=str))
+        build_dataset(tiny.options(tmp_path / "out", engine="ray"))
+    assert not (tmp_path / "out").exists()
     assert time.monotonic() - begin < 10
 
 
