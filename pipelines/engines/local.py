@@ -1,5 +1,6 @@
 """Runs a function over tasks in this process, or in several of this machine."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -46,7 +47,10 @@ def run_local(
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
-        yield from map(function, tasks)
+        for task in tasks:
+            with _collector_off():
+                result = function(task)
+            yield result
         return
     # Spawned, not forked: a fork of a process with threads (Arrow has some) can hang.
     context = multiprocessing.get_context("spawn")
@@ -80,6 +84,18 @@ def run_local(
 
 
 @contextmanager
+def _collector_off() -> Iterator[None]:
+    """Look for no reference cycles: records have none, and going through them is a tenth of a build's time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
 def _signals_held() -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back while workers start: they inherit that, and none dies amid its imports."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -95,6 +111,7 @@ def _begin_worker(heard: Connection) -> None:
     Args:
         heard: A pipe whose other end the parent holds. Nothing is ever sent; it closes when the parent ends or says so.
     """
+    gc.disable()  # see `_collector_off`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_closed, args=(heard,), daemon=True).start()
