@@ -15,10 +15,6 @@ _CHUNK = 1 << 20
 _LARGEST_VALUE = 256 << 20
 """Characters of one record: where a file is no JSON, this much of it is read to see that."""
 _SPACES = re.compile(r"[ \t\n\r]*")
-# Half of a surrogate pair is no text; the parser would turn it into a question mark without a word.
-_HIGH, _LOW = rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_LONE_SURROGATE = re.compile(rb"%b(?!%b)|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})(?<!\\)%b" % (_HIGH, _LOW, _LOW))
-_PAIR = 12  # bytes of an escaped pair
 
 
 class JsonList:
@@ -81,25 +77,15 @@ def describe_file(path: Path, name: str) -> SourceFile:
         name: What the descriptor calls it.
 
     Raises:
-        AnnotationError: If it cannot be read, or is JSON that holds half of a surrogate pair.
+        AnnotationError: If it cannot be read.
     """
-    digest = hashlib.sha256()
-    num_bytes = 0
-    tail = b""
-    is_text = path.suffix in (".json", ".jsonl")
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                if is_text:
-                    _refuse_lone_surrogates(path, tail + chunk, start=num_bytes - len(tail))
-                    tail = (tail + chunk)[-2 * _PAIR :]
-                num_bytes += len(chunk)
-            if is_text:
-                _refuse_lone_surrogates(path, tail + b" " * _PAIR, start=num_bytes - len(tail))
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            num_bytes = file.tell()
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    return SourceFile(name=name, num_bytes=num_bytes, sha256=digest.hexdigest())
+    return SourceFile(name=name, num_bytes=num_bytes, sha256=digest)
 
 
 def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
@@ -225,15 +211,3 @@ def _refuse_constant(name: str) -> None:
 
 
 _PARSER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _refuse_lone_surrogates(path: Path, text: bytes, start: int) -> None:
-    """Look through a piece of a file; pieces share two pairs of bytes, so that each place is seen with its context."""
-    if b"\\ud" not in text and b"\\uD" not in text:  # as good as always, and ten times faster
-        return
-    for found in _LONE_SURROGATE.finditer(text):
-        if found.start() <= len(text) - _PAIR and (found.start() >= _PAIR or not start):
-            raise AnnotationError(
-                f"{path}: at byte {start + found.start()}: {found.group().decode()} is half of a surrogate pair, "
-                "which no text holds; mend or leave out that record"
-            )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sources import json_stream
+from pipelines.records import make_records
 from pipelines.sources.refer import load_plain_pickle, read_refer
 from refseg.errors import AnnotationError, UsageError
 from refseg.schema import find_dataset
@@ -115,37 +115,17 @@ def test_an_instances_file_of_another_form_is_named(instances: str, message: str
         list(read_refer(UNC, tiny.root).tables)
 
 
-@pytest.mark.parametrize("half", ["\\ud83d", "\\udd92", "\\udd92\\ud83d"])
-def test_half_of_a_surrogate_pair_is_refused_with_its_place(half: str, tiny: Any) -> None:
+def test_half_of_a_surrogate_pair_spoils_its_own_record_alone(tiny: Any, raw_shard: Any) -> None:
     folder = tiny.write() / "refcoco"
+    tiny.refs[0]["sentences"][0]["sent"] = "a \ud83e giraffe"
+    tiny.refs[1]["sentences"][0]["sent"] = "a giraffe 🦒"
     (folder / "refs(unc).p").unlink()
-    (folder / "refs(unc).json").write_text('[{"sent": "' + "x" * 20 + half + '"}]')
+    (folder / "refs(unc).json").write_text(json.dumps(tiny.refs))
 
-    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.json: at byte 31: .* is half of a surrogate pair"):
-        read_refer(UNC, tiny.root)
+    records, rejects = make_records(raw_shard(read_refer(UNC, tiny.root)), mask_rule="union")
 
-
-@pytest.mark.parametrize("place", range(5, 40, 3))
-def test_pairs_and_halves_are_told_apart_across_pieces(
-    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_stream, "_CHUNK", 25)
-    whole = tmp_path / "whole.json"
-    whole.write_text('"' + "x" * place + "\\ud83e\\udd92" * 3 + "x" * 30 + '"')
-    half = tmp_path / "half.json"
-    half.write_text('"' + "x" * place + "\\ud83e\\udd92\\ud83e" + "x" * 30 + '"')
-
-    json_stream.describe_file(whole, "whole.json")
-    with pytest.raises(AnnotationError, match=f"at byte {place + 13}: "):
-        json_stream.describe_file(half, "half.json")
-
-
-def test_whole_surrogate_pairs_are_text(tiny: Any) -> None:
-    folder = tiny.write() / "refcoco"
-    (folder / "refs(unc).p").unlink()
-    (folder / "refs(unc).json").write_text(json.dumps([{"sent": "a giraffe 🦒🦒"}]))
-
-    assert list(read_refer(UNC, tiny.root).refs) == [{"sent": "a giraffe 🦒🦒"}]
+    assert [(reject.ref_id, reject.reason) for _, reject in rejects] == [(70, "malformed_ref")]
+    assert records[0][1].sentences[0].sent == "a giraffe 🦒"
 
 
 def test_refs_that_are_no_list_are_refused(tiny: Any) -> None:
