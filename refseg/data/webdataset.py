@@ -6,11 +6,13 @@ It is approximate, and `loader.RefLoader` is not. What is approximate:
 - Division: ranks and workers take whole shards, so they get unequal numbers of samples, and nothing where there are
   fewer shards than rank × worker. An epoch ends on each when its shards do: do not train DDP on it without `join`.
 - Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked.
+- Mixtures: weights are not known, and k sentences of an image cannot be asked for.
 
 Every expression of the shards still comes exactly once per epoch over all ranks and workers. A tar knows only the refs
 it was built with: of a dataset whose images lie in another's tars (image pool, mix) `tar_urls` and `stream` say so.
 """
 
+import io
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +32,9 @@ from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
-from refseg.storage import open_folder
+from refseg.storage import is_remote, open_folder
+
+_BLOCK_BYTES = 8 << 20  # of a remote tar, by one request
 
 
 class StreamSample(NamedTuple):
@@ -53,7 +57,7 @@ def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
     """Paths or URLs of a dataset's tars, for `stream`.
 
     Args:
-        folder: Of a finished dataset, a path or an fsspec URL that `webdataset` opens too.
+        folder: Of a finished dataset: a path or URL.
         splits: Names of splits.
 
     Raises:
@@ -83,7 +87,8 @@ def stream(
     """Stream one epoch of expressions, split over ranks and workers by shard; give it to a torch `DataLoader`.
 
     Args:
-        urls: Tars: paths, or whatever `webdataset` opens (`https:`, `pipe:`).
+        urls: Tars: paths; fsspec URLs such as `s3://bucket/train-00000.tar`, read in blocks whose requests are tried
+            again; or `http:`, `https:` and `pipe:`, which the library opens and reads from the beginning to the end.
         geometry: To the network's input.
         num_tokens: L; longer sentences are cut, keeping EOS.
         shuffle_images: Images in the shuffle buffer; 0 keeps the shards' order and that of the images in them.
@@ -126,10 +131,33 @@ def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
 
 
 def _open_and_close(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The library's opener, but one that closes: its own leaves a descriptor open for each shard."""
+    """The library's opener, but one that closes (its own leaves a descriptor open for each shard) and knows fsspec."""
     for source in sources:
-        with wds.gopen(source["url"]) as opened:
+        url = source["url"]
+        by_library = not is_remote(url) or url.partition(":")[0] in ("http", "https", "pipe")
+        with wds.gopen(url) if by_library else io.BufferedReader(_RemoteFile(url), _BLOCK_BYTES) as opened:
             yield {**source, "stream": opened}
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file from its beginning to its end, each read one request that is tried again where it fails.
+
+    Its methods raise `StorageError` where storage refuses or fails, and `FileNotFoundError`.
+    """
+
+    def __init__(self, url: str) -> None:
+        folder, _, self._name = url.rpartition("/")
+        self._folder = open_folder(folder)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._folder.read(self._name, self._position, len(buffer))
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
 
 
 def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_tokens: int) -> Iterator[StreamSample]:

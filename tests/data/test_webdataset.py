@@ -4,18 +4,21 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from refseg import storage
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.data.webdataset import StreamSample, stream, tar_urls
 from refseg.errors import DatasetError, UsageError
 from refseg.tokenizer import EOS_ID
 
-from .conftest import Picture, Ref, write_overlay
+from .conftest import Picture, Ref, grid_pictures, write_overlay
 
 GEOMETRY = Geometry(kind="letterbox", size=(24, 28))
 
@@ -63,6 +66,43 @@ def test_workers_share_the_shards_and_torch_makes_batches(
     found = [pair for batch in batches for pair in zip(batch.ref_id.tolist(), batch.sent_id.tolist(), strict=True)]
     assert sorted(found) == sorted(known_ids(train_index))
     assert batches[0].image.shape == (8, 3, 24, 28)
+
+
+@pytest.mark.parametrize("num_shards", [3, 8])
+def test_two_ranks_of_two_workers_get_every_expression_once(
+    tmp_path: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, num_shards: int
+) -> None:
+    # With 3 shards one of the four workers has nothing to do.
+    folder = write(tmp_path / "d", {f"train-{i:05}": grid_pictures(10 * i, 3) for i in range(num_shards)})
+    index = ManifestIndex.open(folder, ["train"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found: list[list[tuple[int, int]]] = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        samples = stream(tar_urls(folder, ["train"]), geometry=GEOMETRY, num_tokens=12, shuffle_images=4)
+        batches: list[StreamSample] = list(DataLoader(samples, batch_size=4, num_workers=2))
+        found.append(
+            [pair for batch in batches for pair in zip(batch.ref_id.tolist(), batch.sent_id.tolist(), strict=True)]
+        )
+
+    assert sorted(found[0] + found[1]) == sorted(known_ids(index))
+    assert all(found)
+
+
+def test_tars_in_object_storage_are_streamed_through_failures(
+    dataset: Path, bucket: str, faulty_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("refseg.data.webdataset._BLOCK_BYTES", 10_000)  # a shard is several requests
+    for path in dataset.iterdir():
+        fsspec.filesystem("s3").put_file(str(path), f"{bucket}/toy/{path.name}")
+    remote = tar_urls(f"{bucket}/toy", ["train"])
+    faulty_s3.faults = iter([None, "cut", "503", None, "drop"])
+
+    found = [(s.ref_id, s.sent_id) for s in stream(remote, geometry=GEOMETRY, num_tokens=12)]
+    assert found == [(s.ref_id, s.sent_id) for s in stream(urls(dataset), geometry=GEOMETRY, num_tokens=12)]
+    with pytest.raises(FileNotFoundError, match=f"{bucket}/toy/none.tar"):
+        list(stream([f"{bucket}/toy/none.tar"], geometry=GEOMETRY, num_tokens=12))
 
 
 def test_shuffling_changes_with_seed_and_epoch(dataset: Path) -> None:
