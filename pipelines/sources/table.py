@@ -74,6 +74,8 @@ def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> R
         raise
     except (ValueError, RecursionError) as error:
         return RowFault(f"cannot be read as JSON ({error})")
+    if b"\\ud" in line.lower() and not _is_text(row):
+        return RowFault("holds half of a surrogate pair, which no text does")
     if not isinstance(row, dict):
         return RowFault(f"found a {type(row).__name__}, expected an object with {', '.join(required)}")
     if unknown := sorted(set(row) - set(columns)):
@@ -105,3 +107,12 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], req
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(ascii(name[:40]) for name in names[:8])
+
+
+def _is_text(value: Any) -> bool:
+    """False if a text in a value cannot be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
