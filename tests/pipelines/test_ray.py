@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -207,6 +208,46 @@ def test_the_command_starts_ray_and_leaves_no_process(tiny: Any, tmp_path: Path,
     while _marked(mark):
         assert time.monotonic() < deadline, [Path(f"/proc/{each}/cmdline").read_text() for each in _marked(mark)]
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_cluster_is_used_and_only_left(
+    tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ADDRESS": address}
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1"]
+    start += ["--port", address.partition(":")[2]]
+    start += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    start += ["--min-worker-port=0", "--max-worker-port=0"]  # any: the default range may hold the cluster's own port
+    head = subprocess.Popen(start, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_open(address):
+            assert time.monotonic() < deadline
+            assert head.poll() is None
+            time.sleep(0.1)
+        for name in ("first", "second"):  # the first leaves the cluster as it was
+            command = [sys.executable, "-W", "error", "-m", "refseg", "build-shards", "refcoco/unc", *_RAY]
+            command += ["--annotations", str(tiny.write()), "--out", str(tmp_path / name)]
+            run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+            assert run.returncode == 0, run.stderr
+            assert "started on this machine" not in run.stderr
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+    build_dataset(tiny.options(tmp_path / "local", images_per_shard=1))
+    assert contents(tmp_path / "first") == contents(tmp_path / "second") == contents(tmp_path / "local")
+
+
+def _is_open(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_errors_of_ours_travel_between_processes() -> None:
