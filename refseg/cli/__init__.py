@@ -14,6 +14,7 @@ COMMANDS = {
     "build-shards": "annotations and images to verified shards",
     "verify": "check a built dataset; exit 1 on any fault, each named",
     "stats": "counts against the published ones, lengths, areas, rejects",
+    "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
     "mix": "leak-free union of datasets: no training image that any of them evaluates on",
     "models": "table of models: parameters by module",
     "evaluate": "score a checkpoint on a split",

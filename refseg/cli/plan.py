@@ -1,0 +1,109 @@
+"""`refseg plan`: what a training run will read, on N nodes × G GPUs."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refseg.data.plan import ReadPlan
+
+EXAMPLE = """refseg plan shards/refcoco-unc --world 2x8 --global-batch 64
+  refseg plan s3://bucket/refcoco-unc --world 1x8 --sampling images --expressions-per-image 4 --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("--world", type=world, default=(1, 1), metavar="NxG", help="nodes x GPUs each (default: 1x1)")
+    parser.add_argument("--global-batch", type=int, default=64, metavar="N", help="samples of a step (default: 64)")
+    parser.add_argument("--split", default="train", metavar="NAME", help="split to read (default: train)")
+    parser.add_argument("--sampling", choices=("ref", "sentence", "images"), default="ref", help="what a sample is")
+    parser.add_argument(
+        "--expressions-per-image", type=count_or_all, default=1, metavar="K", help="with images: a number, or all"
+    )
+    parser.add_argument("--remainder", choices=("drop", "pad"), default="drop", help="samples that fill no batch")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="data.num_workers (default: 2)")
+    parser.add_argument("--input-size", type=size, default=(480, 480), metavar="HxW", help="pixels (default: 480)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def world(text: str) -> tuple[int, int]:
+    """`2x8` as (2, 8)."""
+    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected nodes x GPUs of each, for example 2x8")
+    return int(found[1]), int(found[2])
+
+
+def size(text: str) -> tuple[int, int]:
+    """`480` or `320x480` as (height, width) in pixels."""
+    if not (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected pixels, for example 480 or 320x480")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def count_or_all(text: str) -> object:
+    """A number, or "all"."""
+    if text != "all" and not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or all")
+    return text if text == "all" else int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    from refseg.data.index import ManifestIndex
+    from refseg.data.plan import plan_reading
+
+    plan = plan_reading(
+        ManifestIndex.open(args.folder, [args.split]),
+        num_nodes=args.world[0],
+        ranks_per_node=args.world[1],
+        global_batch=args.global_batch,
+        sampling=args.sampling,
+        expressions_per_image=args.expressions_per_image,
+        remainder=args.remainder,
+        num_workers=args.workers,
+        input_size=args.input_size,
+    )
+    if args.json:
+        fields = asdict(plan) | {"diversity": plan.diversity._asdict(), "memory_per_node": plan.memory_per_node}
+        print(json.dumps(fields, indent=1))
+    else:
+        print(_page(plan))
+    return 0
+
+
+def _page(plan: "ReadPlan") -> str:
+    per_node = plan.num_ranks // plan.num_nodes
+    left = f"{plan.padded:,} repeats added" if plan.padded else f"{plan.dropped:,} left out"
+    variety = plan.diversity
+    facts = {
+        "world": f"{plan.num_nodes:,} nodes x {per_node:,} processes, {plan.num_workers} workers each",
+        "an epoch": f"{plan.samples:,} samples, {plan.steps:,} steps on every rank, {left}",
+        "a step": f"{plan.global_batch:,} samples, {plan.global_batch / plan.num_ranks:g} on each rank",
+        "a batch": (
+            f"{variety.expressions:.1f} expressions of {variety.images:.1f} images, as varied as "
+            f"{variety.effective_images:.1f} images evenly shared"
+        ),
+        "images": f"{plan.images_per_rank:,} read and decoded by a rank in an epoch",
+        "bytes": f"{_gigabytes(plan.image_bytes_per_node)} of images for a node in an epoch",
+        "shards": _gigabytes(plan.shard_bytes)
+        + (f", {_gigabytes(plan.remote_shard_bytes)} of it downloaded once by each node" if plan.cache_bytes else ""),
+        "cache": "" if plan.cache_bytes is None else f"{_gigabytes(plan.cache_bytes)} of remote shards at most",
+        "memory": (
+            f"{_gigabytes(plan.memory_per_node)} a node: index {_megabytes(plan.index_bytes)} a rank, batches "
+            f"{_megabytes(plan.worker_bytes)} a worker; all images resized: {_gigabytes(plan.decoded_bytes)}"
+        ),
+        "cursor": f"{plan.cursor_bytes} bytes in a checkpoint",
+    }
+    lines = [f"{plan.dataset} {'+'.join(plan.splits)}, digest {plan.digest[:12]}", ""]
+    lines += [f"{name:<9} {words}" for name, words in facts.items() if words]
+    lines += ["", *(f"warning: {warning}" for warning in plan.warnings)] if plan.warnings else []
+    return "\n".join(lines)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.3f} GB"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
