@@ -30,14 +30,14 @@ class SampleTask:
         image: Path or URL of the image's file; empty if it lies in a pool.
         num_bytes: Size that the file must still have.
         location: Where it lies in a pool; None: the file is copied into this dataset's tar.
-        records: By `ref_id`.
+        rows: Of the manifest, by `ref_id`, as plain values; only where the image lies is not in them yet.
     """
 
     key: str
     image: str
     num_bytes: int
     location: ImageLocation | None
-    records: tuple[RefRecord, ...]
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ def read_samples(data: bytes) -> list[SampleTask]:
                 image=fields["address"],
                 num_bytes=fields["num_bytes"],
                 location=ImageLocation(**fields["location"]) if fields["location"] else None,
-                records=tuple(ManifestRow.from_dict(row).record for row in fields["rows"]),
+                rows=fields["rows"],
             )
         )
     return samples

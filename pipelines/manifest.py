@@ -119,9 +119,13 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> str:
     Returns:
         The digest of the rows (`rows_sha256`).
     """
-    plain = [row.to_dict() for row in rows]
-    _write(path, pa.Table.from_pylist(plain, schema=MANIFEST_SCHEMA))
-    return digest_rows(plain)
+    return write_rows(path, [row.to_dict() for row in rows])
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Write rows that are plain values already, keys in the order of `MANIFEST_SCHEMA`; see `write_manifest`."""
+    _write(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    return digest_rows(rows)
 
 
 def write_table(path: Path, table: pa.Table) -> str:

@@ -6,25 +6,26 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from pipelines.canonical import canonical_json
 from pipelines.check import SampleTask, read_samples, reject_image
 from pipelines.images import ImageFile, find_jpeg_fault
-from pipelines.manifest import ManifestRow, write_manifest
+from pipelines.manifest import ManifestRow, write_rows
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
 from pipelines.tars import TarWriter
 from refseg.descriptor import ShardEntry
 from refseg.errors import BuildError, StorageError
-from refseg.schema import ImageLocation, RefRecord
+from refseg.schema import ImageLocation
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
 
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
@@ -87,7 +88,7 @@ def build_shard(task: ShardTask) -> Receipt:
             f"{name}: this machine ({socket.gethostname()}) would write other bytes than planned "
             f"({'; '.join(differing)}); install the same releases on all machines"
         )
-    rows: list[ManifestRow] = []
+    rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
     num_samples = 0
     with scratch_files(folder, f"{name}.tar", f"{name}.parquet") as (tar_path, parquet_path):
@@ -106,17 +107,18 @@ def build_shard(task: ShardTask) -> Receipt:
                         continue
                     num_samples += 1
                     location = _add_sample(tar, name, sample, data)
-                rows += [ManifestRow(record=record, location=location) for record in sample.records]
+                place = asdict(location)
+                rows += [{**row, **place} for row in sample.rows]
             tar.finish()
-        rows_sha256 = write_manifest(parquet_path, rows)
+        rows_sha256 = write_rows(parquet_path, rows)
         receipt = Receipt(
             entry=ShardEntry(
                 name=name,
                 split=task.shard.split,
-                num_images=len({row.record.image_id for row in rows}),
+                num_images=len({row["image_id"] for row in rows}),
                 num_samples=num_samples,
                 num_refs=len(rows),
-                num_sentences=sum(len(row.record.sentences) for row in rows),
+                num_sentences=sum(len(row["sentences"]) for row in rows),
                 tar_bytes=tar.num_bytes if num_samples else 0,
                 tar_sha256=tar.sha256 if num_samples else "",
                 parquet_bytes=parquet_path.stat().st_size,
@@ -196,35 +198,21 @@ def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
         folder.publish(path, name)
 
 
-def sample_json(records: Sequence[RefRecord]) -> bytes:
-    """The `.json` member of an image: what readers without the manifest need."""
-    first = records[0]
+def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The `.json` member of an image, from its rows: what readers without the manifest need."""
     fields = {
-        "image_id": first.image_id,
-        "file_name": first.file_name,
-        "height": first.height,
-        "width": first.width,
+        **{name: rows[0][name] for name in ("image_id", "file_name", "height", "width")},
         "refs": [
             {
-                "ref_id": record.ref_id,
-                "ann_ids": [annotation.ann_id for annotation in record.annotations],
-                "category": record.category,
-                "box_xywh": record.box_xywh,
-                "no_target": record.no_target,
-                "box_only": record.box_only,
-                "mask": {"size": record.mask.size, "counts": record.mask.counts},
+                "ref_id": row["ref_id"],
+                "ann_ids": [annotation["ann_id"] for annotation in row["annotations"]],
+                **{name: row[name] for name in ("category", "box_xywh", "no_target", "box_only", "mask")},
                 "sentences": [
-                    {
-                        "sent_id": sentence.sent_id,
-                        "raw": sentence.raw,
-                        "sent": sentence.sent,
-                        "token_ids": sentence.token_ids,
-                        "exists": sentence.exists,
-                    }
-                    for sentence in record.sentences
+                    {name: sentence[name] for name in ("sent_id", "raw", "sent", "token_ids", "exists")}
+                    for sentence in row["sentences"]
                 ],
             }
-            for record in records
+            for row in rows
         ],
     }
     return canonical_json(fields)
@@ -267,7 +255,7 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
     name = ImageFile(address=sample.image, num_bytes=sample.num_bytes).name
 
     def reject(reason: str, found: str) -> list[Reject]:
-        return [reject_image(record, reason, found) for record in sample.records]
+        return [reject_image(ManifestRow.from_dict(row).record, reason, found) for row in sample.rows]
 
     try:
         data = read_file(sample.image)
@@ -280,8 +268,8 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
             f"{sample.image}: has {len(data)} bytes, {sample.num_bytes} when the build began; "
             "wait until the file is complete and build again"
         )
-    first = sample.records[0]
-    fault = find_jpeg_fault(data, first.height, first.width, decode=decode)
+    first = sample.rows[0]
+    fault = find_jpeg_fault(data, first["height"], first["width"], decode=decode)
     if fault is None:
         return data, []
     reason, found = fault
@@ -292,7 +280,7 @@ def _add_sample(tar: TarWriter, name: str, sample: SampleTask, data: bytes) -> I
     """Write one image and its refs, and say where they are."""
     tar.begin_sample()
     offset = tar.add(f"{sample.key}.jpg", data)
-    tar.add(f"{sample.key}.json", sample_json(sample.records))
+    tar.add(f"{sample.key}.json", sample_json(sample.rows))
     sample_bytes, sample_xxh3 = tar.end_sample()
     return ImageLocation(
         shard=f"{name}.tar",
