@@ -1,15 +1,18 @@
 """The index of a dataset: its manifests as flat arrays, and where each image lies.
 
-Nothing here is per-object Python: a dataset of millions of images is a few dozen arrays, which worker processes share
-with their parent (fork) or receive once (spawn).
+Nothing here is per-object Python: a dataset of millions of images is a few dozen arrays. Those of a large dataset are
+files of this machine, written when it is first opened, that all processes map; those of a small one are in memory.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +23,25 @@ from torch import Tensor
 from refseg import tokenizer
 from refseg.data.cache import Tar
 from refseg.data.decode import decode_rgb
-from refseg.data.manifests import dataset_ids, find_tars, flatten, read_manifest, refuse_unknown_files
+from refseg.data.flat_arrays import STRINGS, Arrays, FlatManifest, flatten, join_in_memory, read_all, strings_of
+from refseg.data.index_cache import INDEX_VERSION, CacheUnusableError, IndexCache, StoredIndex
+from refseg.data.manifests import (
+    check_files,
+    dataset_ids,
+    find_tars,
+    manifest_facts,
+    read_bytes,
+    read_manifest,
+    refuse_unknown_files,
+)
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import Descriptor, load_descriptor
+from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
-from refseg.storage import open_folder
+from refseg.storage import Folder, open_folder
+
+logger = logging.getLogger(__name__)
+
+_STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
 
 
 class SentenceIds(NamedTuple):
@@ -98,20 +115,20 @@ class ManifestIndex:
     row_dataset: NDArray[np.int16]
     row_image: NDArray[np.int64]
     no_target: NDArray[np.bool_]
-    category: pa.StringArray
+    category: pa.LargeStringArray
     mask_start: NDArray[np.int64]
     mask_counts: NDArray[np.uint32]
     sentence_start: NDArray[np.int64]
 
     sent_id: NDArray[np.int64]
-    raw: pa.StringArray
-    sent: pa.StringArray
+    raw: pa.LargeStringArray
+    sent: pa.LargeStringArray
     sentence_exists: NDArray[np.bool_]
     token_start: NDArray[np.int64]
     tokens: NDArray[np.uint16]
 
     image_id: NDArray[np.int64]
-    file_name: pa.StringArray
+    file_name: pa.LargeStringArray
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     row_start: NDArray[np.int64]
@@ -123,6 +140,8 @@ class ManifestIndex:
     sample_xxh3: NDArray[np.uint64]
 
     _files: ShardFiles = field(init=False)
+    _stored: StoredIndex | None = field(init=False, default=None)
+    """The files behind the arrays; None: they are in memory."""
 
     def __post_init__(self) -> None:
         # The dataclass is frozen because the index is a value; this is part of its construction.
@@ -130,7 +149,7 @@ class ManifestIndex:
 
     @classmethod
     def open(cls, folder: Path | str, splits: Sequence[str]) -> "ManifestIndex":
-        """Read the manifests of some splits.
+        """Read the manifests of some splits, or map what an earlier opening of a large dataset made of them.
 
         Args:
             folder: Of a finished dataset: a path or a URL.
@@ -160,20 +179,42 @@ class ManifestIndex:
         refuse_unknown_files(place, sizes, descriptor)
         chosen = tuple(split for split in descriptor.splits if split in splits)
         entries = [entry for entry in descriptor.shards if entry.split in chosen]
-        tables = [read_manifest(place, sizes, entry) for entry in entries]
-        arrays, names = flatten(place, pa.concat_tables(tables), descriptor)
-        split_of_shard = np.array([chosen.index(entry.split) for entry in entries], np.int16)
+        for entry in entries:
+            check_files(place, sizes, entry)
+        datasets = dataset_ids(descriptor)
         digest = hashlib.sha256(json.dumps([descriptor.digest, chosen]).encode()).hexdigest()
-        return cls(
+
+        def read(entry: ShardEntry) -> FlatManifest:
+            table = read_manifest(place, entry)
+            return flatten(place.address, table, split=chosen.index(entry.split), datasets=datasets)
+
+        stored = None
+        if sum(entry.parquet_bytes for entry in entries) >= _STORED_FROM_BYTES:
+            stored = _open_stored(place, entries, digest, lambda: read_all(read, entries))
+        arrays, names = (stored.arrays(), stored.tars) if stored else join_in_memory(read_all(read, entries))
+        index = cls(
             folder=place.address,
             descriptor=descriptor,
             splits=chosen,
-            datasets=dataset_ids(descriptor),
+            datasets=datasets,
             digest=digest,
-            row_split=np.repeat(split_of_shard, [table.num_rows for table in tables]),
             shards=find_tars(place, names, descriptor),
-            **arrays,
+            **_fields(arrays),
         )
+        object.__setattr__(index, "_stored", stored)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the receiving process can map."""
+        state = dict(self.__dict__)
+        for name in _fields(self._stored.arrays()) if self._stored else ():
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._stored:
+            self.__dict__.update(_fields(self._stored.arrays()))
 
     def __repr__(self) -> str:
         return (
@@ -295,3 +336,46 @@ class ManifestIndex:
 
     def _where(self, image: int) -> str:
         return f"{self.shards[self.image_shard[image]]}: image {self.image_id[image]} ({self.file_name[image]})"
+
+
+def _fields(arrays: Arrays) -> dict[str, Any]:
+    """Arrays as `ManifestIndex` has them: strings put together."""
+    of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")}
+    numbers = {name: array for name, array in arrays.items() if name not in of_strings}
+    return {**numbers, **{name: strings_of(arrays, name) for name in STRINGS}}
+
+
+def _open_stored(
+    place: Folder, entries: Sequence[ShardEntry], digest: str, read: Callable[[], Iterator[FlatManifest]]
+) -> StoredIndex | None:
+    """The index's files on this machine, written now if they are not there; None if they cannot be.
+
+    Raises:
+        DatasetError: If a manifest is another than was built.
+        StorageError: If remote storage refuses or fails.
+    """
+    cache = IndexCache.of_this_machine()
+    key = hashlib.sha256(json.dumps([INDEX_VERSION, digest]).encode()).hexdigest()[:32]
+    facts = manifest_facts(place, entries)
+    stored = cache.open(key)
+    if stored is None:
+        begin = time.monotonic()
+        logger.info("%s: opened for the first time here, %d manifests are read", place, len(entries))
+        try:
+            stored, is_written = cache.write(key, read)
+        except CacheUnusableError as error:
+            logger.warning(
+                "the index is kept in memory, by each process, and made again at each start (%s); give REFSEG_CACHE "
+                "a folder with room",
+                error,
+            )
+            return None
+        logger.info("%s: read in %.1f s, kept in %s", place, time.monotonic() - begin, stored.folder)
+        if is_written:
+            stored.remember_checked(place.address, facts)
+    if not stored.is_checked(place.address, facts):
+        # Another copy of the dataset, or files that were touched: what is mapped is right, but what lies there?
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda entry: len(read_bytes(place, entry)), entries))
+        stored.remember_checked(place.address, facts)
+    return stored

@@ -1,15 +1,11 @@
-"""The files behind an index: manifests and tars as the descriptor names them, here and in pools, and as flat arrays."""
+"""The files behind an index: manifests and tars as the descriptor names them, here and in pools."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from refseg.data.cache import Tar
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
@@ -17,10 +13,11 @@ from refseg.errors import DatasetError
 from refseg.storage import Folder, is_remote, open_folder
 
 _COLUMNS = [
-    "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask",
-    "sentences", "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
+    "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask.counts",
+    *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "token_ids", "exists")),
+    "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
 ]  # fmt: skip
-_REMEDY = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
+REMEDY = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
 
 
 def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
@@ -39,19 +36,17 @@ def refuse_unknown_files(place: Folder, sizes: dict[str, int], descriptor: Descr
     Raises:
         DatasetError: If the folder holds a tar or Parquet file that is not the dataset's.
     """
-    known = {f"{entry.name}.{kind}" for entry in descriptor.shards for kind in ("tar", "parquet")}
+    known = {REJECTS_NAME, *(f"{entry.name}.{kind}" for entry in descriptor.shards for kind in ("tar", "parquet"))}
     for name in sorted(sizes):
-        if name.endswith((".tar", ".parquet")) and name not in known | {REJECTS_NAME}:
+        if name.endswith((".tar", ".parquet")) and name not in known:
             raise DatasetError(
                 f"{place.join(name)}: found a file that {DESCRIPTOR_NAME} does not name, expected only the dataset's "
                 "own shards; remove it"
             )
 
 
-def read_manifest(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> pa.Table:
-    """Read one manifest, after checking that it and its tar are the descriptor's.
-
-    The tar is checked by size only: hashing it would read the whole dataset, and each sample is checked when read.
+def check_files(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> None:
+    """Check that a shard's manifest and tar are there and have the descriptor's sizes.
 
     Args:
         place: The dataset's folder.
@@ -59,17 +54,52 @@ def read_manifest(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> pa
         entry: The shard.
 
     Raises:
-        DatasetError: If one of the two is missing or another than was built.
-        StorageError: If storage refuses or fails.
+        DatasetError: If one of the two is missing or of another size.
     """
     if entry.num_samples:
         _check_size(place, sizes, f"{entry.name}.tar", entry.tar_bytes)
-    name = f"{entry.name}.parquet"
-    _check_size(place, sizes, name, entry.parquet_bytes)
-    data = place.read(name)
+    _check_size(place, sizes, manifest_name(entry), entry.parquet_bytes)
+
+
+def manifest_name(entry: ShardEntry) -> str:
+    """File name of a shard's manifest."""
+    return f"{entry.name}.parquet"
+
+
+def read_bytes(place: Folder, entry: ShardEntry) -> bytes:
+    """Read a manifest's file and check its hash.
+
+    Hashing tars too would read the whole dataset: each sample is checked when read.
+
+    Raises:
+        DatasetError: If it is another than was built.
+        StorageError: If storage refuses or fails.
+    """
+    data = place.read(manifest_name(entry))
     if (sha256 := hashlib.sha256(data).hexdigest()) != entry.parquet_sha256:
-        raise DatasetError(f"{place.join(name)}: found sha256 {sha256}, expected {entry.parquet_sha256}; {_REMEDY}")
-    return pq.read_table(pa.BufferReader(data), columns=_COLUMNS)
+        raise DatasetError(
+            f"{place.join(manifest_name(entry))}: found sha256 {sha256}, expected {entry.parquet_sha256}; {REMEDY}"
+        )
+    return data
+
+
+def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[object]]:
+    """What changes when a manifest is written again: name and size, and on this machine time and inode.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    if is_remote(place.address):
+        return [[entry.name, entry.parquet_bytes] for entry in entries]
+    found = ((entry, Path(place.join(manifest_name(entry))).stat()) for entry in entries)
+    return [[entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino] for entry, facts in found]
+
+
+def read_manifest(place: Folder, entry: ShardEntry) -> pa.Table:
+    """Read the columns of a manifest that an index needs; errors as of `read_bytes`."""
+    # Without threads of its own: manifests are read several at a time.
+    file = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)))
+    return file.read(columns=_COLUMNS, use_threads=False)
 
 
 def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tuple[Tar, ...]:
@@ -93,7 +123,7 @@ def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tu
             tars |= _find_in_pool(place, pool, used)
     for name in names:
         if name not in tars:
-            raise DatasetError(f"{place}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {_REMEDY}")
+            raise DatasetError(f"{place}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {REMEDY}")
     return tuple(tars[name] for name in names)
 
 
@@ -118,89 +148,9 @@ def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> di
     return found
 
 
-def _check_size(place: Folder, sizes: dict[str, int], name: str, expected: int, *, remedy: str = _REMEDY) -> None:
+def _check_size(place: Folder, sizes: dict[str, int], name: str, expected: int, *, remedy: str = REMEDY) -> None:
     found = sizes.get(name)
     if found is None:
         raise DatasetError(f"{place.join(name)}: there is no such file, expected {expected} bytes; {remedy}")
     if found != expected:
         raise DatasetError(f"{place.join(name)}: found {found} bytes, expected {expected}; {remedy}")
-
-
-def flatten(folder: Folder, table: pa.Table, descriptor: Descriptor) -> tuple[dict[str, Any], list[str]]:
-    """Make of all manifests' rows the flat arrays of `ManifestIndex`, and list what the rows call their tars.
-
-    Raises:
-        DatasetError: If rows are of another dataset, or a hash is none.
-    """
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    sentences = columns["sentences"].flatten()
-    token_lists = sentences.field("token_ids")
-    count_lists = columns["mask"].field("counts")
-    shards = columns["shard"].dictionary_encode()
-    row_shard = _numbers(shards.indices)
-
-    # Rows of one image are adjacent: a new image starts where the place in the tars changes, or the member of a mix.
-    row_dataset = _row_datasets(folder, columns["dataset"], columns["split_by"], dataset_ids(descriptor))
-    offset = _numbers(columns["image_offset"])
-    is_first = np.ones(table.num_rows, np.bool_)
-    is_first[1:] = (
-        (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1]) | (row_dataset[1:] != row_dataset[:-1])
-    )
-    first_row = np.flatnonzero(is_first)
-
-    def of_image(name: str) -> NDArray[Any]:
-        return _numbers(columns[name])[first_row]
-
-    hashes = columns["sample_xxh3"].take(pa.array(first_row))
-    try:
-        sample_xxh3 = np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), ">u8").astype(np.uint64)
-    except ValueError as error:
-        raise DatasetError(f"{folder}: column sample_xxh3 holds no hash ({error}); build the dataset again") from error
-    arrays = {
-        "ref_id": _numbers(columns["ref_id"]),
-        "row_dataset": row_dataset,
-        "row_image": np.cumsum(is_first) - 1,
-        "no_target": _numbers(columns["no_target"]),
-        "category": columns["category"],
-        "mask_start": _starts(count_lists),
-        "mask_counts": _numbers(count_lists.flatten()),
-        "sentence_start": _starts(columns["sentences"]),
-        "sent_id": _numbers(sentences.field("sent_id")),
-        "raw": sentences.field("raw"),
-        "sent": sentences.field("sent"),
-        "sentence_exists": _numbers(sentences.field("exists")),
-        "token_start": _starts(token_lists),
-        "tokens": _numbers(token_lists.flatten()),
-        "image_id": of_image("image_id"),
-        "file_name": columns["file_name"].take(pa.array(first_row)),
-        "height": of_image("height"),
-        "width": of_image("width"),
-        "row_start": np.append(first_row, table.num_rows),
-        "image_shard": row_shard[first_row],
-        "image_offset": offset[first_row],
-        "image_bytes": of_image("image_bytes"),
-        "sample_bytes": of_image("sample_bytes"),
-        "sample_xxh3": sample_xxh3,
-    }
-    return arrays, shards.dictionary.to_pylist()
-
-
-def _row_datasets(
-    folder: Folder, names: pa.StringArray, partitions: pa.StringArray, known: tuple[str, ...]
-) -> NDArray[np.int16]:
-    """Position of each row's dataset in `known`."""
-    found = pc.binary_join_element_wise(names, partitions, "/").dictionary_encode()
-    ids = found.dictionary.to_pylist()
-    if unknown := [dataset_id for dataset_id in ids if dataset_id not in known]:
-        raise DatasetError(f"{folder}: found rows of {unknown[0]}, expected {', '.join(known)}; {_REMEDY}")
-    return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[_numbers(found.indices)]
-
-
-def _numbers(array: pa.Array) -> NDArray[Any]:
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _starts(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Where each list starts in the flattened values; one more: where the last ends."""
-    offsets = _numbers(lists.offsets).astype(np.int64)
-    return offsets - offsets[0]

@@ -1,0 +1,195 @@
+"""Rows of manifests as flat arrays, manifest by manifest, and those of several as if they were one.
+
+An array of one manifest counts from 0 within it; where it counts entries of another array (`mask_start`, say, those of
+`mask_counts`), what came before is added when arrays are put together. A column of strings is two arrays: `NAME_bytes`,
+UTF-8 without separators, and `NAME_start`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from refseg.data.manifests import REMEDY
+from refseg.errors import DatasetError
+
+STRINGS = ("category", "raw", "sent", "file_name")
+"""Columns of strings."""
+_COUNTED = {
+    "row_image": "image_id", "row_start": "ref_id", "mask_start": "mask_counts", "sentence_start": "sent_id",
+    "token_start": "tokens", **{f"{name}_start": f"{name}_bytes" for name in STRINGS},
+}  # fmt: skip
+"""Arrays that count entries of others."""
+_THREADS = 4  # that read manifests; Parquet and NumPy let go of the interpreter
+_READ_AHEAD = 8  # manifests in memory at most
+
+Arrays = dict[str, NDArray[Any]]
+"""Flat arrays by name. `ManifestIndex` says what each is."""
+
+
+class FlatManifest(NamedTuple):
+    """One manifest's rows."""
+
+    arrays: Arrays
+    """`*_start` arrays are without their leading 0."""
+    tars: list[str]
+    """What the rows call their tars; `image_shard` counts in here."""
+
+
+def read_all(read: Callable[[Any], FlatManifest], manifests: Iterable[Any]) -> Iterator[FlatManifest]:
+    """Read manifests in order, several at a time but never many ahead."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        ahead: deque[Future[FlatManifest]] = deque()
+        try:
+            for manifest in manifests:
+                ahead.append(threads.submit(read, manifest))
+                if len(ahead) == _READ_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def join(manifests: Iterable[FlatManifest], put: Callable[[str, NDArray[Any]], None]) -> list[str]:
+    """Hand on the arrays of all manifests, part after part, as those of one.
+
+    Args:
+        manifests: In order.
+        put: Is given an array's name and its next part.
+
+    Returns:
+        What the rows call their tars; `image_shard` counts in here.
+    """
+    lengths: dict[str, int] = {}
+    tars: dict[str, int] = {}
+    for number, manifest in enumerate(manifests):
+        before = dict(lengths)
+        for name, part in manifest.arrays.items():
+            lengths[name] = before.get(name, 0) + len(part)
+            if number == 0 and name.endswith("_start"):
+                put(name, np.zeros(1, np.int64))
+            if name in _COUNTED:
+                part = part + before.get(_COUNTED[name], 0)
+            elif name == "image_shard":
+                part = np.array([tars.setdefault(tar, len(tars)) for tar in manifest.tars], np.int32)[part]
+            put(name, part)
+    return list(tars)
+
+
+def join_in_memory(manifests: Iterable[FlatManifest]) -> tuple[Arrays, list[str]]:
+    """The arrays of all manifests, and what the rows call their tars."""
+    parts: dict[str, list[NDArray[Any]]] = {}
+    tars = join(manifests, lambda name, part: parts.setdefault(name, []).append(part))
+    return {name: np.concatenate(found) for name, found in parts.items()}, tars
+
+
+def flatten(where: str, table: pa.Table, *, split: int, datasets: tuple[str, ...]) -> FlatManifest:
+    """Make flat arrays of a manifest's rows. A manifest has all rows of its images that are of its split.
+
+    Args:
+        where: The manifest, for messages.
+        table: Its rows.
+        split: Position of their split.
+        datasets: Ids that rows may have.
+
+    Raises:
+        DatasetError: If rows are of another dataset, or a hash is none.
+    """
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    sentences = columns["sentences"].flatten()
+    token_lists = sentences.field("token_ids")
+    count_lists = columns["mask"].field("counts")
+    shards = columns["shard"].dictionary_encode()
+    row_shard = _numbers(shards.indices)
+
+    # Rows of one image are adjacent: a new image starts where the place in the tars changes, or the member of a mix.
+    row_dataset = _row_datasets(where, columns["dataset"], columns["split_by"], datasets)
+    offset = _numbers(columns["image_offset"])
+    is_first = np.ones(table.num_rows, np.bool_)
+    is_first[1:] = (
+        (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1]) | (row_dataset[1:] != row_dataset[:-1])
+    )
+    first_row = np.flatnonzero(is_first)
+
+    def of_image(name: str) -> NDArray[Any]:
+        return _numbers(columns[name])[first_row]
+
+    hashes = columns["sample_xxh3"].take(pa.array(first_row))
+    try:
+        sample_xxh3 = np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), ">u8").astype(np.uint64)
+    except ValueError as error:
+        raise DatasetError(f"{where}: column sample_xxh3 holds no hash ({error}); build the dataset again") from error
+    arrays = {
+        "ref_id": _numbers(columns["ref_id"]),
+        "row_split": np.full(table.num_rows, split, np.int16),
+        "row_dataset": row_dataset,
+        "row_image": np.cumsum(is_first) - 1,
+        "no_target": _numbers(columns["no_target"]),
+        "mask_start": _ends(count_lists),
+        "mask_counts": _numbers(count_lists.flatten()),
+        "sentence_start": _ends(columns["sentences"]),
+        "sent_id": _numbers(sentences.field("sent_id")),
+        "sentence_exists": _numbers(sentences.field("exists")),
+        "token_start": _ends(token_lists),
+        "tokens": _numbers(token_lists.flatten()),
+        "image_id": of_image("image_id"),
+        "height": of_image("height"),
+        "width": of_image("width"),
+        "row_start": np.append(first_row[1:], table.num_rows),
+        "image_shard": row_shard[first_row],
+        "image_offset": offset[first_row],
+        "image_bytes": of_image("image_bytes"),
+        "sample_bytes": of_image("sample_bytes"),
+        "sample_xxh3": sample_xxh3,
+    }
+    strings = {
+        "category": columns["category"],
+        "raw": sentences.field("raw"),
+        "sent": sentences.field("sent"),
+        "file_name": columns["file_name"].take(pa.array(first_row)),
+    }
+    for name in STRINGS:
+        arrays[f"{name}_start"], arrays[f"{name}_bytes"] = _text(strings[name])
+    return FlatManifest(arrays, shards.dictionary.to_pylist())
+
+
+def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
+    """A column of strings over its two arrays; nothing is copied."""
+    start, data = arrays[f"{name}_start"], arrays[f"{name}_bytes"]
+    return pa.LargeStringArray.from_buffers(len(start) - 1, pa.py_buffer(start), pa.py_buffer(data))
+
+
+def _row_datasets(
+    where: str, names: pa.StringArray, partitions: pa.StringArray, known: tuple[str, ...]
+) -> NDArray[np.int16]:
+    """Position of each row's dataset in `known`."""
+    found = pc.binary_join_element_wise(names, partitions, "/").dictionary_encode()
+    ids = found.dictionary.to_pylist()
+    if unknown := [dataset_id for dataset_id in ids if dataset_id not in known]:
+        raise DatasetError(f"{where}: found rows of {unknown[0]}, expected {', '.join(known)}; {REMEDY}")
+    return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[_numbers(found.indices)]
+
+
+def _numbers(array: pa.Array) -> NDArray[Any]:
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _ends(lists: pa.ListArray) -> NDArray[np.int64]:
+    """Where each list ends in the flattened values."""
+    offsets = _numbers(lists.offsets).astype(np.int64)
+    return offsets[1:] - offsets[0]
+
+
+def _text(strings: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where each string ends in all strings' bytes, and these bytes."""
+    _, offsets, data = strings.buffers()
+    places = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
+    text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+    return places[1:] - places[0], text[places[0] : places[-1]]

@@ -1,0 +1,255 @@
+"""Indexes as files of this machine: flat arrays that all processes map instead of holding them.
+
+An index is a folder named by what it is of. It is written aside under an exclusive `flock` and renamed; who maps it
+holds a shared `flock` on it, and what is in use is not removed. The kernel drops the locks of a process that dies.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg.data.cache import FOLDER_VARIABLE
+from refseg.data.flat_arrays import Arrays, FlatManifest, join
+from refseg.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+"""Raised when the arrays change, so that those of another release are not read."""
+_FACTS = "index.json"
+_CHECKED = "checked.json"
+_PART_OF_DISK = 0.5  # of what is free or taken by indexes
+
+
+class CacheUnusableError(Exception):
+    """An index cannot be kept on this machine: no space, no permission, or a file system without `flock`."""
+
+
+class StoredIndex:
+    """The files of one index, kept from being removed as long as this lives; pickled as their place alone.
+
+    Attributes:
+        folder: Of the files.
+        tars: What rows call their tars.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open what is there.
+
+        Raises:
+            OSError: If it is not there, or not whole.
+        """
+        self.folder = folder
+        descriptor = os.open(folder / _FACTS, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        facts = json.loads((folder / _FACTS).read_bytes())
+        self.tars: list[str] = facts["tars"]
+        self._arrays: dict[str, tuple[str, int]] = facts["arrays"]
+        for name, (kind, length) in self._arrays.items():
+            if (folder / name).stat().st_size != length * np.dtype(kind).itemsize:
+                raise OSError(f"{folder / name}: expected {length} values of type {kind}")
+        with suppress(PermissionError):  # of another user: it is removed a little earlier
+            os.utime(folder / _FACTS)  # used just now
+
+    def arrays(self) -> Arrays:
+        """The arrays, mapped and read-only."""
+        return {name: _map(self.folder / name, kind, length) for name, (kind, length) in self._arrays.items()}
+
+    def is_checked(self, address: str, facts: list[list[object]]) -> bool:
+        """True if the manifests at `address` were compared with their hashes when they were `facts`."""
+        try:
+            return bool(json.loads((self.folder / _CHECKED).read_bytes()).get(address) == _digest(facts))
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def remember_checked(self, address: str, facts: list[list[object]]) -> None:
+        """Say that the manifests at `address` were compared with their hashes; lost if it cannot be written."""
+        path = self.folder / _CHECKED
+        temporary = path.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            known = {}
+            with suppress(OSError, ValueError):
+                known = json.loads(path.read_bytes())
+            temporary.write_text(json.dumps({**known, address: _digest(facts)}), encoding="utf-8")
+            temporary.replace(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.folder,)
+
+
+def _open_again(folder: Path) -> StoredIndex:
+    try:
+        return StoredIndex(folder)
+    except OSError as error:
+        raise DatasetError(f"{folder}: the index was removed while in use ({error}); start the run again") from error
+
+
+class IndexCache:
+    """A folder of indexes of bounded size, from which the least recently used go first, and none in use."""
+
+    def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
+        """Use a folder, made when needed.
+
+        Args:
+            folder: On a disk of this machine.
+            limit_bytes: What it holds at most; None: half of the disk's free space and its own.
+        """
+        self.folder = folder
+        self._limit_bytes = limit_bytes
+
+    @classmethod
+    def of_this_machine(cls) -> "IndexCache":
+        """The folder `index` in that of `REFSEG_CACHE`, or in `~/.cache/refseg`."""
+        return cls(Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "refseg") / "index")
+
+    def open(self, key: str) -> StoredIndex | None:
+        """The index of this name; None if it is not here, or was damaged."""
+        try:
+            return StoredIndex(self.folder / key)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("%s: cannot be used (%s), will be written anew", self.folder / key, error)
+            return None
+
+    def write(self, key: str, read: Callable[[], Iterable[FlatManifest]]) -> tuple[StoredIndex, bool]:
+        """Keep an index; of several processes one writes, and the others wait for it.
+
+        Args:
+            key: Its name.
+            read: Gives the manifests; called by the process that writes.
+
+        Returns:
+            The index, and True if this process wrote it.
+
+        Raises:
+            CacheUnusableError: If this machine cannot keep it.
+        """
+        with self._lock(f"{key}.lock"):
+            stored = self.open(key)  # written by another while this one waited
+            if stored is not None:
+                return stored, False
+            part = self.folder / f"{key}.part"
+            try:
+                with _unusable(self.folder):
+                    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+                    part.mkdir()
+                self._fill(part, read)
+                with _unusable(self.folder), self._lock("lock"):
+                    self._make_room(part)
+                    shutil.rmtree(self.folder / key, ignore_errors=True)  # damaged
+                    part.rename(self.folder / key)
+                    return StoredIndex(self.folder / key), True
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _fill(self, part: Path, read: Callable[[], Iterable[FlatManifest]]) -> None:
+        files: dict[str, BinaryIO] = {}
+        arrays: dict[str, tuple[str, int]] = {}
+
+        def put(name: str, values: NDArray[Any]) -> None:
+            with _unusable(self.folder):
+                if name not in files:
+                    files[name] = (part / name).open("wb")
+                    arrays[name] = (values.dtype.str, 0)
+                kind, length = arrays[name]
+                files[name].write(np.ascontiguousarray(values, np.dtype(kind)).data)
+                arrays[name] = (kind, length + len(values))
+
+        try:
+            tars = join(read(), put)
+            with _unusable(self.folder):
+                # Not brought to the disk, which would take longer than all else: after a power cut a file is too short,
+                # which is noticed when it is opened.
+                for file in files.values():
+                    file.flush()
+        finally:
+            for file in files.values():
+                with suppress(OSError):  # of a full disk, which has been told
+                    file.close()
+        with _unusable(self.folder):
+            (part / _FACTS).write_text(json.dumps({"tars": tars, "arrays": arrays}), encoding="utf-8")
+
+    def _make_room(self, new: Path) -> None:
+        """Remove what was used least recently until the new index is within the limit."""
+        held = sorted(
+            (path for path in self.folder.iterdir() if (path / _FACTS).is_file() and path != new),
+            key=lambda path: (path / _FACTS).stat().st_mtime,
+        )
+        sizes = {path: _num_bytes(path) for path in (*held, new)}
+        total = sum(sizes.values())
+        limit = self._limit_bytes
+        if limit is None:
+            limit = int(_PART_OF_DISK * (shutil.disk_usage(self.folder).free + total))
+        for path in held:
+            if total > limit and _remove_unused(path):
+                total -= sizes[path]
+        if total > limit:
+            raise CacheUnusableError(
+                f"{self.folder}: an index of {sizes[new] / 1e9:.3f} GB, room for {limit / 1e9:.3f}"
+            )
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """One process at a time."""
+        with _unusable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with _unusable(self.folder):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            # Closing alone would leave the lock with a child that was forked meanwhile.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+@contextmanager
+def _unusable(folder: Path) -> Iterator[None]:
+    """Take failures of the cache's file system, and only those, for what they are."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheUnusableError(f"{folder}: {error}") from error
+
+
+def _map(path: Path, kind: str, length: int) -> NDArray[Any]:
+    if length == 0:
+        return np.empty(0, kind)
+    with path.open("rb") as file:
+        # The plain way to a plain array: `np.memmap` is a class of its own that every slice pays for.
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), kind)
+
+
+def _digest(facts: list[list[object]]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Remove an index unless somebody maps it."""
+    with (folder / _FACTS).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        (folder / _FACTS).unlink()  # first: without it nobody takes the rest for an index
+        shutil.rmtree(folder)
+        return True
