@@ -96,9 +96,11 @@ class DataConfig(_Section):
     remainder: Literal["drop", "pad"] = "drop"
     """What happens to samples that do not fill the last global batch of an epoch."""
     num_workers: Natural = 2
-    """Reading threads or processes per rank; 0 reads in the training process."""
+    """Reading threads or processes per rank; 0 reads when a batch is asked for."""
+    worker_kind: Literal["threads", "processes"] = "threads"
+    """`threads` cost least; `processes` where more than about eight workers a rank would wait for Python's lock."""
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Memory per rank for decoded, resized images; 0: decode every time."""
+    """Disk of each machine for decoded, resized images, below `REFSEG_CACHE`; 0: decode every time."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

@@ -417,3 +417,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_folder(kind: str) -> Path:
+    """This machine's folder for what can be made again: `$REFSEG_CACHE/<kind>`, by default in `~/.cache/refseg`.
+
+    Args:
+        kind: For example `decoded`.
+    """
+    return Path(os.environ.get("REFSEG_CACHE") or Path.home() / ".cache" / "refseg") / kind

@@ -5,22 +5,31 @@ hash check and decode per image, masks drawn at the network's size. So workers c
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refseg.data.batch import Batch
+from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
 from refseg.data.order import BatchPlan, Cursor, EpochOrder, Remainder, Sampling
+from refseg.data.packer import Packer
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, TrainingError, UsageError
-from refseg.tokenizer import EOS_ID
+from refseg.storage import cache_folder
+
+WorkerKind = Literal["threads", "processes"]
+"""Who packs. `threads`: decoding and resizing let go of Python's lock, and nothing is handed from process to process.
+`processes`: where so many workers pack that the lock, held for a tenth of a sample's time, would be their limit."""
+_BATCHES_AHEAD = 2
+"""Per worker: as torch's own loader has it."""
 
 _STEPS_AHEAD = 64
 """Remote shards are fetched in the order in which so many steps need them, then in any: all soon need every shard."""
@@ -49,6 +58,7 @@ class RefLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        worker_kind: WorkerKind = "threads",
         cache_bytes: int = 0,
         epoch: int = 0,
     ) -> None:
@@ -67,9 +77,10 @@ class RefLoader:
             remainder: `drop` or `pad` (see `order.Remainder`).
             rank: Of this process.
             world_size: Number of processes.
-            num_workers: Processes that pack batches; 0 packs in this one.
-            cache_bytes: Memory each packing process may fill with resized images, which then are not decoded again in
-                later epochs. What does not fit is decoded each time.
+            num_workers: Threads or processes that pack batches; 0 packs when a batch is asked for.
+            worker_kind: See `WorkerKind`.
+            cache_bytes: Of this machine's disk, for resized images, which then are not decoded again (see
+                `ImageCache`); all processes and runs of one index and geometry share them.
             epoch: To start with.
 
         Raises:
@@ -94,25 +105,33 @@ class RefLoader:
             "seed": seed,
         }
         self._plans = _Plans(EpochOrder(**self._order_options, epoch=epoch), rank=rank, world_size=world_size)
-        packer = _Packer(
+        # torch's own pinning is for batches that other processes have packed.
+        pin = torch.cuda.is_available() and (worker_kind == "threads" or num_workers == 0)
+        packer = Packer(
             index,
             geometry=geometry,
             share_images=sampling == "images",
             num_tokens=num_tokens,
             trim_tokens=trim_tokens,
-            cache_bytes=cache_bytes,
+            cache=_open_cache(index, geometry, cache_bytes) if cache_bytes else None,
+            pin=pin,
         )
         # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
-        self.dataloader: DataLoader[Batch] = DataLoader(
-            packer,
-            batch_sampler=self._plans,
-            collate_fn=_only,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.dataloader: DataLoader[Batch]
         """torch's loader behind this one; `prepare_loader` wraps it."""
+        if worker_kind == "threads" and num_workers:
+            ahead = _Ahead(self._plans, packer, num_workers)
+            self.dataloader = DataLoader(_Results(), batch_sampler=ahead, collate_fn=_only)
+        else:
+            self.dataloader = DataLoader(
+                packer,
+                batch_sampler=self._plans,
+                collate_fn=_only,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                pin_memory=torch.cuda.is_available() and not pin,
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from where the epoch is to start to its end."""
@@ -173,6 +192,11 @@ class RefLoader:
             )
         self._plans.order = order
         self._plans.start = start
+
+
+def _open_cache(index: ManifestIndex, geometry: Geometry, max_bytes: int) -> ImageCache:
+    folder = cache_folder("decoded")
+    return ImageCache(folder, digest=index.digest, geometry=geometry, num_images=index.num_images, max_bytes=max_bytes)
 
 
 def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderShard:
@@ -253,85 +277,36 @@ class _Plans(Sampler[list[BatchPlan]]):
         return self.order.num_steps - self.start
 
 
-class _Packer(Dataset[Batch]):
-    """Turns a plan into a batch."""
+class _Ahead(Sampler[list["Future[Batch]"]]):
+    """Batches that threads are packing, in order, some ahead of the one that is asked for."""
 
-    def __init__(
-        self,
-        index: ManifestIndex,
-        *,
-        geometry: Geometry,
-        share_images: bool,
-        num_tokens: int,
-        trim_tokens: bool,
-        cache_bytes: int,
-    ) -> None:
-        self.index = index
-        self.geometry = geometry
-        self.share_images = share_images
-        self.num_tokens = num_tokens
-        self.trim_tokens = trim_tokens
-        self.cache_bytes = cache_bytes
-        self._cache: dict[int, Tensor] = {}
+    def __init__(self, plans: _Plans, packer: Packer, num_threads: int) -> None:
+        self._plans = plans
+        self._packer = packer
+        self._num_threads = num_threads
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
-        """Read, decode, draw."""
-        pictures = self.index.row_image[plan.row_index]
-        if self.share_images:
-            is_first = np.append(True, np.diff(pictures) != 0)  # expressions of one image are adjacent
-            image_index = np.cumsum(is_first) - 1
-            pictures = pictures[is_first]
-        else:
-            image_index = np.arange(len(pictures))
-        token_ids, token_mask = self._tokens(plan)
-        return Batch(
-            images=self._images(pictures),
-            image_index=torch.from_numpy(image_index),
-            masks=self._masks(plan),
-            token_ids=token_ids,
-            token_mask=token_mask,
-            row_index=torch.from_numpy(plan.row_index),
-            sentence_index=torch.from_numpy(plan.sentence_index),
-            is_pad=torch.from_numpy(plan.is_pad),
-            num_global=torch.tensor(plan.num_global),
-        )
+    def __iter__(self) -> Iterator[list["Future[Batch]"]]:
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="refseg-loader")
+        at_work: deque[Future[Batch]] = deque()
+        try:
+            for (plan,) in self._plans:
+                at_work.append(pool.submit(self._packer.__getitem__, plan))
+                if len(at_work) > _BATCHES_AHEAD * self._num_threads:
+                    yield [at_work.popleft()]
+            while at_work:
+                yield [at_work.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _images(self, pictures: Any) -> Tensor:
-        """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
-        height, width = self.geometry.size
-        slots = torch.empty(len(pictures), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        done: dict[int, int] = {}
-        for slot, image in enumerate(pictures.tolist()):
-            if image in done:  # two refs of one image in a batch: decoded once, copied
-                slots[slot] = slots[done[image]]
-            elif image in self._cache:
-                slots[slot] = self._cache[image]
-            else:
-                slots[slot] = self.geometry.apply_image(self.index.decode_image(image))
-                if (len(self._cache) + 1) * slots[slot].nbytes <= self.cache_bytes:
-                    self._cache[image] = slots[slot].clone()
-            done[image] = slot
-        return slots
+    def __len__(self) -> int:
+        return len(self._plans)
 
-    def _masks(self, plan: BatchPlan) -> Tensor:
-        masks = np.empty((len(plan.row_index), *self.geometry.size), np.uint8)
-        pairs = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
-        for i, (row, sentence) in enumerate(pairs):
-            masks[i] = self.geometry.apply_mask(self.index.counts(row, sentence), self.index.size(row))
-        return torch.from_numpy(masks)
 
-    def _tokens(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:
-        sentences = [
-            self.index.token_ids(row, sentence)
-            for row, sentence in zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
-        ]
-        lengths = np.array([min(len(ids), self.num_tokens) for ids in sentences])
-        length = int(lengths.max()) if self.trim_tokens else self.num_tokens
-        token_ids = np.zeros((len(sentences), length), np.int64)
-        for i, ids in enumerate(sentences):
-            token_ids[i, : lengths[i]] = ids[:length]
-            token_ids[i, lengths[i] - 1] = EOS_ID  # already there unless the sentence was cut
-        return torch.from_numpy(token_ids), torch.from_numpy(np.arange(length) < lengths[:, None])
+class _Results(Dataset[Batch]):
+    """Waits for what `_Ahead` is packing."""
+
+    def __getitem__(self, future: "Future[Batch]") -> Batch:
+        return future.result()
 
 
 def _only(batches: Sequence[Batch]) -> Batch:

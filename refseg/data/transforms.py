@@ -18,6 +18,7 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of RGB from 0 to 1, as OpenAI's CLIP was trained."""
+_LOWEST_BITS = np.uint64(0x0101010101010101)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,33 +49,83 @@ class Geometry:
         height, width = (max(1, round(scale * side)) for side in original_size)
         return (self.size[0] - height) // 2, (self.size[1] - width) // 2, height, width
 
-    def apply_image(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 H W"]:
-        """Resize an image. The result's memory is `(H, W, 3)`; fastest where the image's is `(h, w, 3)` too."""
+    def apply_image(
+        self, image: UInt8[Tensor, "3 h w"], out: UInt8[Tensor, "H W 3"] | None = None
+    ) -> UInt8[Tensor, "3 H W"]:
+        """Resize an image; fastest where its memory is `(h, w, 3)`.
+
+        Args:
+            image: RGB, 0 to 255.
+            out: Contiguous memory to write to; None: new.
+
+        Returns:
+            A view of `out`.
+        """
+        if out is None:
+            out = torch.empty(*self.size, 3, dtype=torch.uint8)
         top, left, height, width = self.placed((image.shape[1], image.shape[2]))
         # The batch axis is put in front of (h, w, 3): behind a permuted (3, h, w) torch takes a path half as fast.
         channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-        resized = F.interpolate(channels_last, (height, width), mode="bilinear", antialias=True)[0]
-        if (height, width) == self.size:
-            return resized
-        border = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8)
-        boxed = border.expand(*self.size, 3).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
-        boxed[:, top : top + height, left : left + width] = resized
-        return boxed
+        rows = out[top : top + height]
+        # Whole rows are one piece of memory, and torch resizes into it if the source is laid out as it is.
+        if width == self.size[1] and image.permute(1, 2, 0).is_contiguous():
+            resize = torch.ops.aten._upsample_bilinear2d_aa.out
+            resize(channels_last, (height, width), False, None, None, out=rows[None].permute(0, 3, 1, 2))
+        else:
+            resized = F.interpolate(channels_last, (height, width), mode="bilinear", antialias=True)[0]
+            rows[:, left : left + width] = resized.permute(1, 2, 0)
+        if (height, width) != self.size:
+            border = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8)
+            for band in (out[:top], out[top + height :], rows[:, :left], rows[:, left + width :]):
+                band[:] = border
+        return out.permute(2, 0, 1)
 
-    def apply_mask(self, counts: NDArray[np.uint32], original_size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
+    def apply_mask(
+        self,
+        counts: NDArray[np.uint32],
+        original_size: tuple[int, int],
+        out: UInt8[np.ndarray, "H W"] | None = None,
+    ) -> UInt8[np.ndarray, "H W"]:
         """Draw a mask at the input's size straight from its run lengths; the border is 0.
 
         Args:
             counts: COCO's run lengths: column-major, zeros first.
             original_size: `(height, width)` of the mask in pixels.
+            out: Memory to draw into; None: new.
         """
+        if out is None:
+            out = np.empty(self.size, np.uint8)
         top, left, height, width = self.placed(original_size)
-        columns = np.repeat((np.arange(len(counts)) & 1).astype(np.uint8), counts).reshape(original_size[::-1])
-        # Gathering whole lines of memory is far cheaper than picking from each, so: columns, transpose, rows.
-        picked = np.ascontiguousarray(columns[_nearest(original_size[1], width)].T)
-        boxed = np.zeros(self.size, np.uint8)
-        boxed[top : top + height, left : left + width] = picked[_nearest(original_size[0], height)]
-        return boxed
+        columns, starts, ends = _split_runs(counts, original_size[0])
+        # Where the input's rows and columns begin that take from a given row and column of the original.
+        row_edges, column_edges = _edges(original_size[0], height), _edges(original_size[1], width)
+        starts, ends = row_edges[starts], row_edges[ends]
+        first = column_edges[columns]
+        repeats = column_edges[columns + 1] - first
+        if width > original_size[1]:  # enlarged: some columns are taken more than once
+            pieces = np.repeat(np.arange(len(first)), repeats)
+            first = first[pieces] + np.arange(len(pieces)) - (np.cumsum(repeats) - repeats)[pieces]
+            starts, ends = starts[pieces], ends[pieces]
+        else:
+            is_taken = repeats > 0
+            first, starts, ends = first[is_taken], starts[is_taken], ends[is_taken]
+        if not len(first):
+            out[:] = 0
+            return out
+        # A column's pixels change where a piece starts or ends; the sum of changes above a pixel, modulo 2, is its
+        # value. Eight columns are summed at a time: in the lowest bit of each byte of a word.
+        lowest, highest = int(starts.min()), int(ends.max())
+        words = -(-self.size[1] // 8)
+        changes = np.zeros((highest - lowest + 1, words * 8), np.uint8)
+        flat = changes.reshape(-1)
+        np.add.at(flat, (starts - lowest) * (words * 8) + first + left, 1)
+        np.add.at(flat, (ends - lowest) * (words * 8) + first + left, 1)
+        drawn = np.bitwise_xor.accumulate(changes[:-1].view(np.uint64), axis=0)
+        drawn &= _LOWEST_BITS
+        out[: top + lowest] = 0
+        out[top + lowest : top + highest] = drawn.view(np.uint8)[:, : self.size[1]]
+        out[top + highest :] = 0
+        return out
 
     def invert(self, scores: Float[Tensor, "N H W"], original_size: tuple[int, int]) -> Float[Tensor, "N h w"]:
         """Bring scores (logits or probabilities) from the input's size to the original's, bilinearly.
@@ -97,6 +148,31 @@ def normalise(
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
+
+
+def _split_runs(
+    counts: NDArray[np.uint32], height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of ones as pieces of single columns: column, first row, row after the last."""
+    num_runs = len(counts) // 2
+    borders = np.cumsum(counts, dtype=np.int64)[: 2 * num_runs]
+    starts, lasts = borders[::2], borders[1::2] - 1
+    columns, last_columns = starts // height, lasts // height
+    rows, end_rows = starts - columns * height, lasts - last_columns * height + 1
+    num_pieces = last_columns - columns + 1
+    if num_runs and num_pieces.max() > 1:
+        runs = np.repeat(np.arange(num_runs), num_pieces)
+        number = np.arange(len(runs)) - (np.cumsum(num_pieces) - num_pieces)[runs]
+        rows = np.where(number == 0, rows[runs], 0)
+        end_rows = np.where(number == num_pieces[runs] - 1, end_rows[runs], height)
+        columns = columns[runs] + number
+    return columns, rows, end_rows
+
+
+@lru_cache(maxsize=4096)
+def _edges(length: int, resized: int) -> NDArray[np.int64]:
+    """`(length + 1,)`: of each original pixel the first of the resized line that takes it or a later one."""
+    return np.searchsorted(_nearest(length, resized), np.arange(length + 1))
 
 
 @lru_cache(maxsize=4096)

@@ -60,7 +60,8 @@ from refseg.training.window import MetricsWindow
 logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
-    "data.root", "data.val_root", "data.num_workers", "data.cache_gigabytes",
+    "data.root", "data.val_root", "data.num_workers", "data.worker_kind",
+    "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "eval.images_per_batch",
 }  # fmt: skip
@@ -194,7 +195,8 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.num_processes,
             num_workers=data.num_workers,
-            cache_bytes=int(data.cache_gigabytes * 1e9 / max(1, data.num_workers)),
+            worker_kind=data.worker_kind,
+            cache_bytes=int(data.cache_gigabytes * 1e9),
         )
 
     def _find_checkpoint(self) -> Path | None:

@@ -1,0 +1,106 @@
+"""One batch from its plan: read, decode, resize, draw, all straight into a few flat tensors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from refseg.data.batch import Batch
+from refseg.data.buffers import Buffers
+from refseg.data.image_cache import ImageCache
+from refseg.data.index import ManifestIndex
+from refseg.data.order import BatchPlan
+from refseg.data.transforms import Geometry
+from refseg.tokenizer import EOS_ID
+
+
+class Packer(Dataset[Batch]):
+    """Turns plans into batches; keeps no state between them, so any worker packs any batch.
+
+    Args:
+        index: What to read.
+        geometry: To the network's input.
+        share_images: Keep an image once for all its expressions of a batch; False: each expression has a copy.
+        num_tokens: Longer sentences are cut to this, keeping EOS.
+        trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
+        cache: Of resized images; None: decode each time.
+        pin: Pack into memory that a GPU copies from while the program goes on.
+    """
+
+    def __init__(
+        self,
+        index: ManifestIndex,
+        *,
+        geometry: Geometry,
+        share_images: bool,
+        num_tokens: int,
+        trim_tokens: bool,
+        cache: ImageCache | None,
+        pin: bool,
+    ) -> None:
+        self.index = index
+        self.geometry = geometry
+        self.share_images = share_images
+        self.num_tokens = num_tokens
+        self.trim_tokens = trim_tokens
+        self.cache = cache
+        self._buffers = Buffers(pin=pin)
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        """Read, decode, draw."""
+        pictures = self.index.row_image[plan.row_index]
+        if self.share_images:
+            is_first = np.append(True, np.diff(pictures) != 0)  # expressions of one image are adjacent
+            image_index = np.cumsum(is_first) - 1
+            pictures = pictures[is_first]
+        else:
+            image_index = np.arange(len(pictures))
+        token_ids, token_mask = self._tokens(plan)
+        return Batch(
+            images=self._images(pictures),
+            image_index=torch.from_numpy(image_index),
+            masks=self._masks(plan),
+            token_ids=token_ids,
+            token_mask=token_mask,
+            row_index=torch.from_numpy(plan.row_index),
+            sentence_index=torch.from_numpy(plan.sentence_index),
+            is_pad=torch.from_numpy(plan.is_pad),
+            num_global=torch.tensor(plan.num_global),
+        )
+
+    def _images(self, pictures: Any) -> Tensor:
+        """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
+        slots = self._buffers.empty((len(pictures), *self.geometry.size, 3))
+        done: dict[int, int] = {}
+        for slot, image in enumerate(pictures.tolist()):
+            if image in done:  # two refs of one image in a batch: decoded once, copied
+                slots[slot] = slots[done[image]]
+            elif self.cache is None or not self.cache.read(image, slots[slot]):
+                self.geometry.apply_image(self.index.decode_image(image), out=slots[slot])
+                if self.cache is not None:
+                    self.cache.write(image, slots[slot])
+            done[image] = slot
+        return slots.permute(0, 3, 1, 2)
+
+    def _masks(self, plan: BatchPlan) -> Tensor:
+        masks = self._buffers.empty((len(plan.row_index), *self.geometry.size))
+        slots = masks.numpy()
+        pairs = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
+        for slot, (row, sentence) in enumerate(pairs):
+            self.geometry.apply_mask(self.index.counts(row, sentence), self.index.size(row), out=slots[slot])
+        return masks
+
+    def _tokens(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:
+        sentences = [
+            self.index.token_ids(row, sentence)
+            for row, sentence in zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
+        ]
+        lengths = np.array([min(len(ids), self.num_tokens) for ids in sentences])
+        length = int(lengths.max()) if self.trim_tokens else self.num_tokens
+        token_ids = np.zeros((len(sentences), length), np.int64)
+        for i, ids in enumerate(sentences):
+            token_ids[i, : lengths[i]] = ids[:length]
+            token_ids[i, lengths[i] - 1] = EOS_ID  # already there unless the sentence was cut
+        return torch.from_numpy(token_ids), torch.from_numpy(np.arange(length) < lengths[:, None])
