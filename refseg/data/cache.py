@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from refseg.errors import DatasetError, UsageError
-from refseg.storage import is_remote, open_folder
+from refseg.storage import cache_folder, is_remote, open_folder
 
 logger = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "REFSEG_CACHE"
-"""Environment variable: the cache's folder, on a disk of this machine."""
 LIMIT_VARIABLE = "REFSEG_CACHE_GIGABYTES"
 """Environment variable: how much the cache may hold, in 10^9 bytes."""
 
@@ -93,7 +91,7 @@ class ShardCache:
         Raises:
             UsageError: If the limit is no number.
         """
-        folder = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "refseg" / "shards")
+        folder = cache_folder("shards")
         folder.mkdir(parents=True, exist_ok=True)
         text = os.environ.get(LIMIT_VARIABLE, "")
         try:

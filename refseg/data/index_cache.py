@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg.data.cache import FOLDER_VARIABLE
 from refseg.data.flat_arrays import Arrays, FlatManifest, join
 from refseg.errors import DatasetError
+from refseg.storage import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class IndexCache:
     @classmethod
     def of_this_machine(cls) -> "IndexCache":
         """The folder `index` in that of `REFSEG_CACHE`, or in `~/.cache/refseg`."""
-        return cls(Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "refseg") / "index")
+        return cls(cache_folder("index"))
 
     def open(self, key: str) -> StoredIndex | None:
         """The index of this name; None if it is not here, or was damaged."""

@@ -254,7 +254,7 @@ def test_folder_and_limit_come_from_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "here"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "0.5")
     cache = ShardCache.of_this_machine()
-    assert (cache.folder, cache.limit_bytes) == (tmp_path / "here", 500_000_000)
+    assert (cache.folder, cache.limit_bytes) == (tmp_path / "here" / "shards", 500_000_000)
 
     monkeypatch.delenv("REFSEG_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
