@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "check a built dataset; exit 1 on any fault, each named",
     "stats": "counts against the published ones, lengths, areas, rejects",
     "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
+    "doctor": "time reading, decoding and the rest on this machine; name what holds a run up",
     "mix": "leak-free union of datasets: no training image that any of them evaluates on",
     "models": "table of models: parameters by module",
     "evaluate": "score a checkpoint on a split",

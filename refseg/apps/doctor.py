@@ -1,0 +1,199 @@
+"""Whether a machine can feed a model from a dataset: where the time of a sample goes, what holds it up, what helps."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from refseg.apps.stage_times import (
+    EXPRESSION_STAGES,
+    HAND_OFF,
+    IMAGE_STAGES,
+    MAIN_STAGES,
+    Workload,
+    time_delivery,
+    time_stages,
+    time_step,
+    time_to_device,
+)
+from refseg.config import Recipe
+from refseg.data.index import ManifestIndex
+
+_ENOUGH = 1.1  # so many times what the model takes, since training competes for the cores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was timed.
+
+    Attributes:
+        stages: Seconds per sample by name, one core at work.
+        disk_read: Seconds per sample to read from the disk; None where shards are remote.
+        expressions: Per sample, on average.
+        delivered: Samples per second from `num_workers` workers.
+        needed: Samples per second the model takes; None: not asked.
+        num_workers: Packing processes of one training process.
+        num_cores: Of this machine, for one training process.
+        is_remote: Shards lie at a URL.
+        by_image: Expressions of an image share its pixels already.
+        num_images: Of the split.
+        decoded_bytes: All images of the split, resized.
+    """
+
+    stages: Mapping[str, float]
+    disk_read: float | None
+    expressions: float
+    delivered: float
+    needed: float | None
+    num_workers: int
+    num_cores: int
+    is_remote: bool
+    by_image: bool
+    num_images: int
+    decoded_bytes: int
+
+    @property
+    def worker_seconds(self) -> float:
+        """Of one worker for a sample; without workers, of the training process."""
+        return sum(self.stages[name] for name in self.worker_stages)
+
+    @property
+    def worker_stages(self) -> tuple[str, ...]:
+        """Names of what a worker does."""
+        return (*IMAGE_STAGES, *EXPRESSION_STAGES, *([HAND_OFF] if self.num_workers else []))
+
+    @property
+    def main_seconds(self) -> float:
+        """Of the training process for a sample, for all workers."""
+        return sum(self.stages.get(name, 0.0) for name in MAIN_STAGES)
+
+    def rate(self, num_workers: int) -> float:
+        """Samples per second to expect of so many workers, each with a core."""
+        by_workers = min(max(1, num_workers), self.num_cores) / self.worker_seconds
+        return min(by_workers, 1 / self.main_seconds) if self.main_seconds else by_workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What holds a run up.
+
+    Attributes:
+        bottleneck: `model`, `number of workers`, or a stage.
+        verdict: A sentence.
+        remedies: What helps, the likeliest first; empty where the model is the bottleneck.
+    """
+
+    bottleneck: str
+    verdict: str
+    remedies: tuple[str, ...]
+
+
+def examine(
+    index: ManifestIndex,
+    load: Workload,
+    *,
+    seconds: float,
+    needed: float | None = None,
+    recipe: Recipe | None = None,
+) -> Measured:
+    """Time the stages, the loader, and the model where there is a recipe.
+
+    Args:
+        index: What is read.
+        load: How.
+        seconds: To spend on timing the loader, about.
+        needed: Samples per second one training process takes, if it is known.
+        recipe: Otherwise: whose model's step is timed.
+
+    Raises:
+        DatasetError: If a sample cannot be read.
+        UsageError: If the numbers do not fit together.
+    """
+    times = time_stages(index, load, seconds=seconds / 2)
+    delivered, batch = time_delivery(index, load, seconds=seconds / 2)
+    stages = dict(times.stages)
+    if torch.cuda.is_available():  # after the workers are gone: they are forked
+        stages["to device"] = time_to_device(batch, num_samples=load.batch)
+    if needed is None and recipe is not None:
+        needed = load.batch / time_step(recipe, batch)
+    height, width = load.geometry.size
+    return Measured(
+        stages=stages,
+        disk_read=times.disk_read,
+        expressions=times.expressions,
+        delivered=delivered,
+        needed=needed,
+        num_workers=load.num_workers,
+        num_cores=max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())),
+        is_remote=index.is_remote,
+        by_image=load.sampling == "images",
+        num_images=index.num_images,
+        decoded_bytes=3 * height * width * index.num_images,
+    )
+
+
+def diagnose(found: Measured) -> Diagnosis:
+    """Name what holds the run up, and what helps."""
+    needed = found.needed
+    if needed is not None and found.delivered >= needed:
+        surplus = found.delivered / needed
+        close = "" if surplus >= _ENOUGH else ", only just: training takes cores too"
+        return Diagnosis(
+            bottleneck="model",
+            verdict=f"the loader gives {surplus:.1f} times the {needed:,.1f} samples/s that the model takes{close}",
+            remedies=(),
+        )
+    main_bound = found.main_seconds > found.worker_seconds / max(1, found.num_workers)
+    wanted = min(found.num_cores, math.ceil(_ENOUGH * needed * found.worker_seconds) if needed else found.num_cores)
+    more_workers = not main_bound and wanted > max(1, found.num_workers)
+    names = MAIN_STAGES if main_bound else found.worker_stages
+    largest = max(names, key=lambda name: found.stages.get(name, 0.0))
+    remedies = list(_remedies(found, largest))
+    if more_workers:
+        remedies.insert(
+            0, f"data.num_workers = {wanted}: about {found.rate(wanted):,.1f} samples/s, a core for each of them"
+        )
+    speed = f"the loader gives {found.delivered:,.1f} samples/s"
+    if needed is not None:
+        speed += f", the model takes {needed:,.1f}"
+        if found.rate(found.num_cores) < needed:
+            speed += f"; with all {found.num_cores} cores it would be about {found.rate(found.num_cores):,.1f}"
+    return Diagnosis(
+        bottleneck="number of workers" if more_workers else largest,
+        verdict=f"{speed}; most time goes into {largest}",
+        remedies=tuple(remedies),
+    )
+
+
+def _remedies(found: Measured, stage: str) -> list[str]:
+    """What makes a stage take less."""
+    pixels = sum(found.stages[name] for name in IMAGE_STAGES)
+    remedies = []
+    if stage == "read":
+        if found.is_remote:
+            remedies.append("let the cache fill (an epoch), or give it a larger disk or limit: REFSEG_CACHE")
+        else:
+            remedies.append("put the shards on a faster disk, or on a machine whose memory holds them")
+    if stage in IMAGE_STAGES:
+        if not found.by_image:
+            each = (found.worker_seconds - pixels) + pixels / 4
+            remedies.append(
+                "data.sampling = images with data.expressions_per_image = 4: an image is decoded once for its "
+                f"expressions, about {found.worker_seconds / each:.1f} times the expressions/s (batches vary less: "
+                "`refseg plan`)"
+            )
+        remedies.append(
+            f"data.cache_gigabytes = {math.ceil(found.decoded_bytes / 1e9)}: all {found.num_images:,} images resized "
+            f"stay in memory, about {found.worker_seconds / max(1e-9, found.worker_seconds - pixels):.1f} times the "
+            "samples/s from the second epoch on"
+        )
+        if stage in ("decode", "resize"):
+            remedies.append("build a dataset whose images are stored at training size")
+    elif stage in EXPRESSION_STAGES:
+        remedies.append("a smaller data.input_size, or fewer expressions of an image")
+    else:
+        share = "" if found.by_image else ", or expressions that share images (data.sampling = images)"
+        remedies.append(f"fewer bytes for each sample: a smaller data.input_size{share}")
+    return remedies

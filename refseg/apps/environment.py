@@ -1,0 +1,85 @@
+"""What this machine and installation are: versions, cores, GPUs, the disk under a folder, extras."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refseg import __version__
+
+_EXTRAS = {"s3": "s3fs", "ray": "ray", "bench": "lmdb"}
+"""A package of each extra, by which one sees that it is installed."""
+_PROBE_BYTES = 64 << 20
+
+
+def describe_environment(folder: Path) -> dict[str, Any]:
+    """Versions, processor, memory, GPUs, speed of a disk, extras; numbers have their unit in the name.
+
+    Args:
+        folder: Whose disk is timed by a file of 64 MiB, which is gone afterwards.
+    """
+    requirements = importlib.metadata.requires("refseg") or []
+    packages = [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
+    write, read = _disk_speed(folder)
+    return {
+        "refseg": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "extras": {name: importlib.util.find_spec(module) is not None for name, module in _EXTRAS.items()},
+        "cores": len(os.sched_getaffinity(0)),
+        "cores_of_machine": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "shared_memory_gigabytes": _free_gigabytes(Path("/dev/shm")),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "disk": {
+            "folder": str(folder),
+            "free_gigabytes": _free_gigabytes(folder),
+            "write_megabytes_per_second": write,
+            "read_megabytes_per_second": read,
+        },
+        "open_files": _open_files_limit(),
+        "executable": sys.executable,
+    }
+
+
+def _disk_speed(folder: Path) -> tuple[float, float]:
+    """Megabytes per second of one file written to the disk, and read from it again past the system's memory."""
+    block = os.urandom(1 << 20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        begin = time.perf_counter()
+        for _ in range(_PROBE_BYTES >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        write = time.perf_counter() - begin
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        begin = time.perf_counter()
+        while file.read(1 << 20):
+            pass
+        read = time.perf_counter() - begin
+    return round(_PROBE_BYTES / 1e6 / write, 1), round(_PROBE_BYTES / 1e6 / read, 1)
+
+
+def _free_gigabytes(folder: Path) -> float | None:
+    if not folder.is_dir():
+        return None
+    facts = os.statvfs(folder)
+    return round(facts.f_bavail * facts.f_frsize / 1e9, 1)
+
+
+def _open_files_limit() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,0 +1,123 @@
+"""`refseg doctor`: where the time of a sample goes on this machine, what holds it up, what helps."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refseg.cli.plan import count_or_all, size
+from refseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from refseg.apps.doctor import Diagnosis, Measured
+    from refseg.apps.stage_times import Workload
+
+EXAMPLE = """refseg doctor shards/refcoco-unc --recipe fcnet-refcoco-r101
+  refseg doctor shards/refcoco-unc --batch 32 --workers 8 --samples-per-second 400
+  refseg doctor --env"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("--env", action="store_true", help="print versions, cores, GPUs and the disk's speed instead")
+    parser.add_argument("--recipe", metavar="RECIPE", help="take settings from it, and time a step of its model")
+    parser.add_argument("--batch", type=int, metavar="N", help="samples of one process in a step (default: 32)")
+    parser.add_argument("--workers", type=int, metavar="N", help="data.num_workers (default: 2)")
+    parser.add_argument("--input-size", type=size, metavar="HxW", help="pixels (default: 480)")
+    parser.add_argument("--sampling", choices=("ref", "sentence", "images"), help="what a sample is (default: ref)")
+    parser.add_argument("--expressions-per-image", type=count_or_all, metavar="K", help="with images: a number, or all")
+    parser.add_argument("--split", metavar="NAME", help="split to read (default: train)")
+    parser.add_argument(
+        "--samples-per-second", type=float, metavar="X", help="what one process's model takes, if that is known"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the loader for (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.env:
+        return _environment(args)
+    if args.folder is None:
+        raise UsageError("found no DIR; expected a dataset's folder, or --env")
+    from dataclasses import asdict
+
+    from refseg.apps.doctor import diagnose, examine
+    from refseg.config import load_recipe
+    from refseg.data.index import ManifestIndex
+
+    recipe = load_recipe(args.recipe, [f"data.root={json.dumps(args.folder)}"]) if args.recipe else None
+    split = args.split or (recipe.data.train_split if recipe else "train")
+    index = ManifestIndex.open(args.folder, [split])
+    load = _workload(args, recipe)
+    found = examine(index, load, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
+    diagnosis = diagnose(found)
+    if args.json:
+        facts = {"worker_seconds": found.worker_seconds, "rate_of_all_cores": found.rate(found.num_cores)}
+        print(json.dumps({**asdict(found), **facts, **asdict(diagnosis)}, indent=1))
+    else:
+        print(f"{index.descriptor.dataset} {split}, {load.batch} samples by {load.sampling} in a batch")
+        print(_page(found, diagnosis))
+    return 0
+
+
+def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
+    """What is on the command line, then what the recipe says, then defaults."""
+    from refseg.apps.stage_times import Workload
+    from refseg.data.transforms import Geometry
+
+    data: Any = recipe.data if recipe else argparse.Namespace(
+        input_size=(480, 480), geometry="letterbox", sampling="ref", expressions_per_image=1, num_tokens=17,
+        num_workers=2,
+    )  # fmt: skip
+
+    def chosen(option: Any, default: Any) -> Any:
+        return default if option is None else option
+
+    if recipe is not None and args.input_size not in (None, data.input_size):
+        raise UsageError("--input-size and --recipe: the recipe's model has its own size; give one of the two")
+    import torch
+
+    num_processes = max(1, torch.cuda.device_count())
+    return Workload(
+        geometry=Geometry(kind=data.geometry, size=chosen(args.input_size, data.input_size)),
+        sampling=chosen(args.sampling, data.sampling),
+        expressions_per_image=chosen(args.expressions_per_image, data.expressions_per_image),
+        batch=chosen(args.batch, max(1, recipe.train.global_batch // num_processes) if recipe else 32),
+        num_tokens=data.num_tokens,
+        num_workers=chosen(args.workers, data.num_workers),
+    )
+
+
+def _environment(args: argparse.Namespace) -> int:
+    from refseg.apps.environment import describe_environment
+
+    facts = describe_environment(Path(args.folder) if args.folder else Path.cwd())
+    if args.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key.replace('_', ' ')} {part}" for key, part in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        print(f"{name.replace('_', ' '):<24} {value}")
+    return 0
+
+
+def _page(found: "Measured", diagnosis: "Diagnosis") -> str:
+    lines = ["", f"{'stage':<20} {'ms a sample':>12} {'a second on a core':>20}"]
+    for name, seconds in found.stages.items():
+        rate = f"{1 / seconds:,.0f}" if seconds else "-"
+        lines.append(f"{name:<20} {1e3 * seconds:>12.3f} {rate:>20}")
+    lines.append(f"{'all a worker does':<20} {1e3 * found.worker_seconds:>12.3f} {1 / found.worker_seconds:>20,.1f}")
+    lines.append("")
+    if found.disk_read is not None:
+        lines.append(f"read from the disk itself: {1e3 * found.disk_read:.3f} ms a sample")
+    if found.expressions > 1:
+        lines.append(f"expressions: {found.expressions:.2f} a sample")
+    lines.append(f"measured: {found.delivered:,.1f} samples/s from {found.num_workers} workers")
+    lines.append(f"expected of {found.num_cores} cores: {found.rate(found.num_cores):,.1f} samples/s")
+    lines.append(f"bottleneck: {diagnosis.bottleneck}")
+    lines.append(f"  {diagnosis.verdict}")
+    lines += [f"  - {remedy}" for remedy in diagnosis.remedies]
+    return "\n".join(lines)

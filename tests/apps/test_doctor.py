@@ -1,0 +1,149 @@
+"""The diagnosis, from made-up times whose answer is plain, and from a stage that is really slow."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
+from pipelines.toy import draw_toy
+from refseg.apps.doctor import Measured, diagnose, examine
+from refseg.apps.environment import describe_environment
+from refseg.apps.stage_times import Workload
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+
+# A worker takes 10 ms for a sample, of which decoding takes 6.
+MEASURED = Measured(
+    stages={
+        "read": 0.001, "hash": 0.0, "decode": 0.006, "resize": 0.001, "masks": 0.001, "tokens and packing": 0.0005,
+        "hand-off": 0.0005, "receive": 0.0001,
+    },
+    disk_read=0.002, expressions=1.0, delivered=190.0, needed=None, num_workers=2, num_cores=8, is_remote=False,
+    by_image=False, num_images=1000, decoded_bytes=2_500_000_000,
+)  # fmt: skip
+
+
+def with_stages(**seconds: float) -> Measured:
+    names = {"tokens": "tokens and packing", "hand_off": "hand-off", "to_device": "to device"}
+    stages = {**MEASURED.stages, **{names.get(name, name): value for name, value in seconds.items()}}
+    return replace(MEASURED, stages=stages, num_workers=8)
+
+
+def test_rates_follow_from_the_times() -> None:
+    assert MEASURED.worker_seconds == pytest.approx(0.01)
+    assert MEASURED.rate(1) == pytest.approx(100)
+    assert MEASURED.rate(8) == MEASURED.rate(20) == pytest.approx(800)  # there are 8 cores
+    assert with_stages(receive=0.01).rate(8) == pytest.approx(100)  # one process takes what all workers give
+    assert replace(MEASURED, num_workers=0).worker_seconds == pytest.approx(0.0095)  # nothing is handed over
+
+
+def test_a_loader_that_is_fast_enough_needs_nothing() -> None:
+    found = diagnose(replace(MEASURED, needed=95.0))
+    assert (found.bottleneck, found.remedies) == ("model", ())
+    assert found.verdict == "the loader gives 2.0 times the 95.0 samples/s that the model takes"
+    assert "only just" in diagnose(replace(MEASURED, needed=189.0)).verdict
+
+
+def test_idle_cores_are_named_first_with_as_many_workers_as_it_takes() -> None:
+    # 400 samples/s and a tenth more are 4.4 cores of 100 samples/s.
+    found = diagnose(replace(MEASURED, needed=400.0))
+    assert found.bottleneck == "number of workers"
+    assert found.remedies[0].startswith("data.num_workers = 5: about 500.0 samples/s")
+    assert found.verdict == "the loader gives 190.0 samples/s, the model takes 400.0; most time goes into decode"
+    assert diagnose(MEASURED).remedies[0].startswith("data.num_workers = 8: ")
+
+
+def test_more_than_all_cores_can_do_is_said() -> None:
+    found = diagnose(replace(MEASURED, needed=2000.0))
+    assert "with all 8 cores it would be about 800.0" in found.verdict
+
+
+def test_decoding_is_shared_cached_or_made_smaller() -> None:
+    found = diagnose(replace(MEASURED, num_workers=8))
+    assert found.bottleneck == "decode"
+    share, cache, smaller = found.remedies
+    # Of 10 ms, 8 are an image's: shared by 4, 2 + 8 / 4 = 4 ms remain; cached, 2 ms.
+    assert share.startswith("data.sampling = images with data.expressions_per_image = 4")
+    assert "about 2.5 times the expressions/s" in share
+    assert cache.startswith("data.cache_gigabytes = 3: all 1,000 images resized stay in memory, about 5.0 times")
+    assert smaller == "build a dataset whose images are stored at training size"
+    assert not any("expressions_per_image" in line for line in diagnose(replace(MEASURED, by_image=True)).remedies)
+
+
+@pytest.mark.parametrize(
+    ("found", "bottleneck", "remedy"),
+    [
+        (with_stages(read=0.05), "read", "put the shards on a faster disk"),
+        (replace(with_stages(read=0.05), is_remote=True), "read", "let the cache fill (an epoch), or give it a larger"),
+        (with_stages(masks=0.05), "masks", "a smaller data.input_size, or fewer expressions of an image"),
+        (with_stages(hand_off=0.05), "hand-off", "fewer bytes for each sample"),
+        (with_stages(to_device=0.05), "to device", "fewer bytes for each sample"),
+    ],
+)
+def test_each_stage_has_its_remedy(found: Measured, bottleneck: str, remedy: str) -> None:
+    diagnosis = diagnose(found)
+    assert diagnosis.bottleneck == bottleneck
+    assert diagnosis.remedies[0].startswith(remedy)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ManifestIndex:
+    folder = tmp_path_factory.mktemp("doctor")
+    draw_toy(folder / "source", num_images=12, seed=0, image_size=(96, 96))
+    build_dataset(BuildOptions(dataset="toy/refseg", annotations=folder / "source", out=folder / "shards", workers=1))
+    return ManifestIndex.open(folder / "shards", ["train"])
+
+
+def load(**options: Any) -> Workload:
+    settings: dict[str, Any] = {
+        "geometry": Geometry(kind="letterbox", size=(64, 64)), "sampling": "ref", "expressions_per_image": 1,
+        "batch": 4, "num_tokens": 17, "num_workers": 1,
+    }  # fmt: skip
+    return Workload(**settings | options)
+
+
+def test_a_slow_decoder_is_found(index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refseg.data.decode import decode_rgb
+
+    def slow(data: Any) -> Any:
+        time.sleep(0.02)
+        return decode_rgb(data)
+
+    for place in ("refseg.apps.stage_times.decode_rgb", "refseg.data.index.decode_rgb"):
+        monkeypatch.setattr(place, slow)
+    found = examine(index, load(), seconds=0.4, needed=1000.0)
+
+    assert found.stages["decode"] >= 0.01  # some images are twice in a batch, and decoded once
+    assert max(found.stages, key=lambda name: found.stages[name]) == "decode"
+    assert found.delivered < 100
+    assert diagnose(replace(found, num_cores=1)).bottleneck == "decode"
+
+
+def test_expressions_are_counted_by_image(index: ManifestIndex) -> None:
+    found = examine(index, load(sampling="images", expressions_per_image="all", num_workers=0), seconds=0.2)
+    assert found.expressions == pytest.approx(index.num_sentences / index.num_images, rel=0.5)
+    assert found.expressions > 1
+    assert found.needed is None
+    assert found.delivered > 0
+
+
+def test_a_remote_dataset_is_timed_too(index: ManifestIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
+    remote = ManifestIndex.open(f"file://{index.folder}", ["train"])
+    found = examine(remote, load(num_workers=0), seconds=0.2)
+    assert found.is_remote
+    assert found.disk_read is None
+    assert found.stages["read"] > 0
+
+
+def test_the_environment_names_versions_cores_and_the_disk(tmp_path: Path) -> None:
+    facts = describe_environment(tmp_path)
+    assert facts["packages"]["torch"]
+    assert facts["cores"] >= 1
+    assert facts["disk"]["write_megabytes_per_second"] > 0
+    assert set(facts["extras"]) == {"s3", "ray", "bench"}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,60 @@
+"""`refseg doctor` says in words and in JSON what holds a run up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
+from pipelines.toy import draw_toy
+from refseg.cli import main
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor")
+    draw_toy(folder / "source", num_images=12, seed=0, image_size=(96, 96))
+    build_dataset(BuildOptions(dataset="toy/refseg", annotations=folder / "source", out=folder / "shards", workers=1))
+    return folder / "shards"
+
+
+def test_the_page_names_stages_rate_and_bottleneck(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--batch", "4", "--workers", "1", "--input-size", "64", "--seconds", "0.3"]
+    assert main(["doctor", str(shards), *options, "--samples-per-second", "0.001"]) == 0
+
+    printed = capsys.readouterr().out
+    assert printed.startswith("toy/refseg train, 4 samples by ref in a batch\n")
+    for stage in ("read", "hash", "decode", "resize", "masks", "tokens and packing", "hand-off", "receive"):
+        assert f"\n{stage:<20} " in printed
+    assert "samples/s from 1 workers" in printed
+    assert "bottleneck: model\n" in printed
+
+
+def test_a_recipe_gives_the_settings_and_its_models_step(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--recipe", "toy-quick", "--batch", "2", "--workers", "0", "--seconds", "0.3"]
+    assert main(["doctor", str(shards), *options, "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["by_image"]  # toy-quick samples images
+    assert facts["needed"] > 0
+    assert facts["bottleneck"]
+    assert facts["worker_seconds"] == pytest.approx(
+        sum(seconds for stage, seconds in facts["stages"].items() if stage not in ("hand-off", "receive", "to device"))
+    )
+
+
+def test_the_environment_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", str(tmp_path), "--env"]) == 0
+    printed = capsys.readouterr().out
+    assert "\npython " in printed
+    assert "write megabytes per second" in printed
+    assert main(["doctor", str(tmp_path), "--env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["disk"]["folder"] == str(tmp_path)
+
+
+def test_wrong_usage_is_named(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 2
+    assert "found no DIR; expected a dataset's folder, or --env" in capsys.readouterr().err
+    assert main(["doctor", str(shards), "--recipe", "toy-quick", "--input-size", "96"]) == 2
+    assert "the recipe's model has its own size; give one of the two" in capsys.readouterr().err
