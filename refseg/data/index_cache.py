@@ -199,7 +199,7 @@ class IndexCache:
                 total -= sizes[path]
         if total > limit:
             raise CacheUnusableError(
-                f"{self.folder}: an index of {sizes[new] / 1e9:.3f} GB, room for {limit / 1e9:.3f}"
+                f"{self.folder}: found an index of {sizes[new]:,} bytes, expected {limit:,} at most"
             )
 
     @contextmanager
