@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from refseg import storage
+from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
 from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
+from refseg.training.run_files import read_metrics
+from refseg.training.trainer import train
 
 from .conftest import write_overlay
 
@@ -27,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "1")
     monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "shards"
 
 
 @pytest.fixture
@@ -209,6 +212,7 @@ def test_faults_of_a_remote_folder_are_those_of_a_local_one(remote: str, bucket:
 
 EIGHT_RANKS = """
 import os, sys
+from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
@@ -242,3 +246,28 @@ def test_eight_ranks_of_one_machine_read_the_epoch_through_one_cache(
     assert sorted(map(int, printed.split())) == list(range(train_index.num_rows))
     assert cached(cache) == hashes(dataset)
     assert not list(cache.glob("*.part"))
+
+
+def test_a_model_trains_from_object_storage_as_from_disk(
+    faulty_s3: Any, bucket: str, toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = toy_run.parent / "shards"
+    for path in shards.iterdir():
+        if path.is_file():
+            fsspec.filesystem("s3").put_file(str(path), f"{bucket}/toy/{path.name}")
+    monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
+    losses = []
+    for place, faults in ((str(shards), []), (f"{bucket}/toy", ["cut", None, "503", None, "drop", "cut"])):
+        settings = [
+            f'data.root="{place}"', "data.input_size=64", "data.num_workers=1", "model.dim=32", "model.ffn_dim=64",
+            "model.num_decoder_layers=1", "train.epochs=1", "train.global_batch=4", "train.log_every_steps=1",
+            "train.max_steps=4", "train.val_every_epochs=1", "train.warmup_steps=0",
+        ]  # fmt: skip
+        faulty_s3.faults = iter(faults)
+        out = tmp_path / f"run{len(losses)}"
+        train(load_recipe("toy-quick", settings), out)
+        losses.append([line["loss"] for line in read_metrics(out) if "loss" in line])
+
+    assert next(faulty_s3.faults, "all met") == "all met"
+    assert losses[1] == losses[0]
+    assert len(losses[0]) == 4
