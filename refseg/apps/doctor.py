@@ -34,7 +34,7 @@ class Measured:
         expressions: Per sample, on average.
         delivered: Samples per second from `num_workers` workers.
         needed: Samples per second the model takes; None: not asked.
-        num_workers: Packing processes of one training process.
+        num_workers: Packing threads or processes of one training process.
         num_cores: Of this machine, for one training process.
         is_remote: Shards lie at a URL.
         by_image: Expressions of an image share its pixels already.
@@ -56,13 +56,13 @@ class Measured:
 
     @property
     def worker_seconds(self) -> float:
-        """Of one worker for a sample; without workers, of the training process."""
+        """Of one worker for a sample."""
         return sum(self.stages[name] for name in self.worker_stages)
 
     @property
     def worker_stages(self) -> tuple[str, ...]:
         """Names of what a worker does."""
-        return (*IMAGE_STAGES, *EXPRESSION_STAGES, *([HAND_OFF] if self.num_workers else []))
+        return (*IMAGE_STAGES, *EXPRESSION_STAGES, *([HAND_OFF] if HAND_OFF in self.stages else []))
 
     @property
     def main_seconds(self) -> float:
@@ -184,10 +184,10 @@ def _remedies(found: Measured, stage: str) -> list[str]:
                 f"expressions, about {found.worker_seconds / each:.1f} times the expressions/s (batches vary less: "
                 "`refseg plan`)"
             )
+        gain = found.worker_seconds / max(1e-9, found.worker_seconds - pixels)
         remedies.append(
-            f"data.cache_gigabytes = {math.ceil(found.decoded_bytes / 1e9)}: all {found.num_images:,} images resized "
-            f"stay in memory, about {found.worker_seconds / max(1e-9, found.worker_seconds - pixels):.1f} times the "
-            "samples/s from the second epoch on"
+            f"data.cache_gigabytes = {math.ceil(found.decoded_bytes / 1e9)}: all {found.num_images:,} images stay "
+            f"resized in a file of this machine, about {gain:.1f} times the samples/s from the second epoch on"
         )
         if stage in ("decode", "resize"):
             remedies.append("build a dataset whose images are stored at training size")
@@ -195,5 +195,7 @@ def _remedies(found: Measured, stage: str) -> list[str]:
         remedies.append("a smaller data.input_size, or fewer expressions of an image")
     else:
         share = "" if found.by_image else ", or expressions that share images (data.sampling = images)"
+        if stage in (HAND_OFF, "receive"):
+            remedies.append("data.worker_kind = threads: nothing is handed from process to process")
         remedies.append(f"fewer bytes for each sample: a smaller data.input_size{share}")
     return remedies

@@ -22,7 +22,7 @@ from refseg.config import Recipe
 from refseg.data.batch import Batch
 from refseg.data.decode import decode_rgb
 from refseg.data.index import ManifestIndex
-from refseg.data.loader import RefLoader
+from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder, Sampling
 from refseg.data.transforms import Geometry, normalise
 from refseg.models import build_model
@@ -35,9 +35,9 @@ IMAGE_STAGES = ("read", "hash", "decode", "resize")
 EXPRESSION_STAGES = ("masks", "tokens and packing")
 """Done for each expression."""
 HAND_OFF = "hand-off"
-"""Done by a worker for each batch: into memory that the training process sees too."""
+"""Done by a worker that is a process, for each batch: into memory that the training process sees too."""
 MAIN_STAGES = ("receive", "to device")
-"""Done by the training process, for all workers."""
+"""Done by the training process, for all workers; it receives from processes alone."""
 
 _TIMED_STEPS = 3
 
@@ -52,7 +52,8 @@ class Workload:
         expressions_per_image: With `images`: how many sentences share an image.
         batch: Samples of one process in a step.
         num_tokens: Token ids per expression.
-        num_workers: Packing processes.
+        num_workers: Threads or processes that pack.
+        worker_kind: Which of them.
     """
 
     geometry: Geometry
@@ -61,6 +62,7 @@ class Workload:
     batch: int
     num_tokens: int
     num_workers: int
+    worker_kind: WorkerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +106,9 @@ def time_stages(index: ManifestIndex, load: Workload, *, seconds: float) -> Stag
         stages["tokens and packing"] = max(0.0, whole - sum(stages.values()))
         if not fits and not index.is_remote:
             stages["read"] = disk_read
-        hand_off, receive = _time_hand_off(batch, seconds=0.15 * seconds)
-        stages[HAND_OFF], stages["receive"] = hand_off / load.batch, receive / load.batch
+        if load.num_workers and load.worker_kind == "processes":
+            hand_off, receive = _time_hand_off(batch, seconds=0.15 * seconds)
+            stages[HAND_OFF], stages["receive"] = hand_off / load.batch, receive / load.batch
     return StageTimes(
         stages=stages,
         disk_read=None if index.is_remote else disk_read,
@@ -251,7 +254,7 @@ def _loader(index: ManifestIndex, load: Workload, *, num_workers: int) -> RefLoa
     return RefLoader(
         index, geometry=load.geometry, sampling=load.sampling, expressions_per_image=load.expressions_per_image,
         global_batch=load.batch, num_tokens=load.num_tokens, trim_tokens=True, seed=0, shuffle=True, remainder="pad",
-        num_workers=num_workers,
+        num_workers=num_workers, worker_kind=load.worker_kind,
     )  # fmt: skip
 
 

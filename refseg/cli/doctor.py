@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE", help="take settings from it, and time a step of its model")
     parser.add_argument("--batch", type=int, metavar="N", help="samples of one process in a step (default: 32)")
     parser.add_argument("--workers", type=int, metavar="N", help="data.num_workers (default: 2)")
+    parser.add_argument("--worker-kind", choices=("threads", "processes"), help="data.worker_kind (default: threads)")
     parser.add_argument("--input-size", type=size, metavar="HxW", help="pixels (default: 480)")
     parser.add_argument("--sampling", choices=("ref", "sentence", "images"), help="what a sample is (default: ref)")
     parser.add_argument("--expressions-per-image", type=count_or_all, metavar="K", help="with images: a number, or all")
@@ -67,7 +68,7 @@ def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
 
     data: Any = recipe.data if recipe else argparse.Namespace(
         input_size=(480, 480), geometry="letterbox", sampling="ref", expressions_per_image=1, num_tokens=17,
-        num_workers=2,
+        num_workers=2, worker_kind="threads",
     )  # fmt: skip
 
     def chosen(option: Any, default: Any) -> Any:
@@ -85,6 +86,7 @@ def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
         batch=chosen(args.batch, max(1, recipe.train.global_batch // num_processes) if recipe else 32),
         num_tokens=data.num_tokens,
         num_workers=chosen(args.workers, data.num_workers),
+        worker_kind=chosen(args.worker_kind, data.worker_kind),
     )
 
 

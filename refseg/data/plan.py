@@ -27,7 +27,7 @@ class ReadPlan:
         digest: Of the index.
         num_nodes: Machines.
         num_ranks: Processes over all nodes.
-        num_workers: Packing processes of each rank.
+        num_workers: Packing threads or processes of each rank.
         global_batch: Samples per step over all ranks.
         samples: Of an epoch, padding not counted: refs, sentences or images, as the sampling says.
         steps: Of an epoch, the same for each rank.
@@ -39,7 +39,7 @@ class ReadPlan:
         shard_bytes: Of all shards.
         remote_shard_bytes: Of those at URLs: what each node downloads once.
         cache_bytes: What the node's cache may hold; None where no shard is remote.
-        index_bytes: Memory of the index in each rank.
+        index_bytes: Memory of the index in each rank; large ones are mapped, once for all processes of a node.
         worker_bytes: Memory of batches in each worker.
         decoded_bytes: What all images would fill, resized to the input.
         cursor_bytes: Of the cursor in a checkpoint, as JSON.
@@ -98,7 +98,7 @@ def plan_reading(
         sampling: What a sample is.
         expressions_per_image: With `images`: how many sentences share an image.
         remainder: `drop` or `pad`.
-        num_workers: Packing processes of each rank.
+        num_workers: Packing threads or processes of each rank.
         input_size: `(height, width)` of the network's input in pixels.
         num_tokens: Token ids per expression.
 

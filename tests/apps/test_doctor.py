@@ -38,7 +38,8 @@ def test_rates_follow_from_the_times() -> None:
     assert MEASURED.rate(1) == pytest.approx(100)
     assert MEASURED.rate(8) == MEASURED.rate(20) == pytest.approx(800)  # there are 8 cores
     assert with_stages(receive=0.01).rate(8) == pytest.approx(100)  # one process takes what all workers give
-    assert replace(MEASURED, num_workers=0).worker_seconds == pytest.approx(0.0095)  # nothing is handed over
+    threads = {name: seconds for name, seconds in MEASURED.stages.items() if name not in ("hand-off", "receive")}
+    assert replace(MEASURED, stages=threads).worker_seconds == pytest.approx(0.0095)  # nothing is handed over
 
 
 def test_a_loader_that_is_fast_enough_needs_nothing() -> None:
@@ -69,7 +70,8 @@ def test_decoding_is_shared_cached_or_made_smaller() -> None:
     # Of 10 ms, 8 are an image's: shared by 4, 2 + 8 / 4 = 4 ms remain; cached, 2 ms.
     assert share.startswith("data.sampling = images with data.expressions_per_image = 4")
     assert "about 2.5 times the expressions/s" in share
-    assert cache.startswith("data.cache_gigabytes = 3: all 1,000 images resized stay in memory, about 5.0 times")
+    assert cache.startswith("data.cache_gigabytes = 3: all 1,000 images stay resized in a file of this machine")
+    assert "about 5.0 times the samples/s" in cache
     assert smaller == "build a dataset whose images are stored at training size"
     assert not any("expressions_per_image" in line for line in diagnose(replace(MEASURED, by_image=True)).remedies)
 
@@ -80,7 +82,7 @@ def test_decoding_is_shared_cached_or_made_smaller() -> None:
         (with_stages(read=0.05), "read", "put the shards on a faster disk"),
         (replace(with_stages(read=0.05), is_remote=True), "read", "let the cache fill (an epoch), or give it a larger"),
         (with_stages(masks=0.05), "masks", "a smaller data.input_size, or fewer expressions of an image"),
-        (with_stages(hand_off=0.05), "hand-off", "fewer bytes for each sample"),
+        (with_stages(hand_off=0.05), "hand-off", "data.worker_kind = threads: nothing is handed"),
         (with_stages(to_device=0.05), "to device", "fewer bytes for each sample"),
     ],
 )
@@ -101,7 +103,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ManifestIndex:
 def load(**options: Any) -> Workload:
     settings: dict[str, Any] = {
         "geometry": Geometry(kind="letterbox", size=(64, 64)), "sampling": "ref", "expressions_per_image": 1,
-        "batch": 4, "num_tokens": 17, "num_workers": 1,
+        "batch": 4, "num_tokens": 17, "num_workers": 1, "worker_kind": "threads",
     }  # fmt: skip
     return Workload(**settings | options)
 

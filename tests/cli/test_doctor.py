@@ -20,7 +20,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_names_stages_rate_and_bottleneck(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--batch", "4", "--workers", "1", "--input-size", "64", "--seconds", "0.3"]
+    options = ["--batch", "4", "--workers", "1", "--worker-kind", "processes", "--input-size", "64", "--seconds", "0.3"]
     assert main(["doctor", str(shards), *options, "--samples-per-second", "0.001"]) == 0
 
     printed = capsys.readouterr().out
