@@ -1,39 +1,46 @@
 """Started by `accelerate launch`: each rank writes what two epochs gave it, and how mistakes are refused.
 
-Arguments: folder of the dataset, folder to write to.
+Arguments: folder of the dataset, of one with fewer samples than ranks, folder to write to, global batch.
 """
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from accelerate import Accelerator
 
+from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
+from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.errors import TrainingError
 
-dataset, out = Path(sys.argv[1]), Path(sys.argv[2])
+dataset, few, out, global_batch = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 rank, world_size = accelerator.process_index, accelerator.num_processes
 
 
-def make_loader(**options: int) -> RefLoader:
-    return RefLoader(
-        ManifestIndex.open(dataset, ["train"]),
-        geometry=Geometry(kind="stretch", size=(16, 16)),
-        sampling="sentence",
-        num_tokens=12,
-        shuffle=True,
-        remainder="pad",
-        num_workers=1,
-        **{"global_batch": 10, "seed": 0, "rank": rank, "world_size": world_size, **options},
-    )
+def make_loader(folder: Path = dataset, **options: Any) -> RefLoader:
+    defaults = {
+        "global_batch": global_batch, "seed": 0, "rank": rank, "world_size": world_size, "shuffle": True,
+        "num_workers": 1, "worker_kind": "processes", "remainder": "pad",
+    }  # fmt: skip
+    index = ManifestIndex.open(folder, ["train"])
+    geometry = Geometry(kind="stretch", size=(16, 16))
+    return RefLoader(index, geometry=geometry, sampling="sentence", num_tokens=12, **{**defaults, **options})
 
 
-def refusal(**options: int) -> str:
+def pairs(batch: Batch) -> list[tuple[int, int]]:
+    """Rows and sentences without padding."""
+    keep = ~batch.is_pad
+    return list(zip(batch.row_index[keep].tolist(), batch.sentence_index[keep].tolist(), strict=True))
+
+
+def refusal(**options: Any) -> str:
     try:
         prepare_loader(accelerator, make_loader(**options))
     except TrainingError as error:
@@ -43,22 +50,31 @@ def refusal(**options: int) -> str:
 
 loader = make_loader()
 prepared = prepare_loader(accelerator, loader)
-epochs = []
+length = len(prepared)
+epochs, workers = [], []
 for epoch in range(2):
     loader.set_epoch(epoch)
     batches = []
     for batch in prepared:
         with accelerator.accumulate():
-            keep = ~batch.is_pad
-            pairs = zip(batch.row_index[keep].tolist(), batch.sentence_index[keep].tolist(), strict=True)
-            batches.append({"pairs": list(pairs), "sync": accelerator.sync_gradients})
+            batches.append({"pairs": pairs(batch), "sync": accelerator.sync_gradients})
     epochs.append(batches)
+    workers.append(sorted(child.pid for child in multiprocessing.active_children()))
+loader.load_cursor(Cursor(digest=loader.index.digest, seed=0, epoch=1, samples_done=3 * global_batch))
+resumed = [pairs(batch) for batch in prepared]
+evaluation = prepare_loader(accelerator, make_loader(shuffle=False, num_workers=2, worker_kind="threads"))
+less = make_loader(few, global_batch=world_size, num_workers=0)
 report = {
     "world_size": world_size,
-    "len": len(prepared),
+    "len": length,
     "epochs": epochs,
+    "same workers": workers[0] == workers[1] and len(workers[0]),
+    "resumed": resumed,
+    "evaluated": [pair for batch in evaluation for pair in pairs(batch)],
+    "few": [pairs(batch) for batch in prepare_loader(accelerator, less)],
     "same rank": refusal(rank=0),
     "other seed": refusal(seed=rank),
+    "other split": refusal(folder=few if rank else dataset),
 }
 (out / f"{rank}.json").write_text(json.dumps(report))
 accelerator.wait_for_everyone()
