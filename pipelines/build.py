@@ -162,6 +162,7 @@ def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[ShardTask]
             tools=plan.tools,
             skip_bad=options.on_bad_sample == "skip",
             decode=options.check_images == "decode",
+            stored_images=plan.stored_images,
         )
         for shard in plan.shards
     ]
@@ -329,6 +330,7 @@ def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options:
         plan_keys=plan.keys,
         source_counts=plan.source_counts,
         counts_accepted=plan.counts_accepted,
+        stored_images=plan.stored_images,
         image_pools=plan.image_pools,
     )
     publish_bytes(folder, descriptor.to_json().encode(), DESCRIPTOR_NAME)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pipelines.engines import ENGINES
 from pipelines.rejects import Reject
+from pipelines.resize import parse_store
+from refseg.descriptor import StoredImages
 from refseg.errors import BuildError, UsageError
 from refseg.schema import MASK_RULES
 
@@ -32,6 +34,8 @@ class BuildOptions:
         seed: Of the order of images.
         mask_rule: `union` or `legacy`.
         check_images: `decode`: each image whole. `header`: its size and its end alone.
+        store: `letterbox:480` or `stretch:480x640`: store pictures at training size; None: the source's bytes.
+        store_quality: Of such JPEGs, 1 to 100.
         on_bad_sample: `fail`: the first fault ends the build. `skip`: faulty refs go to `rejects.parquet`.
         max_bad: With `skip`: more rejects than this end the build; None: no limit.
         accept_counts: Build although the counts are not the published ones; the dataset then says so.
@@ -55,6 +59,8 @@ class BuildOptions:
     seed: int = 0
     mask_rule: str = "union"
     check_images: str = "decode"
+    store: str | None = None
+    store_quality: int = 95
     on_bad_sample: str = "fail"
     max_bad: int | None = None
     accept_counts: bool = False
@@ -80,10 +86,19 @@ class BuildOptions:
         ):
             if number is not None and number < least:
                 raise UsageError(f"{name} {number}: expected {least} or more")
+        if self.store is not None:
+            parse_store(self.store, self.store_quality)
+            if self.check_images != "decode":
+                raise UsageError(f"--store {self.store} decodes each image: leave out --check-images header")
         if not 0 <= self.task_index < self.task_count:
             raise UsageError(f"--task-index {self.task_index}: expected 0 to {self.task_count - 1} (--task-count - 1)")
         if self.max_bad is not None and self.on_bad_sample != "skip":
             raise UsageError("--max-bad needs --on-bad-sample skip: without it the first fault ends the build")
+
+    @property
+    def stored_images(self) -> StoredImages | None:
+        """What `store` says, read."""
+        return None if self.store is None else parse_store(self.store, self.store_quality)
 
 
 def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawSource
 from refseg import __version__, tokenizer
-from refseg.descriptor import ImagePool, SourceFile, SplitCounts
+from refseg.descriptor import ImagePool, SourceFile, SplitCounts, StoredImages
 from refseg.errors import BuildError
 from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder
@@ -62,6 +62,7 @@ class Plan:
         licences: Of the images in use.
         source_counts: By split, what the sources hold.
         counts_accepted: True if those are not the published ones, and the user accepted that.
+        stored_images: Size to store pictures at; None: the source's bytes.
         image_pools: Other datasets whose tars hold images of this one.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     licences: tuple[str, ...]
     source_counts: dict[str, SplitCounts]
     counts_accepted: bool
+    stored_images: StoredImages | None
     image_pools: tuple[ImagePool, ...]
 
     @property

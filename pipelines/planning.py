@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import __version__ as pillow
+
 from pipelines.check import Checked, CheckTask, check_shard
 from pipelines.engines import run_local
 from pipelines.images import ImageFinder
@@ -86,6 +88,7 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
             licences=tables.licences,
             source_counts=survey.counts,
             counts_accepted=bool(find_differences(source.spec.dataset_id, survey.counts)),
+            stored_images=options.stored_images,
             image_pools=look.pools.describe(used_tars) if look.pools else (),
         )
     publish_bytes(folder, plan.to_json().encode(), PLAN_NAME)
@@ -127,6 +130,7 @@ def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Loo
             "seed": options.seed,
             "mask_rule": options.mask_rule,
             "check_images": options.check_images,
+            **({"store": f"{options.store} quality {options.store_quality} pillow {pillow}"} if options.store else {}),
             **({"images_from": pools.key} if pools else {}),
         },
     )

@@ -22,8 +22,9 @@ from pipelines.images import ImageFile, find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_rows
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
+from pipelines.resize import shrink_jpeg
 from pipelines.tars import TarWriter
-from refseg.descriptor import ShardEntry
+from refseg.descriptor import ShardEntry, StoredImages
 from refseg.errors import BuildError, StorageError
 from refseg.schema import ImageLocation
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
@@ -45,6 +46,7 @@ class ShardTask:
         tools: Releases of the plan, which the machine that builds must have.
         skip_bad: Reject the refs of a bad image and go on, instead of failing.
         decode: Decode every image whole; False: look at its header alone.
+        stored_images: Size to store pictures at; None: the source's bytes.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class ShardTask:
     tools: dict[str, str]
     skip_bad: bool
     decode: bool
+    stored_images: StoredImages | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ def build_shard(task: ShardTask) -> Receipt:
                     if faults:
                         continue
                     num_samples += 1
+                    if task.stored_images is not None:
+                        data = shrink_jpeg(data, task.stored_images)
                     location = _add_sample(tar, name, sample, data)
                 place = asdict(location)
                 rows += [{**row, **place} for row in sample.rows]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from refseg.errors import DatasetError
+from refseg.geometry import GeometryKind
 from refseg.schema import FORMAT_VERSION
 from refseg.storage import open_folder
 
@@ -105,6 +106,25 @@ class ImagePool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImages:
+    """At what size pictures were stored, where they are not the source's bytes.
+
+    Attributes:
+        geometry: `letterbox`: the largest picture of the same shape within height x width. `stretch`: exactly that.
+        height: In pixels.
+        width: In pixels.
+        quality: Of the new JPEGs, 1 to 100. Pictures that would have had to grow are the source's bytes.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    geometry: GeometryKind
+    height: int
+    width: int
+    quality: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MixMember:
     """One dataset of a mix and what became of its training refs.
 
@@ -150,6 +170,7 @@ class Descriptor:
         plan_keys: What `plan_fingerprint` is the hash of, by name: options, source hashes, versions.
         source_counts: By split, what the sources hold, rejects included.
         counts_accepted: True if the counts differ from the published ones and the user accepted that.
+        stored_images: Size of the pictures in the tars; None: they are the source's bytes.
         image_pools: Other datasets whose tars hold images of this one.
         mix: Members of a mix, in order; empty for a dataset built from sources.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
@@ -171,6 +192,7 @@ class Descriptor:
     rejects_sha256: str = ""
     source_counts: dict[str, SplitCounts] = field(default_factory=dict)
     counts_accepted: bool = False
+    stored_images: StoredImages | None = None
     image_pools: tuple[ImagePool, ...] = ()
     mix: tuple[MixMember, ...] = ()
     leaks_allowed: bool = False

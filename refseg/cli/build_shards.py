@@ -74,6 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode each image whole, or look at its size and end alone (default: %(default)s)",
     )
     parser.add_argument(
+        "--store",
+        metavar="GEOMETRY:SIZE",
+        help="store pictures at training size, letterbox:480 or stretch:480x640: lossy, recorded, decoded faster "
+        "(default: the source's bytes)",
+    )
+    parser.add_argument(
+        "--store-quality", type=int, default=95, metavar="Q", help="with --store: of the JPEGs (default: %(default)s)"
+    )
+    parser.add_argument(
         "--accept-counts",
         action="store_true",
         help="build although refs, sentences or images are not as many as published; the dataset says so",
@@ -119,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         mask_rule=args.mask_rule,
         check_images=args.check_images,
+        store=args.store,
+        store_quality=args.store_quality,
         on_bad_sample=args.on_bad_sample,
         max_bad=args.max_bad,
         accept_counts=args.accept_counts,

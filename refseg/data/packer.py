@@ -78,7 +78,8 @@ class Packer(Dataset[Batch]):
             if image in done:  # two refs of one image in a batch: decoded once, copied
                 slots[slot] = slots[done[image]]
             elif self.cache is None or not self.cache.read(image, slots[slot]):
-                self.geometry.apply_image(self.index.decode_image(image), out=slots[slot])
+                size = (int(self.index.height[image]), int(self.index.width[image]))
+                self.geometry.apply_image(self.index.decode_image(image), size, out=slots[slot])
                 if self.cache is not None:
                     self.cache.write(image, slots[slot])
             done[image] = slot

@@ -6,7 +6,6 @@ pipelines train with. There is no augmentation: "left" and "tall" must stay true
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from refseg.geometry import GeometryKind, place
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of RGB from 0 to 1, as OpenAI's CLIP was trained."""
@@ -32,7 +33,7 @@ class Geometry:
         mean: Mean colour behind the border, RGB from 0 to 1: that of the normalisation, so that the border is zero.
     """
 
-    kind: Literal["letterbox", "stretch"]
+    kind: GeometryKind
     size: tuple[int, int]
     mean: tuple[float, float, float] = CLIP_MEAN
 
@@ -42,20 +43,21 @@ class Geometry:
         Args:
             original_size: `(height, width)` of the image in pixels.
         """
-        if self.kind == "stretch":
-            return (0, 0, *self.size)
-        scale = min(self.size[0] / original_size[0], self.size[1] / original_size[1])
-        # A picture of a pixel's height and a thousand's width still has a row in the input.
-        height, width = (max(1, round(scale * side)) for side in original_size)
-        return (self.size[0] - height) // 2, (self.size[1] - width) // 2, height, width
+        return place(self.kind, self.size, original_size)
 
     def apply_image(
-        self, image: UInt8[Tensor, "3 h w"], out: UInt8[Tensor, "H W 3"] | None = None
+        self,
+        image: UInt8[Tensor, "3 h w"],
+        original_size: tuple[int, int] | None = None,
+        *,
+        out: UInt8[Tensor, "H W 3"] | None = None,
     ) -> UInt8[Tensor, "3 H W"]:
         """Resize an image; fastest where its memory is `(h, w, 3)`.
 
         Args:
             image: RGB, 0 to 255.
+            original_size: `(height, width)` of the picture it was made from, where it was stored smaller; its place is
+                that of the original, as a mask's is.
             out: Contiguous memory to write to; None: new.
 
         Returns:
@@ -63,12 +65,14 @@ class Geometry:
         """
         if out is None:
             out = torch.empty(*self.size, 3, dtype=torch.uint8)
-        top, left, height, width = self.placed((image.shape[1], image.shape[2]))
+        top, left, height, width = self.placed(original_size or (image.shape[1], image.shape[2]))
         # The batch axis is put in front of (h, w, 3): behind a permuted (3, h, w) torch takes a path half as fast.
         channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         rows = out[top : top + height]
         # Whole rows are one piece of memory, and torch resizes into it if the source is laid out as it is.
-        if width == self.size[1] and image.permute(1, 2, 0).is_contiguous():
+        if (height, width) == tuple(image.shape[1:]):
+            rows[:, left : left + width] = image.permute(1, 2, 0)
+        elif width == self.size[1] and image.permute(1, 2, 0).is_contiguous():
             resize = torch.ops.aten._upsample_bilinear2d_aa.out
             resize(channels_last, (height, width), False, None, None, out=rows[None].permute(0, 3, 1, 2))
         else:

@@ -170,7 +170,8 @@ def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_t
         where = f"{sample['__url__']}: sample {sample['__key__']}"
         try:
             facts = json.loads(sample["json"])
-            image = geometry.apply_image(decode_rgb(np.frombuffer(bytearray(sample["jpg"]), np.uint8)))
+            pixels = decode_rgb(np.frombuffer(bytearray(sample["jpg"]), np.uint8))
+            image = geometry.apply_image(pixels, (facts["height"], facts["width"]))
         except KeyError as error:
             raise DatasetError(
                 f"{where}: found no member {error}, expected jpg and json; stream refseg's shards"

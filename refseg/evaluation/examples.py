@@ -99,7 +99,9 @@ def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:
         (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
     )
     picture = index.decode_image(int(index.row_image[ref])).permute(1, 2, 0).numpy()
-    size = (picture.shape[0], picture.shape[1])
+    size = index.size(int(ref))
+    if picture.shape[:2] != size:  # stored smaller than it was
+        picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     predicted = draw_runs(np.array(row[PREDICTION_FIELD.name], np.uint32), size)
     sent_ids = index.sent_id[index.sentence_start[ref] : index.sentence_start[ref + 1]]
     target = index.target_mask(int(ref), sent_ids.tolist().index(row["sent_id"])).astype(bool)

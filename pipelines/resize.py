@@ -1,0 +1,47 @@
+"""Pictures stored at training size: lossy, asked for, and recorded; masks and sizes stay the original's."""
+
+import re
+from io import BytesIO
+
+from PIL import Image
+
+from refseg.descriptor import StoredImages
+from refseg.errors import UsageError
+from refseg.geometry import place
+
+
+def parse_store(text: str, quality: int) -> StoredImages:
+    """Read `letterbox:480`, `stretch:480x640` (height x width).
+
+    Raises:
+        UsageError: If it is neither, or the quality is not 1 to 100.
+    """
+    found = re.fullmatch(r"(letterbox|stretch):(\d+)(?:x(\d+))?", text)
+    if found is None or not all(0 < int(side) <= 65500 for side in found.groups()[1:] if side):
+        raise UsageError(f"--store {text}: expected letterbox:SIZE or stretch:SIZE, SIZE as 480 or 480x640 pixels")
+    if not 1 <= quality <= 100:
+        raise UsageError(f"--store-quality {quality}: expected 1 to 100")
+    height = int(found[2])
+    return StoredImages(
+        geometry="letterbox" if found[1] == "letterbox" else "stretch",
+        height=height,
+        width=int(found[3] or height),
+        quality=quality,
+    )
+
+
+def shrink_jpeg(data: bytes, stored: StoredImages) -> bytes:
+    """Make a JPEG of the size at which the network sees it; one that would have to grow stays as it is.
+
+    Args:
+        data: A whole JPEG.
+        stored: The size, and the quality of the new JPEG.
+    """
+    with Image.open(BytesIO(data)) as picture:
+        _, _, height, width = place(stored.geometry, (stored.height, stored.width), (picture.height, picture.width))
+        if height * width >= picture.height * picture.width:
+            return data
+        small = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    file = BytesIO()
+    small.save(file, "jpeg", quality=stored.quality)
+    return file.getvalue()
