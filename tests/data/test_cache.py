@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,26 @@ def test_who_waits_goes_on_when_the_one_that_downloads_is_killed(tmp_path: Path,
     assert cache.fetch(tar) == "here"
     assert content(cache, tar) == b"12345"
     assert not list(cache.folder.glob("*.part"))
+
+
+def test_who_waited_for_a_download_that_gave_up_waits_for_the_next(tmp_path: Path, put: Put) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"12345")
+    part = cache.folder / f"{tar.sha256}.part"
+    with part.open("w") as gave_up:
+        fcntl.flock(gave_up, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=cache.fetch, args=(tar,))
+        waiting.start()
+        time.sleep(0.1)
+        part.unlink()
+        begun = part.open("w")
+        fcntl.flock(begun, fcntl.LOCK_EX)
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert content(cache, tar) is None
+    begun.close()
+    waiting.join(10)
+    assert content(cache, tar) == b"12345"
 
 
 def test_what_a_killed_download_left_makes_room(tmp_path: Path, put: Put) -> None:
