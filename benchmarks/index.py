@@ -1,0 +1,197 @@
+"""Opening a dataset of any size, beginning and resuming an epoch of it: seconds, and memory of each worker.
+
+    python benchmarks/index.py [--images 2000000] [--shared FOLDER] [--work FOLDER]
+
+Builds one shard of 510 images with RefCOCO's numbers of refs and sentences (see `corpus.py`), then writes its manifest
+again and again with other ids; all tars are links to that one, so that every sample can be read. Annotations, which
+reading does not need, are left out. Each measurement is a process of its own, timed without its imports; batches are of
+32 sentences at 480 x 480 from two workers. 2 million images are 14 million sentences: 14 GB for manifests and index.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from corpus import DATASET, copy_images, find_material, write_annotations
+
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
+from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader, WorkerKind
+from refseg.data.order import EpochOrder
+from refseg.data.transforms import Geometry
+from refseg.descriptor import DESCRIPTOR_NAME, ShardEntry, load_descriptor
+
+BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
+REFCOCO_IMAGES = 19_994
+AIMS = {REFCOCO_IMAGES: "1.5 s", 2_000_000: "5 s"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2_000_000)
+    parser.add_argument("--shared", type=Path, help="folder of real data")
+    parser.add_argument("--work", type=Path, help="folder for the datasets, which are used again if they are there")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        block = work / "block"
+        if not (block / DESCRIPTOR_NAME).is_file():
+            build_block(block, args.shared)
+        for images in sorted({REFCOCO_IMAGES, args.images}):
+            folder = work / f"images-{images}"
+            if not (folder / DESCRIPTOR_NAME).is_file():
+                repeat_block(block, folder, images)
+            report(folder, AIMS.get(images, "none"))
+    return 0
+
+
+def report(folder: Path, aim: str) -> None:
+    """Measure in processes of their own: with an empty cache, then three times as the first one left it."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
+        command = [sys.executable, __file__, "--measure", str(folder)]
+        env = {**os.environ, "REFSEG_CACHE": cache}
+        runs = [
+            json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout) for _ in range(4)
+        ]
+    first, later = runs[0], runs[1:]
+
+    def median(name: str) -> float:
+        return statistics.median(run[name] for run in later)
+
+    print(f"{first['images']:,} images, {first['refs']:,} refs, {first['sentences']:,} sentences")
+    print(f"  opened for the first time           {first['open']:8.2f} s, {first['peak'] / 1e6:,.0f} MB at most")
+    print(f"  opened later                        {median('open'):8.2f} s")
+    print(f"  opened later, with the first batch  {median('first batch'):8.2f} s (aim: {aim})")
+    print(f"  resumed at 90 %, with a batch       {median('resume'):8.2f} s (aim: 1 s)")
+    print(f"  three batches of another epoch      {median('plan') * 1e3:8.2f} ms")
+    print(f"  a worker process more               {median('worker') / 1e6:8.1f} MB (aim: 100 MB)")
+    print(f"  an index sent to a process          {median('pickled') / 1e6:8.1f} MB")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Seconds and bytes of opening, beginning and resuming."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    index = ManifestIndex.open(folder, ["train"])
+    opened = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    next(iter(make_loader(index)))
+    first_batch = time.perf_counter() - start
+
+    start = time.perf_counter()
+    loader = make_loader(index)
+    steps = 9 * loader.steps_per_epoch // 10
+    loader.load_cursor(loader.cursor(steps))
+    next(iter(loader))
+    resume = time.perf_counter() - start
+
+    start = time.perf_counter()
+    order = EpochOrder(
+        index=index, sampling="sentence", global_batch=256, remainder="drop", shuffle=True, seed=0, epoch=1
+    )
+    for step in range(3):
+        order.plan(step, rank=0, world_size=8)
+    plan = time.perf_counter() - start
+    return {
+        "images": index.num_images, "refs": index.num_rows, "sentences": index.num_sentences, "open": opened,
+        "first batch": first_batch, "resume": resume, "plan": plan, "peak": peak,
+        "pickled": len(pickle.dumps(index)), "worker": worker_memory(index),
+    }  # fmt: skip
+
+
+def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader:
+    return RefLoader(
+        index, geometry=Geometry(kind="letterbox", size=(480, 480)), sampling="sentence", global_batch=32,
+        num_tokens=20, seed=0, shuffle=True, remainder="drop", num_workers=2, worker_kind=kind,
+    )  # fmt: skip
+
+
+def worker_memory(index: ManifestIndex) -> int:
+    """Bytes that a worker process alone holds after 40 batches; what processes share is not counted."""
+    loader = make_loader(index, "processes")
+    for _, _batch in zip(range(40), loader, strict=False):
+        pass
+    worker = multiprocessing.active_children()[0]
+    lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) * 1024
+
+
+def build_block(out: Path, shared: Path | None) -> None:
+    """A dataset whose first shard of train is full."""
+    material = find_material(shared)
+    with tempfile.TemporaryDirectory() as source:
+        images = copy_images(material, Path(source), BLOCK_IMAGES)
+        write_annotations(material, Path(source), BLOCK_IMAGES)
+        build_dataset(BuildOptions(dataset=DATASET, annotations=Path(source), images=images, out=out, workers=1))
+
+
+def repeat_block(block: Path, out: Path, images: int) -> None:
+    """Write a dataset of one split with so many images, or a few more: of whole shards."""
+    start = time.perf_counter()
+    out.mkdir(parents=True)
+    load_block(block)
+    num_shards = -(-images // block_entry.num_images)
+    with ProcessPoolExecutor(2, initializer=load_block, initargs=(block,)) as pool:
+        entries = list(pool.map(write_shard, range(num_shards), [out] * num_shards, chunksize=8))
+    descriptor = replace(load_descriptor(block), shards=tuple(entries), source_counts={})
+    (out / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+    print(f"{out}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def load_block(folder: Path) -> None:
+    global block_folder, block_entry, block_table
+    block_folder = folder
+    block_entry = next(entry for entry in load_descriptor(folder).shards if entry.name == "train-00000")
+    table = pq.read_table(folder / "train-00000.parquet")
+    nothing = pa.array([[]] * table.num_rows, table.schema.field("annotations").type)
+    block_table = table.set_column(table.column_names.index("annotations"), "annotations", nothing).combine_chunks()
+
+
+def write_shard(number: int, out: Path) -> ShardEntry:
+    name = f"train-{number:05d}"
+    os.link(block_folder / "train-00000.tar", out / f"{name}.tar")
+    columns: dict[str, Any] = {key: block_table.column(key).combine_chunks() for key in block_table.column_names}
+    columns["ref_id"] = pc.add(columns["ref_id"], number * 10_000)
+    columns["image_id"] = pc.add(columns["image_id"], number * 10_000)
+    columns["shard"] = pa.array([f"{name}.tar"] * block_table.num_rows)
+    lists = columns["sentences"]
+    fields = {field.name: lists.values.field(field.name) for field in lists.type.value_type}
+    fields["sent_id"] = pc.add(fields["sent_id"], number * 10_000)
+    structs = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
+    columns["sentences"] = pa.ListArray.from_arrays(lists.offsets, structs)
+    path = out / f"{name}.parquet"
+    pq.write_table(pa.table(columns, schema=block_table.schema), path, compression="zstd", row_group_size=4096)
+    data = path.read_bytes()
+    return replace(
+        block_entry,
+        name=name,
+        parquet_bytes=len(data),
+        parquet_sha256=sha256(data).hexdigest(),
+        rows_sha256=sha256(name.encode()).hexdigest(),  # of a kind: what the digest depends on
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
