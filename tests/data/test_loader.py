@@ -1,6 +1,8 @@
 """Batches: what is in them, and that neither ranks, workers nor kills change it."""
 
+import gc
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from refseg import tokenizer
 from refseg.data.batch import Batch
+from refseg.data.buffers import Buffers
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import Cursor
@@ -61,9 +64,9 @@ def assert_equal(one: Batch, other: Batch) -> None:
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_batch_by_ref_holds_what_its_rows_say(train_index: ManifestIndex, num_workers: int) -> None:
-    batches = list(make_loader(train_index, num_workers=num_workers))
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "threads"), (2, "threads"), (2, "processes")])
+def test_a_batch_by_ref_holds_what_its_rows_say(train_index: ManifestIndex, num_workers: int, kind: str) -> None:
+    batches = list(make_loader(train_index, num_workers=num_workers, worker_kind=kind))
 
     assert len(batches) == 4
     for batch in batches:
@@ -281,3 +284,34 @@ def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> No
 def test_numbers_that_do_not_fit_are_refused(train_index: ManifestIndex, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_loader(train_index, **options)
+
+
+def test_memory_of_a_batch_that_is_kept_is_not_written_to_and_that_of_others_is_used_again(
+    train_index: ManifestIndex,
+) -> None:
+    loader = make_loader(train_index, num_workers=2)
+    kept = list(loader)
+    copies = [Batch(*(tensor.clone() for tensor in batch)) for batch in kept]
+
+    again = list(loader)
+
+    for one, other, anew in zip(kept, copies, again, strict=True):
+        assert_equal(one, other)
+        assert_equal(one, anew)
+
+    buffers = Buffers(pin=False)
+    tensor = buffers.empty((2, 3))
+    address, view = tensor.data_ptr(), tensor[1]
+    del tensor
+    assert buffers.empty((2, 3)).data_ptr() != address
+    del view
+    gc.collect()
+    assert address in {buffers.empty((2, 3)).data_ptr() for _ in range(2)}
+
+
+def test_leaving_an_epoch_early_ends_its_threads(train_index: ManifestIndex) -> None:
+    for _ in make_loader(train_index, num_workers=2):
+        break
+    gc.collect()
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("refseg-loader")]
