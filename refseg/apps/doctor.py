@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from refseg.apps.stage_times import (
@@ -40,6 +41,7 @@ class Measured:
         by_image: Expressions of an image share its pixels already.
         num_images: Of the split.
         decoded_bytes: All images of the split, resized.
+        store: What `refseg build-shards --store` takes for this input; empty where pictures are that small already.
     """
 
     stages: Mapping[str, float]
@@ -53,6 +55,7 @@ class Measured:
     by_image: bool
     num_images: int
     decoded_bytes: int
+    store: str
 
     @property
     def worker_seconds(self) -> float:
@@ -119,6 +122,8 @@ def examine(
     if needed is None and recipe is not None:
         needed = load.batch / time_step(recipe, batch)
     height, width = load.geometry.size
+    mean_area = float(np.mean(index.height.astype(np.int64) * index.width))
+    is_small = index.descriptor.stored_images is not None or mean_area <= height * width
     return Measured(
         stages=stages,
         disk_read=times.disk_read,
@@ -131,6 +136,7 @@ def examine(
         by_image=load.sampling == "images",
         num_images=index.num_images,
         decoded_bytes=3 * height * width * index.num_images,
+        store="" if is_small else f"{load.geometry.kind}:{height}x{width}",
     )
 
 
@@ -189,8 +195,11 @@ def _remedies(found: Measured, stage: str) -> list[str]:
             f"data.cache_gigabytes = {math.ceil(found.decoded_bytes / 1e9)}: all {found.num_images:,} images stay "
             f"resized in a file of this machine, about {gain:.1f} times the samples/s from the second epoch on"
         )
-        if stage in ("decode", "resize"):
-            remedies.append("build a dataset whose images are stored at training size")
+        if stage in ("decode", "resize") and found.store:
+            remedies.append(
+                f"refseg build-shards --store {found.store}: pictures at this size decode faster (they are compressed "
+                "anew; masks and scores stay those of the originals)"
+            )
     elif stage in EXPRESSION_STAGES:
         remedies.append("a smaller data.input_size, or fewer expressions of an image")
     else:

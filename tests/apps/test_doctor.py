@@ -23,7 +23,7 @@ MEASURED = Measured(
         "hand-off": 0.0005, "receive": 0.0001,
     },
     disk_read=0.002, expressions=1.0, delivered=190.0, needed=None, num_workers=2, num_cores=8, is_remote=False,
-    by_image=False, num_images=1000, decoded_bytes=2_500_000_000,
+    by_image=False, num_images=1000, decoded_bytes=2_500_000_000, store="letterbox:480x480",
 )  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def test_decoding_is_shared_cached_or_made_smaller() -> None:
     assert "about 2.5 times the expressions/s" in share
     assert cache.startswith("data.cache_gigabytes = 3: all 1,000 images stay resized in a file of this machine")
     assert "about 5.0 times the samples/s" in cache
-    assert smaller == "build a dataset whose images are stored at training size"
+    assert smaller.startswith("refseg build-shards --store letterbox:480x480: pictures at this size decode faster")
+    assert not any("--store" in line for line in diagnose(replace(MEASURED, store="")).remedies)
     assert not any("expressions_per_image" in line for line in diagnose(replace(MEASURED, by_image=True)).remedies)
 
 
@@ -130,7 +131,10 @@ def test_expressions_are_counted_by_image(index: ManifestIndex) -> None:
     assert found.expressions == pytest.approx(index.num_sentences / index.num_images, rel=0.5)
     assert found.expressions > 1
     assert found.needed is None
+    assert found.store == "letterbox:64x64"
     assert found.delivered > 0
+    large = Geometry(kind="stretch", size=(96, 96))  # the pictures' own size: nothing to gain by storing them so
+    assert examine(index, load(geometry=large, num_workers=0), seconds=0.1).store == ""
 
 
 def test_a_remote_dataset_is_timed_too(index: ManifestIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
