@@ -25,7 +25,7 @@ class ReadAhead:
         self._cache = cache
         self._waiting = deque(tars)
         self._stopped = threading.Event()
-        self._failure: RefsegError | None = None
+        self._failure: RefsegError | OSError | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"refseg-read-ahead-{number}", daemon=True)
             for number in range(_NUM_THREADS)
@@ -39,6 +39,7 @@ class ReadAhead:
         Raises:
             DatasetError: If an object is missing, or twice another than was built.
             StorageError: If storage refuses or fails.
+            OSError: If the cache cannot be written.
         """
         if self._failure is not None:
             raise self._failure
@@ -66,7 +67,7 @@ class ReadAhead:
                 return
             try:
                 found = self._cache.fetch(tar, wait=False)
-            except RefsegError as error:
+            except (RefsegError, OSError) as error:
                 self._failure = error
                 self.stop()
                 return

@@ -271,6 +271,17 @@ def test_read_ahead_brings_all_and_raises_what_it_meets(tmp_path: Path, put: Put
         ReadAhead(cache, [bad]).join()
 
 
+def test_a_cache_that_cannot_be_written_is_no_silent_end(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwrite", write)
+    with pytest.raises(OSError, match="Input/output error"):
+        ReadAhead(ShardCache(tmp_path / "cache", 100), [put("a.tar", b"12345")]).join()
+
+
 def test_folder_and_limit_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "here"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "0.5")
