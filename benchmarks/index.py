@@ -129,13 +129,13 @@ def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader
 
 
 def worker_memory(index: ManifestIndex) -> int:
-    """Bytes that a worker process alone holds after 40 batches; what processes share is not counted."""
+    """Bytes that a worker process adds after 40 batches: not mapped files, and what processes share in shares."""
     loader = make_loader(index, "processes")
     for _, _batch in zip(range(40), loader, strict=False):
         pass
     worker = multiprocessing.active_children()[0]
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) * 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) * 1024
 
 
 def build_block(out: Path, shared: Path | None) -> None:
