@@ -54,13 +54,16 @@ class ImageFinder:
     Args:
         roots: Folders or URLs that hold the images themselves or one of `LAYOUTS`, in order of preference.
         is_coco: True if ids are COCO's, so that files are also known by them.
+        keep_folders: True if the folders of a name tell pictures apart, so that a file is that name's or nobody's:
+            `s/t/a.jpg` is not `a.jpg`.
 
     Raises:
         UsageError: If a root is no folder.
     """
 
-    def __init__(self, roots: Sequence[Path | str], *, is_coco: bool) -> None:
+    def __init__(self, roots: Sequence[Path | str], *, is_coco: bool, keep_folders: bool = False) -> None:
         self._is_coco = is_coco
+        self._keep_folders = keep_folders
         self._folders: list[Folder] = []
         self._listings: dict[str, dict[str, int]] = {}
         for root in map(open_folder, roots):
@@ -77,22 +80,15 @@ class ImageFinder:
     def find(self, image_id: int, file_name: str) -> ImageFile | None:
         """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.
 
-        A name with folders is looked for as it is, then without them; never outside of the roots.
+        A name with folders is looked for as it is, then, without `keep_folders`, without them; never outside of the
+        roots.
         """
         name = PurePosixPath(file_name)
-        names = [name.name]
-        if len(name.parts) > 1 and not name.is_absolute() and ".." not in name.parts:
-            names.insert(0, str(name))
-        if self._is_coco:
-            coco_names = (
-                f"COCO_train2014_{image_id:012d}.jpg",
-                f"{image_id:012d}.jpg",
-                f"COCO_val2014_{image_id:012d}.jpg",
-            )
-            names += [name for name in coco_names if name not in names]
-        else:
-            names.append(f"{image_id // 1000:02d}/images/{name.name}")  # SAIAPR TC-12 as released
-        for candidate in filter(None, names):
+        is_inside = not name.is_absolute() and ".." not in name.parts
+        names = [str(name)] if name.name and is_inside else []
+        if not self._keep_folders:
+            names += [name.name, *self._names_by_id(image_id, name.name)]
+        for candidate in filter(None, dict.fromkeys(names)):
             for folder in self._folders:
                 listing = self._listings.get(folder.address)
                 is_listed = listing is not None and "/" not in candidate
@@ -100,6 +96,15 @@ class ImageFinder:
                 if num_bytes is not None:
                     return ImageFile(address=folder.join(candidate), num_bytes=num_bytes)
         return None
+
+    def _names_by_id(self, image_id: int, name: str) -> tuple[str, ...]:
+        if self._is_coco:
+            return (
+                f"COCO_train2014_{image_id:012d}.jpg",
+                f"{image_id:012d}.jpg",
+                f"COCO_val2014_{image_id:012d}.jpg",
+            )
+        return (f"{image_id // 1000:02d}/images/{name}",)  # SAIAPR TC-12 as released
 
 
 def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tuple[str, str] | None:

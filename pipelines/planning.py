@@ -25,6 +25,7 @@ from pipelines.spill import Spill, spill_path
 from pipelines.survey import Survey, Tables, spill_refs, survey_refs, survey_tables
 from refseg.descriptor import SplitCounts
 from refseg.errors import BuildError, UsageError
+from refseg.schema import CUSTOM
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,8 @@ def _image_lookup(
 ) -> Callable[[int, str], dict[str, Any] | None]:
     """First the pools, then files."""
     roots = _image_roots(options)
-    finder = ImageFinder(roots, is_coco=source.spec.is_coco) if roots else None
+    keep_folders = source.spec.dataset == CUSTOM
+    finder = ImageFinder(roots, is_coco=source.spec.is_coco, keep_folders=keep_folders) if roots else None
 
     def find(image_id: int, file_name: str) -> dict[str, Any] | None:
         found = pools.find(image_id) if pools else None

@@ -68,3 +68,21 @@ def test_pictures_of_saiapr_are_found_in_their_numbered_folders(tmp_path: Path) 
 
     assert found is not None
     assert found.address == str(path)
+
+
+def test_folders_of_a_name_tell_pictures_apart_where_they_are_kept(tmp_path: Path) -> None:
+    put(tmp_path / "images", "a.jpg")
+    put(tmp_path / "01/images", "a.jpg")
+    first, second = put(tmp_path / "images/s/t", "b.jpg"), put(tmp_path / "s/u", "b.jpg")
+
+    kept = ImageFinder([tmp_path], is_coco=False, keep_folders=True)
+    found = {name: kept.find(1000, name) for name in ("s/t/b.jpg", "s/u/b.jpg", "./a.jpg")}
+
+    assert [file and Path(file.address).resolve() for file in found.values()] == [
+        first,
+        second,
+        tmp_path / "images/a.jpg",
+    ]
+    for name in ("s/t/a.jpg", "s/u/a.jpg", "b.jpg", "x/../a.jpg", "../a.jpg", str(first), "..", "/", ""):
+        assert kept.find(1000, name) is None, name
+    assert ImageFinder([tmp_path], is_coco=False).find(1000, "s/t/a.jpg") is not None  # RefClef's names have none
