@@ -1,5 +1,6 @@
 """Finds image files in the layouts people have, and tells what is wrong with one."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -30,6 +31,9 @@ LAYOUTS = (
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width when shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,9 @@ class ImageFinder:
         return (f"{image_id // 1000:02d}/images/{name}",)  # SAIAPR TC-12 as released
 
 
-def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tuple[str, str] | None:
+def find_jpeg_fault(
+    data: bytes, height: int, width: int, *, decode: bool, size_from: str = ""
+) -> tuple[str, str] | None:
     """Compare a JPEG's size with the annotated one and decode it from its first to its last byte.
 
     Greyscale and CMYK are fine. The size is compared before decoding, so a picture of a billion pixels costs nothing.
@@ -119,6 +125,7 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tu
         height: As annotated, in pixels.
         width: As annotated, in pixels.
         decode: False: look at the header and the end alone.
+        size_from: What gave the annotated size, such as a mask; empty: annotations that belong to the image.
 
     Returns:
         None if all is well, else a reason of `rejects.REASONS` and what was found.
@@ -132,9 +139,18 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tu
         return "not_a_jpeg", f"{start}, expected a JPEG; fetch the file again"
     if picture.size != (width, height):
         found_width, found_height = picture.size
+        orientation = _exif_orientation(picture)
+        if picture.size == (height, width) and orientation in _TURNED:
+            remedy = (
+                f"it is stored rotated (EXIF orientation {orientation}) and read as stored: rotate the pixels "
+                "and take the tag away"
+            )
+        elif size_from:
+            remedy = f"{size_from} gives that size: correct it, or take the picture it was made for"
+        else:
+            remedy = "was it resized? take the original file"
         return "size_mismatch", (
-            f"is {found_width} x {found_height} pixels, expected {width} x {height} as annotated; "
-            "was it resized? take the original file"
+            f"is {found_width} x {found_height} pixels, expected {width} x {height} as annotated; {remedy}"
         )
     if not decode:
         if data.rfind(_JPEG_END, -(1 << 16)) < 0:  # some cameras write more after it
@@ -146,3 +162,12 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool) -> tu
     except (OSError, SyntaxError, ValueError, IndexError) as error:
         return "truncated_image", f"cannot be decoded whole ({error}); fetch the file again"
     return None
+
+
+def _exif_orientation(picture: JpegImagePlugin.JpegImageFile) -> int | None:
+    """How the picture is to be turned when shown; None if nothing says so, or nothing readable."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error):
+        return None
+    return orientation if isinstance(orientation, int) else None

@@ -109,3 +109,35 @@ def test_the_fault_is_named() -> None:
     )
     fault = find_jpeg_fault(b"", 70, 90, decode=True)
     assert fault == ("not_a_jpeg", "is empty, expected a JPEG; fetch the file again")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "is_named"), [(6, (90, 70), True), (3, (90, 70), False), (6, (80, 70), False)]
+)
+def test_a_picture_that_only_its_tag_turns_is_named(orientation: int, size: tuple[int, int], is_named: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    reason, found = find_jpeg_fault(jpeg(size=size, exif=exif), 90, 70, decode=True) or ("", "")
+
+    assert reason == "size_mismatch"
+    assert found.startswith(f"is {size[0]} x 70 pixels, expected 70 x 90 as annotated; ")
+    assert ("stored rotated (EXIF orientation 6) and read as stored: rotate the pixels" in found) == is_named
+
+
+def test_a_damaged_tag_says_nothing_of_turns() -> None:
+    data = jpeg(exif=b"Exif\0\0neither II nor MM")
+
+    assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith(
+        "was it resized? take the original file"
+    )
+
+
+def test_what_gave_the_size_is_named() -> None:
+    reason, found = find_jpeg_fault(FORMS["grey"], 10, 20, decode=False, size_from="line 2 (mask m.png)") or ("", "")
+
+    assert (reason, found) == (
+        "size_mismatch",
+        "is 90 x 70 pixels, expected 20 x 10 as annotated; line 2 (mask m.png) gives that size: correct it, or take "
+        "the picture it was made for",
+    )
