@@ -81,6 +81,10 @@ def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
     ann_ids = _annotation_ids(ref)
     if ref.get("no_target") is True and ann_ids:
         raise _RefFault("malformed_ref", f"says no_target and has ann_id {_short(ref['ann_id'])}, expected one of them")
+    if ref.get("no_target") is False and not ann_ids:
+        raise _RefFault(
+            "malformed_ref", f"says no_target false and has ann_id {_short(ref['ann_id'])}, expected ids of annotations"
+        )
     annotations = tuple(_annotation(raw, ann_id, image_id, size) for ann_id in ann_ids)
     mask = target_mask(annotations, size, mask_rule)
     if annotations and not mask_area(mask):
