@@ -1,6 +1,8 @@
 """Reads the `refer` family: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`."""
 
+import logging
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,11 @@ from pipelines.sources.plain_pickle import load_plain_pickle
 from pipelines.sources.raw import RawSource
 from refseg.errors import AnnotationError, UsageError
 from refseg.schema import DatasetSpec
+
+logger = logging.getLogger(__name__)
+
+_MOST_COMPARED_BYTES = 200 * 10**6
+"""Of JSON: larger files would be compared for longer than a reader waits."""
 
 
 def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
@@ -35,7 +42,9 @@ def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
 
 
 def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
-    """Read one dataset and partition in REFER's layout; the pickle is preferred where both forms are there.
+    """Read one dataset and partition in REFER's layout; the pickle is taken where both forms are there.
+
+    If the two differ a warning says so.
 
     Args:
         spec: Dataset and partition.
@@ -55,6 +64,7 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
         refs = load_plain_pickle(refs_path.read_bytes(), refs_path)
         if not isinstance(refs, list):
             raise AnnotationError(f"{refs_path}: found a {type(refs).__name__}, expected a list of refs")
+        _compare(refs, refs_path, refs_path.with_suffix(".json"))
     return RawSource(
         spec=spec,
         refs=refs,
@@ -65,3 +75,17 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
 
 def _refs_files(spec: DatasetSpec, folder: Path) -> tuple[Path, Path]:
     return folder / f"{spec.refs_prefix}({spec.split_by}).p", folder / f"{spec.refs_prefix}({spec.split_by}).json"
+
+
+def _compare(refs: list[Any], refs_path: Path, json_path: Path) -> None:
+    """Warn if the same refs are there as JSON, too, and are not the same."""
+    if not json_path.is_file() or json_path.stat().st_size >= _MOST_COMPARED_BYTES:
+        return
+    try:
+        pairs = enumerate(zip_longest(refs, JsonList(json_path)))
+        position = next((position for position, (one, other) in pairs if one != other), None)
+        found = "" if position is None else f"differs from refs[{position}] on"
+    except AnnotationError as error:
+        found = f"cannot be read ({error})"
+    if found:
+        logger.warning("%s is taken; %s beside it %s: delete the wrong one", refs_path, json_path.name, found)

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,29 @@ def test_json_serves_where_there_is_no_pickle(tiny: Any) -> None:
 
     assert list(raw.refs) == tiny.refs == list(raw.refs)  # read anew each time
     assert [source.name for source in raw.sources] == ["refcoco/refs(unc).json", "refcoco/instances.json"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda refs: refs, None),
+        (lambda refs: [*refs[:-1], {**refs[-1], "split": "val"}], "differs from refs[4] on"),
+        (lambda refs: refs[:-1], "differs from refs[4] on"),
+        (lambda refs: [*refs, refs[0]], "differs from refs[5] on"),
+        (lambda refs: {"refs": refs}, "differs from refs[0] on"),
+        (lambda _: float("nan"), "cannot be read"),
+    ],
+)
+def test_json_that_differs_from_the_pickle_beside_it_is_named(
+    other: Callable[[list[Any]], Any], message: str | None, tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tiny.write() / "refcoco" / "refs(unc).json").write_text(json.dumps(other(tiny.refs)))
+
+    assert list(read_refer(UNC, tiny.root).refs) == tiny.refs
+
+    assert len(caplog.messages) == (message is not None)
+    for said in caplog.messages:
+        assert "refs(unc).p is taken; refs(unc).json beside it " + str(message) in said
 
 
 def test_the_datasets_own_folder_serves_as_well(tiny: Any) -> None:
