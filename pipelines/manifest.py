@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.canonical import canonical_json
+from pipelines.parquet import read_parquet
 from refseg.errors import DatasetError
 from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 
@@ -162,7 +163,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         DatasetError: If the file is no manifest of this format.
     """
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path.read_bytes())
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{path}: cannot be read as Parquet ({reason}); build the dataset again") from error

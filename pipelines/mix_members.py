@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.parquet import read_parquet
 from pipelines.pools import relative_address, resolve_address
 from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
@@ -164,4 +164,4 @@ def read_rows(folder: Folder, entry: ShardEntry, columns: list[str] | None = Non
         raise DatasetError(
             f"{folder.join(name)}: found sha256 {sha256:.12}, expected {entry.parquet_sha256:.12} as built; {remedy}"
         )
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    return read_parquet(data, columns)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.parquet import read_parquet
 from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.schema import CUSTOM, DatasetSpec, find_dataset
@@ -135,7 +135,7 @@ def _read_locations(folder: str, descriptor: Descriptor) -> pa.Table:
     for entry in descriptor.shards:
         name = f"{entry.name}.parquet"
         try:
-            tables.append(pq.read_table(pa.BufferReader(place.read(name)), columns=_COLUMNS))
+            tables.append(read_parquet(place.read(name), _COLUMNS))
         except StorageError:
             raise  # an outage, no damage
         except (OSError, pa.ArrowException) as error:

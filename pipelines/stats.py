@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.parquet import read_parquet
 from pipelines.published import COUNTED, published_counts
 from refseg.descriptor import REJECTS_NAME, Descriptor, SplitCounts, load_descriptor
 from refseg.errors import DatasetError, UsageError
@@ -240,7 +240,7 @@ def _split_stats(
 
 def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> Any:
     try:
-        return pq.read_table(pa.BufferReader(folder.read(name)), columns=list(columns))
+        return read_parquet(folder.read(name), columns)
     except (FileNotFoundError, IsADirectoryError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{folder.join(name)}: cannot be read as Parquet ({reason}); see `refseg verify`") from error

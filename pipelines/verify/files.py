@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.parquet import read_parquet
 from pipelines.pools import resolve_address
 from pipelines.rejects import REJECTS_SCHEMA
 from pipelines.verify.faults import REBUILD, Fault
@@ -114,7 +114,7 @@ def read_rejects(folder: Folder, descriptor: Descriptor) -> tuple[list[Fault], d
     if (sha256 := hashlib.sha256(data).hexdigest()) != descriptor.rejects_sha256:
         faults.append(fault(f"sha256 {sha256:.12}", f"{descriptor.rejects_sha256:.12} as in {DESCRIPTOR_NAME}"))
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
     except (OSError, pa.ArrowException):
         return [*faults, fault("a file that is not Parquet")], None
     if not table.schema.equals(REJECTS_SCHEMA):

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.manifest import ManifestRow, digest_rows
 from pipelines.masks import mask_area, target_mask
+from pipelines.parquet import read_parquet
 from pipelines.verify.faults import Fault
 from refseg import tokenizer
 from refseg.descriptor import ShardEntry
@@ -26,7 +26,7 @@ def read_rows(data: bytes) -> list[Row]:
         DatasetError: If the bytes are no manifest of this format.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"no Parquet file ({str(error).splitlines()[0]})") from error
     if not table.schema.equals(MANIFEST_SCHEMA):
