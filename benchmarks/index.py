@@ -129,13 +129,19 @@ def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader
 
 
 def worker_memory(index: ManifestIndex) -> int:
-    """Bytes that a worker process adds after 40 batches: not mapped files, and what processes share in shares."""
+    """Bytes that a worker process alone holds after 40 batches, mapped files apart: they are the machine's."""
     loader = make_loader(index, "processes")
     for _, _batch in zip(range(40), loader, strict=False):
         pass
     worker = multiprocessing.active_children()[0]
-    lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) * 1024
+    total, is_file = 0, False
+    for line in Path(f"/proc/{worker.pid}/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):  # begins a mapping: addresses, rights, offset, device, inode, and a file's path
+            is_file = len(rest) > 4 and rest[4].startswith("/") and not rest[4].startswith("/dev/shm/")
+        elif first == "Private_Dirty:" and not is_file:
+            total += int(rest[0]) * 1024
+    return total
 
 
 def build_block(out: Path, shared: Path | None) -> None:
