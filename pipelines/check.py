@@ -16,7 +16,7 @@ from pipelines.sources.raw import RawRef, RawShard
 from pipelines.spill import read_spill
 from pipelines.survey import image_order
 from refseg.errors import AnnotationError
-from refseg.schema import DatasetSpec, ImageLocation, RefRecord
+from refseg.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
 
 _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="", sample_bytes=0, sample_xxh3="")
 
@@ -31,6 +31,7 @@ class SampleTask:
         num_bytes: Size that the file must still have.
         location: Where it lies in a pool; None: the file is copied into this dataset's tar.
         rows: Of the manifest, by `ref_id`, as plain values; only where the image lies is not in them yet.
+        size_from: What gave the annotated size, for messages; empty: annotations that belong to the image.
     """
 
     key: str
@@ -38,6 +39,7 @@ class SampleTask:
     num_bytes: int
     location: ImageLocation | None
     rows: list[dict[str, Any]]
+    size_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,8 @@ def check_shard(task: CheckTask) -> Checked:
                 ]
                 place = {name: found.get(name) for name in ("address", "num_bytes", "location")}
                 fields = {"key": f"{image_id:012d}{suffix}", **place, "rows": rows}
+                if size_from := raw.images[image_id].get("size_from"):
+                    fields["size_from"] = size_from
                 line = canonical_json(fields) + b"\n"
                 digest.update(line)
                 file.write(line)
@@ -143,6 +147,7 @@ def read_samples(data: bytes) -> list[SampleTask]:
                 num_bytes=fields["num_bytes"],
                 location=ImageLocation(**fields["location"]) if fields["location"] else None,
                 rows=fields["rows"],
+                size_from=fields.get("size_from", ""),
             )
         )
     return samples
@@ -183,7 +188,8 @@ def _read_raw(task: CheckTask) -> tuple[RawShard, list[RawRef], dict[int, dict[s
 def _image_fault(record: RefRecord, found: dict[str, Any] | None) -> tuple[str, str] | None:
     """Reason and what was found, if an image cannot be used."""
     if found is None:
-        return "missing_image", f"found no file {record.file_name}, also under COCO's names; give --images"
+        looked = "with the folders of its name" if record.dataset == CUSTOM else "also under COCO's names"
+        return "missing_image", f"found no file {record.file_name}, {looked}; give --images"
     if found["location"] is not None and found["size"] != [record.height, record.width]:
         height, width = found["size"]
         return "size_mismatch", (

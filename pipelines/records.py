@@ -9,7 +9,7 @@ from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard
 from refseg import tokenizer
 from refseg.errors import AnnotationError
-from refseg.schema import Annotation, DatasetSpec, RefRecord, Sentence
+from refseg.schema import CUSTOM, Annotation, DatasetSpec, RefRecord, Sentence
 
 _INT64 = 2**63
 _NO_TARGET = -1
@@ -37,9 +37,11 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
 
 
 def reject_ref(spec: DatasetSpec, item: RawRef, reason: str, message: str) -> Reject:
-    """Reject a raw ref; the place is put before the message."""
+    """Reject a raw ref; the place is put before the message: of a user's own table the line, else the ref's id."""
     ref_id = find_integer(item.ref, "ref_id")
     place = f"ref {ref_id}" if ref_id is not None else f"refs[{item.position}]"
+    if spec.dataset == CUSTOM:
+        place = item.ref["where"]
     return Reject(
         ref_id=ref_id,
         image_id=find_integer(item.ref, "image_id"),
@@ -85,11 +87,18 @@ def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
         raise _RefFault(
             "malformed_ref", f"says no_target false and has ann_id {_short(ref['ann_id'])}, expected ids of annotations"
         )
-    annotations = tuple(_annotation(raw, ann_id, image_id, size) for ann_id in ann_ids)
+    own_target = ref["target"] if raw.spec.dataset == CUSTOM else ""
+    annotations = tuple(
+        _annotation(raw, ann_id, own_target or f"annotation {ann_id}", image_id, size) for ann_id in ann_ids
+    )
     mask = target_mask(annotations, size, mask_rule)
     if annotations and not mask_area(mask):
-        listed = ", ".join(map(str, ann_ids))
-        raise _RefFault("empty_mask", f"annotation {listed} covers no pixel, expected an area or ann_id -1")
+        target = own_target or f"annotation {', '.join(map(str, ann_ids))}"
+        nothing = "no_target" if raw.spec.dataset == CUSTOM else "ann_id -1"
+        raise _RefFault(
+            "empty_mask",
+            f"{target} covers no pixel of the image ({width} x {height} pixels), expected an area or {nothing}",
+        )
     return RefRecord(
         dataset=raw.spec.dataset,
         split_by=raw.spec.split_by,
@@ -153,14 +162,13 @@ def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
     return ann_ids
 
 
-def _annotation(raw: RawShard, ann_id: int, image_id: int, size: tuple[int, int]) -> Annotation:
+def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tuple[int, int]) -> Annotation:
     box_targets = raw.box_targets
     record = raw.annotations.get(ann_id)
     if record is None:
         raise _RefFault(
             "unknown_annotation", f"annotation {ann_id} is not in instances.json; take both files from one release"
         )
-    place = f"annotation {ann_id}"
     if record.get("image_id") != image_id:
         raise _RefFault(
             "other_image",

@@ -274,7 +274,7 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
             "wait until the file is complete and build again"
         )
     first = sample.rows[0]
-    fault = find_jpeg_fault(data, first["height"], first["width"], decode=decode)
+    fault = find_jpeg_fault(data, first["height"], first["width"], decode=decode, size_from=sample.size_from)
     if fault is None:
         return data, []
     reason, found = fault

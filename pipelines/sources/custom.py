@@ -67,7 +67,7 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
     instances = table.parent / "instances.json"
     listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances.is_file() else None
     sources = [describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path.is_file()]
-    store = CustomStore(table.parent)
+    store = CustomStore(table)
     try:
         for section, record in listed or ():
             store.add_listed(section, record)

@@ -28,7 +28,7 @@ CREATE TABLE images (
 );
 CREATE TABLE refs (
     ref INTEGER PRIMARY KEY, key BLOB UNIQUE, meaning BLOB, ref_id INTEGER, image INTEGER, split TEXT, category TEXT,
-    kind TEXT, target TEXT, place TEXT
+    kind TEXT, target TEXT, label TEXT, place TEXT
 );
 CREATE TABLE sentences (position INTEGER PRIMARY KEY, ref INTEGER, sent_id INTEGER, sentence TEXT);
 CREATE INDEX sentences_ref ON sentences (ref, position);
@@ -42,11 +42,12 @@ class CustomStore:
     times.
 
     Args:
-        root: Folder of the table; mask files lie below it.
+        table: Mask files lie below its folder; messages name it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, table: Path) -> None:
+        self._root = table.parent
+        self._table_name = table.name
         # The empty name stands for a private file on disk; nothing in it is to outlive a crash. 64 MiB of it are kept
         # in memory, so that looking up a ref seldom reads.
         self._base = sqlite3.connect("", check_same_thread=False)
@@ -106,8 +107,11 @@ class CustomStore:
             target = self._mask_target(row, image, place) if row.kind == "mask" else row.target
             ref_id = ref if row.ref_id is None else row.ref_id
             self._base.execute(
-                "INSERT INTO refs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (ref, key, meaning, ref_id, image, row.split, row.category, row.kind, json.dumps(target), place),
+                "INSERT INTO refs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(ref, key, meaning, ref_id, image, row.split, row.category),
+                    *(row.kind, json.dumps(target), _label(row), place),
+                ),
             )
             self._num_refs += 1
         else:
@@ -149,10 +153,11 @@ class CustomStore:
     def refs(self) -> Iterator[dict[str, Any]]:
         """REFER's records, in the order of their first rows."""
         rows = self._base.execute(
-            "SELECT ref, ref_id, id, split, kind, target, sent_id, sentence "
+            "SELECT ref, ref_id, id, split, kind, target, label, refs.place, sent_id, sentence "
             "FROM sentences JOIN refs USING (ref) JOIN images USING (image) ORDER BY ref, position"
         )
-        for (ref, ref_id, image_id, split, kind, target), group in groupby(rows, key=itemgetter(0, 1, 2, 3, 4, 5)):
+        for facts, group in groupby(rows, key=itemgetter(*range(8))):
+            ref, ref_id, image_id, split, kind, target, label, place = facts
             ann_id: Any = -1
             if kind != "no_target":
                 ann_id = json.loads(target) if kind == "ann_id" else self._annotation_id(ref)
@@ -165,6 +170,8 @@ class CustomStore:
                 "ann_id": ann_id,
                 "split": split,
                 "sentences": sentences,
+                "where": f"{self._table_name} {place}",
+                "target": label,
             }
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -175,9 +182,10 @@ class CustomStore:
             if name not in categories:
                 categories[name] = self._max_category + 1 + len(categories) - len(self._categories)
                 yield "categories", {"id": categories[name], "name": name}
-        unlisted = "SELECT id, name, height, width FROM images WHERE NOT listed ORDER BY image"
-        for image_id, name, height, width in self._base.execute(unlisted):
-            yield "images", {"id": image_id, "file_name": name, "height": height, "width": width}
+        unlisted = "SELECT id, name, height, width, place FROM images WHERE NOT listed ORDER BY image"
+        for image_id, name, height, width, place in self._base.execute(unlisted):
+            record = {"id": image_id, "file_name": name, "height": height, "width": width}
+            yield "images", record | {"size_from": f"{self._table_name} {place}"}
         for ref, image_id, category, kind, target in self._base.execute(
             f"SELECT ref, id, category, kind, target {shapes.replace('refs', 'refs JOIN images USING (image)')} "
             "ORDER BY ref"
@@ -206,7 +214,7 @@ class CustomStore:
             cursor = self._base.execute("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (key, *facts, where))
             found = (int(cursor.lastrowid or 0),)
         if row.size is not None:
-            self._learn_size(found[0], row.size, place)
+            self._learn_size(found[0], row.size, f"{place} (rle)" if row.kind == "rle" else place)
         self._last_image = row.image, row.size, int(found[0])
         return int(found[0])
 
@@ -214,7 +222,7 @@ class CustomStore:
         column, value = ("id", int(image)) if _is_id(image) else ("name", image)
         return self._base.execute(f"SELECT * FROM listed WHERE {column} = ?", (value,)).fetchone()
 
-    def _learn_size(self, image: int, size: Size, place: str) -> None:
+    def _learn_size(self, image: int, size: Size, place: str, mask: str = "") -> None:
         query = "SELECT height, width, place, name FROM images WHERE image = ?"
         height, width, where, name = self._base.execute(query, (image,)).fetchone()
         if height is None:
@@ -222,10 +230,10 @@ class CustomStore:
                 "UPDATE images SET height = ?, width = ?, place = ? WHERE image = ?", (*size, place, image)
             )
         elif (height, width) != size:
-            raise RowFault(
-                f"image {name!r} is {size[0]} x {size[1]} pixels (height x width) here, "
-                f"but {height} x {width} in {where}"
-            )
+            found = f"{size[0]} x {size[1]} pixels (height x width)"
+            if mask:
+                raise RowFault(f"mask {mask} is {found}, but image {name!r} is {height} x {width} in {where}")
+            raise RowFault(f"image {name!r} is {found} here, but {height} x {width} in {where}")
 
     def _mask_target(self, row: CustomRow, image: int, place: str) -> dict[str, Any]:
         path = self._root / row.target
@@ -239,8 +247,17 @@ class CustomStore:
         self._masks.update(f"{row.target}\0".encode() + sha256(data).digest())
         self.num_mask_files += 1
         self.mask_bytes += len(data)
-        self._learn_size(image, rle.size, place)
+        self._learn_size(image, rle.size, f"{place} (mask {row.target})", row.target)
         return {"size": rle.size, "counts": rle.counts}
+
+
+def _label(row: CustomRow) -> str:
+    """What a user knows a target by; empty for annotations, which have ids."""
+    if row.kind == "mask":
+        return f"mask {row.target}"
+    if row.kind == "box":
+        return f"box {' '.join(f'{number:g}' for number in row.target)}"
+    return "rle" if row.kind == "rle" else ""
 
 
 def _shape_fields(kind: str, target: Any) -> dict[str, Any]:

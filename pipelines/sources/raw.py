@@ -19,10 +19,12 @@ class RawSource:
         spec: Which dataset and partition; `splits` are filled in for `custom`.
         refs: REFER's records: `ref_id, image_id, ann_id, split, sentences`; in the order of the file. `ann_id` is an
             id, a list of ids, or -1, `[-1]` or None for no target. A sentence has `sent`, `sent_id`, and may have
-            `raw`, `tokens` and `exist` (False: it names nothing, whatever its ref names).
+            `raw`, `tokens` and `exist` (False: it names nothing, whatever its ref names). Of `custom` they have
+            `where` and `target`, too: the place in the table, and what the user knows the target by, for messages.
         tables: COCO's records as `(section, record)`; sections are `images` (`id, file_name, height, width`, maybe
-            `license`), `annotations` (`id, image_id, category_id, iscrowd, area, bbox, segmentation`), `categories`
-            (`id, name`) and `licenses` (`id, name, url`), in any order and mixed.
+            `license` and, for messages, `size_from`: what gave the size), `annotations` (`id, image_id, category_id,
+            iscrowd, area, bbox, segmentation`), `categories` (`id, name`) and `licenses` (`id, name, url`), in any
+            order and mixed.
         sources: The files read, with their hashes.
         box_targets: True if an annotation without `segmentation` means its box.
     """

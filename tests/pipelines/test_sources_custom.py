@@ -62,16 +62,18 @@ def test_rows_become_refs_images_and_annotations(read: Read) -> None:
         {
             "ref_id": 0, "image_id": 1, "ann_id": 1, "split": "train",
             "sentences": [{"sent_id": 0, "sent": "the square", "tokens": ["the", "square"]}],
+            "where": "sentences.jsonl line 1", "target": "box 1 2 4 4",
         },
         {
             "ref_id": 1, "image_id": 2, "ann_id": -1, "split": "val",
             "sentences": [{"sent_id": 1, "sent": "A bull", "tokens": ["A", "bull"]}],
+            "where": "sentences.jsonl line 2", "target": "",
         },
     ]  # fmt: skip
     assert list(raw.tables) == [
         ("categories", {"id": 1, "name": "square"}),
-        ("images", {"id": 1, "file_name": "a.jpg", **SIZE}),
-        ("images", {"id": 2, "file_name": "b.jpg", **SIZE}),
+        ("images", {"id": 1, "file_name": "a.jpg", **SIZE, "size_from": "sentences.jsonl line 1"}),
+        ("images", {"id": 2, "file_name": "b.jpg", **SIZE, "size_from": "sentences.jsonl line 2"}),
         (
             "annotations",
             {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [1, 2, 4, 4], "area": 16},
@@ -120,7 +122,10 @@ def test_annotations_of_instances_json_serve_beside_targets_of_the_table(tmp_pat
 
     # New ids follow the largest of instances.json: annotation 71, image 9, category 3.
     assert [(ref["image_id"], ref["ann_id"]) for ref in raw.refs] == [(7, [70]), (7, [70, 71]), (7, 74), (11, 75)]
-    assert by_section(raw, "images") == [*instances["images"], {"id": 11, "file_name": "new.jpg", **SIZE}]
+    assert by_section(raw, "images") == [
+        *instances["images"],
+        {"id": 11, "file_name": "new.jpg", **SIZE, "size_from": "sentences.jsonl line 4 (rle)"},
+    ]
     assert by_section(raw, "categories") == [{"id": 3, "name": "person"}, {"id": 4, "name": "dog"}]
     assert by_section(raw, "annotations")[:2] == instances["annotations"]
     assert [record["category_id"] for record in by_section(raw, "annotations")[2:]] == [3, 4]
@@ -131,8 +136,9 @@ def test_an_image_may_be_named_by_its_id(read: Read) -> None:
     raw = read([row(image=180239), row(image="b.jpg")])
 
     assert by_section(raw, "images") == [
-        {"id": 180239, "file_name": "000000180239.jpg", **SIZE},
-        {"id": 180241, "file_name": "b.jpg", **SIZE},  # after the largest, so that no two can meet
+        {"id": 180239, "file_name": "000000180239.jpg", **SIZE, "size_from": "sentences.jsonl line 1"},
+        # after the largest, so that no two can meet
+        {"id": 180241, "file_name": "b.jpg", **SIZE, "size_from": "sentences.jsonl line 2"},
     ]
 
 
@@ -145,7 +151,8 @@ def test_run_lengths_keep_their_form_and_get_box_and_area(counts: Any, read: Rea
     assert annotation["bbox"] == [5, 0, 1, 10]
     assert annotation["area"] == 10
     assert annotation["segmentation"] == {"size": [10, 20], "counts": counts}
-    assert by_section(raw, "images") == [{"id": 1, "file_name": "a.jpg", **SIZE}]
+    (image,) = by_section(raw, "images")
+    assert image == {"id": 1, "file_name": "a.jpg", **SIZE, "size_from": "sentences.jsonl line 1 (rle)"}
 
 
 def test_run_lengths_that_do_not_fit_are_left_to_their_ref(read: Read) -> None:
@@ -289,7 +296,7 @@ MISTAKES = [
     (row(box=None, mask="no.png"), "mask no.png cannot be read (No such file or directory)"),
     (row(box=None, mask="jpeg.png"), "mask jpeg.png cannot be read as a PNG (cannot identify image file)"),
     (row(box=None, mask="cut.png"), "mask cut.png cannot be read as a PNG"),
-    (row(box=None, mask="wide.png"), "image 'a.jpg' is 10 x 21 pixels (height x width) here, but 10 x 20 in line 1"),
+    (row(box=None, mask="wide.png"), "mask wide.png is 10 x 21 pixels (height x width), but image 'a.jpg' is 10 x 20"),
     (row(height=None), "found height None and width 20, expected 1 to 65500 pixels"),
     (row(height=0), "found height 0 and width 20, expected 1 to 65500 pixels"),
     (row(ref_id="first"), "found ref_id 'first', expected a whole number"),
