@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
-from pipelines.planning import look_at_keys, make_plan
+from pipelines.planning import look_at_keys, make_plan, option_keys
 from pipelines.rejects import Reject, write_rejects
 from pipelines.shards import (
     RECEIPTS_FOLDER,
@@ -126,6 +126,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     if folder.size(DESCRIPTOR_NAME) is not None:
         descriptor = load_descriptor(options.out)
         _refuse_other_dataset(folder, descriptor.dataset, options)
+        _refuse_other_options(folder, descriptor.plan_keys, options)
         if options.stage == "finalize":
             folder.remove(BUILD_FOLDER)  # a kill after the commit left it behind
         num_shards = len(descriptor.shards)
@@ -134,6 +135,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     if plan is None:
         raise BuildError(f"{folder}: found no plan; run the same command with --stage plan first")
     _refuse_other_dataset(folder, plan.dataset, options)
+    _refuse_other_options(folder, plan.keys, options)
     tasks = _tasks(folder, plan, options)
     if options.stage == "shards":
         with _lock(folder, fcntl.LOCK_SH):
@@ -197,6 +199,18 @@ def _refuse_foreign(folder: Folder) -> None:
 def _refuse_other_dataset(folder: Folder, dataset_id: str, options: BuildOptions) -> None:
     if dataset_id != find_dataset(options.dataset).dataset_id:
         raise UsageError(f"{folder}: holds {dataset_id}, expected {options.dataset}")
+
+
+def _refuse_other_options(folder: Folder, keys: dict[str, str], options: BuildOptions) -> None:
+    """Refuse options that the plan was not made with; the sources are not read again to compare them."""
+    now = option_keys(options)
+    if options.splits is not None:
+        asked = set(options.splits)
+        now["splits"] = " ".join(
+            [split for split in keys["splits"].split() if split in asked] + sorted(asked - set(keys["splits"].split()))
+        )
+    before = {name: value for name, value in keys.items() if name in {**now, "store": ""}}
+    _refuse_other_inputs(folder, before, now)
 
 
 def _refuse_other_inputs(

@@ -39,6 +39,19 @@ def look_at_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
     return _look(source, options, None).keys
 
 
+def option_keys(options: BuildOptions) -> dict[str, str]:
+    """Those of a plan's keys that options alone decide."""
+    keys = {
+        "images_per_shard": options.images_per_shard,
+        "seed": options.seed,
+        "mask_rule": options.mask_rule,
+        "check_images": options.check_images,
+    }
+    if options.store is not None:
+        keys["store"] = f"{options.store} quality {options.store_quality} pillow {pillow}"
+    return {name: str(value) for name, value in keys.items()}
+
+
 def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan:
     """Read and check all annotations and write the plan.
 
@@ -126,14 +139,7 @@ def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Loo
         source,
         splits=survey.splits,
         images=tables.images_digest,
-        options={
-            "images_per_shard": options.images_per_shard,
-            "seed": options.seed,
-            "mask_rule": options.mask_rule,
-            "check_images": options.check_images,
-            **({"store": f"{options.store} quality {options.store_quality} pillow {pillow}"} if options.store else {}),
-            **({"images_from": pools.key} if pools else {}),
-        },
+        options={**option_keys(options), **({"images_from": pools.key} if pools else {})},
     )
     return _Look(survey=survey, tables=tables, pools=pools, keys=keys)
 

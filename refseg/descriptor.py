@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -246,10 +246,16 @@ def load_descriptor(folder: Path | str) -> Descriptor:
             f"{place}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
         ) from error
     try:
-        fields: dict[str, Any] = json.loads(text)
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise DatasetError(
+                f"{path}: found a {type(fields).__name__}, expected a descriptor; build the dataset again"
+            )
         version = fields["format_version"]
         if fields.pop("format") != "refseg" or not isinstance(version, int):
-            raise DatasetError(f"{path}: found another format, expected refseg")
+            raise DatasetError(
+                f"{path}: found another format, expected refseg's; give a dataset made by `refseg build-shards`"
+            )
         if version != FORMAT_VERSION:
             raise DatasetError(
                 f"{path}: found format version {version}, expected {FORMAT_VERSION}; "
@@ -260,6 +266,11 @@ def load_descriptor(folder: Path | str) -> Descriptor:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "unexpected_keyword_argument":
+            raise DatasetError(
+                f"{path}: found {where!r}, expected only what this release knows; refseg "
+                f"{fields.get('refseg_version')} wrote it: use that release, or build the dataset again with this one"
+            ) from error
         raise DatasetError(f"{path}: cannot be read ({where}: {first['msg']}); build the dataset again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from error

@@ -48,9 +48,9 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
         # Its message ends with what to do, as all of ours.
         found, _, remedy = str(error).removeprefix(f"{place}: ").rpartition("; ")
         found = found.removeprefix(f"{place.join(DESCRIPTOR_NAME)}: ").removeprefix("found ")
-        return [
-            Fault(file=DESCRIPTOR_NAME, found=found, expected="the descriptor of a finished dataset", remedy=remedy)
-        ]
+        found, _, expected = found.partition(", expected ")
+        expected = expected or "the descriptor of a finished dataset"
+        return [Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=remedy)]
     reject_faults, rejected = read_rejects(place, descriptor)
     faults = [
         *check_descriptor(descriptor),

@@ -184,9 +184,9 @@ def _task(args: argparse.Namespace) -> tuple[int, int]:
     if args.task_index is not None:
         return args.task_index, args.task_count
     if args.stage == "shards" and "SLURM_ARRAY_TASK_ID" in os.environ:
-        number, count = int(os.environ["SLURM_ARRAY_TASK_ID"]), int(os.environ["SLURM_ARRAY_TASK_COUNT"])
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN") or "0")
-        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX") or first + count - 1)
+        number, count = _slurm("ID", None), _slurm("COUNT", 1)
+        first = _slurm("MIN", 0)
+        last = _slurm("MAX", first + count - 1)
         step = (last - first) // (count - 1) if count > 1 else 1
         if first + step * (count - 1) != last or (number - first) % step:
             raise UsageError(
@@ -196,6 +196,15 @@ def _task(args: argparse.Namespace) -> tuple[int, int]:
             )
         return (number - first) // step, count
     return 0, 1
+
+
+def _slurm(name: str, default: int | None) -> int:
+    """One of Slurm's array variables."""
+    variable = f"SLURM_ARRAY_TASK_{name}"
+    text = os.environ.get(variable) or ("" if default is None else str(default))
+    if not text.isdecimal():
+        raise UsageError(f"{variable} is {text!r}, expected a whole number; give --task-index and --task-count")
+    return int(text)
 
 
 def _print_stage(args: argparse.Namespace, result: "BuildResult") -> None:

@@ -177,8 +177,8 @@ def test_tasks_may_run_in_another_working_folder(
     options = tiny.options(Path("out"), stage="plan", images_per_shard=1)
     build_dataset(replace(options, annotations=Path("data")))
     monkeypatch.chdir("/")
-    build_dataset(tiny.options(tmp_path / "out", stage="shards"))
-    build_dataset(tiny.options(tmp_path / "out", stage="finalize"))
+    build_dataset(tiny.options(tmp_path / "out", images_per_shard=1, stage="shards"))
+    build_dataset(tiny.options(tmp_path / "out", images_per_shard=1, stage="finalize"))
     assert contents(tmp_path / "out") == expected
 
 
@@ -312,7 +312,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     assert f"{len(before)} of 5 shards are there from before" in task.communicate(timeout=60)[1]
     assert task.returncode == 0
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}.items()
-    build_dataset(tiny.options(out, stage="finalize"))
+    build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
     assert contents(out) == expected
 
 
@@ -334,10 +334,10 @@ def test_one_part_may_be_built_twice_at_once_but_not_finalized_meanwhile(
     assert second.returncode == 0
 
     with pytest.raises(BuildError, match="another build is at work here; wait for it"):
-        build_dataset(tiny.options(out, stage="finalize"))
+        build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
     first.terminate()
     first.communicate(timeout=20)
-    build_dataset(tiny.options(out, stage="finalize"))
+    build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
     assert contents(out) == expected
 
 
@@ -350,7 +350,7 @@ def test_twins_write_the_same_shards_at_once(
     for twin in twins:
         assert "Traceback" not in twin.communicate(timeout=60)[1]
         assert twin.returncode == 0
-    build_dataset(tiny.options(out, stage="finalize"))
+    build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
     assert contents(out) == expected
 
 
@@ -358,3 +358,31 @@ def _children(process: int) -> list[int]:
     """Workers of a process."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("stage", ["shards", "finalize"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "seed: 0, now 4"),
+        ({"mask_rule": "legacy"}, "mask_rule: union, now legacy"),
+        ({"splits": ("val",)}, "splits: val testA, now val"),
+        ({"images_per_shard": 1}, "images_per_shard: 2, now 1"),
+        ({"store": "letterbox:8"}, "store: none, now letterbox:8"),
+    ],
+)
+def test_a_stage_with_other_options_than_the_plans_is_refused_by_name(
+    tiny: Any, tmp_path: Path, stage: str, changes: dict[str, Any], message: str
+) -> None:
+    build_dataset(tiny.options(tmp_path / "out", stage="plan"))
+
+    with pytest.raises(BuildError, match=message):
+        build_dataset(tiny.options(tmp_path / "out", stage=stage, **changes))
+
+
+def test_a_slurm_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"ID": "x", "COUNT": "3"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    command = ["build-shards", "refcoco/unc", "--annotations", "a", "--out", str(tmp_path), "--stage", "shards"]
+
+    assert main(command) == 2
