@@ -199,15 +199,22 @@ def _rle(value: Any) -> dict[str, Any] | None:
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list | tuple) or len(size) != 2:
         return None
-    if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in size):
+    sides = [_whole_number(side) for side in size]
+    if not all(side is not None and 0 < side <= _MAX_SIDE for side in sides):
         return None
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
-        return {"size": list(size), "counts": counts} if counts.isascii() else None
-    if isinstance(counts, list) and all(type(run) is int and 0 <= run < _INT64 for run in counts):
-        return {"size": list(size), "counts": counts}
-    return None
+        return {"size": sides, "counts": counts} if counts.isascii() else None
+    if not isinstance(counts, list):
+        return None
+    runs = [_whole_number(run) for run in counts]
+    return {"size": sides, "counts": runs} if all(run is not None and run >= 0 for run in runs) else None
+
+
+def _whole_number(value: Any) -> int | None:
+    """As `_whole`, but of numbers alone."""
+    return None if isinstance(value, str) else _whole(value)
 
 
 def _short(value: Any) -> str:

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,9 @@ from refseg.errors import AnnotationError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take
+
+_OTHER_MARKS = (";", "\t", "|")
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # ends a line in old files
 
 
 class RowFault(Exception):
@@ -39,8 +43,9 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
             path, columns, required
         )
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error, pa.ArrowException, ValueError, OverflowError) as error:
+        number = _find_undecodable(path)
+        raise AnnotationError(f"{path}: line {number} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise AnnotationError(f"{path}: cannot be read as {path.suffix[1:].upper()} ({reason})") from error
 
@@ -48,16 +53,32 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
 def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
-        reader = csv.reader(file, strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        records = _csv_records(path, file)
+        header = [name.strip() for name in next(records, (0, []))[1]]
+        if mark := next((mark for mark in _OTHER_MARKS if len(header) == 1 and mark in header[0]), None):
+            raise AnnotationError(f"{path}: columns are separated by {mark!r}, expected ','; save it with commas")
         _check_columns(path, header, columns, required)
-        for fields in reader:
+        for number, fields in records:
             if not fields:  # an empty line
                 continue
             row: Row = {name: field or None for name, field in zip(header, fields, strict=False)}
             if len(fields) != len(header):
                 row = RowFault(f"found {len(fields)} fields, expected {len(header)}; text with a comma needs quotes")
-            yield f"line {reader.line_num}", row
+            yield f"line {number}", row
+
+
+def _csv_records(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Records with the line each ends in."""
+    reader = csv.reader(file, strict=True)
+    start = 1
+    try:
+        for fields in reader:
+            yield reader.line_num, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise AnnotationError(
+            f"{path}: cannot be read as CSV from line {start} on ({error}); is a quote there that nothing closes?"
+        ) from error
 
 
 def _json_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -69,9 +90,11 @@ def _json_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
 
 def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     except UnicodeDecodeError:
         raise
+    except json.JSONDecodeError as error:
+        return RowFault(f"cannot be read as JSON ({error.msg} at character {error.pos + 1})")
     except (ValueError, RecursionError) as error:
         return RowFault(f"cannot be read as JSON ({error})")
     if b"\\ud" in line.lower() and not _is_text(row):
@@ -79,7 +102,8 @@ def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> R
     if not isinstance(row, dict):
         return RowFault(f"found a {type(row).__name__}, expected an object with {', '.join(required)}")
     if unknown := sorted(set(row) - set(columns)):
-        return RowFault(f"found unknown {_quoted(unknown)}, expected {', '.join(columns)}; rename or drop it")
+        remedy = _spelling(unknown, columns) or "rename or drop it"
+        return RowFault(f"found unknown {_quoted(unknown)}, expected {', '.join(columns)}; {remedy}")
     return row
 
 
@@ -99,10 +123,33 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], req
     faults += [f"unknown column {_quoted([name])}" for name in dict.fromkeys(found) if name not in columns]
     faults += [f"column {_quoted([name])} twice" for name in columns if found.count(name) > 1]
     if faults:
+        remedy = _spelling(found, columns) or "rename or drop the others"
         raise AnnotationError(
             f"{path}: found {', '.join(faults)}; expected {', '.join(required)} "
-            f"and maybe {', '.join(name for name in columns if name not in required)}; rename or drop the others"
+            f"and maybe {', '.join(name for name in columns if name not in required)}; {remedy}"
         )
+
+
+def _spelling(found: Sequence[str], columns: Sequence[str]) -> str:
+    """How to write the first name that only its capitals or spaces make unknown; empty if there is none."""
+    for name in found:
+        meant = name.strip().lower().replace(" ", "_")
+        if name not in columns and meant in columns:
+            return f"names are in small letters, write {meant!r} for {_quoted([name])}"
+    return ""
+
+
+def _find_undecodable(path: Path) -> int:
+    """Number of the first line that is not UTF-8."""
+    number = 1
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number + len(_LONE_RETURN.findall(line, 0, error.start))
+            number += 1 + len(_LONE_RETURN.findall(line))
+    return number
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -275,6 +275,18 @@ def test_compressed_run_lengths_may_be_bytes(tmp_path: Path) -> None:
     assert annotation["area"] == 10
 
 
+def test_whole_numbers_may_be_written_as_floats(read: Read) -> None:
+    sized = row(box=None, rle={"size": [10.0, 20], "counts": [50.0, 10, 140]}, height=10.0, width=20.0)
+
+    raw = read([sized])
+
+    assert by_section(raw, "annotations")[0]["segmentation"] == {"size": [10, 20], "counts": [50, 10, 140]}
+    assert (by_section(raw, "images")[0]["height"], by_section(raw, "images")[0]["width"]) == (10, 20)
+    for wrong in ({"size": [10.5, 20], "counts": [200]}, {"size": [10, 20], "counts": [50, 10.5, 139.5]}):
+        with pytest.raises(AnnotationError, match="expected COCO's run lengths"):
+            read([row(box=None, rle=wrong)])
+
+
 MISTAKES = [
     (row(split="1st"), "found split '1st', expected a letter, then letters and digits"),
     (row(sentence=None), "found no sentence"),
@@ -373,8 +385,17 @@ def test_wrong_columns_are_named(header: str, message: str, tmp_path: Path) -> N
 
 
 FILES = [
-    ("t.csv", b"image,sentence,split,box\na.jpg,\xff,train,1\n", "is not UTF-8"),
-    ("t.csv", b'image,sentence,split,box\na.jpg,"x,train,1\n', "cannot be read as CSV"),
+    ("t.csv", b"image,sentence,split,box\na.jpg,\xff,train,1\n", "line 2 is not UTF-8"),
+    ("t.csv", b"image,sentence,split,box\r\na.jpg,x,train,1\r\r\na.jpg,\xff,val,1\n", "line 4 is not UTF-8"),
+    ("t.csv", b"image,sentence,split,box\ra.jpg,x,train,1\ra.jpg,\xff,val,1", "line 3 is not UTF-8"),
+    ("t.csv", b'image,sentence,split,box\na.jpg,"x\ny",val,1\na.jpg,"x,val,1\nb.jpg,y,val,1\n', "CSV from line 4 on"),
+    ("t.csv", b'"image,sentence,split,box\n', "CSV from line 1 on"),
+    ("t.csv", b"image;sentence;split;box\na.jpg;x;val;1\n", "columns are separated by ';', expected ','"),
+    ("t.csv", b"image\tsentence\tsplit\n", r"columns are separated by '\\t', expected ','"),
+    ("t.csv", b"Image,Sentence,split,box\n", "names are in small letters, write 'image' for 'Image'"),
+    ("t.jsonl", b'{"image": "a.jpg", "Ref ID": 1}', "names are in small letters, write 'ref_id' for 'Ref ID'"),
+    ("t.jsonl", b'\n{"image": "a.jpg",\n', r"line 2: cannot be read as JSON \([^:]* at character 19\)"),
+    ("t.jsonl", b'{"image": "a.jpg"}\n{"image": "\xff"}\n', "line 2 is not UTF-8"),
     ("t.csv", b"image,sentence,split,box\na.jpg,x, y,train,1\n", "line 2: found 5 fields, expected 4"),
     ("t.jsonl", b"{\n", "line 1: cannot be read as JSON"),
     ("t.jsonl", b"[" * 100_000, "line 1: cannot be read as JSON"),
