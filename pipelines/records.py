@@ -127,7 +127,8 @@ def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
     file_name, height, width = image.get("file_name"), image.get("height"), image.get("width")
     if image_id < 0:
         raise _RefFault("malformed_image", f"found image id {image_id}, expected 0 or more")
-    if not all(type(side) is int and 0 < side <= 65500 for side in (height, width)):  # a JPEG has no longer sides
+    sides = _side(height), _side(width)
+    if None in sides:
         raise _RefFault(
             "malformed_image",
             f"instances.json gives image {image_id} size {_short(height)} x {_short(width)} (height x width), "
@@ -135,7 +136,14 @@ def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
         )
     if not isinstance(file_name, str) or not _is_text(file_name) or "\0" in file_name:
         raise _RefFault("malformed_image", f"instances.json gives image {image_id} no file_name")
-    return file_name, int(height or 0), int(width or 0)
+    return file_name, sides[0] or 0, sides[1] or 0
+
+
+def _side(value: Any) -> int | None:
+    """A side in pixels, also as `640.0`, as some writers of JSON have it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 < value <= 65500 else None  # a JPEG has no longer sides
 
 
 def find_annotation_ids(ref: Any) -> tuple[int, ...]:

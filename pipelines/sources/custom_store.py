@@ -284,4 +284,5 @@ def _is_id(image: str) -> bool:
 
 
 def _is_size(size: tuple[Any, Any]) -> bool:
-    return all(type(side) is int and 0 < side <= 65500 for side in size)
+    # 640.0 counts: the database keeps it as 640.
+    return all(type(side) in (int, float) and 0 < side <= 65500 and side == int(side) for side in size)

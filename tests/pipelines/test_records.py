@@ -98,6 +98,15 @@ def _annotation(tiny: Any, **changes: object) -> None:
     tiny.annotations[0].update(changes)
 
 
+def test_a_size_may_be_written_as_whole_floats(tiny: Any) -> None:
+    _image(tiny, height=10.0, width=20.0)
+
+    records, rejects = records_of(tiny)
+
+    assert not rejects
+    assert next((type(record.height), record.height, record.width) for record in records) == (int, 10, 20)
+
+
 BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_ref, {"ref_id": "70"}, "malformed_ref", r"refs\[0\]: found ref_id '70', expected a whole number"),
     (_ref, {"ref_id": 2**63}, "malformed_ref", "expected a whole number"),
@@ -116,6 +125,8 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_sentence, {"tokens": [1]}, "malformed_ref", r"has tokens \[1\]"),
     (_ref, {"image_id": 77}, "unknown_image", "ref 70: image 77 is not in instances.json"),
     (_image, {"height": 0}, "malformed_image", "size 0 x 20"),
+    (_image, {"height": 10.5}, "malformed_image", "size 10.5 x 20"),
+    (_image, {"width": float("inf")}, "malformed_image", "size 10 x inf"),
     (_image, {"width": None}, "malformed_image", "size 10 x None"),
     (_image, {"file_name": 7}, "malformed_image", "no file_name"),
     (_ref, {"ann_id": 4471}, "unknown_annotation", "ref 70: annotation 4471 is not in instances.json; take both files"),

@@ -361,6 +361,17 @@ def test_a_table_that_contradicts_itself_is_refused(rows: Rows, message: str, re
     assert message in str(caught.value)
 
 
+def test_whole_floats_of_instances_json_are_sizes(tmp_path: Path, read: Read) -> None:
+    write_instances(tmp_path)
+    (tmp_path / "instances.json").write_text((tmp_path / "instances.json").read_text().replace(": 20", ": 20.0"))
+
+    raw = read([row(height=None, width=None)])
+
+    assert [ref["image_id"] for ref in raw.refs] == [7]
+    with pytest.raises(AnnotationError, match=r"is 20 x 10 pixels .* here, but 10 x 20 in instances.json"):
+        read([row(height=20, width=10)])
+
+
 def test_a_size_other_than_in_instances_json_is_refused(tmp_path: Path, read: Read) -> None:
     write_instances(tmp_path)
 
