@@ -1,110 +1,358 @@
-"""The loader beside a file-per-image dataset: the same tensors, expressions per CPU-second, ratio.
+"""The loader beside its limit and other loaders: samples per second and per CPU-second, ratios.
 
-    python benchmarks/loader.py SHARDS IMAGES [--split train] [--input-size 480]
+    python benchmarks/loader.py [--images 1200] [--shared FOLDER] [--rounds 3] [--seconds 3] [--work FOLDER]
 
-SHARDS was built from the files in IMAGES; the manifest holds the polygons, so the annotations are not read again.
-The baseline does per expression what LAVT's dataset does: open the file with PIL, resize, rasterise the
-polygons with pycocotools, tokenise, normalise to float, collate.
+The corpus repeats real COCO pictures with their annotations and RefCOCO's sentences in RefCOCO's proportions, where
+FOLDER (default: shared/data beside the sources, or REFSEG_SHARED_DATA) has them, else the bundled sample's; six in
+seven pictures are the training split, about 7 sentences each. Every way gives batches of 32: images stretched to
+480 x 480, targets of that size, 17 token ids; as uint8, or as normalised floats where the peer's own code makes those.
+
+- limit: decode and resize alone, JPEG bytes in memory, of the very images that our k = 1 reads.
+- refseg: k sentences share a decoded image; k = 1 decodes one for each. Peers decode one for each, too.
+- peers: `loader_peers.py` says how each is used. What is not installed is left out and said: extra `bench`.
+
+Each way runs with 1 and with 2 workers, in a fresh process, in interleaved rounds; medians. Time is counted from when
+each worker has given a batch, CPU seconds over all processes and threads of the way, its consumer's included.
 """
 
 import argparse
+import ctypes.util
+import importlib.util
+import multiprocessing
+import os
 import statistics
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import loader_peers as peers
+import loader_stores as stores
 import numpy as np
-import pyarrow.parquet as pq
+import psutil
 import torch
-from PIL import Image
-from pycocotools import mask as coco_mask
-from torch.utils.data import DataLoader, Dataset
+from corpus import DATASET, copy_images, find_material, write_annotations
+from loader_peers import BATCH, SIDE, Arrays
+from torch import Tensor
 
+from pipelines.build import BuildOptions, build_dataset
+from refseg.data.decode import decode_rgb
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
+from refseg.data.order import BatchPlan, EpochOrder
 from refseg.data.transforms import Geometry
-from refseg.models.image_encoder import CLIP_MEAN, CLIP_STD
-from refseg.tokenizer import encode, truncate
 
-BATCH, TOKENS = 16, 17
+WORKERS = (1, 2)
+CACHE_BYTES = 8_000_000_000
+GEOMETRY = Geometry(kind="stretch", size=(SIDE, SIDE))
+_LONGEST = 120.0
+"""Seconds: a case that takes longer hangs."""
 
 
-class FilePerImage(Dataset[dict[str, torch.Tensor]]):
-    """One expression an item, everything done at load time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One way to load.
 
-    def __init__(self, shards: Path, images: Path, split: str, size: int) -> None:
-        self.images, self.size = images, size
-        rows = [row for path in sorted(shards.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()]
-        self.items = [(row, sentence["sent"]) for row in rows for sentence in row["sentences"]]
+    Attributes:
+        name: In words.
+        open: Gives batches without end, from the folder of stores and the number of workers.
+        needs: Modules, and shared libraries as `lib<name>`.
+        write: Makes its store.
+        aim: How many times faster our k = 1 is to be, per CPU-second, with 2 workers.
+    """
 
-    def __len__(self) -> int:
-        return len(self.items)
+    name: str
+    open: Callable[[Path, int], Iterator[Arrays]]
+    needs: tuple[str, ...] = ()
+    write: Callable[[list[stores.Ref], Path], None] | None = None
+    aim: float | None = None
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        row, sentence = self.items[number]
-        image = Image.open(self.images / row["file_name"]).convert("RGB").resize((self.size, self.size), Image.BILINEAR)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
-        pixels = (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
-        polygons = [p for a in row["annotations"] for p in a["segmentation"]["polygons"]]
-        shape = coco_mask.merge(coco_mask.frPyObjects(polygons, row["height"], row["width"]))
-        mask = Image.fromarray(coco_mask.decode(shape)).resize((self.size, self.size), Image.NEAREST)
-        ids = torch.zeros(TOKENS, dtype=torch.int64)
-        cut = truncate(encode(sentence), TOKENS)
-        ids[: len(cut)] = torch.tensor(cut)
-        return {"image": pixels, "mask": torch.from_numpy(np.array(mask)), "token_ids": ids}
+    @property
+    def missing(self) -> list[str]:
+        """What it needs and is not installed."""
+        return [
+            name
+            for name in self.needs
+            if (ctypes.util.find_library(name[3:]) if name.startswith("lib") else importlib.util.find_spec(name))
+            is None
+        ]
+
+
+def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
+    """Decode and resize alone, by threads, each into one batch's memory."""
+    index = ManifestIndex.open(store / "dataset", ["train"])
+    encoded = [np.frombuffer(bytearray(index.read_image_bytes(image)), np.uint8) for image in range(index.num_images)]
+    order = EpochOrder(
+        index=index, sampling="sentence", global_batch=BATCH, remainder="drop", shuffle=True, seed=0, epoch=0
+    )
+    own = threading.local()
+    masks, ids = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.uint8), torch.zeros(BATCH, stores.TOKENS, dtype=torch.int64)
+
+    def work(plan: BatchPlan) -> Tensor:
+        if not hasattr(own, "slots"):
+            own.slots = torch.empty(BATCH, SIDE, SIDE, 3, dtype=torch.uint8)
+        for slot, image in zip(own.slots, dict.fromkeys(index.row_image[plan.row_index].tolist()), strict=False):
+            GEOMETRY.apply_image(decode_rgb(encoded[image]), out=slot)  # a picture that is there twice, once
+        return own.slots.permute(0, 3, 1, 2)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        at_work: deque[Future[Tensor]] = deque()
+        while True:
+            for step in range(order.num_steps):
+                at_work.append(pool.submit(work, order.plan(step, rank=0, world_size=1)))
+                if len(at_work) > 2 * num_workers:
+                    yield at_work.popleft().result(), masks, ids
+
+
+def ours(store: Path, num_workers: int, *, dataset: str = "dataset", **options: Any) -> Iterator[Arrays]:
+    index = ManifestIndex.open(store / dataset, ["train"])
+    chosen = {"sampling": "sentence", "global_batch": BATCH, **options}
+    loader = RefLoader(
+        index,
+        geometry=GEOMETRY,
+        num_tokens=stores.TOKENS,
+        seed=0,
+        shuffle=True,
+        remainder="drop",
+        num_workers=num_workers,
+        **chosen,
+    )
+    while True:
+        for batch in loader:
+            yield batch.images, batch.masks, batch.token_ids
+        loader.set_epoch(loader.epoch + 1)
+
+
+def fill_cache(store: Path) -> None:
+    index = ManifestIndex.open(store / "dataset", ["train"])
+    loader = RefLoader(
+        index,
+        geometry=GEOMETRY,
+        sampling="images",
+        global_batch=BATCH,
+        num_tokens=stores.TOKENS,
+        seed=0,
+        shuffle=False,
+        remainder="pad",
+        num_workers=2,
+        cache_bytes=CACHE_BYTES,
+    )
+    for _ in loader:
+        pass
+
+
+LIMIT, K_1, K_ALL, CACHED = "limit: decode + resize", "refseg, k = 1", "refseg, k = all", "refseg, k = 1, warm cache"
+CASES = (
+    Case(name=LIMIT, open=limit),
+    Case(name=K_1, open=ours),
+    Case(name="refseg, k = 1, processes", open=partial(ours, worker_kind="processes")),
+    # As many pictures as give about a batch of sentences.
+    Case(name="refseg, k = 4", open=partial(ours, sampling="images", expressions_per_image=4, global_batch=8)),
+    Case(name=K_ALL, open=partial(ours, sampling="images", expressions_per_image="all", global_batch=5)),
+    Case(name=CACHED, open=partial(ours, cache_bytes=CACHE_BYTES)),
+    Case(
+        name="refseg, k = 1, warm cache, processes",
+        open=partial(ours, cache_bytes=CACHE_BYTES, worker_kind="processes"),
+    ),
+    Case(name="file per image, LAVT's way", open=peers.file_per_image, needs=("open_clip",), aim=5.0),
+    Case(
+        name="LMDB and cv2, CRIS's way",
+        open=peers.lmdb_cv2,
+        needs=("lmdb", "cv2", "open_clip"),
+        write=stores.write_lmdb,
+        aim=5.0,
+    ),
+    Case(
+        name="webdataset, as documented",
+        open=peers.webdataset_plain,
+        needs=("webdataset",),
+        write=stores.write_webdataset,
+        aim=6.0,
+    ),
+    Case(name="webdataset, the best we can", open=peers.webdataset_best, needs=("webdataset",), aim=2.2),
+    Case(name="LitData", open=peers.litdata, needs=("litdata",), write=stores.write_litdata, aim=4.0),
+    Case(name="MosaicML streaming", open=peers.mosaicml, needs=("streaming",), write=stores.write_mosaicml, aim=4.0),
+    Case(name="SPDL", open=peers.spdl, needs=("spdl", "libavutil"), aim=2.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Samples per second, per CPU-second, and what the images are made of."""
+
+    per_second: float
+    per_cpu_second: float
+    dtype: str
+
+
+def measure(case: Case, store: Path, num_workers: int, seconds: float) -> Rates:
+    """Run a way in this process, which does nothing else."""
+    torch.set_num_threads(1)
+    batches = case.open(store, num_workers)
+    for _ in range(num_workers):
+        images, masks, token_ids = next(batches)
+    num_samples = len(token_ids)
+    assert images.shape[1:] == (3, SIDE, SIDE), images.shape
+    assert masks.shape == (num_samples, SIDE, SIDE), masks.shape
+    assert token_ids.shape == (num_samples, stores.TOKENS), token_ids.shape
+    dtype = str(images.dtype).removeprefix("torch.")
+    del images, masks, token_ids  # what is kept is memory that a loader cannot use again
+    num_samples, cpu, start = 0, cpu_seconds(), time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for _ in range(num_workers):  # whole turns: what is half done at the end was half done at the start
+            num_samples += len(next(batches)[2])
+    wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    return Rates(num_samples / wall, num_samples / cpu, dtype)
+
+
+def cpu_seconds() -> float:
+    """Of this process and all it started, living or gone."""
+    own = os.times()
+    living = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return sum(own[:4]) + sum(times.user + times.system for times in living)
+
+
+def _child(number: int, store: Path, num_workers: int, seconds: float, answer: Any) -> None:
+    answer.send(measure(CASES[number], store, num_workers, seconds))
+
+
+def measure_apart(number: int, store: Path, num_workers: int, seconds: float) -> Rates | None:
+    """Run a way in a process of its own; None if it failed, which its own words on stderr explain."""
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(number, store, num_workers, seconds, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(_LONGEST) else None
+    except EOFError:
+        return None
+    finally:
+        process.join(10)
+        if process.is_alive():  # a peer's own threads may keep it from ending
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            process.join()
+        receiver.close()
+
+
+def prepare(args: argparse.Namespace, work: Path, cases: list[int]) -> None:
+    """Corpus, our dataset and the stores of the chosen ways."""
+    material = find_material(args.shared)
+    images = copy_images(material, work / "corpus", args.images)
+    write_annotations(material, work / "corpus", args.images)
+    build_dataset(
+        BuildOptions(
+            dataset=DATASET, annotations=work / "corpus", images=images, out=work / "dataset", check_images="header"
+        )
+    )
+    index = ManifestIndex.open(work / "dataset", ["train"])
+    print(
+        f"{index.num_images:,} images of {index.image_bytes.mean() / 1000:.0f} KB, {index.num_rows:,} refs, "
+        f"{index.num_sentences:,} sentences in the training split: {material.name}, repeated. Batches of {BATCH}, "
+        f"{SIDE} x {SIDE}, median of {args.rounds} interleaved rounds of {args.seconds:g} s.",
+        flush=True,
+    )
+    refs = stores.read_refs(work / "corpus", images)
+    stores.save_refs(refs, work)
+    for write in {CASES[number].write: None for number in cases}:
+        if write is not None:
+            write(refs, work)
+    if any("cache" in CASES[number].name for number in cases):
+        fill_cache(work)
+
+
+def print_table(found: dict[tuple[int, int], list[Rates]], cases: list[int]) -> None:
+    def median(number: int, num_workers: int, field: str) -> float:
+        return statistics.median(getattr(rates, field) for rates in found[number, num_workers])
+
+    per_cpu = {
+        CASES[number].name: median(number, WORKERS[-1], "per_cpu_second")
+        for number in cases
+        if all(found[number, num_workers] for num_workers in WORKERS)
+    }
+    heads = "".join(f"{f'{number}w /s':>9}{f'{number}w /CPU-s':>11}" for number in WORKERS)
+    print(f"\n{'':38}{'images':>8}{heads}{'of limit':>10}{'k = 1 / it':>12}")
+    for number in cases:
+        case = CASES[number]
+        if case.missing:
+            print(f"{case.name:38}  not installed: {', '.join(case.missing)}")
+        elif case.name not in per_cpu:
+            print(f"{case.name:38}  failed, see stderr")
+        else:
+            rates = "".join(
+                f"{median(number, workers, 'per_second'):>9,.0f}{median(number, workers, 'per_cpu_second'):>11,.0f}"
+                for workers in WORKERS
+            )
+            ratios = [
+                f"{per_cpu[case.name] / per_cpu[LIMIT]:.2f}" if LIMIT in per_cpu else "",
+                f"{per_cpu[K_1] / per_cpu[case.name]:.2f}" if K_1 in per_cpu else "",
+            ]
+            print(f"{case.name:38}{found[number, WORKERS[0]][0].dtype:>8}{rates}{ratios[0]:>10}{ratios[1]:>12}")
+    if K_1 in per_cpu:
+        print("\naims, per CPU-second with 2 workers:")
+        own = per_cpu[K_1]
+        aims = [
+            ("k = 1 of the limit", own / per_cpu.get(LIMIT, np.nan), 0.9),
+            ("k = all, times k = 1", per_cpu.get(K_ALL, np.nan) / own, 4.5),
+            ("warm cache, times k = 1", per_cpu.get(CACHED, np.nan) / own, 10.0),
+            *(
+                (f"k = 1, times {case.name}", own / per_cpu.get(case.name, np.nan), case.aim)
+                for case in CASES
+                if case.aim
+            ),
+        ]
+        for what, value, aim in aims:
+            if not np.isnan(value):
+                print(f"  {what:45}{value:>7.2f}   aim {aim:.4g}{'' if value >= aim else '   missed'}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--input-size", type=int, default=480)
-    parser.add_argument("--expressions", type=int, default=1500, help="measured in each round")
+    parser.add_argument("--images", type=int, default=1200, help="pictures in the corpus")
+    parser.add_argument("--shared", type=Path, help="folder of real data")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured of each way in each round")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="ways whose names have one of these words")
+    parser.add_argument("--work", type=Path, help="folder for corpus and stores; needs 4 GB")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    size = args.input_size
-    index = ManifestIndex.open(args.shards, [args.split])
-
-    def ours(k: int | str, sampling: str, epoch: int) -> RefLoader:
-        return RefLoader(
-            index,
-            geometry=Geometry(kind="stretch", size=(size, size), mean=CLIP_MEAN),
-            sampling=sampling,  # type: ignore[arg-type]
-            expressions_per_image=k,  # type: ignore[arg-type]
-            global_batch=BATCH if sampling == "sentence" else 4,
-            num_tokens=TOKENS,
-            seed=0,
-            shuffle=True,
-            remainder="drop",
-            epoch=epoch,
-        )
-
-    baseline = FilePerImage(args.shards, args.images, args.split, size)
-    rates: dict[str, list[float]] = {}
-    for number in range(3):  # interleaved: a noisy machine is noisy for all
-        loaders: dict[str, Iterable[object]] = {
-            "a file per image, PIL, pycocotools, tokenizer at load": DataLoader(
-                baseline, batch_size=BATCH, shuffle=True
-            ),
-            "refseg, each sentence with its own decoded image": ours(1, "sentence", number),
-            "refseg, all sentences of a decoded image": ours("all", "images", number),
-        }
-        for name, loader in loaders.items():
-            rates.setdefault(name, []).append(rate(loader, args.expressions))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    first = next(iter(medians.values()))
-    print(f"{size} x {size}, one process, expressions per CPU-second, median of 3 rounds")
-    for name, value in medians.items():
-        print(f"  {name:55} {value:>8,.0f}   {value / first:.1f}x")
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        run(args, Path(folder))
 
 
-def rate(loader: Iterable[object], expressions: int) -> float:
-    seen, start = 0, time.process_time()
-    while seen < expressions:  # a small set is read again and again
-        for batch in loader:
-            seen += len(batch["token_ids"] if isinstance(batch, dict) else batch.token_ids)  # type: ignore[attr-defined]
-    return seen / (time.process_time() - start)
+def run(args: argparse.Namespace, work: Path) -> None:
+    chosen = [
+        number
+        for number, case in enumerate(CASES)
+        if not args.only or any(word.lower() in case.name.lower() for word in args.only)
+    ]
+    runnable = [number for number in chosen if not CASES[number].missing]
+    os.environ["REFSEG_CACHE"] = str(work / "cache")
+    # A process of a way is a copy of one that has imported what all need, so starting one costs little.
+    multiprocessing.set_forkserver_preload(["torchvision", "refseg.data.loader", "pipelines.build"])
+    prepare(args, work, runnable)
+    found: dict[tuple[int, int], list[Rates]] = defaultdict(list)
+    for round_number in range(args.rounds):  # interleaved: a noisy machine is noisy for all
+        for num_workers in WORKERS:
+            for number in runnable:
+                rates = measure_apart(number, work, num_workers, args.seconds)
+                if rates is not None:
+                    found[number, num_workers].append(rates)
+                    print(
+                        f"round {round_number + 1}, {num_workers} workers, {CASES[number].name}: "
+                        f"{rates.per_second:,.0f}/s, {rates.per_cpu_second:,.0f}/CPU-s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    print_table(found, chosen)
 
 
 if __name__ == "__main__":
