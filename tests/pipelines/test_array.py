@@ -289,7 +289,8 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     image = obstacle(12)
     task = start_task(tiny, out, "--workers", str(workers))
     image.wait()
-    while workers == 2 and len(list(out.glob("*.tar"))) < 4:  # the other worker has done the rest
+    receipts = out / ".build" / "receipts"
+    while workers == 2 and len(list(receipts.glob("*.json"))) < 4:  # the other worker has done the rest
         time.sleep(0.01)
     workers_alive = _children(task.pid)
     assert len(workers_alive) == (2 if workers == 2 else 0)
@@ -307,7 +308,8 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
         build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
 
     image.restore()
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    tars = [out / f"{path.stem}.tar" for path in receipts.glob("*.json")]
+    before = {path.name: path.stat().st_mtime_ns for path in tars}
     task = start_task(tiny, out, "--workers", str(workers))
     assert f"{len(before)} of 5 shards are there from before" in task.communicate(timeout=60)[1]
     assert task.returncode == 0
