@@ -9,15 +9,14 @@ seven pictures are the training split, about 7 sentences each. Every way gives b
 
 - limit: decode and resize alone, JPEG bytes in memory, of the very images that our k = 1 reads.
 - refseg: k sentences share a decoded image; k = 1 decodes one for each. Peers decode one for each, too.
-- peers: `loader_peers.py` says how each is used. What is not installed is left out and said: extra `bench`.
+- peers: `loader_peers.py` says how each is used. What is not installed (extra `peers`) is left out and said.
 
 Each way runs with 1 and with 2 workers, in a fresh process, in interleaved rounds; medians. Time is counted from when
 each worker has given a batch, CPU seconds over all processes and threads of the way, its consumer's included.
 """
 
 import argparse
-import ctypes.util
-import importlib.util
+import ctypes
 import multiprocessing
 import os
 import statistics
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ from refseg.data.transforms import Geometry
 WORKERS = (1, 2)
 CACHE_BYTES = 8_000_000_000
 GEOMETRY = Geometry(kind="stretch", size=(SIDE, SIDE))
+FFMPEG_VERSIONS = range(56, 62)
+"""Of libavutil, which SPDL looks for: FFmpeg 4 to 9."""
 _LONGEST = 120.0
 """Seconds: a case that takes longer hangs."""
 
@@ -77,12 +79,17 @@ class Case:
     @property
     def missing(self) -> list[str]:
         """What it needs and is not installed."""
-        return [
-            name
-            for name in self.needs
-            if (ctypes.util.find_library(name[3:]) if name.startswith("lib") else importlib.util.find_spec(name))
-            is None
-        ]
+        return [name for name in self.needs if not (_is_loadable if name.startswith("lib") else find_spec)(name)]
+
+
+def _is_loadable(library: str) -> bool:
+    for version in FFMPEG_VERSIONS:
+        try:
+            ctypes.CDLL(f"{library}.so.{version}")
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
@@ -220,6 +227,7 @@ def cpu_seconds() -> float:
 
 
 def _child(number: int, store: Path, num_workers: int, seconds: float, answer: Any) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of workers: what torch's loader does on Linux by itself
     answer.send(measure(CASES[number], store, num_workers, seconds))
 
 

@@ -229,7 +229,7 @@ def mosaicml(store: Path, num_workers: int) -> Iterator[Arrays]:
         def __getitem__(self, index: int) -> Arrays:
             sample = super().__getitem__(index)
             image = decode_jpeg(torch.frombuffer(bytearray(sample["image"]), dtype=torch.uint8), ImageReadMode.RGB)
-            return _stored_sample(image, sample["mask"], sample["token_ids"])
+            return _stored_sample(image, sample["mask"], sample["token_ids"].copy())
 
     streaming.base.util.clean_stale_shared_memory()
     dataset = Refs(local=str(store / "mds"), shuffle=True, batch_size=BATCH)
