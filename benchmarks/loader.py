@@ -17,12 +17,12 @@ each worker has given a batch, CPU seconds over all processes and threads of the
 
 import argparse
 import ctypes
+import itertools
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -93,29 +93,27 @@ def _is_loadable(library: str) -> bool:
 
 
 def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
-    """Decode and resize alone, by threads, each into one batch's memory."""
+    """Decode and resize alone, by threads, into memory that nobody writes to while its batch is read."""
     index = ManifestIndex.open(store / "dataset", ["train"])
     encoded = [np.frombuffer(bytearray(index.read_image_bytes(image)), np.uint8) for image in range(index.num_images)]
     order = EpochOrder(
         index=index, sampling="sentence", global_batch=BATCH, remainder="drop", shuffle=True, seed=0, epoch=0
     )
-    own = threading.local()
+    ring = [torch.empty(BATCH, SIDE, SIDE, 3, dtype=torch.uint8) for _ in range(2 * num_workers + 2)]
     masks, ids = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.uint8), torch.zeros(BATCH, stores.TOKENS, dtype=torch.int64)
 
-    def work(plan: BatchPlan) -> Tensor:
-        if not hasattr(own, "slots"):
-            own.slots = torch.empty(BATCH, SIDE, SIDE, 3, dtype=torch.uint8)
-        for slot, image in zip(own.slots, dict.fromkeys(index.row_image[plan.row_index].tolist()), strict=False):
+    def work(plan: BatchPlan, out: Tensor) -> Tensor:
+        for slot, image in zip(out, dict.fromkeys(index.row_image[plan.row_index].tolist()), strict=False):
             GEOMETRY.apply_image(decode_rgb(encoded[image]), out=slot)  # a picture that is there twice, once
-        return own.slots.permute(0, 3, 1, 2)
+        return out.permute(0, 3, 1, 2)
 
     with ThreadPoolExecutor(num_workers) as pool:
         at_work: deque[Future[Tensor]] = deque()
-        while True:
-            for step in range(order.num_steps):
-                at_work.append(pool.submit(work, order.plan(step, rank=0, world_size=1)))
-                if len(at_work) > 2 * num_workers:
-                    yield at_work.popleft().result(), masks, ids
+        for number in itertools.count():
+            plan = order.plan(number % order.num_steps, rank=0, world_size=1)
+            at_work.append(pool.submit(work, plan, ring[number % len(ring)]))
+            if len(at_work) > 2 * num_workers:
+                yield at_work.popleft().result(), masks, ids
 
 
 def ours(store: Path, num_workers: int, *, dataset: str = "dataset", **options: Any) -> Iterator[Arrays]:
