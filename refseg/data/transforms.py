@@ -20,6 +20,7 @@ from refseg.geometry import GeometryKind, place
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of RGB from 0 to 1, as OpenAI's CLIP was trained."""
 _LOWEST_BITS = np.uint64(0x0101010101010101)
+_ONE = np.uint8(1)  # a Python 1 would be cast for each pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +123,8 @@ class Geometry:
         words = -(-self.size[1] // 8)
         changes = np.zeros((highest - lowest + 1, words * 8), np.uint8)
         flat = changes.reshape(-1)
-        np.add.at(flat, (starts - lowest) * (words * 8) + first + left, 1)
-        np.add.at(flat, (ends - lowest) * (words * 8) + first + left, 1)
+        np.add.at(flat, (starts - lowest) * (words * 8) + first + left, _ONE)
+        np.add.at(flat, (ends - lowest) * (words * 8) + first + left, _ONE)
         drawn = np.bitwise_xor.accumulate(changes[:-1].view(np.uint64), axis=0)
         drawn &= _LOWEST_BITS
         out[: top + lowest] = 0
