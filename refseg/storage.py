@@ -130,7 +130,7 @@ class LocalFolder(Folder):
             os.fsync(file.fileno())
         final = self.path / name
         temporary.replace(final)
-        sync_folder(final.parent)
+        sync_path(final.parent)
 
     def remove(self, name: str) -> None:
         path = self.path / name
@@ -410,9 +410,9 @@ def _compare_sizes(expected: int | None, found: int | None) -> None:
         raise OSError(errno.EIO, f"found {found} bytes after the copy, expected {expected}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring a local folder's entries (new names) to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Bring a local file's content, or a folder's entries (new names), to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

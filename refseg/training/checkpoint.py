@@ -11,7 +11,6 @@ OUT/checkpoints/
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
 from refseg.models.fcnet import FCNet
+from refseg.storage import sync_path
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def save_checkpoint(
     try:
         _write(aside, state, weights=weights, optimizer=optimizer)
         aside.rename(folder)
-        _sync(checkpoints)
+        sync_path(checkpoints)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
@@ -195,7 +195,7 @@ def _write(aside: Path, state: CheckpointState, *, weights: Mapping[str, Tensor]
     head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
     (aside / STATE_NAME).write_text(json.dumps({**head, **state.to_dict()}, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
-        _sync(path)
+        sync_path(path)
 
 
 def write_best(checkpoints: Path, state: CheckpointState) -> None:
@@ -204,9 +204,9 @@ def write_best(checkpoints: Path, state: CheckpointState) -> None:
         return
     aside = checkpoints / f".{BEST_NAME}.part"
     aside.write_text(checkpoint_name(state.best.step) + "\n", encoding="utf-8")
-    _sync(aside)
+    sync_path(aside)
     aside.replace(checkpoints / BEST_NAME)
-    _sync(checkpoints)
+    sync_path(checkpoints)
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -348,11 +348,3 @@ def _facts(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             hasher.update(block)
     return {"num_bytes": path.stat().st_size, "xxh3_128": hasher.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
