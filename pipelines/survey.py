@@ -148,7 +148,7 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
             times_seen[image_id] += 1
             later_splits[split, image_id] = times_seen[image_id]
         seen_before = np.union1d(seen_before, ids)
-        order = np.argsort(np.array([_hash(seed, image_id) for image_id in ids.tolist()], "S32"), kind="stable")
+        order = np.argsort(np.array([image_order(seed, image_id) for image_id in ids.tolist()], "S32"), kind="stable")
         num_shards = -(-len(ids) // images_per_shard)
         edges = [len(ids) * edge // num_shards for edge in range(num_shards + 1)] if num_shards else []
         shard_of_image = np.empty(len(ids), np.int32)
@@ -241,10 +241,6 @@ def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
 
 def image_order(seed: int, image_id: int) -> bytes:
     """What images are sorted by within a split."""
-    return _hash(seed, image_id)
-
-
-def _hash(seed: int, image_id: int) -> bytes:
     return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
 
 
