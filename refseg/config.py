@@ -6,13 +6,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from refseg.errors import RecipeError
+from refseg.model_config import MODEL_CONFIGS, Count, ModelConfig, Natural, Section
 
-ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "tiny"]
 Geometry = Literal["letterbox", "stretch"]
 Sampling = Literal["ref", "sentence", "images"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -24,55 +24,10 @@ def _as_size(value: object) -> object:
 
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelConfig(_Section):
-    """Which network, and its sizes; defaults are the paper's."""
-
-    name: Literal["fcnet"] = "fcnet"
-    """Architecture."""
-    image_encoder: ImageEncoderName
-    """Image side: CLIP's ResNet-50 or -101, Swin-Base, or a small one for training on a CPU."""
-    dim: Count = 512
-    """Width of fused features, queries and decoder; a multiple of `num_heads`."""
-    num_key_channels: Count = 16
-    """Channels of the key map, N_k: as many emphases of the expression are made."""
-    num_decoder_layers: Count = 3
-    """Layers of the mask decoder."""
-    num_heads: Count = 8
-    """Heads of every attention."""
-    ffn_dim: Count = 2048
-    """Hidden width of the decoder's feed-forward part."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Drop probability in the decoder, on attention weights too."""
-    egm: bool = True
-    """Make emphases of the expression from the image; without them the words are the decoder's memory."""
-    ecm: bool = True
-    """Weigh the emphases against the whole sentence."""
-    extra_norms: bool = True
-    """The three norms per decoder layer that CRIS's code has and the paper's equation has not."""
-    image_weights: str = ""
-    """Safetensors file the image encoder starts from; empty: random."""
-    text_weights: str = ""
-    """Safetensors file the text encoder starts from; empty: random."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
-        if self.ecm and not self.egm:
-            raise ValueError("ecm weighs what egm makes: set egm = true, or both to false")
-        return self
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """What is read and how a sample becomes network input."""
 
     root: str
@@ -111,7 +66,7 @@ class DataConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How the weights are found; defaults are the paper's."""
 
     epochs: Count = 50
@@ -156,7 +111,7 @@ class TrainConfig(_Section):
     """Epochs between two validations; 0: none."""
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """How masks are scored, in validation and by `refseg evaluate`."""
 
     protocol: Literal["original"] = "original"
@@ -165,7 +120,7 @@ class EvalConfig(_Section):
     """Images encoded at once; each serves all its sentences."""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything a run depends on, apart from where it writes."""
 
     model: ModelConfig
@@ -276,7 +231,8 @@ def _describe_all(error: ValidationError) -> list[str]:
 
 def _describe(mistake: Mapping[str, Any]) -> str:
     location: tuple[int | str, ...] = mistake["loc"]
-    path = ".".join(str(part) for part in location if not str(part).startswith(("constrained-", "literal[", "tuple[")))
+    shown = location[:1] + location[2:] if location[0] == "model" else location  # without the architecture's tag
+    path = ".".join(str(part) for part in shown if not str(part).startswith(("constrained-", "literal[", "tuple[")))
     kind = mistake["type"]
     if kind == "extra_forbidden":
         known = list(_fields_at(location[:-1]))
@@ -285,6 +241,8 @@ def _describe(mistake: Mapping[str, Any]) -> str:
         return f"{path}: unknown key; {hint}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
+    if kind == "unknown_model":
+        return f"model.name: found {mistake['input'].get('name')!r}; {mistake['msg']}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}"
@@ -293,13 +251,11 @@ def _describe(mistake: Mapping[str, Any]) -> str:
 
 def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
     section: type[BaseModel] = Recipe
-    for part in location:
+    for place, part in enumerate(location):
+        if part in MODEL_CONFIGS and place == 1:
+            section = MODEL_CONFIGS[str(part)]
+            continue
         annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
     return section.model_fields
-
-
-IMAGE_ENCODERS: tuple[str, ...] = get_args(ImageEncoderName)
-"""Names `model.image_encoder` may have."""

@@ -26,7 +26,7 @@ from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder, Sampling
 from refseg.data.transforms import Geometry, normalise
 from refseg.models import build_model
-from refseg.training.losses import mask_loss
+from refseg.training.losses import LossWeights, training_loss
 
 T = TypeVar("T")
 
@@ -149,10 +149,11 @@ def time_step(recipe: Recipe, batch: Batch) -> float:
     def step() -> None:
         with torch.autocast(device.type, precision, enabled=precision is not None):
             images = normalise(batch.images, model.image_mean, model.image_std)
-            mask_logits = model(images, batch.token_ids, batch.token_mask, batch.image_index)
-        loss = mask_loss(
-            mask_logits.float(), batch.masks, is_pad=batch.is_pad, num_global=batch.num_global, num_processes=1
-        )
+            output = model(images, batch.token_ids, batch.token_mask, batch.image_index)
+        loss = training_loss(
+            output, batch.masks, LossWeights.of(recipe), is_pad=batch.is_pad, num_global=batch.num_global,
+            num_processes=1,
+        )  # fmt: skip
         loss.backward()
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":

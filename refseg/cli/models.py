@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from refseg.config import ModelConfig
     from refseg.errors import UsageError
+    from refseg.model_config import FCNetConfig
     from refseg.models import build_model
 
     if args.input_size < 32 or args.input_size % 32:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     parts: dict[str, dict[str, int]] = {}
     for encoder in ("clip_resnet50", "clip_resnet101", "swin_base", "tiny"):
         with torch.device("meta"):  # shapes alone: nothing is allocated
-            model = build_model(ModelConfig(image_encoder=encoder), input_size=(args.input_size, args.input_size))
+            model = build_model(FCNetConfig(image_encoder=encoder), input_size=(args.input_size, args.input_size))
         parts[encoder] = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     if args.json:
         rows = [

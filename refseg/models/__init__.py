@@ -1,18 +1,32 @@
 """Models: `encode_image`, `encode_text`, `decode`, composed here from a recipe's `[model]` section."""
 
-from torch import nn
-
-from refseg.config import ModelConfig
 from refseg.errors import RecipeError
+from refseg.model_config import FCNetConfig, ModelConfig
+from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
-from refseg.models.image_encoder import ClipResNet, ImageEncoder, SwinBase, TinyResNet
 from refseg.models.mask_decoder import DecoderLayer, MaskHead
+from refseg.models.model import SegmentationModel
 from refseg.models.neck import VisionNeck
-from refseg.models.text_encoder import ClipTextEncoder
 
 
-def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
+def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> SegmentationModel:
     """Build a model with random weights.
+
+    Args:
+        config: The recipe's `[model]` section.
+        input_size: `(height, width)` the model is made for, multiples of 32.
+
+    Raises:
+        RecipeError: If its parts do not fit each other.
+    """
+    match config.name:
+        case "fcnet":
+            return build_fcnet(config, input_size=input_size)
+    raise RecipeError(f"model.name: {config.name} is not built yet")
+
+
+def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
+    """Build FCNet with random weights.
 
     Args:
         config: The recipe's `[model]` section.
@@ -21,8 +35,8 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
     Raises:
         RecipeError: If the decoder is to hear words of another width than its own.
     """
-    image_encoder = _image_encoder(config.image_encoder, input_size)
-    text_encoder = _text_encoder(config.image_encoder, config.dim)
+    image_encoder = build_image_encoder(config.image_encoder, input_size)
+    text_encoder = build_text_encoder(config.image_encoder, config.dim)
     if not config.egm and text_encoder.width != config.dim:
         raise RecipeError(
             f"model.dim: found {config.dim}, expected {text_encoder.width}: "
@@ -57,31 +71,3 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> FCNet:
         num_key_channels=config.num_key_channels,
         native_grid=grid,
     )
-
-
-def _image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
-    match name:
-        case "clip_resnet50":
-            return ClipResNet(depth=50)
-        case "clip_resnet101":
-            return ClipResNet(depth=101)
-        case "swin_base":
-            return SwinBase(input_size=input_size)
-        case "tiny":
-            return TinyResNet()
-    raise ValueError(f"no image encoder is named {name!r}")
-
-
-def _text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
-    """The text transformer that goes with an image encoder: FCNet does not name Swin's, we take ResNet-101's."""
-    match image_encoder:
-        case "tiny":
-            encoder = ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
-            # Random words, far apart, and kept so. From CLIP's small start (0.02) a large learning rate moves all
-            # colours alike before the pixels tell them apart, and then neither side ever does.
-            nn.init.normal_(encoder.token_embedding.weight)
-            encoder.token_embedding.requires_grad_(False)
-            return encoder
-        case "clip_resnet50":
-            return ClipTextEncoder(output_dim=1024)
-    return ClipTextEncoder(output_dim=512)

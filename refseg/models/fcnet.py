@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.image_encoder import ImageEncoder
 from refseg.models.mask_decoder import DecoderLayer, MaskHead, sine_code_1d, sine_code_2d
+from refseg.models.model import ModelOutput, SegmentationModel
 from refseg.models.neck import VisionNeck
 from refseg.models.states import ImageState, TextState
 from refseg.models.text_encoder import ClipTextEncoder
@@ -70,7 +71,7 @@ class EmphasisCalibration(nn.Module):
         return emphasis + alpha * emphasis
 
 
-class FCNet(nn.Module):
+class FCNet(SegmentationModel):
     """FCNet composed of its parts.
 
     The image's part never hears language, up to and including the first decoder layer's self-attention; so one
@@ -151,19 +152,10 @@ class FCNet(nn.Module):
             sentence = self.global_projection(sentence)
         return TextState(words=words, sentence=sentence, token_mask=token_mask)
 
-    def decode(
+    def decode_all(
         self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> Float[Tensor, "B 1 h4 w4"]:
-        """Segment.
-
-        Args:
-            image_state: Of I images.
-            text_state: Of B sentences.
-            image_index: The image of each sentence, 0 to I - 1.
-
-        Returns:
-            Scores before the sigmoid at a quarter of the input's size.
-        """
+    ) -> ModelOutput:
+        """Segment; arguments as in `SegmentationModel`."""
         pixels = image_state.pixels[image_index]
         if self.egm is None:
             tokens, mask = text_state.words, text_state.token_mask
@@ -181,29 +173,7 @@ class FCNet(nn.Module):
                 pixels = layer.hear_pixels(pixels, pixel_code)
             pixels = layer.hear_tokens(pixels, pixel_code, tokens, token_code, mask)
         x = self.final_norm(pixels).transpose(1, 2).unflatten(2, image_state.grid)
-        return self.head(x)
-
-    def forward(
-        self,
-        images: Float[Tensor, "I 3 H W"],
-        token_ids: Int64[Tensor, "B L"],
-        token_mask: Bool[Tensor, "B L"],
-        image_index: Int64[Tensor, "B"],
-    ) -> Float[Tensor, "B 1 H//4 W//4"]:
-        """Encode both sides and decode."""
-        return self.decode(self.encode_image(images), self.encode_text(token_ids, token_mask), image_index)
-
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trainable parameters by how they are trained: `backbone` (pretrained encoders) and `rest`.
-
-        CRIS's rule: both encoders are the backbone, except what it creates anew or what its name says is a position.
-        """
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "rest": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                pretrained = name.startswith(("image_encoder.", "text_encoder.")) and "positional_embedding" not in name
-                groups["backbone" if pretrained else "rest"].append((name, parameter))
-        return groups
+        return ModelOutput(self.head(x))
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:

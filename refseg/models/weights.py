@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from refseg.config import ModelConfig
 from refseg.errors import CheckpointError
-from refseg.models.fcnet import FCNet
+from refseg.model_config import ModelConfig
 from refseg.models.image_encoder import ClipResNet, SwinBase
+from refseg.models.model import SegmentationModel
 
 _CLIP_IMAGE = (
     (r"^visual\.conv([123])\.", r"backbone.stem_conv\1.conv."),
@@ -37,7 +37,7 @@ _TIMM_SWIN = (
 )
 
 
-def load_pretrained(model: FCNet, config: ModelConfig) -> None:
+def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
     """Start the encoders from the files that the recipe names; an empty name leaves them random.
 
     `image_weights` of a CLIP ResNet and `text_weights` are safetensors with OpenAI's names (one file serves both);

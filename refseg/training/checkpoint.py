@@ -28,7 +28,7 @@ from refseg import __version__
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
-from refseg.models.fcnet import FCNet
+from refseg.models.model import SegmentationModel
 from refseg.storage import sync_path
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Checkpoint:
         folder: Where it lies.
     """
 
-    model: FCNet
+    model: SegmentationModel
     state: CheckpointState
     folder: Path
 

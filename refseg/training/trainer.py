@@ -36,7 +36,7 @@ from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.leaks import describe_leaks
 from refseg.evaluation.protocols import find_protocol, score
 from refseg.models import build_model
-from refseg.models.fcnet import FCNet
+from refseg.models.model import SegmentationModel
 from refseg.models.weights import load_pretrained
 from refseg.training.checkpoint import (
     Best,
@@ -52,7 +52,7 @@ from refseg.training.checkpoint import (
     write_best,
 )
 from refseg.training.launch import start_accelerator
-from refseg.training.losses import mask_loss
+from refseg.training.losses import LossWeights, training_loss
 from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from refseg.training.run_files import MetricsLog, lock_run, write_run_facts
 from refseg.training.window import MetricsWindow
@@ -298,14 +298,14 @@ class _Trainer:
         torch.manual_seed(step_seed(config.seed, self.step, self.accelerator.process_index))
         set_learning_rate(self.optimizer, self._learning_rate_factor(self.step))
         images = normalise(batch.images, self.model.image_mean, self.model.image_std)
-        mask_logits = self.wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
-        loss = mask_loss(
-            mask_logits,
+        output = self.wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
+        loss = training_loss(
+            output,
             batch.masks,
+            LossWeights.of(self.recipe),
             is_pad=batch.is_pad,
             num_global=batch.num_global,
             num_processes=self.num_processes,
-            dice_weight=config.dice_weight,
         )
         self.accelerator.backward(loss)
         if config.clip_norm:
@@ -453,7 +453,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def _build(recipe: Recipe, accelerator: Accelerator) -> FCNet:
+def _build(recipe: Recipe, accelerator: Accelerator) -> SegmentationModel:
     """The model with its start weights on the device, the same on every rank."""
     torch.manual_seed(recipe.train.seed)
     model = build_model(recipe.model, input_size=recipe.data.input_size)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refseg.config import ModelConfig
+from refseg.model_config import FCNetConfig
 from refseg.models import build_model
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
 from refseg.models.mask_decoder import sine_code_1d, sine_code_2d
@@ -15,7 +15,7 @@ TINY = {"image_encoder": "tiny", "dim": 64, "ffn_dim": 64, "num_key_channels": 4
 
 def tiny(**changes: object) -> FCNet:
     torch.manual_seed(0)
-    return build_model(ModelConfig.model_validate({**TINY, **changes}), input_size=(64, 64)).double().eval()
+    return build_model(FCNetConfig.model_validate({**TINY, **changes}), input_size=(64, 64)).double().eval()
 
 
 def sentences(lengths: list[int], columns: int | None = None) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def count(module: torch.nn.Module | None) -> int:
 )  # fmt: skip
 def test_parameters_are_the_specified_ones_to_the_last(encoder: str, expected: dict[str, int]) -> None:
     with torch.device("meta"):
-        model = build_model(ModelConfig(image_encoder=encoder), input_size=(480, 480))  # type: ignore[arg-type]
+        model = build_model(FCNetConfig(image_encoder=encoder), input_size=(480, 480))  # type: ignore[arg-type]
 
     found = {name: count(part) for name, part in model.named_children()}
     shared = {"egm": 1_249_280, "ecm": 4_199_425, "key_conv": 73_744, "layers": 12_630_528, "final_norm": 1_024,
@@ -52,7 +52,7 @@ def test_parameters_are_the_specified_ones_to_the_last(encoder: str, expected: d
 
 def test_the_neck_is_counted_layer_by_layer() -> None:
     with torch.device("meta"):
-        neck = build_model(ModelConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).neck
+        neck = build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).neck
 
     assert {name: count(part) for name, part in neck.named_children()} == {
         "reduce5": 526_336, "reduce4": 4_719_616, "merge4": 787_456, "reduce3": 1_180_160, "merge3": 394_240,
@@ -64,7 +64,7 @@ def test_the_neck_is_counted_layer_by_layer() -> None:
 def test_another_native_size_changes_the_query_projection_alone() -> None:
     with torch.device("meta"):
         small, large = (
-            build_model(ModelConfig(image_encoder="clip_resnet101"), input_size=(side, side)) for side in (416, 480)
+            build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(side, side)) for side in (416, 480)
         )
 
     assert count(large) - count(small) == 512 * (30 * 30 - 26 * 26)
@@ -75,14 +75,14 @@ def test_another_native_size_changes_the_query_projection_alone() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 32])
 def test_each_key_channel_costs_one_filter(channels: int) -> None:
     with torch.device("meta"):
-        model = build_model(ModelConfig(image_encoder="swin_base", num_key_channels=channels), input_size=(480, 480))
+        model = build_model(FCNetConfig(image_encoder="swin_base", num_key_channels=channels), input_size=(480, 480))
 
     assert count(model) - 190_047_882 == (channels - 16) * 4_609
 
 
 @pytest.fixture(scope="module")
 def resnet101() -> FCNet:
-    return build_model(ModelConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).eval()
+    return build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).eval()
 
 
 @torch.no_grad()
@@ -112,9 +112,12 @@ def test_one_image_state_serves_all_its_sentences() -> None:
     ids, mask = sentences([5, 7, 3])
     index = torch.tensor([0, 0, 1])
 
-    shared = model(images, ids, mask, index)
+    shared = model(images, ids, mask, index).mask_logits
 
-    alone = [model(images[i : i + 1], ids[b : b + 1], mask[b : b + 1], torch.tensor([0])) for b, i in enumerate(index)]
+    alone = [
+        model(images[i : i + 1], ids[b : b + 1], mask[b : b + 1], torch.tensor([0])).mask_logits
+        for b, i in enumerate(index)
+    ]
     torch.testing.assert_close(shared, torch.cat(alone), rtol=0, atol=1e-12)
 
 
@@ -124,9 +127,9 @@ def test_cutting_columns_of_padding_changes_nothing() -> None:
     images, index = torch.randn(1, 3, 64, 64, dtype=torch.double), torch.tensor([0, 0])
     ids, mask = sentences([5, 3], columns=22)
 
-    trimmed = model(images, ids[:, :5], mask[:, :5], index)
+    trimmed = model(images, ids[:, :5], mask[:, :5], index).mask_logits
 
-    torch.testing.assert_close(model(images, ids, mask, index), trimmed, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(images, ids, mask, index).mask_logits, trimmed, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -137,7 +140,8 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
     other = torch.where(mask, ids, 777)
 
-    torch.testing.assert_close(model(images, ids, mask, index), model(images, other, mask, index), rtol=0, atol=1e-12)
+    expected = model(images, ids, mask, index).mask_logits
+    torch.testing.assert_close(model(images, other, mask, index).mask_logits, expected, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -146,7 +150,7 @@ def test_another_sentence_gives_another_mask() -> None:
     images = torch.randn(1, 3, 64, 64, dtype=torch.double)
     ids, mask = sentences([6, 6])
 
-    first, second = model(images, ids, mask, torch.tensor([0, 0]))
+    first, second = model(images, ids, mask, torch.tensor([0, 0])).mask_logits
 
     assert (first - second).abs().max() > 1e-6
 
@@ -156,7 +160,7 @@ def test_an_input_off_the_native_grid_is_segmented_at_its_own_size() -> None:
     model = tiny()
     ids, mask = sentences([4])
 
-    logits = model(torch.randn(1, 3, 96, 128, dtype=torch.double), ids, mask, torch.tensor([0]))
+    logits = model(torch.randn(1, 3, 96, 128, dtype=torch.double), ids, mask, torch.tensor([0])).mask_logits
 
     assert logits.shape == (1, 1, 24, 32)
     assert logits.isfinite().all()
@@ -203,7 +207,8 @@ def test_every_parameter_is_trained_with_and_without_the_modules_of_table_2() ->
     for changes in ({}, {"ecm": False}, {"ecm": False, "egm": False}, {"extra_norms": False}):
         model = tiny(**changes).train()
         ids, mask = sentences([5, 4])
-        model(torch.randn(2, 3, 64, 64, dtype=torch.double), ids, mask, torch.tensor([0, 1])).square().sum().backward()
+        output = model(torch.randn(2, 3, 64, 64, dtype=torch.double), ids, mask, torch.tensor([0, 1]))
+        output.mask_logits.square().sum().backward()
 
         idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert idle == [], changes
@@ -216,7 +221,10 @@ def test_without_generation_the_decoder_hears_the_words_and_not_the_padding() ->
 
     with torch.no_grad():
         torch.testing.assert_close(
-            model(images, ids, mask, index), model(images, ids[:, :4], mask[:, :4], index), rtol=0, atol=1e-12
+            model(images, ids, mask, index).mask_logits,
+            model(images, ids[:, :4], mask[:, :4], index).mask_logits,
+            rtol=0,
+            atol=1e-12,
         )
 
 

@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from refseg.config import ModelConfig
 from refseg.errors import CheckpointError
+from refseg.model_config import FCNetConfig
 from refseg.models import build_model
 from refseg.models.fcnet import FCNet
 from refseg.models.weights import load_pretrained
@@ -35,7 +35,7 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module
 
 @pytest.fixture(scope="module")
 def model(clip_file: tuple[torch.nn.Module, Path]) -> FCNet:
-    config = ModelConfig(image_encoder="clip_resnet50", image_weights=str(clip_file[1]), text_weights=str(clip_file[1]))
+    config = FCNetConfig(image_encoder="clip_resnet50", image_weights=str(clip_file[1]), text_weights=str(clip_file[1]))
     model = build_model(config, input_size=(64, 64))
     load_pretrained(model, config)
     return model.eval()
@@ -92,7 +92,7 @@ def test_swin_loads_timms_file_and_equals_timm(tmp_path: Path) -> None:
     reference = timm.create_model("swin_base_patch4_window12_384.ms_in22k", img_size=size).eval()
     path = tmp_path / "swin.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in reference.state_dict().items()}, path)
-    config = ModelConfig(image_encoder="swin_base", image_weights=str(path))
+    config = FCNetConfig(image_encoder="swin_base", image_weights=str(path))
     model = build_model(config, input_size=size).eval()
     load_pretrained(model, config)
     images = torch.randn(1, 3, *size)
@@ -105,7 +105,7 @@ def test_swin_loads_timms_file_and_equals_timm(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_model_is_refused_by_name(clip_file: tuple[torch.nn.Module, Path]) -> None:
-    config = ModelConfig(image_encoder="clip_resnet101", image_weights=str(clip_file[1]))
+    config = FCNetConfig(image_encoder="clip_resnet101", image_weights=str(clip_file[1]))
     model = build_model(config, input_size=(64, 64))
 
     with pytest.raises(CheckpointError, match=r"rn50.*missing, the first is backbone\.stages_2\.6"):
@@ -113,7 +113,7 @@ def test_a_file_of_another_model_is_refused_by_name(clip_file: tuple[torch.nn.Mo
 
 
 def test_a_missing_weight_file_says_what_to_do(tmp_path: Path) -> None:
-    config = ModelConfig(image_encoder="clip_resnet50", text_weights=str(tmp_path / "none.safetensors"))
+    config = FCNetConfig(image_encoder="clip_resnet50", text_weights=str(tmp_path / "none.safetensors"))
     model = build_model(config, input_size=(64, 64))
 
     with pytest.raises(CheckpointError, match="no such file; download the weights once"):

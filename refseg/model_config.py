@@ -1,0 +1,131 @@
+"""The recipe's `[model]` section: one class per architecture, told apart by `name`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "tiny"]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _AnyModel(Section):
+    """What every architecture has."""
+
+    image_encoder: ImageEncoderName
+    """Image side: CLIP's ResNet-50 or -101, Swin-Base, or a small one for training on a CPU."""
+    dim: Count = 512
+    """Width of fused features, queries and decoder; a multiple of `num_heads`."""
+    num_heads: Count = 8
+    """Heads of every attention."""
+    ffn_dim: Count = 2048
+    """Hidden width of the decoder's feed-forward part."""
+    dropout: Share = 0.1
+    """Drop probability in the decoder, on attention weights too."""
+    num_decoder_layers: Count = 3
+    """Layers of the mask decoder."""
+    extra_norms: bool = True
+    """The three norms per decoder layer that CRIS's code has and FCNet's equation has not."""
+    image_weights: str = ""
+    """Safetensors file the image encoder starts from; empty: random."""
+    text_weights: str = ""
+    """Safetensors file the text encoder starts from; empty: random."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "_AnyModel":
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class FCNetConfig(_AnyModel):
+    """FCNet; defaults are the paper's."""
+
+    name: Literal["fcnet"] = "fcnet"
+    """Architecture."""
+    num_key_channels: Count = 16
+    """Channels of the key map, N_k: as many emphases of the expression are made."""
+    egm: bool = True
+    """Make emphases of the expression from the image; without them the words are the decoder's memory."""
+    ecm: bool = True
+    """Weigh the emphases against the whole sentence."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FCNetConfig":
+        if self.ecm and not self.egm:
+            raise ValueError("ecm weighs what egm makes: set egm = true, or both to false")
+        return self
+
+
+class CRFormerConfig(_AnyModel):
+    """CRFormer; what its abstract leaves open is ours."""
+
+    name: Literal["crformer"]
+    """Architecture."""
+    num_queries: Count = 16
+    """Language queries, N_q, made from the image."""
+    fusion: bool = True
+    """Fuse language into the image encoder (VLF)."""
+    calibration: bool = True
+    """Make new queries after each decoder layer; without it the first ones serve all layers."""
+    residual: bool = True
+    """Add new queries to those before; without it they replace them."""
+    reconstruction_weight: Weight = 0.1
+    """Weight of the language reconstruction loss; 0: the module is not built."""
+
+
+class LTSConfig(_AnyModel):
+    """LTS ("Locate then Segment"); what its abstract leaves open is ours."""
+
+    name: Literal["lts"]
+    """Architecture."""
+    text_encoder: Literal["clip", "bigru"] = "clip"
+    """CLIP's transformer, or the paper's bidirectional GRU."""
+    locator: Literal["filter", "transformer"] = "filter"
+    """How the sentence finds its object: a filter made from it, or pixels that attend to its words."""
+    filter_size: Literal[1, 3] = 1
+    """Side of the locator's filter."""
+    location_target: Literal["area", "gaussian", "ellipse"] = "area"
+    """What the position prior learns: the mask's share of each cell, or a blob on the mask's box."""
+    location_weight: Weight = 0.1
+    """Weight of the locator's loss."""
+
+
+class CRISConfig(_AnyModel):
+    """A CRIS-style baseline: its gated neck, decoder and projector in this framework."""
+
+    name: Literal["cris"]
+    """Architecture."""
+
+
+def _name_of(section: Any) -> Any:
+    """FCNet where no name is given: recipes need not say it."""
+    return section.get("name", "fcnet") if isinstance(section, dict) else getattr(section, "name", None)
+
+
+ModelConfig = Annotated[
+    Annotated[FCNetConfig, Tag("fcnet")]
+    | Annotated[CRFormerConfig, Tag("crformer")]
+    | Annotated[LTSConfig, Tag("lts")]
+    | Annotated[CRISConfig, Tag("cris")],
+    Discriminator(
+        _name_of,
+        custom_error_type="unknown_model",
+        custom_error_message="expected one of fcnet, crformer, lts, cris",
+    ),
+]
+MODEL_CONFIGS: dict[str, type[Section]] = {
+    "fcnet": FCNetConfig,
+    "crformer": CRFormerConfig,
+    "lts": LTSConfig,
+    "cris": CRISConfig,
+}
+"""The section's class of each architecture."""

@@ -1,0 +1,178 @@
+"""Tensors of a TorchScript archive, read without running anything that is in it.
+
+OpenAI publishes CLIP as TorchScript: a zip of `data.pkl` (a pickle of the module tree), `data/<key>` (the bytes of each
+storage) and code. `torch.load(weights_only=True)` refuses such files and `torch.jit.load` runs their code. Here an
+unpickler that knows a dozen names walks the tree, and the tensors are made of the bytes beside it.
+"""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refseg.errors import CheckpointError
+
+_MAX_PICKLE_BYTES = 16 << 20  # ResNet-101's CLIP has less than one megabyte
+_MAX_DEPTH, _MAX_DIMS = 32, 8
+_STORAGES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+}
+# Lists of numbers and of tensors that TorchScript tags with their type, such as a convolution's padding.
+_TYPED_LISTS = {"build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag"}
+# What a damaged pickle can make the unpickler or our constructors raise, as far as it is no `PickleError`.
+_DAMAGED = (EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, RuntimeError)
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a TorchScript archive by their dotted names, as they are stored (CLIP: mostly fp16).
+
+    For a module whose tensors are all parameters or buffers this is `torch.jit.load(path).state_dict()`, bit for bit;
+    a tensor that is a plain attribute of a module comes along with them, because only the code tells the two apart.
+
+    Raises:
+        CheckpointError: If it is no such archive, is truncated or damaged, or its pickle asks for anything besides
+            tensors, modules and plain values; what it asks for is named and has not run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = _Archive(path, archive).load()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; expected a TorchScript archive") from error
+    except (zipfile.BadZipFile, pickle.PickleError, NotImplementedError, *_DAMAGED) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a TorchScript archive, or a truncated or damaged one ({reason}); fetch it again"
+        ) from error
+    if not isinstance(root, _Module):
+        raise CheckpointError(f"{path}: found a {type(root).__name__} in data.pkl, expected a module; fetch it again")
+    return dict(_named_tensors(root, "", path))
+
+
+class _Module:
+    """Stands for a TorchScript module of any class: its attributes and nothing else."""
+
+    attributes: dict[str, Any]
+
+
+class _Archive:
+    """The entries of one archive that hold data, checked against each other."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path, self._zip = path, archive
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointError(f"{path}: found {len(pickles)} entries NAME/data.pkl in the zip, expected one")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        self._storages: dict[str, tuple[torch.dtype, Tensor]] = {}
+
+    def load(self) -> Any:
+        """Unpickle the module tree."""
+        info = self._zip.getinfo(f"{self._folder}data.pkl")
+        if info.file_size > _MAX_PICKLE_BYTES:
+            raise CheckpointError(
+                f"{self._path}: data.pkl has {info.file_size} bytes, expected at most {_MAX_PICKLE_BYTES}"
+            )
+        return self._unpickler(io.BytesIO(self._zip.read(info))).load()
+
+    def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
+        """Make an unpickler of fresh functions and classes: a pickle may set attributes on what it is given."""
+
+        class Module(_Module):
+            def __setstate__(self, state: Any) -> None:
+                if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+                    raise ValueError("a module's state is no dictionary by name")
+                self.attributes = state
+
+        def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
+            return _view(storage, offset, size, stride)
+
+        def keep(value: Any, *_tag: Any) -> Any:
+            return value
+
+        path, read_storage = self._path, self._read_storage
+
+        class Unpickler(pickle.Unpickler):
+            def find_class(self, module: str, name: str) -> Any:
+                if module.split(".")[0] == "__torch__":
+                    return Module
+                if module == "torch" and name in _STORAGES:
+                    return name
+                if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+                    return rebuild_tensor
+                if (module, name) == ("collections", "OrderedDict"):
+                    return OrderedDict
+                if module == "torch.jit._pickle" and name in _TYPED_LISTS:
+                    return keep
+                raise CheckpointError(
+                    f"{path}: its pickle asks for {module}.{name}, expected tensors and modules alone; nothing of it "
+                    "was run; it may run code when loaded elsewhere, do not use it"
+                )
+
+            def persistent_load(self, pid: Any) -> Any:
+                return read_storage(pid)
+
+        return Unpickler(file)
+
+    def _read_storage(self, pid: Any) -> Tensor:
+        """A storage as a flat tensor; `pid` is ("storage", its type, key, device, number of elements)."""
+        match pid:
+            case ("storage", str(kind), str(key), str(), int(num_elements)) if kind in _STORAGES and key.isdecimal():
+                dtype = _STORAGES[kind]
+            case _:
+                raise ValueError(f"unknown kind of storage {pid!r}")
+        if key not in self._storages:
+            info = self._zip.getinfo(f"{self._folder}data/{key}")
+            # Stored, not deflated: so no entry is larger than the file itself.
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"data/{key} is compressed")
+            self._storages[key] = dtype, torch.frombuffer(bytearray(self._zip.read(info)), dtype=torch.uint8)
+        known_dtype, data = self._storages[key]
+        if known_dtype != dtype or len(data) != num_elements * dtype.itemsize:
+            raise ValueError(f"data/{key} has {len(data)} bytes, expected {num_elements} elements of {dtype}")
+        return data.view(dtype)
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    """A tensor of its own memory; `torch.as_strided` itself would read past the end of a storage's view."""
+    if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise ValueError("a tensor without storage, size and stride")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= len(storage):
+        raise ValueError(f"a tensor that ends at element {last} of a storage of {len(storage)}")
+    num_elements = 1
+    for n in size:
+        num_elements *= n
+    if num_elements > len(storage):  # a stride of 0 would make much of little
+        raise ValueError(f"a tensor of size {size} over a storage of {len(storage)}")
+    return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+
+
+def _named_tensors(module: _Module, prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors below a module in the order of its attributes, its own before those of its children."""
+    if prefix.count(".") > _MAX_DEPTH:
+        raise CheckpointError(f"{path}: modules are nested deeper than {_MAX_DEPTH} levels; fetch the file again")
+    attributes = getattr(module, "attributes", {})
+    for name, value in attributes.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+    for name, value in attributes.items():
+        if isinstance(value, _Module):
+            yield from _named_tensors(value, f"{prefix}{name}.", path)
