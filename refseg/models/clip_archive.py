@@ -19,7 +19,7 @@ from torch import Tensor
 from refseg.errors import CheckpointError
 
 _MAX_PICKLE_BYTES = 16 << 20  # ResNet-101's CLIP has less than one megabyte
-_MAX_DEPTH, _MAX_DIMS = 32, 8
+_MAX_DIMS = 8
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -51,6 +51,9 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _Archive(path, archive).load()
+        if not isinstance(root, _Module):
+            raise ValueError(f"data.pkl holds a {type(root).__name__}, no module")
+        return dict(_named_tensors(root, "", set()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a TorchScript archive") from error
     except (zipfile.BadZipFile, pickle.PickleError, NotImplementedError, *_DAMAGED) as error:
@@ -58,9 +61,6 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: not a TorchScript archive, or a truncated or damaged one ({reason}); fetch it again"
         ) from error
-    if not isinstance(root, _Module):
-        raise CheckpointError(f"{path}: found a {type(root).__name__} in data.pkl, expected a module; fetch it again")
-    return dict(_named_tensors(root, "", path))
 
 
 class _Module:
@@ -165,14 +165,15 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
-def _named_tensors(module: _Module, prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(module: _Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """The tensors below a module in the order of its attributes, its own before those of its children."""
-    if prefix.count(".") > _MAX_DEPTH:
-        raise CheckpointError(f"{path}: modules are nested deeper than {_MAX_DEPTH} levels; fetch the file again")
+    if id(module) in seen:  # CLIP shares none; a pickle that nests one in itself would be walked for ever
+        raise ValueError(f"the module {prefix.removesuffix('.')} has two names")
+    seen.add(id(module))
     attributes = getattr(module, "attributes", {})
     for name, value in attributes.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
     for name, value in attributes.items():
         if isinstance(value, _Module):
-            yield from _named_tensors(value, f"{prefix}{name}.", path)
+            yield from _named_tensors(value, f"{prefix}{name}.", seen)
