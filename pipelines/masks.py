@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg.errors import AnnotationError
+from refseg.run_lengths import expand_counts
 from refseg.schema import Annotation, Rle
-
-_MOST_CHARACTERS = 7
-"""Of one compressed run: 35 bits, more than the largest JPEG has pixels."""
 
 Polygons = tuple[tuple[float, ...], ...]
 
@@ -46,7 +44,7 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
         return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
     # Joined as run lengths: drawing the mask and looking for its edges would take ten times as long.
     joined = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
-    return Rle(size=size, counts=tuple(_expand_counts(joined["counts"])))  # canonical as its parts are
+    return Rle(size=size, counts=tuple(expand_counts(joined["counts"])))  # canonical as its parts are
 
 
 def encode_mask(mask: NDArray[Any]) -> Rle:
@@ -132,7 +130,7 @@ def _read_rle(record: dict[Any, Any], size: tuple[int, int]) -> Rle:
         raise AnnotationError(f"its run lengths are for size {found!r:.40}, expected {list(size)} (height, width)")
     counts = record.get("counts")
     if isinstance(counts, str | bytes):
-        counts = _expand_counts(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
+        counts = expand_counts(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
     if not isinstance(counts, list | tuple) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
         raise AnnotationError("its run lengths are not a list of whole numbers or COCO's compressed text")
     if sum(counts) != size[0] * size[1]:
@@ -140,27 +138,3 @@ def _read_rle(record: dict[Any, Any], size: tuple[int, int]) -> Rle:
             f"its run lengths sum to {sum(counts)}, expected {size[0]} x {size[1]} = {size[0] * size[1]}"
         )
     return Rle(size=size, counts=tuple(counts))
-
-
-def _expand_counts(text: bytes) -> list[int]:
-    """Undo COCO's compression: 5 bits a character, from the fourth run on the difference to the run before last.
-
-    pycocotools does the same in C, without looking whether the text is whole, and gives only the drawn mask.
-    """
-    if not text:
-        return []
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & ~0x1F == 0)  # neither the bit that says "more follows" nor one beyond the alphabet
-    starts = np.empty_like(ends)
-    if not (codes >> 6).any() and ends.size and ends[-1] == codes.size - 1:
-        starts[0], starts[1:] = 0, ends[:-1] + 1
-        lengths = ends - starts + 1
-        if lengths.max() <= _MOST_CHARACTERS:
-            shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
-            values = np.add.reduceat((codes & 0x1F) << shifts, starts)
-            values -= (codes[ends] >> 4 & 1) << 5 * lengths  # the highest bit is the sign
-            values[1::2] = values[1::2].cumsum()
-            values[2::2] = values[2::2].cumsum()
-            counts: list[int] = values.tolist()
-            return counts
-    raise AnnotationError("its compressed run lengths are damaged")

@@ -21,7 +21,7 @@ from refseg.evaluation.control import target_rows
 from refseg.evaluation.inference import ReferringModel, masks_at_original_size
 from refseg.evaluation.protocols import ORIGINAL, Protocol, RowFacts, SentenceOrder
 from refseg.evaluation.rows import PREDICTION_FIELD, ROWS_SCHEMA
-from refseg.evaluation.run_lengths import encode_runs
+from refseg.run_lengths import encode_runs
 
 logger = logging.getLogger(__name__)
 

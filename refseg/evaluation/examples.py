@@ -13,7 +13,7 @@ from refseg.data.index import ManifestIndex
 from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import Protocol, counts, row_ious
 from refseg.evaluation.rows import PREDICTION_FIELD
-from refseg.evaluation.run_lengths import draw_runs
+from refseg.run_lengths import draw_runs
 
 _LONGEST_SIDE = 512
 """Pixels of an example's longer side in the page."""

@@ -13,7 +13,7 @@ from refseg.errors import TrainingError
 from refseg.evaluation import evaluate as evaluate_module
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.protocols import RowFacts, score
-from refseg.evaluation.run_lengths import draw_runs
+from refseg.run_lengths import draw_runs
 
 Write = Callable[..., Path]
 
