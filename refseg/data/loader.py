@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from refseg.data.batch import Batch
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
-from refseg.data.order import BatchPlan, Cursor, EpochOrder, Remainder, Sampling
+from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, Remainder, Sampling
 from refseg.data.packer import Packer
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, TrainingError, UsageError
@@ -172,8 +172,14 @@ class RefLoader:
         """Go on where a cursor stands, whatever numbers of ranks and workers made it.
 
         Raises:
-            DatasetError: If the cursor is of another dataset, seed, or cut of the epoch.
+            DatasetError: If the cursor is of another dataset, seed, order, or cut of the epoch.
         """
+        if cursor.order_version != ORDER_VERSION:
+            raise DatasetError(
+                f"the run was stopped in the order of version {cursor.order_version}, this release of refseg has "
+                f"version {ORDER_VERSION}, which would repeat some samples and leave others out; go on with the "
+                "release that began the run, or start a new one"
+            )
         if cursor.digest != self.index.digest:
             raise DatasetError(
                 f"{self.index.folder}: the run was stopped on the dataset with digest {cursor.digest[:12]}, found "

@@ -25,6 +25,9 @@ once, with `expressions_per_image` of its sentences."""
 Remainder = Literal["drop", "pad"]
 """What happens to the last units that fill no global batch."""
 
+ORDER_VERSION = 1
+"""Of the order: raised by a release that gives another one for the same (digest, seed, epoch, sampling)."""
+
 _COUNTED_AT_ONCE = 1 << 18
 
 
@@ -50,12 +53,14 @@ class Cursor:
         seed: Of the order.
         epoch: From 0.
         samples_done: Units of this epoch, over all ranks, whose step is done.
+        order_version: `ORDER_VERSION` of the release that made the order.
     """
 
     digest: str
     seed: int
     epoch: int
     samples_done: int
+    order_version: int = ORDER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint: under 200 bytes as JSON."""
@@ -71,11 +76,12 @@ class Cursor:
         try:
             return cls(
                 digest=str(fields["digest"]),
-                **{name: int(fields[name]) for name in ("seed", "epoch", "samples_done")},
+                **{name: int(fields[name]) for name in ("seed", "epoch", "samples_done", "order_version")},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"cursor {fields!r}: expected digest, seed, epoch and samples_done ({error}); use another checkpoint"
+                f"cursor {fields!r}: expected digest, seed, epoch, samples_done and order_version ({error}); "
+                "use another checkpoint"
             ) from error
 
 

@@ -254,7 +254,7 @@ def test_a_damaged_picture_stops_the_epoch_with_its_name(
 
 def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> None:
     loader = make_loader(train_index)
-    cursor = {"digest": train_index.digest, "seed": 0, "epoch": 0, "samples_done": 6}
+    cursor = {"digest": train_index.digest, "seed": 0, "epoch": 0, "samples_done": 6, "order_version": 1}
 
     with pytest.raises(
         DatasetError, match=r"stopped on the dataset with digest aaaaaaaaaaaa, found \w{12}; resume with"
@@ -268,6 +268,11 @@ def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> No
         loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 8}))
     with pytest.raises(DatasetError, match=r"after 30 samples .* in an epoch of 4 steps; resume with the same"):
         loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 30}))
+    with pytest.raises(
+        DatasetError,
+        match=r"order of version 2, this release of refseg has version 1, .* go on with the release",
+    ):
+        loader.load_cursor(Cursor.from_dict({**cursor, "order_version": 2}))
     loader.load_cursor(Cursor.from_dict(cursor))
     assert len(loader) == 3
 

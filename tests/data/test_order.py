@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
-from refseg.data.order import BatchPlan, Cursor, EpochOrder, batch_diversity
+from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, batch_diversity
 from refseg.data.transforms import Geometry
 from refseg.descriptor import MixMember
 from refseg.errors import DatasetError, UsageError
@@ -179,8 +179,10 @@ def replace_digest(index: ManifestIndex, digest: str) -> ManifestIndex:
 
 
 def test_the_order_is_pinned(train_index: ManifestIndex) -> None:
-    # Another order would break the resuming of runs begun with an earlier release: change it knowingly. The numbers
-    # were worked out with Python's integers, apart from the code (`test_permutation.plain_permutation`).
+    # Another order would break the resuming of runs begun with an earlier release: who changes it raises the version,
+    # so that cursors of earlier releases are refused. The numbers were worked out with Python's integers, apart from
+    # the code (`test_permutation.plain_permutation`).
+    assert ORDER_VERSION == 1
     index = replace_digest(train_index, "0" * 64)
     assert all_units(make_order(index, sampling="images")) == [3, 1, 6, 2, 5, 0, 9, 7, 10, 4, 8]
     assert whole_epoch(make_order(index))[0] == [(4, 0), (13, 0), (10, 0), (5, 1)]
@@ -238,7 +240,7 @@ def sentences_per_image(index: ManifestIndex) -> list[int]:
 
 
 def test_a_cursor_is_small_and_survives_json() -> None:
-    cursor = Cursor(digest="f" * 64, seed=2**31, epoch=9_999, samples_done=99_999_999)
+    cursor = Cursor(digest="f" * 64, seed=2**31, epoch=9_999, samples_done=99_999_999, order_version=999)
     text = json.dumps(cursor.to_dict())
 
     assert len(text) < 200
@@ -246,10 +248,10 @@ def test_a_cursor_is_small_and_survives_json() -> None:
 
 
 def test_a_damaged_cursor_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"expected digest, seed, epoch and samples_done .*use another checkpoint"):
-        Cursor.from_dict({"digest": "x", "seed": 1, "epoch": None, "samples_done": 3})
-    with pytest.raises(DatasetError, match="expected digest, seed, epoch and samples_done"):
-        Cursor.from_dict({"seed": 1})
+    with pytest.raises(DatasetError, match=r"expected digest, seed, epoch, .*; use another checkpoint"):
+        Cursor.from_dict({"digest": "x", "seed": 1, "epoch": None, "samples_done": 3, "order_version": 1})
+    with pytest.raises(DatasetError, match="expected digest, seed, epoch, samples_done and order_version"):
+        Cursor.from_dict({"digest": "x", "seed": 1, "epoch": 0, "samples_done": 3})
 
 
 @pytest.mark.parametrize(
