@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "time reading, decoding and the rest on this machine; name what holds a run up",
     "mix": "leak-free union of datasets: no training image that any of them evaluates on",
     "models": "table of models: parameters by module",
+    "convert-weights": "encoder weights of CLIP, CRIS or LAVT to safetensors, without running what is in them",
     "evaluate": "score a checkpoint on a split",
     "report": "one self-contained page of scores, curves and examples",
     "predict": "mask and overlay for an image and a sentence",

@@ -1,17 +1,21 @@
 """Pretrained encoder weights: published names to ours, strictly, with every name accounted for."""
 
+import logging
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from refseg.errors import CheckpointError
 from refseg.model_config import ModelConfig
 from refseg.models.image_encoder import ClipResNet, SwinBase
 from refseg.models.model import SegmentationModel
+from refseg.models.text_encoder import ClipTextEncoder
+from refseg.models.weight_sources import CLIP_FILES, SWIN_NAMES, swin_address, swin_repository
+
+logger = logging.getLogger(__name__)
 
 _CLIP_IMAGE = (
     (r"^visual\.conv([123])\.", r"backbone.stem_conv\1.conv."),
@@ -37,73 +41,149 @@ _TIMM_SWIN = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What becomes of the names of a published file.
+
+    Attributes:
+        renames: Pattern and replacement; the first that a name meets decides.
+        ignored: Names that have no place in the encoder.
+        new: The encoder's own names that a file need not have.
+        remedy: How to get the file that fits, for errors.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    ignored: str
+    new: str
+    remedy: str
+
+
 def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
     """Start the encoders from the files that the recipe names; an empty name leaves them random.
 
-    `image_weights` of a CLIP ResNet and `text_weights` are safetensors with OpenAI's names (one file serves both);
-    `image_weights` of Swin-Base is timm's `model.safetensors` of `swin_base_patch4_window12_384.ms_in22k`.
+    `image_weights` of a CLIP ResNet and `text_weights` are safetensors with OpenAI's names (one file serves both), made
+    by `refseg convert-weights clip` or `cris`. `image_weights` of Swin-Base has timm's names: made by
+    `refseg convert-weights lavt`, or timm's own `model.safetensors`, by its path or by its name (`timm:` and one of
+    `SWIN_NAMES`), which is looked for in Hugging Face's cache of this machine and else downloaded.
 
     Raises:
         CheckpointError: If a file is missing, is no safetensors file, or its names or shapes do not fit.
     """
-    encoder = model.image_encoder
     if config.image_weights:
+        encoder = model.image_encoder
         if isinstance(encoder, ClipResNet):
-            new = r"^attnpool\.connect\."  # CRIS's residual branch is in no published file
-            _load(encoder, config.image_weights, _CLIP_IMAGE, ignored=rf"{_CLIP_IGNORED}|^(?!visual\.)", new=new)
+            rules = _Rules(
+                renames=_CLIP_IMAGE,
+                ignored=rf"{_CLIP_IGNORED}|^(transformer|token_embedding|ln_final)\.|^(positional_embedding|text_projection)$",
+                new=r"^attnpool\.connect\.",  # CRIS's residual branch is in none of OpenAI's files
+                remedy=_clip_remedy(config),
+            )
         elif isinstance(encoder, SwinBase):
-            ignored = r"^(norm|head)\.|\.(attn_mask|relative_position_index)$"
-            _load(encoder, config.image_weights, _TIMM_SWIN, ignored=ignored, new=r"^norms\.")
+            rules = _Rules(
+                renames=_TIMM_SWIN,
+                ignored=r"^(norm|head)\.|\.(attn_mask|relative_position_index)$",
+                new=r"^norms\.",
+                remedy=f'name it "timm:{SWIN_NAMES[0]}", or fetch {swin_address(SWIN_NAMES[0])} by hand',
+            )
         else:
             raise CheckpointError(
                 f"image_weights = {config.image_weights!r}: the {config.image_encoder} encoder has no published "
                 "weights; leave it empty"
             )
+        _load(encoder, _find(config.image_weights, encoder), rules)
     if config.text_weights:
-        ignored = rf"{_CLIP_IGNORED}|^visual\."
-        _load(model.text_encoder, config.text_weights, _CLIP_TEXT, ignored=ignored, new=r"^$")
+        if not isinstance(model.text_encoder, ClipTextEncoder):
+            raise CheckpointError(
+                f"text_weights = {config.text_weights!r}: a {type(model.text_encoder).__name__} has no published "
+                "weights; leave it empty"
+            )
+        rules = _Rules(
+            renames=_CLIP_TEXT, ignored=rf"{_CLIP_IGNORED}|^visual\.", new=r"^$", remedy=_clip_remedy(config)
+        )
+        _load(model.text_encoder, Path(config.text_weights), rules)
 
 
-def _load(module: nn.Module, path: str, renames: tuple[tuple[str, str], ...], *, ignored: str, new: str) -> None:
-    """Load a file into a module: each of its names is renamed or ignored, each of the module's found or new."""
-    try:
-        published = load_file(Path(path))
-    except FileNotFoundError as error:
+def _clip_remedy(config: ModelConfig) -> str:
+    """Where the CLIP file comes from that goes with an image encoder; ResNet-101's text side goes with Swin, too."""
+    file = CLIP_FILES["RN50" if config.image_encoder == "clip_resnet50" else "RN101"]
+    out = f"clip-{file.model.lower()}.safetensors"
+    return f"fetch {file.address} by hand, then refseg convert-weights clip {file.file_name} --out {out}"
+
+
+def _find(weights: str, encoder: nn.Module) -> Path:
+    """The local file of `image_weights`."""
+    if not weights.startswith("timm:"):
+        return Path(weights)
+    name = weights.removeprefix("timm:")
+    known = SWIN_NAMES if isinstance(encoder, SwinBase) else ()
+    if name not in known:
         raise CheckpointError(
-            f"{path}: no such file; download the weights once and give the path of the safetensors file"
+            f"image_weights = {weights!r}: no name of weights that fit a {type(encoder).__name__}; expected "
+            + (", ".join(f"timm:{each}" for each in known) or "a safetensors file of `refseg convert-weights clip`")
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(swin_repository(name), "model.safetensors"))
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"image_weights = {weights!r}: not on this machine, and not to be downloaded now ({reason}); fetch "
+            f"{swin_address(name)} by hand and give the file's path"
         ) from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: found no safetensors file ({error}); convert the weights first") from error
-    state = _rename(published, renames, ignored)
+
+
+def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
+    """Load a file into a module: each of its names is renamed or ignored, each of the module's found or new."""
+    published, metadata = _read(path, rules)
+    state: dict[str, Tensor] = {}
+    names: dict[str, str] = {}  # ours to the file's
+    for name, tensor in published.items():
+        if not re.search(rules.ignored, name):
+            own_name = _rename(name, rules.renames)
+            state[own_name], names[own_name] = tensor, name
     own = module.state_dict()
     # Counters of batch norms are in no rule of ours and change nothing at a fixed momentum.
-    missing = [n for n in own if n not in state and not re.search(new, n) and not n.endswith("num_batches_tracked")]
-    unknown = [n for n in state if n not in own]
-    wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
-    for fault, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong)):
-        if names:
+    missing = [
+        n for n in own if n not in state and not re.search(rules.new, n) and not n.endswith("num_batches_tracked")
+    ]
+    unknown = [names[n] for n in state if n not in own]
+    shapes = [
+        f"{names[n]} ({tuple(state[n].shape)}, expected {tuple(own[n].shape)})"
+        for n in state
+        if n in own and state[n].shape != own[n].shape
+    ]
+    for fault, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if found:
             raise CheckpointError(
-                f"{path}: {len(names)} weights are {fault}, the first is {names[0]}; "
-                f"expected the file published for {type(module).__name__}"
+                f"{path}: {len(found)} weights are {fault}, the first is {found[0]}; expected the file published for "
+                f"{type(module).__name__}: {rules.remedy}"
             )
     module.load_state_dict(
         {n: state[n].float() if state[n].is_floating_point() else state[n] for n in state}, strict=False
     )
+    origin = ", ".join(f"{key} {metadata[key]}" for key in ("kind", "source", "source_sha256") if key in metadata)
+    logger.info("%s starts from %s%s", type(module).__name__, path, f" ({origin})" if origin else "")
 
 
-def _rename(published: Mapping[str, Tensor], renames: tuple[tuple[str, str], ...], ignored: str) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for name, tensor in published.items():
-        if re.search(ignored, name):
-            continue
-        for pattern, replacement in renames:
-            renamed, hits = re.subn(pattern, replacement, name)
-            if hits:
-                state[_stage_from_zero(renamed)] = tensor
-                break
-        else:
-            state[name] = tensor
-    return state
+def _read(path: Path, rules: _Rules) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; {rules.remedy}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: found no safetensors file ({error}); {rules.remedy}") from error
+
+
+def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        renamed, hits = re.subn(pattern, replacement, name)
+        if hits:
+            return _stage_from_zero(renamed)
+    return name
 
 
 def _stage_from_zero(name: str) -> str:

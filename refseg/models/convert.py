@@ -1,0 +1,240 @@
+"""Other projects' weight files to one safetensors file under published names, in fp32, every name accounted for.
+
+Three families are known. `clip`: OpenAI's archives, names as they are. `cris`: a checkpoint of CRIS, whose backbone is
+a fine-tuned CLIP, to OpenAI's names. `lavt`: a checkpoint of LAVT, or Microsoft's Swin file it starts from, to timm's
+names. What is left out of a file is named in the result; a name that no rule knows is an error.
+"""
+
+import argparse
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refseg import __version__
+from refseg.errors import CheckpointError
+from refseg.models.clip_archive import read_archive
+from refseg.models.weight_sources import CLIP_FILES, file_sha256
+from refseg.storage import sync_path
+
+Kind = Literal["clip", "cris", "lavt"]
+_CLIP_NAMES = r"(?=(visual|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection)$)"
+# Plain numbers that describe the model, and a mask that is the same for all.
+_CLIP_NUMBERS = r"(logit_scale|input_resolution|context_length|vocab_size)$"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """How the names of a family are read; the first pattern that a name meets decides.
+
+    Attributes:
+        sections: Keys under which its checkpoints may hold the weights.
+        left_out: Names that have no place in an encoder here.
+        kept: Names that are kept, the replaced part empty.
+        example: A name that any such file has.
+    """
+
+    sections: tuple[str, ...]
+    left_out: str
+    kept: tuple[tuple[str, str], ...]
+    example: str
+
+
+_RULES: dict[Kind, _Rules] = {
+    "clip": _Rules(
+        sections=(),
+        left_out=rf"^{_CLIP_NUMBERS}|(^|\.)attn_mask$",
+        kept=((rf"^{_CLIP_NAMES}", ""),),
+        example="visual.conv1.weight",
+    ),
+    "cris": _Rules(
+        sections=("state_dict",),
+        left_out=rf"^(neck|decoder|proj)\.|^backbone\.{_CLIP_NUMBERS}|\.attn_mask$",  # FPN, decoder, projector
+        kept=((rf"^backbone\.{_CLIP_NAMES}", ""),),
+        example="backbone.visual.conv1.weight",
+    ),
+    "lavt": _Rules(
+        sections=("model", "state_dict"),
+        # Buffers that are computed; LAVT's fusion, gates, norms behind them, head and BERT; the head of classification.
+        left_out=r"(^|\.)(relative_position_index|attn_mask)$"
+        r"|^backbone\.(layers\.\d\.(fusion|res_gate)\.|norm\d\.)|^(classifier|text_encoder)\.|^(norm|head)\.",
+        kept=(
+            # The original merges patches at the end of a stage, timm at the start of the next.
+            (r"^(backbone\.)?layers\.0\.downsample\.", "layers.1.downsample."),
+            (r"^(backbone\.)?layers\.1\.downsample\.", "layers.2.downsample."),
+            (r"^(backbone\.)?layers\.2\.downsample\.", "layers.3.downsample."),
+            (r"^(backbone\.)?(?=layers\.\d\.blocks\.|patch_embed\.)", ""),
+        ),
+        example="backbone.patch_embed.proj.weight",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What a conversion made.
+
+    Attributes:
+        out: The safetensors file.
+        kind: Family of the source.
+        source_sha256: Of the source's bytes.
+        num_tensors: In the file.
+        num_parameters: Numbers in them.
+        left_out: What of the source is not in it: how many tensors by the start of their names, and the checkpoint's
+            other entries (such as `optimizer`), each counted once.
+    """
+
+    out: Path
+    kind: Kind
+    source_sha256: str
+    num_tensors: int
+    num_parameters: int
+    left_out: dict[str, int]
+
+
+def convert_weights(
+    kind: Kind, source: Path, out: Path, *, accepted_sha256: str = "", allow_namespace: bool = False
+) -> Converted:
+    """Read a weight file without running code from it and write what an encoder needs as safetensors.
+
+    Args:
+        kind: Family of the file.
+        source: The file.
+        out: Written whole or not at all; an existing file is replaced.
+        accepted_sha256: Hash of a CLIP archive other than OpenAI's that is to be taken all the same.
+        allow_namespace: Let a checkpoint hold an `argparse.Namespace` (LAVT's does): nothing of it is used.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
+    """
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such file; {_where_from(kind, source)}")
+    sha256 = file_sha256(source)
+    if kind == "clip":
+        _check_clip_hash(source, sha256, accepted_sha256)
+        found = read_archive(source)
+        others: list[str] = []
+    else:
+        found, others = _read_checkpoint(source, _RULES[kind], allow_namespace=allow_namespace)
+    kept, left_out = _apply(_RULES[kind], found, source, kind)
+    state = {name: _as_stored(tensor) for name, tensor in kept.items()}
+    metadata = {
+        "format": "pt",
+        "kind": kind,
+        "source": source.name,
+        "source_sha256": sha256,
+        "refseg_version": __version__,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.part")
+    save_file(state, aside, metadata=metadata)
+    sync_path(aside)
+    aside.replace(out)
+    sync_path(out.parent)
+    return Converted(
+        out=out,
+        kind=kind,
+        source_sha256=sha256,
+        num_tensors=len(state),
+        num_parameters=sum(tensor.numel() for tensor in state.values()),
+        left_out=dict(Counter([*map(_family, left_out), *others])),
+    )
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """fp32 of its own memory: what training starts from. Integers (counters of norms) stay what they are."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+
+
+def _family(name: str) -> str:
+    """`neck.txt_proj.0.weight` -> `neck`; `backbone.layers.0.fusion.x` -> `backbone.layers.fusion`."""
+    words = [word for word in name.split(".") if not word.isdecimal()]
+    return ".".join(words[:3] if words[:2] == ["backbone", "layers"] else words[:1])
+
+
+def _where_from(kind: Kind, source: Path) -> str:
+    if kind != "clip":
+        return f"expected a checkpoint that {kind.upper()}'s code wrote"
+    files = [file for file in CLIP_FILES.values() if file.file_name == source.name] or list(CLIP_FILES.values())
+    return "fetch it by hand from\n" + "\n".join(f"  {file.address}" for file in files)
+
+
+def _check_clip_hash(source: Path, sha256: str, accepted: str) -> None:
+    if sha256 in ({accepted.lower()} if accepted else {file.sha256 for file in CLIP_FILES.values()}):
+        return
+    if accepted:
+        raise CheckpointError(f"{source}: found SHA-256 {sha256}, expected the accepted {accepted.lower()}")
+    published = "\n".join(f"  {file.model:8} {file.address}" for file in CLIP_FILES.values())
+    raise CheckpointError(
+        f"{source}: found SHA-256 {sha256}, expected that of a published archive; a damaged download or another file. "
+        f"Fetch it again (the hash is in the address), or accept this one by its hash if you know where it is from:\n"
+        f"{published}"
+    )
+
+
+def _read_checkpoint(path: Path, rules: _Rules, *, allow_namespace: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a file that `torch.save` wrote, without DataParallel's prefix, and the keys of the rest."""
+    allowed: list[Any] = [argparse.Namespace] if allow_namespace else []
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_describe_refusal(error)}") from error
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a file that torch.save wrote, or a truncated or damaged one ({reason}); fetch it again"
+        ) from error
+    section = next((key for key in rules.sections if isinstance(content, dict) and key in content), None)
+    state = content if section is None else content[section]
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: found no weights by name, expected them under {' or '.join(rules.sections)}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: found {name!r}, which is no tensor, expected weights by name "
+                f"under {' or '.join(rules.sections)}"
+            )
+    others = [] if section is None else [str(key) for key in content if key != section]
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, others
+
+
+def _describe_refusal(error: Exception) -> str:
+    """What a checkpoint asks for, in our words: torch's advise to load it without the check."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named is None:
+        return "not a file that torch.save wrote, or a truncated or damaged one; fetch it again"
+    name = named[1]
+    if name == "argparse.Namespace":
+        return "holds an argparse.Namespace besides weights; allow that by --allow-namespace (nothing of it is used)"
+    return f"its pickle asks for {name}, expected weights and plain values; nothing of it was run; do not use it"
+
+
+def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) -> tuple[dict[str, Tensor], list[str]]:
+    """Names by the rules: those kept, renamed, and those left out."""
+    kept: dict[str, Tensor] = {}
+    left_out: list[str] = []
+    for name, tensor in found.items():
+        if re.search(rules.left_out, name):
+            left_out.append(name)
+            continue
+        for pattern, replacement in rules.kept:
+            renamed, hits = re.subn(pattern, replacement, name, count=1)
+            if hits:
+                kept[renamed] = tensor
+                break
+        else:
+            raise CheckpointError(
+                f"{source}: found {name}, a name that no rule for {kind} knows; expected names such as "
+                f"{rules.example}: is it a file of another family?"
+            )
+    if not kept:
+        raise CheckpointError(f"{source}: found no encoder weights, expected names such as {rules.example}")
+    return kept, left_out

@@ -1,0 +1,70 @@
+"""Published encoder weights: where each file is fetched from, and the hash it has."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+_OPENAI = "https://openaipublic.azureedge.net/clip/models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFile:
+    """One of OpenAI's CLIP archives.
+
+    Attributes:
+        model: OpenAI's name of the model.
+        file_name: Of the archive.
+        sha256: Of its bytes.
+    """
+
+    model: str
+    file_name: str
+    sha256: str
+
+    @property
+    def address(self) -> str:
+        """Where OpenAI keeps it; the hash is part of it."""
+        return f"{_OPENAI}/{self.sha256}/{self.file_name}"
+
+
+CLIP_FILES = {
+    "RN50": ClipFile(
+        model="RN50", file_name="RN50.pt", sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+    ),
+    "RN101": ClipFile(
+        model="RN101", file_name="RN101.pt", sha256="8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"
+    ),
+    "ViT-B/16": ClipFile(
+        model="ViT-B/16",
+        file_name="ViT-B-16.pt",
+        sha256="5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    ),
+}
+"""OpenAI's archives by the name of the model."""
+
+SWIN_NAMES = (
+    "swin_base_patch4_window12_384.ms_in22k",
+    "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
+    "swin_base_patch4_window12_384.ms_in1k",
+)
+"""timm's names of the Swin-Base weights that fit; the first is what LAVT starts from."""
+
+
+def swin_repository(name: str) -> str:
+    """Hugging Face repository of one of `SWIN_NAMES`."""
+    return f"timm/{name}"
+
+
+def swin_address(name: str) -> str:
+    """Where the file of one of `SWIN_NAMES` is fetched by hand."""
+    return f"https://huggingface.co/{swin_repository(name)}/resolve/main/model.safetensors"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
