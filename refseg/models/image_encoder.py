@@ -13,7 +13,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(nn.Module):
-    """What every encoder promises.
+    """What every encoder promises: three maps, at once or stage by stage.
+
+    A model that changes a map before the next stage sees it calls `to_c2`, `to_c3` and `to_c4` itself and gives
+    what it has to `finish`; `forward` is the four in a row.
 
     Attributes:
         channels: Of the maps at strides 8, 16 and 32.
@@ -25,9 +28,27 @@ class ImageEncoder(nn.Module):
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
+    def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
+        """Normalised images, sides multiples of 32, to the map at stride 8 that the next stage reads."""
+        raise NotImplementedError
+
+    def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
+        """To the map at stride 16."""
+        raise NotImplementedError
+
+    def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
+        """To the map at stride 32."""
+        raise NotImplementedError
+
+    def finish(self, maps: FeatureMaps) -> FeatureMaps:
+        """What the stages made, as the encoder gives it out; the stages themselves never read this."""
+        return maps
+
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
         """Encode normalised images whose sides are multiples of 32."""
-        raise NotImplementedError
+        c2 = self.to_c2(images)
+        c3 = self.to_c3(c2)
+        return self.finish((c2, c3, self.to_c4(c3)))
 
 
 class DenseAttentionPool(nn.Module):
@@ -86,10 +107,21 @@ class ClipResNet(ImageEncoder):
         self.attnpool = DenseAttentionPool(in_dim=2048, out_dim={50: 1024, 101: 512}[depth], num_heads=32)
         self.channels = (512, 1024, {50: 1024, 101: 512}[depth])
 
-    def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
-        """Encode normalised images whose sides are multiples of 32."""
-        c2, c3, c4 = self.backbone(images)
-        return c2, c3, self.attnpool(c4)
+    def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
+        """Stem, first and second stage."""
+        net, x = self.backbone, images
+        for part in ("stem_conv1", "stem_conv2", "stem_conv3", "stem_pool", "stages_0", "stages_1"):
+            x = net[part](x)
+        return x
+
+    def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
+        """Third stage."""
+        return self.backbone["stages_2"](c2)
+
+    def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
+        """Fourth stage and dense attention pool."""
+        net = self.backbone
+        return self.attnpool(net["final_conv"](net["stages_3"](c3)))
 
 
 class SwinBase(ImageEncoder):
@@ -123,9 +155,22 @@ class SwinBase(ImageEncoder):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.channels)
 
-    def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
-        """Encode normalised images whose sides are multiples of 32."""
-        c2, c3, c4 = (norm(x).permute(0, 3, 1, 2) for norm, x in zip(self.norms, self.backbone(images), strict=True))
+    def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
+        """Patches, first and second stage; each later stage begins by merging patches, as timm has it."""
+        net = self.backbone
+        return _channels_first(net["layers_1"](net["layers_0"](net["patch_embed"](images))))
+
+    def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
+        """Third stage."""
+        return _channels_first(self.backbone["layers_2"](_channels_last(c2)))
+
+    def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
+        """Fourth stage."""
+        return _channels_first(self.backbone["layers_3"](_channels_last(c3)))
+
+    def finish(self, maps: FeatureMaps) -> FeatureMaps:
+        """Normalise each map; the stages read each other's results as they are."""
+        c2, c3, c4 = (_channels_first(norm(_channels_last(x))) for norm, x in zip(self.norms, maps, strict=True))
         return c2, c3, c4
 
 
@@ -142,10 +187,23 @@ class TinyResNet(ImageEncoder):
         )
         del self.backbone.global_pool, self.backbone.fc
 
-    def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
-        """Encode normalised images whose sides are multiples of 32."""
+    def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
+        """Stem, first and second stage."""
         net = self.backbone
-        x = net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images)))))
-        c2 = net.layer2(x)
-        c3 = net.layer3(c2)
-        return c2, c3, net.layer4(c3)
+        return net.layer2(net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images))))))
+
+    def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
+        """Third stage."""
+        return self.backbone.layer3(c2)
+
+    def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
+        """Fourth stage."""
+        return self.backbone.layer4(c3)
+
+
+def _channels_first(x: Float[Tensor, "I h w C"]) -> Float[Tensor, "I C h w"]:
+    return x.permute(0, 3, 1, 2)
+
+
+def _channels_last(x: Float[Tensor, "I C h w"]) -> Float[Tensor, "I h w C"]:
+    return x.permute(0, 2, 3, 1)
