@@ -47,7 +47,8 @@ def test_a_changed_map_is_what_the_next_stage_reads(name: str, images: Tensor) -
     c2 = encoder.to_c2(images)
 
     assert not torch.equal(encoder.to_c3(c2), encoder.to_c3(c2 + c2.flip(3)))
-    assert [tuple(x.shape) for x in encoder.finish((c2, encoder.to_c3(c2), encoder.to_c4(encoder.to_c3(c2))))] == [
-        (1, channels, 64 // stride, 96 // stride)
-        for channels, stride in zip(encoder.channels, (8, 16, 32), strict=True)
+    maps = encoder.finish((c2, encoder.to_c3(c2), encoder.to_c4(encoder.to_c3(c2))))
+    sizes = [(64 // stride, 96 // stride) for stride in (8, 16, 32)]
+    assert [tuple(x.shape) for x in maps] == [
+        (1, channels, *size) for channels, size in zip(encoder.channels, sizes, strict=True)
     ]
