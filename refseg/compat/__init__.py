@@ -1,0 +1,1 @@
+"""What other projects import in place of their own readers. No torch."""

@@ -1,0 +1,138 @@
+"""Images of shards as files of a folder, each written when a client first takes its name."""
+
+import os
+import secrets
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refseg.compat.file_names import path_inside
+from refseg.data.shard_files import HEADER_BYTES, ShardFiles
+from refseg.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlace:
+    """Where an image lies, in the terms of `ShardFiles`.
+
+    Attributes:
+        file_name: What its file will be called.
+        shard: Position of the tar.
+        image_offset: Of the JPEG in the tar.
+        image_bytes: Length of the JPEG.
+        sample_bytes: Length of the whole sample.
+        sample_xxh3: Of the whole sample.
+    """
+
+    file_name: str
+    shard: int
+    image_offset: int
+    image_bytes: int
+    sample_bytes: int
+    sample_xxh3: int
+
+
+class ImageFolder:
+    """A folder that fills with the images asked for; any number of processes may ask at once.
+
+    Args:
+        path: Of the folder; made with the first image. Files that are there already are used.
+        shards: The tars.
+        places: By image id.
+    """
+
+    def __init__(self, path: Path, shards: ShardFiles, places: Mapping[int, ImagePlace]) -> None:
+        self.path = path
+        self._shards = shards
+        self._places = places
+        self._there: set[int] = set()
+
+    def provide(self, image_id: int) -> Path:
+        """Write an image's file, with the JPEG's own bytes, unless it is there.
+
+        Raises:
+            DatasetError: If the sample is damaged, its name leads out of the folder, or another file has it.
+            StorageError: If storage refuses or fails.
+            OSError: If the folder cannot be written.
+        """
+        place = self._places[image_id]
+        path = path_inside(self.path, place.file_name)
+        if image_id in self._there:
+            return path
+        if not path.exists():
+            self._write(path, place)
+        elif (num_bytes := path.stat().st_size) != place.image_bytes:
+            raise DatasetError(
+                f"{path}: found {num_bytes} bytes, expected {place.image_bytes} as in the shards; it is another "
+                "picture's: remove it"
+            )
+        self._there.add(image_id)
+        return path
+
+    def _write(self, path: Path, place: ImagePlace) -> None:
+        sample = self._shards.read_sample(
+            place.shard,
+            start=place.image_offset - HEADER_BYTES,
+            num_bytes=place.sample_bytes,
+            xxh3=place.sample_xxh3,
+            where=f"{self._shards.tars[place.shard]}: {place.file_name}",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(sample[HEADER_BYTES : HEADER_BYTES + place.image_bytes].tobytes())
+            temporary.replace(path)  # whoever opens the name finds the whole file
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class ImageRecord(dict[str, Any]):
+    """An image's record of `instances.json`, whose file is there as soon as somebody has read its name.
+
+    A client joins `file_name` to a folder and opens that, often long after it got the record; so reading the name, in
+    whatever way, is the moment at which the file is needed.
+
+    Args:
+        fields: The record.
+        folder: Where its file belongs.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], folder: ImageFolder) -> None:
+        super().__init__(fields)
+        self._folder = folder
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "file_name":
+            self._provide()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict."""
+        return self[key] if key in self else default  # noqa: SIM401 - it would call itself
+
+    def __iter__(self) -> Iterator[str]:
+        # Our own, so that `dict(record)` and `{**record}` come through `__getitem__`.
+        return super().__iter__()
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        """As of a dict."""
+        self._provide()
+        return super().items()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        """As of a dict."""
+        self._provide()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict."""
+        self._provide()
+        return super().copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without `items`: a record that goes to another process needs no file for it.
+        return ImageRecord, (super().copy(), self._folder)
+
+    def _provide(self) -> None:
+        self._folder.provide(super().__getitem__("id"))

@@ -1,0 +1,222 @@
+"""Manifest rows to REFER's records: refs, images, annotations and categories, as its files have them.
+
+What a manifest does not hold is not made up: `differences` says what that is.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from refseg.compat.coco_categories import COCO_CATEGORIES
+from refseg.schema import DatasetSpec
+
+Row = Mapping[str, Any]
+Record = dict[str, Any]
+
+NO_TARGET = -1
+"""Annotation and category id of a ref that names nothing, as gRefCOCO has them."""
+COLUMNS = (
+    *("split", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target"),
+    *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "words.list.element", "exists")),
+    "annotations",
+)
+"""Columns of the manifest that records are made of; a reader of Parquet takes the parts of a nested one by its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferTables:
+    """The content of `refs(<split_by>).p` and `instances.json`.
+
+    Attributes:
+        refs: By falling image id, then by rising ref id: the order of RefCOCO's own file.
+        images: Those of the refs, by id.
+        annotations: Those the refs name, by id.
+        categories: COCO's 80 in COCO's order, or, where other names are used, those used, by id.
+    """
+
+    refs: list[Record]
+    images: list[Record]
+    annotations: list[Record]
+    categories: list[Record]
+
+
+def refer_tables(rows: Iterable[Row], spec: DatasetSpec) -> ReferTables:
+    """Turn rows of all splits, in any order, into REFER's records.
+
+    Args:
+        rows: With `COLUMNS`, as plain values.
+        spec: Of the dataset.
+    """
+    refs: list[Record] = []
+    images: dict[int, Record] = {}
+    annotations: dict[int, Record] = {}
+    names: dict[int, str] = {}
+    for row in rows:
+        refs.append(refer_ref(row, spec))
+        images.setdefault(row["image_id"], refer_image(row))
+        for annotation in row["annotations"]:
+            if annotation["ann_id"] not in annotations:
+                annotations[annotation["ann_id"]] = refer_annotation(row, annotation)
+        _learn_names(names, row)
+    return ReferTables(
+        refs=sorted(refs, key=lambda ref: refer_order(ref["image_id"], ref["ref_id"])),
+        images=[images[key] for key in sorted(images)],
+        annotations=[annotations[key] for key in sorted(annotations)],
+        categories=refer_categories(names, spec),
+    )
+
+
+def refer_order(image_id: int, ref_id: int) -> tuple[int, int]:
+    """What refs are sorted by: RefCOCO's file begins with the largest image id."""
+    return -image_id, ref_id
+
+
+def refer_ref(row: Row, spec: DatasetSpec) -> Record:
+    """A record of `refs(<split_by>).p`.
+
+    One annotation is an id, several are a list and none is -1; in gRefCOCO they are lists always.
+    """
+    ann_ids: Any = [annotation["ann_id"] for annotation in row["annotations"]]
+    category_ids: Any = [annotation["category_id"] for annotation in row["annotations"]]
+    is_list = spec.refs_prefix == "grefs"
+    extra: Record = {}
+    if is_list:
+        extra["no_target"] = row["no_target"]
+    if spec.dataset == "refzom":
+        extra["source"] = ("zero", "one", "many")[min(len(ann_ids), 2)]
+    if row["no_target"]:
+        ann_ids, category_ids = [NO_TARGET], [NO_TARGET]
+    single = len(ann_ids) == 1
+    has_flags = spec.dataset.startswith("rrefcoco") or (
+        not row["no_target"] and not all(sentence["exists"] for sentence in row["sentences"])
+    )
+    return {
+        "sent_ids": [sentence["sent_id"] for sentence in row["sentences"]],
+        "file_name": _ref_file_name(row),
+        "ann_id": ann_ids[0] if single and not is_list else ann_ids,
+        "ref_id": row["ref_id"],
+        "image_id": row["image_id"],
+        "split": row["split"],
+        "sentences": [
+            {
+                "tokens": list(sentence["words"]),
+                "raw": sentence["raw"],
+                "sent_id": sentence["sent_id"],
+                "sent": sentence["sent"],
+                **({"exist": sentence["exists"]} if has_flags else {}),
+            }
+            for sentence in row["sentences"]
+        ],
+        "category_id": category_ids[0] if single and not is_list else category_ids,
+        **extra,
+    }
+
+
+def refer_image(row: Row) -> Record:
+    """An image's record of `instances.json`."""
+    return {
+        "file_name": row["file_name"],
+        "height": row["height"],
+        "width": row["width"],
+        "id": row["image_id"],
+    }
+
+
+def refer_annotation(row: Row, annotation: Mapping[str, Any]) -> Record:
+    """An annotation's record of `instances.json`.
+
+    Polygons are as annotated. Of run lengths, a crowd's are a dict with a list of counts, as COCO has them, others a
+    list of dicts with compressed text, as RefClef has them. An annotation that is only a box has the box's corners.
+    """
+    return {
+        "segmentation": _segmentation(row, annotation),
+        "area": annotation["area"],
+        "iscrowd": int(annotation["iscrowd"]),
+        "image_id": row["image_id"],
+        "bbox": list(annotation["box_xywh"]),
+        "category_id": annotation["category_id"],
+        "id": annotation["ann_id"],
+    }
+
+
+def refer_categories(names: Mapping[int, str], spec: DatasetSpec) -> list[Record]:
+    """Category records for the names in use, filled up to COCO's 80 where they are COCO's."""
+    coco = {number: name for number, name, _ in COCO_CATEGORIES}
+    if spec.is_coco and all(coco.get(number) == name for number, name in names.items()):
+        return [{"supercategory": above, "id": number, "name": name} for number, name, above in COCO_CATEGORIES]
+    return [{"id": number, "name": names[number]} for number in sorted(names)]
+
+
+def differences(spec: DatasetSpec) -> tuple[str, ...]:
+    """What these records lack against the files a dataset was built from, in sentences."""
+    found = [
+        "instances.json holds the images that refs speak of and the annotations that refs name, by id; others of the "
+        "source are not in the shards",
+        "records of images have file_name, height, width and id; licence, date and URLs are not in the shards",
+        "numbers of annotations are equal, and written with a decimal point",
+        "refs are in the order of falling image id and rising ref id",
+    ]
+    if spec.dataset != "refcocog":
+        found.append("a ref's file_name (no file's name, and read by nobody) ends in its annotation's id")
+    if not spec.is_coco:
+        found.append("an annotation that is only a box has the box's corners for a polygon")
+    return tuple(found)
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The parts of a `segmentation`, `(H, W, parts)` uint8, as pycocotools draws them.
+
+    Args:
+        segmentation: Polygons, run lengths, or a list of run lengths.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+    """
+    runs = segmentation
+    if isinstance(segmentation, dict):
+        runs = [coco_mask.frPyObjects(segmentation, height, width)]
+    elif isinstance(segmentation[0], list):
+        runs = coco_mask.frPyObjects(segmentation, height, width)
+    return np.asarray(coco_mask.decode(runs))
+
+
+def _ref_file_name(row: Row) -> str:
+    """RefCOCOg's own form: the image's name and the annotation's id. RefCOCO counts within the image instead."""
+    file_name = str(row["file_name"])
+    stem, dot, suffix = file_name.rpartition(".")
+    if len(row["annotations"]) != 1 or not dot:
+        return file_name
+    return f"{stem}_{row['annotations'][0]['ann_id']}.{suffix}"
+
+
+def _segmentation(row: Row, annotation: Mapping[str, Any]) -> Any:
+    shape = annotation["segmentation"]
+    if shape["polygons"]:
+        return [list(polygon) for polygon in shape["polygons"]]
+    rles = [{"size": list(rle["size"]), "counts": list(rle["counts"])} for rle in shape["rles"]]
+    if annotation["iscrowd"] and len(rles) == 1:
+        return rles[0]
+    if rles:
+        packed = (coco_mask.frPyObjects(rle, *rle["size"]) for rle in rles)
+        return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in packed]
+    left, top, box_width, box_height = annotation["box_xywh"]
+    # Clipped, as the build fills it.
+    left, right = np.clip([left, left + box_width], 0, row["width"]).tolist()
+    top, bottom = np.clip([top, top + box_height], 0, row["height"]).tolist()
+    return [[left, top, left, bottom, right, bottom, right, top]]
+
+
+def _learn_names(names: dict[int, str], row: Row) -> None:
+    """Read category names off a row: of a target of several categories they are joined by commas."""
+    ids = list(dict.fromkeys(annotation["category_id"] for annotation in row["annotations"]))
+    if len(ids) == 1:
+        names[ids[0]] = row["category"]
+        return
+    found = row["category"].split(", ")
+    if len(found) == 1:  # equal names are joined once
+        found *= len(ids)
+    # Names that hold a comma themselves cannot be told apart.
+    for number, name in zip(ids, found if len(found) == len(ids) else map("category {}".format, ids), strict=True):
+        names.setdefault(number, name)

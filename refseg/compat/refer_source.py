@@ -1,0 +1,146 @@
+"""Finds the built dataset that a REFER client means, and opens it: records, tars, and where images become files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
+from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
+from refseg.data.manifests import check_files, find_tars, read_bytes
+from refseg.data.shard_files import ShardFiles
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.errors import UsageError
+from refseg.schema import DATASETS, DatasetSpec, find_dataset
+from refseg.storage import Folder, RemoteFolder, cache_folder, is_remote, open_folder
+
+IMAGE_LAYOUTS = (
+    "images/mscoco/images/train2014",  # REFER, LAVT, LISA, GLaMM, EVF-SAM
+    "images/train2014",  # CRIS, ReLA
+    "images/mscoco/train2014",  # PolyFormer, SeqTR
+    "train2014",  # CARIS, MaskRIS
+    "trainval2014",  # DMMI
+)
+"""Folders below the root in which clients look for COCO's images; the first that is there is used and filled."""
+REFCLEF_IMAGES = "images/saiapr_tc-12"
+"""The same for RefClef's."""
+_LOCATION = ("shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferSource:
+    """What a REFER object is made of.
+
+    Attributes:
+        folder: The built dataset.
+        image_folder: Where images become files.
+        tables: REFER's records; those of images are `ImageRecord`s.
+    """
+
+    folder: str
+    image_folder: Path
+    tables: ReferTables
+
+
+def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSource:
+    """Open a built dataset as REFER's records.
+
+    Args:
+        data_root: The built dataset, or a folder that holds it; a path or URL.
+        dataset: Name in REFER's layout or ours: `refcoco+` or `refcocoplus`.
+        split_by: The partition.
+
+    Raises:
+        UsageError: If the root holds no such dataset, or one whose pictures were made smaller.
+        DatasetError: If it is unfinished or its files are not those that were built.
+        StorageError: If storage refuses or fails.
+    """
+    spec = _find_spec(dataset, split_by)
+    place, descriptor = _find_built(data_root, spec)
+    if (stored := descriptor.stored_images) is not None:
+        raise UsageError(
+            f"{place}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those that "
+            "masks and boxes were drawn on; build the dataset without --store"
+        )
+    rows: list[dict[str, Any]] = []
+    for entry in descriptor.shards:
+        check_files(place, place.list(), entry)
+        file = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)))
+        rows += file.read(columns=[*COLUMNS, *_LOCATION], use_threads=False).to_pylist()
+    images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
+    names = sorted({row["shard"] for row in images.values()})
+    numbers = {name: number for number, name in enumerate(names)}
+    folder = ImageFolder(
+        _find_image_folder(data_root, spec, descriptor),
+        ShardFiles(find_tars(place, names, descriptor)),
+        {
+            image_id: ImagePlace(
+                file_name=row["file_name"],
+                shard=numbers[row["shard"]],
+                image_offset=row["image_offset"],
+                image_bytes=row["image_bytes"],
+                sample_bytes=row["sample_bytes"],
+                sample_xxh3=int(row["sample_xxh3"], 16),
+            )
+            for image_id, row in images.items()
+        },
+    )
+    tables = refer_tables(rows, spec)
+    records: list[dict[str, Any]] = [ImageRecord(image, folder) for image in tables.images]
+    return ReferSource(folder=str(place), image_folder=folder.path, tables=replace(tables, images=records))
+
+
+def _find_spec(dataset: str, split_by: str) -> DatasetSpec:
+    for spec in DATASETS.values():
+        if dataset in (spec.folder, spec.dataset) and spec.split_by == split_by:
+            return spec
+    return find_dataset(f"{dataset}/{split_by}")
+
+
+def _find_built(data_root: Path | str, spec: DatasetSpec) -> tuple[Folder, Descriptor]:
+    """The root itself, or the one folder in it that holds the dataset."""
+    root = open_folder(data_root)
+    if root.size(DESCRIPTOR_NAME) is not None:
+        descriptor = load_descriptor(data_root)
+        if descriptor.dataset != spec.dataset_id:
+            raise UsageError(
+                f"{root}: holds {descriptor.dataset}, expected {spec.dataset_id} or a folder that holds it"
+            )
+        return root, descriptor
+    built = [(place, load_descriptor(place.address)) for place in _folders(root) if place.size(DESCRIPTOR_NAME)]
+    found = [(place, descriptor) for place, descriptor in built if descriptor.dataset == spec.dataset_id]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{root}: {' and '.join(str(place) for place, _ in found)} hold {spec.dataset_id}, expected one; "
+            "give the dataset's own folder as the root"
+        )
+    held = ", ".join(descriptor.dataset for _, descriptor in built)
+    raise UsageError(
+        f"{root}: found {f'only {held}' if held else 'no built dataset'}, expected {spec.dataset_id} there or one "
+        f"folder below; make it with `refseg build-shards {spec.dataset_id}`"
+    )
+
+
+def _folders(root: Folder) -> Iterator[Folder]:
+    """The folders directly in a folder, by name."""
+    names: Sequence[str]
+    if isinstance(root, RemoteFolder):
+        names = root.folders()
+    else:
+        path = Path(root.address)
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    yield from (open_folder(root.join(name)) for name in names)
+
+
+def _find_image_folder(data_root: Path | str, spec: DatasetSpec, descriptor: Descriptor) -> Path:
+    if not is_remote(data_root):
+        layouts = IMAGE_LAYOUTS if spec.is_coco else (REFCLEF_IMAGES,) if spec.dataset == "refclef" else ()
+        for layout in layouts:
+            if (folder := Path(data_root) / layout).is_dir():
+                return folder
+    return cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{descriptor.digest[:16]}"
