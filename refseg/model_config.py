@@ -53,15 +53,36 @@ class FCNetConfig(_AnyModel):
     """Architecture."""
     num_key_channels: Count = 16
     """Channels of the key map, N_k: as many emphases of the expression are made."""
+    key_conv: Literal["plain", "norm_relu"] = "plain"
+    """What makes the key map: a convolution alone, or with batch norm and ReLU."""
     egm: bool = True
     """Make emphases of the expression from the image; without them the words are the decoder's memory."""
+    egm_heads: Count | None = None
+    """Heads of their attention; absent: `num_heads`. 1 gives the one map of emphases by words that the paper names."""
+    egm_word_code: Literal["none", "sine"] = "none"
+    """Position code on the words that emphases attend to."""
     ecm: bool = True
     """Weigh the emphases against the whole sentence."""
+    ecm_concat: Literal["channel", "token"] = "channel"
+    """How the sentence meets the emphases there: joined to each of them, or as tokens beside them."""
+    alpha: Literal["linear", "sigmoid"] = "linear"
+    """The weight of an emphasis: unbounded, or between 0 and 1."""
+    sentence_projection: Literal["linear", "clip"] = "linear"
+    """From CLIP's sentence feature to F_tg: one more linear map, or none (where CLIP's is `dim` wide)."""
+    head: Literal["slim", "plain"] = "slim"
+    """Pixel features to a mask: twice up-sampling and a convolution, or once."""
 
     @model_validator(mode="after")
     def _check(self) -> "FCNetConfig":
         if self.ecm and not self.egm:
             raise ValueError("ecm weighs what egm makes: set egm = true, or both to false")
+        if self.egm_heads and self.dim % self.egm_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of egm_heads {self.egm_heads}")
+        of = {"egm": ("key_conv", "egm_heads", "egm_word_code"), "ecm": ("ecm_concat", "alpha", "sentence_projection")}
+        for part, keys in of.items():
+            idle = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            if idle and not getattr(self, part):
+                raise ValueError(f"{', '.join(idle)}: no meaning with {part} = false; leave it out")
         return self
 
 

@@ -1,5 +1,6 @@
 """Multi-head attention with queries, keys and values of any width."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,6 +66,22 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(heard.transpose(1, 2).flatten(2))
+
+    def weights(
+        self,
+        query: Float[Tensor, "B N Q"],
+        key: Float[Tensor, "B M K"],
+        key_mask: Bool[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, "B heads N M"]:
+        """The map that `forward` never stores, for people to look at: rows sum to 1, hidden keys have 0.
+
+        Arguments as of `forward`; without dropout.
+        """
+        queries, keys = self._heads(self.query(query)), self._heads(self.key(key))
+        scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+        return scores.softmax(dim=3)
 
     def _heads(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N d"]:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

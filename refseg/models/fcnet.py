@@ -5,17 +5,19 @@ Segmentation" (arXiv 2405.11205). No code was published; what the text leaves op
 by the published counts, and is named where it stands.
 """
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refseg.errors import CheckpointError
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, MaskHead, sine_code_1d, sine_code_2d
-from refseg.models.model import ModelOutput, SegmentationModel
+from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import VisionNeck
 from refseg.models.states import ImageState, TextState
 from refseg.models.text_encoder import ClipTextEncoder
@@ -26,49 +28,151 @@ class EmphasisGeneration(nn.Module):
 
     Source: FCNet Sec. 3.2, Eq. (4). The K channels of the key map are the tokens, each a vector of all its
     positions, so that the attention map is K x L as the paper says. No residual and no norm: the paper names none.
-    Heads are ours (8).
+    Ours: the heads (8, as in VLT's code; the paper's one map of K x L would also allow 1), and that maps of another
+    grid are resized to the one the queries' weights are made for.
+
+    Attributes:
+        grid: `(h, w)` the queries' weights are made for. A state dict holds it too, and is refused by another.
     """
 
-    def __init__(self, *, num_positions: int, word_dim: int, dim: int, num_heads: int) -> None:
+    native_grid: Tensor
+
+    def __init__(
+        self, *, grid: tuple[int, int], word_dim: int, dim: int, num_heads: int, word_code: bool = False
+    ) -> None:
         """Build.
 
         Args:
-            num_positions: m, positions of the native grid (900 at 480 px): ties the weights to it.
+            grid: `(h, w)` of the key maps at the native size, 30 x 30 at 480 px: m = h * w.
             word_dim: E, width of the word features.
             dim: C, width of the emphasis features.
             num_heads: Must divide `dim`.
+            word_code: Add a sine code of the word's place to the keys, as CRIS does in its decoder; Eq. (4) has none.
         """
         super().__init__()
-        self.attention = MultiHeadAttention(dim=dim, num_heads=num_heads, query_dim=num_positions, memory_dim=word_dim)
+        self.grid = grid
+        self.register_buffer("native_grid", torch.tensor(grid))
+        self.word_code = word_code
+        self.attention = MultiHeadAttention(
+            dim=dim, num_heads=num_heads, query_dim=grid[0] * grid[1], memory_dim=word_dim
+        )
+
+    def flatten(self, key_maps: Float[Tensor, "I K h w"]) -> Float[Tensor, "I K m"]:
+        """Make tokens of key maps; those of another grid are resized to the native one, an approximation."""
+        if key_maps.shape[2:] != self.grid:
+            key_maps = F.interpolate(key_maps, size=self.grid, mode="bilinear", antialias=True, align_corners=False)
+        return key_maps.flatten(2)
 
     def forward(
-        self,
-        key_maps: Float[Tensor, "B K m"],
-        words: Float[Tensor, "B L E"],
-        token_mask: Bool[Tensor, "B L"],
+        self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K C"]:
         """Give the K emphasis features."""
-        return self.attention(key_maps, words, words, token_mask)
+        return self.attention(keys, self._located(words), words, token_mask)
+
+    def word_attention(
+        self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B K L"]:
+        """How much each emphasis hears each word, averaged over heads: rows sum to 1, padding has 0."""
+        return self.attention.weights(keys, self._located(words), token_mask).mean(dim=1)
+
+    def _located(self, words: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
+        return words + sine_code_1d(words.shape[1], words.shape[2]).to(words) if self.word_code else words
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Refuse weights of another grid: 40 x 30 has as many positions as 30 x 40, and others differ in shape alone.
+
+        Raises:
+            CheckpointError: With both grids.
+        """
+        found = state_dict.get(f"{prefix}native_grid")
+        if found is not None and tuple(found.tolist()) != self.grid:
+            raise CheckpointError(
+                f"{prefix}native_grid: found weights for key maps of {_grid_text(found.tolist())}, expected "
+                f"{_grid_text(self.grid)}; build the model for the size the weights were trained at, or convert them "
+                f"with refseg.models.fcnet.resize_native_grid(state, {self.grid})"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _grid_text(grid: Sequence[int]) -> str:
+    return f"{grid[0]} x {grid[1]} (input {16 * grid[0]} x {16 * grid[1]})"
+
+
+def resize_native_grid(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Make weights for another input size: each query kernel, a picture of the native grid, is resized to the new one.
+
+    Ours. A query is a sum over positions, so kernels are scaled by old over new positions: both sums approximate one
+    integral. An approximation, meant to start a training from: to evaluate trained weights at another size, leave
+    them as they are and let the model resize its key maps, which errs less.
+
+    Args:
+        state: A model's state dict, with any number of `EmphasisGeneration`s in it.
+        grid: The new `(h, w)`: a sixteenth of the input's size.
+
+    Returns:
+        A new state dict; all other tensors are the same.
+
+    Raises:
+        CheckpointError: If nothing in it has a native grid.
+    """
+    resized = dict(state)
+    prefixes = [name.removesuffix("native_grid") for name in state if name.endswith("native_grid")]
+    if not prefixes:
+        raise CheckpointError("the state dict has no native_grid, expected a model with emphasis generation")
+    for prefix in prefixes:
+        h, w = state[f"{prefix}native_grid"].tolist()
+        kernels = state[f"{prefix}attention.query.weight"].unflatten(1, (1, h, w))
+        kernels = F.interpolate(kernels, size=grid, mode="bilinear", antialias=True, align_corners=False)
+        resized[f"{prefix}attention.query.weight"] = kernels.flatten(1) * (h * w / (grid[0] * grid[1]))
+        resized[f"{prefix}native_grid"] = torch.tensor(grid)
+    return resized
 
 
 class EmphasisCalibration(nn.Module):
     """The sentence weighs the emphasis features: f_c = f_e + alpha * f_e.
 
-    Source: FCNet Sec. 3.3, Fig. 3. K copies of F_tg are joined to F_e along the channels (width 2C: only that
-    needs copies, and it fits the counts); self-attention; one linear score alpha per token, without a sigmoid.
+    Source: FCNet Sec. 3.3, Fig. 3. K copies of F_tg are joined to F_e along the channels (width 2C: it fits the
+    counts); self-attention; one linear score alpha per token, without a sigmoid. Joined as further tokens they
+    would be heard by all emphases alike, at a quarter of the parameters.
     The decoder must not normalise F_c: that would erase alpha up to its sign.
     """
 
-    def __init__(self, *, dim: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        concat: Literal["channel", "token"] = "channel",
+        alpha: Literal["linear", "sigmoid"] = "linear",
+    ) -> None:
+        """Build.
+
+        Args:
+            dim: C, width of the emphasis features.
+            num_heads: Must divide `dim`.
+            concat: How the copies are joined: to each emphasis (2C wide), or as K more tokens.
+            alpha: As it comes, or between 0 and 1 (VLT's balance).
+        """
         super().__init__()
-        self.attention = MultiHeadAttention(dim=2 * dim, num_heads=num_heads)
-        self.score = nn.Linear(2 * dim, 1)
+        self.concat = concat
+        self.has_sigmoid = alpha == "sigmoid"
+        width = {"channel": 2 * dim, "token": dim}[concat]
+        self.attention = MultiHeadAttention(dim=width, num_heads=num_heads)
+        self.score = nn.Linear(width, 1)
+
+    def alpha(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
+        """The weight of each emphasis: unbounded where it is linear; 0 leaves the emphasis as it is."""
+        copies = sentence[:, None].expand_as(emphasis)
+        if self.concat == "channel":
+            asking = joined = torch.cat([emphasis, copies], dim=2)
+        else:
+            asking, joined = emphasis, torch.cat([emphasis, copies], dim=1)
+        alpha = self.score(self.attention(asking, joined, joined))[:, :, 0]
+        return alpha.sigmoid() if self.has_sigmoid else alpha
 
     def forward(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K C"]:
         """Calibrate the K emphasis features."""
-        joined = torch.cat([emphasis, sentence[:, None].expand_as(emphasis)], dim=2)
-        alpha = self.score(self.attention(joined, joined, joined))  # (B, K, 1)
-        return emphasis + alpha * emphasis
+        return emphasis + self.alpha(emphasis, sentence)[:, :, None] * emphasis
 
 
 class FCNet(SegmentationModel):
@@ -78,7 +182,7 @@ class FCNet(SegmentationModel):
     `ImageState` serves all sentences of an image, with the same result as encoding it for each.
     """
 
-    key_conv: nn.Conv2d | None
+    key_conv: nn.Module | None
     global_projection: nn.Linear | None
     egm: EmphasisGeneration | None
     ecm: EmphasisCalibration | None
@@ -89,13 +193,13 @@ class FCNet(SegmentationModel):
         image_encoder: ImageEncoder,
         text_encoder: ClipTextEncoder,
         neck: VisionNeck,
+        key_conv: nn.Module | None,
         emphasis_generation: EmphasisGeneration | None,
+        global_projection: nn.Linear | None,
         emphasis_calibration: EmphasisCalibration | None,
         layers: list[DecoderLayer],
-        head: MaskHead,
+        head: nn.Module,
         dim: int,
-        num_key_channels: int,
-        native_grid: tuple[int, int],
     ) -> None:
         """Compose.
 
@@ -103,25 +207,24 @@ class FCNet(SegmentationModel):
             image_encoder: Images to maps at strides 8, 16 and 32.
             text_encoder: Token ids to word and sentence features.
             neck: Maps to F_v, C wide, at stride 16.
+            key_conv: F_v to the N_k key maps; None without EGM.
             emphasis_generation: EGM; None for Table 2's row without it: the decoder then hears the words.
+            global_projection: The sentence's feature to F_tg, C wide; None where it is taken as it is, or not at all.
             emphasis_calibration: ECM; None for Table 2's row without it: F_c = F_e.
             layers: Decoder layers, at least one.
-            head: Pixel features to mask logits.
+            head: Pixel features to mask logits at four times their size.
             dim: C.
-            num_key_channels: N_k, the emphasis features.
-            native_grid: `(h, w)` the EGM's queries are made for; other grids are resized to it.
         """
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_mean, self.image_std = image_encoder.image_mean, image_encoder.image_std
         self.neck = neck
-        self.native_grid = native_grid
+        # Parts that an ablation leaves without use are not built, or not trained: they would get no gradient.
         self.egm = emphasis_generation
         self.ecm = emphasis_calibration
-        # Parts that an ablation leaves without use are not built: they would get no gradient.
-        self.key_conv = nn.Conv2d(dim, num_key_channels, 3, padding=1) if emphasis_generation else None
-        self.global_projection = nn.Linear(text_encoder.output_dim, dim) if emphasis_calibration else None
+        self.key_conv = key_conv
+        self.global_projection = global_projection
         if emphasis_calibration is None:
             text_encoder.text_projection.requires_grad_(False)
         self.layers = nn.ModuleList(layers)
@@ -133,12 +236,8 @@ class FCNet(SegmentationModel):
         """Encode normalised images whose sides are multiples of 32."""
         fused = self.neck(*self.image_encoder(images))
         grid = (fused.shape[2], fused.shape[3])
-        if self.key_conv is not None:
-            # Sec. 3.2 fixes the queries' length to the native grid; another input is resized to it here (ours).
-            keys = self.key_conv(fused)
-            if grid != self.native_grid:
-                keys = F.interpolate(keys, size=self.native_grid, mode="bilinear", antialias=True, align_corners=False)
-            keys = keys.flatten(2)
+        if self.egm is not None and self.key_conv is not None:
+            keys = self.egm.flatten(self.key_conv(fused))
         else:
             keys = fused.new_zeros(len(fused), 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
@@ -160,10 +259,8 @@ class FCNet(SegmentationModel):
         if self.egm is None:
             tokens, mask = text_state.words, text_state.token_mask
         else:
-            tokens, mask = (
-                self.egm(image_state.key_maps[image_index], text_state.words, text_state.token_mask),
-                None,
-            )
+            keys = image_state.key_maps[image_index]
+            tokens, mask = self.egm(keys, text_state.words, text_state.token_mask), None
             if self.ecm is not None:
                 tokens = self.ecm(tokens, text_state.sentence)
         pixel_code = self._pixel_code(image_state.grid, pixels)
@@ -174,6 +271,18 @@ class FCNet(SegmentationModel):
             pixels = layer.hear_tokens(pixels, pixel_code, tokens, token_code, mask)
         x = self.final_norm(pixels).transpose(1, 2).unflatten(2, image_state.grid)
         return ModelOutput(self.head(x))
+
+    def explain(self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+        """Attention of the emphases over the words, alpha, and the key maps; what an ablation has not is None."""
+        if self.egm is None:
+            return Explanation()
+        keys = image_state.key_maps[image_index]
+        asked = (keys, text_state.words, text_state.token_mask)
+        return Explanation(
+            word_attention=self.egm.word_attention(*asked),
+            alpha=self.ecm.alpha(self.egm(*asked), text_state.sentence) if self.ecm is not None else None,
+            key_maps=keys.unflatten(2, self.egm.grid),
+        )
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.neck import ConvNormReLU, upsample
@@ -82,3 +83,18 @@ class MaskHead(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
         """Grow and predict."""
         return self.predict(upsample(self.refine(upsample(x))))
+
+
+class PlainMaskHead(nn.Module):
+    """The paper's words alone: x4, then one 3x3 convolution. Fits the published counts beside four decoder layers.
+
+    Source: FCNet Sec. 3.4.
+    """
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.predict = nn.Conv2d(dim, 1, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
+        """Grow and predict."""
+        return self.predict(F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False))

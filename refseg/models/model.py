@@ -28,6 +28,8 @@ class Explanation(NamedTuple):
     """FCNet: the weight that calibration gives each emphasis (unbounded; 0 leaves it as it is)."""
     location: Float[Tensor, "B h w"] | None = None
     """LTS: the position prior, 0 to 1, at a sixteenth of the input's size."""
+    key_maps: Float[Tensor, "B N gh gw"] | None = None
+    """What each of the N tokens asked from: its key map, unbounded, at the grid of its weights over the whole input."""
 
 
 class SegmentationModel(nn.Module):

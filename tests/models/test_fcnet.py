@@ -189,7 +189,7 @@ def test_calibration_adds_alpha_times_the_emphasis() -> None:
 @torch.no_grad()
 def test_emphasis_is_a_mean_of_the_words_weighed_by_a_map_of_key_channels_by_words() -> None:
     # Values and output are the identity and one head attends: F_e = softmax(Q K^T / sqrt(4)) F_t by hand.
-    generation = EmphasisGeneration(num_positions=9, word_dim=4, dim=4, num_heads=1)
+    generation = EmphasisGeneration(grid=(3, 3), word_dim=4, dim=4, num_heads=1)
     attention = generation.attention
     for projection in (attention.value, attention.out):
         torch.nn.init.eye_(projection.weight)
