@@ -1,0 +1,95 @@
+"""What a model costs: parameters and multiply-accumulates, by part, and by what can be shared."""
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from refseg.model_config import ModelConfig
+from refseg.models import build_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one image and one sentence. A part is a child of the model.
+
+    Attributes:
+        parameters: Of each part, every tensor once, token embedding included (CRIS's convention).
+        macs: Multiply-accumulates of each part: convolutions, linear layers and both products of every attention;
+            nothing elementwise, no norms, no resizing. What belongs to no part is `other`.
+        image_macs: Of them, those done once per image.
+        text_macs: Of them, those done once per sentence whatever the image.
+        expression_macs: Of them, those done for each pair of an image and a sentence.
+    """
+
+    parameters: dict[str, int]
+    macs: dict[str, int]
+    image_macs: int
+    text_macs: int
+    expression_macs: int
+
+    @property
+    def total_parameters(self) -> int:
+        """Of all parts."""
+        return sum(self.parameters.values())
+
+    @property
+    def total_macs(self) -> int:
+        """Of one image with one sentence."""
+        return self.image_macs + self.text_macs + self.expression_macs
+
+    def macs_per_expression(self, expressions_per_image: float) -> float:
+        """With the image's work shared by its sentences."""
+        return self.image_macs / expressions_per_image + self.text_macs + self.expression_macs
+
+
+def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: int) -> Cost:
+    """Count, without weights and without computing anything.
+
+    Source: the counter is PyTorch's (two FLOP are one multiply-accumulate). It knows no fused attention on a CPU, so
+    attention is counted by its plain form.
+
+    Args:
+        config: The recipe's `[model]` section.
+        input_size: `(height, width)` in pixels, multiples of 32.
+        num_tokens: Token ids of the sentence, SOS and EOS included.
+
+    Raises:
+        RecipeError: If the model's parts do not fit each other.
+    """
+    with torch.device("meta"):
+        model = build_model(config, input_size=input_size).eval()
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    model.to_empty(device="cpu")  # reserved, never touched
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        images = torch.zeros(1, 3, *input_size)
+        token_ids = torch.zeros(1, num_tokens, dtype=torch.int64)
+        token_mask = torch.ones(1, num_tokens, dtype=torch.bool)
+        image_index = torch.zeros(1, dtype=torch.int64)
+        with FlopCounterMode(display=False) as whole:
+            model(images, token_ids, token_mask, image_index)
+        with FlopCounterMode(display=False) as image:
+            image_state = model.encode_image(images)
+        with FlopCounterMode(display=False) as text:
+            text_state = model.encode_text(token_ids, token_mask)
+        with FlopCounterMode(display=False) as expression:
+            model.decode_all(image_state, text_state, image_index)
+    macs = _by_part({name: sum(counts.values()) for name, counts in whole.get_flop_counts().items()}, list(parameters))
+    return Cost(
+        parameters=parameters,
+        macs={part: flop // 2 for part, flop in macs.items()},
+        image_macs=image.get_total_flops() // 2,
+        text_macs=text.get_total_flops() // 2,
+        expression_macs=expression.get_total_flops() // 2,
+    )
+
+
+def _by_part(flop: dict[str, int], parts: list[str]) -> dict[str, int]:
+    """Sum the counts of called modules by the model's child they lie in; a list of layers is never called itself."""
+    total = flop["Global"]
+    inside = {tuple(name.split(".")[1:]): count for name, count in flop.items() if "." in name}
+    outermost = {path for path in inside if not any(path[:depth] in inside for depth in range(1, len(path)))}
+    sums = {part: sum(inside[path] for path in outermost if path[0] == part) for part in parts}
+    return {**sums, "other": total - sum(sums.values())}
