@@ -101,6 +101,14 @@ class CRFormerConfig(_AnyModel):
     """Add new queries to those before; without it they replace them."""
     reconstruction_weight: Weight = 0.1
     """Weight of the language reconstruction loss; 0: the module is not built."""
+    reconstruction_positions: Count = 22
+    """Tokens of the longest sentence that can be rebuilt; at least the recipe's `data.num_tokens`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CRFormerConfig":
+        if not (self.calibration or self.residual):
+            raise ValueError("residual: no meaning with calibration = false; leave it out")
+        return self
 
 
 class LTSConfig(_AnyModel):

@@ -4,6 +4,7 @@ from torch import nn
 
 from refseg.errors import RecipeError
 from refseg.model_config import FCNetConfig, ModelConfig
+from refseg.models.crformer import build_crformer
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
 from refseg.models.mask_decoder import DecoderLayer, MaskHead, PlainMaskHead
@@ -24,6 +25,8 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> Segmenta
     match config.name:
         case "fcnet":
             return build_fcnet(config, input_size=input_size)
+        case "crformer":
+            return build_crformer(config, input_size=input_size)
     raise RecipeError(f"model.name: {config.name} is not built yet")
 
 
