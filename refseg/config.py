@@ -54,6 +54,8 @@ class DataConfig(Section):
     """Reading threads or processes per rank; 0 reads when a batch is asked for."""
     worker_kind: Literal["threads", "processes"] = "threads"
     """`threads` cost least; `processes` where more than about eight workers a rank would wait for Python's lock."""
+    decode: Literal["cpu", "device"] = "cpu"
+    """Who decodes pictures: the workers, or the GPU (nvJPEG, whose pixels differ a little), to spare cores."""
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Disk of each machine for decoded, resized images, below `REFSEG_CACHE`; 0: decode every time."""
 
@@ -62,6 +64,11 @@ class DataConfig(Section):
         if self.sampling != "images" and self.expressions_per_image != 1:
             raise ValueError(
                 f'expressions_per_image has a meaning only with sampling = "images", not {self.sampling!r}'
+            )
+        if self.decode == "device" and self.cache_gigabytes:
+            raise ValueError(
+                f'cache_gigabytes is {self.cache_gigabytes:g}, but images decoded with decode = "device" do not come '
+                'back to a cache: set it to 0, or decode = "cpu"'
             )
         return self
 

@@ -87,6 +87,12 @@ def test_a_wrong_value_is_refused(recipe_file: Path, override: str, message: str
         load_recipe(recipe_file, [override])
 
 
+def test_decoding_on_the_device_and_the_cache_of_decoded_images_exclude_each_other(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["data.decode=device"]).data.decode == "device"
+    with pytest.raises(RecipeError, match=r"data: cache_gigabytes is 1, but images decoded .* do not come back"):
+        load_recipe(recipe_file, ["data.decode=device", "data.cache_gigabytes=1"])
+
+
 def test_overrides_are_toml_values_or_bare_words(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file, ["train.lr=3e-5", "data.root=a/b.c", "data.input_size=[64, 96]", "train.milestones=[3, 5]"]

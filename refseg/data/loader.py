@@ -6,7 +6,7 @@ hash check and decode per image, masks drawn at the network's size. So workers c
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from refseg.data.batch import Batch
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
+from refseg.data.jpegs import DecodePlace
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, Remainder, Sampling
-from refseg.data.packer import Packer
+from refseg.data.packer import Packed, Packer
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, TrainingError, UsageError
 from refseg.storage import cache_folder
@@ -59,6 +60,7 @@ class RefLoader:
         world_size: int = 1,
         num_workers: int = 0,
         worker_kind: WorkerKind = "threads",
+        decode: DecodePlace = "cpu",
         cache_bytes: int = 0,
         epoch: int = 0,
     ) -> None:
@@ -79,6 +81,7 @@ class RefLoader:
             world_size: Number of processes.
             num_workers: Threads or processes that pack batches; 0 packs when a batch is asked for.
             worker_kind: See `WorkerKind`.
+            decode: See `DecodePlace`; `device` is that of the accelerator given to `prepare_loader`.
             cache_bytes: Of this machine's disk, for resized images, which then are not decoded again (see
                 `ImageCache`); all processes and runs of one index and geometry share them.
             epoch: To start with.
@@ -92,6 +95,11 @@ class RefLoader:
             raise UsageError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
         if num_tokens < 2:
             raise UsageError(f"num_tokens is {num_tokens}; expected at least 2 (SOS and EOS)")
+        if decode == "device" and cache_bytes:
+            raise UsageError(
+                "images decoded on the device do not come back to this machine's cache of decoded images; "
+                "expected one of the two: decode on the CPU, or set the cache to 0"
+            )
         self.index = index
         self.seed = seed
         self.global_batch = global_batch
@@ -113,13 +121,14 @@ class RefLoader:
             share_images=sampling == "images",
             num_tokens=num_tokens,
             trim_tokens=trim_tokens,
+            decode=decode,
             cache=_open_cache(index, geometry, cache_bytes) if cache_bytes else None,
             pin=pin,
         )
         # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
-        self.dataloader: DataLoader[Batch]
-        """torch's loader behind this one; `prepare_loader` wraps it."""
+        self.dataloader: DataLoader[Packed]
+        """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
         if worker_kind == "threads" and num_workers:
             ahead = _Ahead(self._plans, packer, num_workers)
             self.dataloader = DataLoader(_Results(), batch_sampler=ahead, collate_fn=_only)
@@ -134,8 +143,8 @@ class RefLoader:
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the epoch is to start to its end."""
-        return iter(self.dataloader)
+        """Batches from where the epoch is to start to its end, in the CPU's memory."""
+        return _unpacked(self.dataloader, torch.device("cpu"))
 
     def __len__(self) -> int:
         """Batches the next iteration gives: `steps_per_epoch`, or fewer after `load_cursor`. The same on each rank."""
@@ -205,7 +214,28 @@ def _open_cache(index: ManifestIndex, geometry: Geometry, max_bytes: int) -> Ima
     return ImageCache(folder, digest=index.digest, geometry=geometry, num_images=index.num_images, max_bytes=max_bytes)
 
 
-def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderShard:
+class PreparedLoader:
+    """Batches of one rank on its device: what `prepare_loader` gives."""
+
+    def __init__(self, dataloader: DataLoaderShard, device: torch.device) -> None:
+        self._dataloader = dataloader
+        self._device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the epoch is to start to its end."""
+        return _unpacked(self._dataloader, self._device)
+
+    def __len__(self) -> int:
+        """Batches the next iteration gives."""
+        return len(self._dataloader)
+
+
+def _unpacked(dataloader: Iterable[Packed], device: torch.device) -> Iterator[Batch]:
+    for packed in dataloader:
+        yield packed.unpack(device)
+
+
+def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> PreparedLoader:
     """Let accelerate move the batches to the device and see the end of the epoch, and nothing else.
 
     Never give a `RefLoader` to `accelerator.prepare`: the loader has its rank's part already, and accelerate would take
@@ -216,7 +246,7 @@ def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderSha
         TrainingError: If the loader was made for another number of processes, or two ranks were given the same samples.
     """
     _refuse_overlap(accelerator, loader)
-    return prepare_data_loader(
+    dataloader = prepare_data_loader(
         loader.dataloader,
         device=accelerator.device,
         num_processes=1,
@@ -225,6 +255,7 @@ def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> DataLoaderSha
         dispatch_batches=False,
         non_blocking=True,
     )
+    return PreparedLoader(dataloader, accelerator.device)
 
 
 def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
@@ -283,7 +314,7 @@ class _Plans(Sampler[list[BatchPlan]]):
         return self.order.num_steps - self.start
 
 
-class _Ahead(Sampler[list["Future[Batch]"]]):
+class _Ahead(Sampler[list["Future[Packed]"]]):
     """Batches that threads are packing, in order, some ahead of the one that is asked for."""
 
     def __init__(self, plans: _Plans, packer: Packer, num_threads: int) -> None:
@@ -291,9 +322,9 @@ class _Ahead(Sampler[list["Future[Batch]"]]):
         self._packer = packer
         self._num_threads = num_threads
 
-    def __iter__(self) -> Iterator[list["Future[Batch]"]]:
+    def __iter__(self) -> Iterator[list["Future[Packed]"]]:
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="refseg-loader")
-        at_work: deque[Future[Batch]] = deque()
+        at_work: deque[Future[Packed]] = deque()
         try:
             for (plan,) in self._plans:
                 at_work.append(pool.submit(self._packer.__getitem__, plan))
@@ -308,12 +339,12 @@ class _Ahead(Sampler[list["Future[Batch]"]]):
         return len(self._plans)
 
 
-class _Results(Dataset[Batch]):
+class _Results(Dataset[Packed]):
     """Waits for what `_Ahead` is packing."""
 
-    def __getitem__(self, future: "Future[Batch]") -> Batch:
+    def __getitem__(self, future: "Future[Packed]") -> Packed:
         return future.result()
 
 
-def _only(batches: Sequence[Batch]) -> Batch:
+def _only(batches: Sequence[Packed]) -> Packed:
     return batches[0]

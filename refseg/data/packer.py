@@ -1,6 +1,7 @@
 """One batch from its plan: read, decode, resize, draw, all straight into a few flat tensors."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,33 @@ from refseg.data.batch import Batch
 from refseg.data.buffers import Buffers
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
+from refseg.data.jpegs import DecodePlace, Jpegs
 from refseg.data.order import BatchPlan
 from refseg.data.transforms import Geometry
 from refseg.tokenizer import EOS_ID
 
 
-class Packer(Dataset[Batch]):
+class Packed(NamedTuple):
+    """What a worker hands over."""
+
+    batch: Batch
+    """Without images where `jpegs` are there."""
+    jpegs: Jpegs | None
+    """What the images will be made of, on the device."""
+
+    def unpack(self, device: torch.device) -> Batch:
+        """The whole batch, its images decoded if they are not.
+
+        Args:
+            device: Where the batch is.
+
+        Raises:
+            DatasetError: If an image cannot be decoded.
+        """
+        return self.batch if self.jpegs is None else self.batch._replace(images=self.jpegs.decode(device))
+
+
+class Packer(Dataset[Packed]):
     """Turns plans into batches; keeps no state between them, so any worker packs any batch.
 
     Args:
@@ -25,7 +47,8 @@ class Packer(Dataset[Batch]):
         share_images: Keep an image once for all its expressions of a batch; False: each expression has a copy.
         num_tokens: Longer sentences are cut to this, keeping EOS.
         trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
-        cache: Of resized images; None: decode each time.
+        decode: Where images are decoded and resized (see `DecodePlace`).
+        cache: Of resized images, with `decode` on the CPU; None: decode each time.
         pin: Pack into memory that a GPU copies from while the program goes on.
     """
 
@@ -37,6 +60,7 @@ class Packer(Dataset[Batch]):
         share_images: bool,
         num_tokens: int,
         trim_tokens: bool,
+        decode: DecodePlace,
         cache: ImageCache | None,
         pin: bool,
     ) -> None:
@@ -45,10 +69,11 @@ class Packer(Dataset[Batch]):
         self.share_images = share_images
         self.num_tokens = num_tokens
         self.trim_tokens = trim_tokens
+        self.decode = decode
         self.cache = cache
         self._buffers = Buffers(pin=pin)
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
+    def __getitem__(self, plan: BatchPlan) -> Packed:
         """Read, decode, draw."""
         pictures = self.index.row_image[plan.row_index]
         if self.share_images:
@@ -57,9 +82,11 @@ class Packer(Dataset[Batch]):
             pictures = pictures[is_first]
         else:
             image_index = np.arange(len(pictures))
+        on_device = self.decode == "device"
+        jpegs = Jpegs.read(self.index, pictures.tolist(), self.geometry) if on_device else None
         token_ids, token_mask = self._tokens(plan)
-        return Batch(
-            images=self._images(pictures),
+        batch = Batch(
+            images=self._images([] if on_device else pictures.tolist()),
             image_index=torch.from_numpy(image_index),
             masks=self._masks(plan),
             token_ids=token_ids,
@@ -69,12 +96,13 @@ class Packer(Dataset[Batch]):
             is_pad=torch.from_numpy(plan.is_pad),
             num_global=torch.tensor(plan.num_global),
         )
+        return Packed(batch, jpegs)
 
-    def _images(self, pictures: Any) -> Tensor:
+    def _images(self, pictures: Sequence[int]) -> Tensor:
         """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
         slots = self._buffers.empty((len(pictures), *self.geometry.size, 3))
         done: dict[int, int] = {}
-        for slot, image in enumerate(pictures.tolist()):
+        for slot, image in enumerate(pictures):
             if image in done:  # two refs of one image in a batch: decoded once, copied
                 slots[slot] = slots[done[image]]
             elif self.cache is None or not self.cache.read(image, slots[slot]):

@@ -56,16 +56,16 @@ class Geometry:
         """Resize an image; fastest where its memory is `(h, w, 3)`.
 
         Args:
-            image: RGB, 0 to 255.
+            image: RGB, 0 to 255, on any device.
             original_size: `(height, width)` of the picture it was made from, where it was stored smaller; its place is
                 that of the original, as a mask's is.
-            out: Contiguous memory to write to; None: new.
+            out: Contiguous memory to write to, on the same device; None: new.
 
         Returns:
             A view of `out`.
         """
         if out is None:
-            out = torch.empty(*self.size, 3, dtype=torch.uint8)
+            out = torch.empty(*self.size, 3, dtype=torch.uint8, device=image.device)
         top, left, height, width = self.placed(original_size or (image.shape[1], image.shape[2]))
         # The batch axis is put in front of (h, w, 3): behind a permuted (3, h, w) torch takes a path half as fast.
         channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
@@ -73,6 +73,8 @@ class Geometry:
         # Whole rows are one piece of memory, and torch resizes into it if the source is laid out as it is.
         if (height, width) == tuple(image.shape[1:]):
             rows[:, left : left + width] = image.permute(1, 2, 0)
+        elif not image.is_cpu:
+            rows[:, left : left + width] = resize_as_floats(image, (height, width)).permute(1, 2, 0)
         elif width == self.size[1] and image.permute(1, 2, 0).is_contiguous():
             resize = torch.ops.aten._upsample_bilinear2d_aa.out
             resize(channels_last, (height, width), False, None, None, out=rows[None].permute(0, 3, 1, 2))
@@ -80,7 +82,7 @@ class Geometry:
             resized = F.interpolate(channels_last, (height, width), mode="bilinear", antialias=True)[0]
             rows[:, left : left + width] = resized.permute(1, 2, 0)
         if (height, width) != self.size:
-            border = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8)
+            border = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8).to(out.device)
             for band in (out[:top], out[top + height :], rows[:, :left], rows[:, left + width :]):
                 band[:] = border
         return out.permute(2, 0, 1)
@@ -132,17 +134,26 @@ class Geometry:
         out[top + highest :] = 0
         return out
 
-    def invert(self, scores: Float[Tensor, "N H W"], original_size: tuple[int, int]) -> Float[Tensor, "N h w"]:
+    def invert(
+        self, scores: Float[Tensor, "N H W"], original_size: tuple[int, int], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "N h w"]:
         """Bring scores (logits or probabilities) from the input's size to the original's, bilinearly.
 
         Args:
             scores: At the input's size; the border is cut off.
             original_size: `(height, width)` of the image in pixels.
+            size: `(height, width)` to bring the picture's part to, in pixels; None: the original's.
         """
         assert tuple(scores.shape[-2:]) == self.size, "scores are brought to the input's size first"
         top, left, height, width = self.placed(original_size)
         inside = scores[None, :, top : top + height, left : left + width]
-        return F.interpolate(inside, original_size, mode="bilinear", align_corners=False)[0]
+        return F.interpolate(inside, size or original_size, mode="bilinear", align_corners=False)[0]
+
+
+def resize_as_floats(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+    """Resize in float32 and round, for want of a uint8 kernel on GPUs: the same to one level."""
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round_().to(torch.uint8)
 
 
 def normalise(

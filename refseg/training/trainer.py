@@ -196,6 +196,7 @@ class _Trainer:
             world_size=self.num_processes,
             num_workers=data.num_workers,
             worker_kind=data.worker_kind,
+            decode=data.decode,
             cache_bytes=int(data.cache_gigabytes * 1e9),
         )
 

@@ -235,7 +235,7 @@ def test_what_packs_batches_can_be_sent_to_a_spawned_worker(train_index: Manifes
 
     packer, (plan,) = pickle.loads(pickle.dumps((loader.dataloader.dataset, next(iter(loader._plans)))))
 
-    assert_equal(packer[plan], expected)
+    assert_equal(packer[plan].batch, expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

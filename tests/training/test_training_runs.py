@@ -93,6 +93,15 @@ def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe,
     assert checkpoint.state.epoch == 2
 
 
+def test_on_a_cpu_it_is_the_same_who_decodes(
+    overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
+) -> None:
+    on_device = ["data.decode=device", "data.cache_gigabytes=0", "data.num_workers=1"]
+    trainer.train(load_recipe("toy-quick", [*overrides, *on_device]), tmp_path / "run")
+
+    assert_same_run(tmp_path / "run", unbroken_run(recipe, unbroken))
+
+
 @pytest.mark.parametrize("stop", [4, 6, 7])
 def test_a_stopped_run_goes_on_to_the_same_end(
     overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path, stop: int

@@ -1,0 +1,96 @@
+"""Pictures of a batch on their way to the device, still compressed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from refseg.data.decode import decode_plain_rgb, decode_rgb, is_plain
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+from refseg.errors import DatasetError, ImageError
+
+DecodePlace = Literal["cpu", "device"]
+"""Where pictures are decoded and resized. `cpu`: by the workers. `device`: by the training process, on its device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jpegs:
+    """Files one after the other in one tensor, each once, and what their pixels are for.
+
+    Attributes:
+        data: Bytes of all files. They stay in the CPU's memory, from which the device's decoder takes them.
+        offsets: Where each file begins, and where the last ends.
+        is_plain: Of each file, whether the device's decoder is to be asked (see `decode.is_plain`).
+        original_sizes: `(height, width)` of each picture as annotated, pixels.
+        image_ids: Of each picture, named in errors.
+        shown: Of each image of the batch, the number of its file.
+        geometry: To the network's input.
+    """
+
+    data: UInt8[Tensor, "bytes"]
+    offsets: Int64[np.ndarray, "files_and_end"]
+    is_plain: tuple[bool, ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    image_ids: tuple[int, ...]
+    shown: tuple[int, ...]
+    geometry: Geometry
+
+    @classmethod
+    def read(cls, index: ManifestIndex, images: Sequence[int], geometry: Geometry) -> "Jpegs":
+        """Read and check the files of a batch.
+
+        Args:
+            index: What to read from.
+            images: Numbers in the index, in the order of the batch; those that are there twice are read once.
+            geometry: To the network's input.
+
+        Raises:
+            DatasetError: If one cannot be read, or is not what was built.
+        """
+        numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+        files = [np.frombuffer(index.read_image_bytes(image), np.uint8) for image in numbers]
+        return cls(
+            data=torch.from_numpy(np.concatenate(files)),
+            offsets=np.cumsum([0, *map(len, files)], dtype=np.int64),
+            is_plain=tuple(is_plain(file) for file in files),
+            original_sizes=tuple((int(index.height[image]), int(index.width[image])) for image in numbers),
+            image_ids=tuple(int(index.image_id[image]) for image in numbers),
+            shown=tuple(numbers[image] for image in images),
+            geometry=geometry,
+        )
+
+    def decode(self, device: torch.device) -> UInt8[Tensor, "I 3 H W"]:
+        """Decode and resize on a device, in channels_last memory.
+
+        Raises:
+            DatasetError: If a file cannot be decoded.
+        """
+        files = [self.data[start:end] for start, end in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+        plain = [number for number, is_easy in enumerate(self.is_plain) if is_easy]
+        try:
+            pictures = dict(zip(plain, decode_plain_rgb([files[number] for number in plain], device), strict=True))
+        except ImageError:
+            pictures = {}  # one that the device's decoder refuses; the CPU's knows more, and says which
+        for number in range(len(files)):
+            if number not in pictures:
+                pictures[number] = self._decode_here(files[number], self.image_ids[number]).to(device)
+        slots = torch.empty((len(self.shown), *self.geometry.size, 3), dtype=torch.uint8, device=device)
+        done: dict[int, int] = {}
+        for slot, number in enumerate(self.shown):
+            if number in done:
+                slots[slot] = slots[done[number]]
+            else:
+                self.geometry.apply_image(pictures[number], self.original_sizes[number], out=slots[slot])
+            done[number] = slot
+        return slots.permute(0, 3, 1, 2)
+
+    def _decode_here(self, file: UInt8[Tensor, "_"], image_id: int) -> UInt8[Tensor, "3 _ _"]:
+        try:
+            return decode_rgb(file.numpy())
+        except ImageError as error:
+            raise DatasetError(f"image {image_id}: {error}; `refseg verify` the dataset") from error
