@@ -7,7 +7,9 @@ unpickler that knows a dozen names walks the tree, and the tensors are made of t
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +36,11 @@ _STORAGES = {
 }
 # Lists of numbers and of tensors that TorchScript tags with their type, such as a convolution's padding.
 _TYPED_LISTS = {"build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag"}
-# What a damaged pickle can make the unpickler or our constructors raise, as far as it is no `PickleError`.
-_DAMAGED = (EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, RuntimeError)
+# What a damaged zip or pickle can make its reader raise, as far as that has no error of its own.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, RuntimeError),
+    *(struct.error, zlib.error),
+)
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -56,7 +61,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         return dict(_named_tensors(root, "", set()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a TorchScript archive") from error
-    except (zipfile.BadZipFile, pickle.PickleError, NotImplementedError, *_DAMAGED) as error:
+    except (zipfile.BadZipFile, pickle.PickleError, *_DAMAGED) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"{path}: not a TorchScript archive, or a truncated or damaged one ({reason}); fetch it again"

@@ -8,6 +8,7 @@ names. What is left out of a file is named in the result; a name that no rule kn
 import argparse
 import pickle
 import re
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ class Converted:
         source_sha256: Of the source's bytes.
         num_tensors: In the file.
         num_parameters: Numbers in them.
-        left_out: What of the source is not in it: how many tensors by the start of their names, and the checkpoint's
-            other entries (such as `optimizer`), each counted once.
+        left_out: What of the source is not in it: how many tensors by the part of their names that tells (such as
+            `neck`), and the checkpoint's other entries (such as `optimizer`), each counted once.
     """
 
     out: Path
@@ -144,19 +145,13 @@ def convert_weights(
         source_sha256=sha256,
         num_tensors=len(state),
         num_parameters=sum(tensor.numel() for tensor in state.values()),
-        left_out=dict(Counter([*map(_family, left_out), *others])),
+        left_out=dict(left_out + Counter(others)),
     )
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
     """fp32 of its own memory: what training starts from. Integers (counters of norms) stay what they are."""
     return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
-
-
-def _family(name: str) -> str:
-    """`neck.txt_proj.0.weight` -> `neck`; `backbone.layers.0.fusion.x` -> `backbone.layers.fusion`."""
-    words = [word for word in name.split(".") if not word.isdecimal()]
-    return ".".join(words[:3] if words[:2] == ["backbone", "layers"] else words[:1])
 
 
 def _where_from(kind: Kind, source: Path) -> str:
@@ -187,7 +182,7 @@ def _read_checkpoint(path: Path, rules: _Rules, *, allow_namespace: bool) -> tup
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_describe_refusal(error)}") from error
-    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(
             f"{path}: not a file that torch.save wrote, or a truncated or damaged one ({reason}); fetch it again"
@@ -217,13 +212,13 @@ def _describe_refusal(error: Exception) -> str:
     return f"its pickle asks for {name}, expected weights and plain values; nothing of it was run; do not use it"
 
 
-def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) -> tuple[dict[str, Tensor], list[str]]:
-    """Names by the rules: those kept, renamed, and those left out."""
+def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) -> tuple[dict[str, Tensor], Counter[str]]:
+    """The tensors that are kept under their new names, and by what part of their names the others were left out."""
     kept: dict[str, Tensor] = {}
-    left_out: list[str] = []
+    left_out: Counter[str] = Counter()
     for name, tensor in found.items():
-        if re.search(rules.left_out, name):
-            left_out.append(name)
+        if match := re.search(rules.left_out, name):
+            left_out[re.sub(r"\.\d+", "", match[0]).strip(".")] += 1
             continue
         for pattern, replacement in rules.kept:
             renamed, hits = re.subn(pattern, replacement, name, count=1)
