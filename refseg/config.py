@@ -121,7 +121,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """How masks are scored, in validation and by `refseg evaluate`."""
 
-    protocol: Literal["original"] = "original"
+    protocol: Literal["original", "cris", "lavt", "lisa", "rela"] = "original"
     """Named rules of `refseg.evaluation.protocols`: mask size, threshold, comparison."""
     images_per_batch: Count = 8
     """Images encoded at once; each serves all its sentences."""
@@ -148,18 +148,18 @@ class Recipe(Section):
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `--set` overrides on top.
 
+    A recipe may begin with `extends = "NAME"`, a shipped recipe or a file beside it: it then says only what differs.
+
     Args:
         path_or_name: A TOML file, or the name of a shipped recipe such as `toy`.
         overrides: `section.key=value`; the value is TOML, and a bare word is taken as a string.
 
     Raises:
-        RecipeError: If there is no such file, it is not TOML, or any key or value is wrong (all are listed).
+        RecipeError: If there is no such file, it is not TOML, it extends itself, or any key or value is wrong (all are
+            listed).
     """
     path = _find(path_or_name)
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    settings = _read(path, extended_by=())
     for override in overrides:
         _apply(settings, override)
     return make_recipe(settings, where=str(path))
@@ -194,6 +194,32 @@ def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(Path(entry.name).stem for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
+
+
+def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """Settings of a file, on top of those of the recipe it extends."""
+    if path.resolve() in extended_by:
+        chain = " extends ".join(other.name for other in (*extended_by, path))
+        raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); let one of them stand alone")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise RecipeError(f'{path}: found extends = {base!r}, expected the name of one recipe, such as "toy"')
+    beside = path.parent / base
+    try:
+        found = _find(beside if beside.is_file() else base)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: extends {error}") from error
+    merged = _read(found, extended_by=(*extended_by, path.resolve()))
+    for section, values in settings.items():
+        both = isinstance(values, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **values} if both else values
+    return merged
 
 
 def _shipped() -> Path:

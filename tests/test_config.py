@@ -123,3 +123,49 @@ def test_a_file_that_is_not_toml_is_named(recipe_file: Path) -> None:
 
     with pytest.raises(RecipeError, match=r"mine\.toml: not a TOML file"):
         load_recipe(recipe_file)
+
+
+def test_a_recipe_that_extends_another_says_only_what_differs(recipe_file: Path) -> None:
+    mine = recipe_file.with_name("own.toml")
+    mine.write_text('extends = "mine.toml"\n[model]\nnum_key_channels = 4\n[train]\nlr = 1e-3\n')
+    last = recipe_file.with_name("last.toml")
+    last.write_text('extends = "own.toml"\n[train]\nseed = 7\n')
+
+    recipe = load_recipe(last, ["train.epochs=2"])
+
+    base = load_recipe(recipe_file)
+    assert recipe_differences(base, recipe) == ["model.num_key_channels", "train.epochs", "train.lr", "train.seed"]
+    assert load_recipe("fcnet-ablation-no-ecm").data == load_recipe("fcnet-refcocoplus-r50").data
+
+
+def test_recipes_that_extend_each_other_or_nothing_known_are_refused(recipe_file: Path) -> None:
+    one, two = recipe_file.with_name("one.toml"), recipe_file.with_name("two.toml")
+    one.write_text('extends = "two.toml"\n')
+    two.write_text('extends = "one.toml"\n')
+
+    with pytest.raises(RecipeError, match=r"extends itself \(one.toml extends two.toml extends one.toml\)"):
+        load_recipe(one)
+    one.write_text('extends = "tpy"\n')
+    with pytest.raises(RecipeError, match=r"one\.toml: extends tpy: no such recipe"):
+        load_recipe(one)
+    one.write_text("extends = 3\n")
+    with pytest.raises(RecipeError, match=r"one\.toml: found extends = 3, expected the name of one recipe"):
+        load_recipe(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("no-ecm", {"ecm": False}),
+        ("no-egm", {"ecm": False, "egm": False}),
+        *((f"nk{n}", {"num_key_channels": n}) for n in (1, 2, 4, 8, 24, 32)),
+        *((f"nk{n}-no-ecm", {"num_key_channels": n, "ecm": False}) for n in (8, 24)),
+    ],
+)
+def test_each_ablation_of_the_paper_differs_from_its_model_in_that_alone(name: str, changed: dict[str, object]) -> None:
+    base, recipe = load_recipe("fcnet-refcocoplus-r50"), load_recipe(f"fcnet-ablation-{name}")
+
+    assert recipe_differences(base, recipe) == [
+        f"model.{key}" for key in type(base.model).model_fields if key in changed
+    ]
+    assert {key: getattr(recipe.model, key) for key in changed} == changed
