@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
     "doctor": "time reading, decoding and the rest on this machine; name what holds a run up",
     "mix": "leak-free union of datasets: no training image that any of them evaluates on",
+    "export": "shards as the files of REFER, CRIS, COCO's tools or Hugging Face's datasets",
     "models": "table of models: parameters by module",
     "convert-weights": "encoder weights of CLIP, CRIS or LAVT to safetensors, without running what is in them",
     "evaluate": "score a checkpoint on a split",

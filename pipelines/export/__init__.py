@@ -1,0 +1,1 @@
+"""Built datasets to the files that other projects read."""

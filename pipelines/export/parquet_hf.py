@@ -1,0 +1,120 @@
+"""Parquet with embedded images, as Hugging Face's `datasets` and its viewer read it: one row per image, refs within."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.export.dataset import LOCATION, BuiltDataset
+from pipelines.export.run import ExportOptions, Progress
+from refseg.descriptor import Descriptor, ShardEntry
+from refseg.schema import MANIFEST_SCHEMA
+
+_ROW_GROUP_ROWS = 100
+"""Images: what the viewer reads for a page."""
+_SENTENCE = pa.struct(
+    [
+        ("sent_id", pa.int64()),
+        ("raw", pa.string()),
+        ("sent", pa.string()),
+        ("words", pa.list_(pa.string())),
+        ("exists", pa.bool_()),
+    ]
+)
+_AS_IN_MANIFEST = ("category", "box_xywh", "area", "no_target", "box_only", "mask")
+_REF = pa.struct(
+    [
+        ("ref_id", pa.int64()),
+        ("ann_ids", pa.list_(pa.int64())),
+        *((name, MANIFEST_SCHEMA.field(name).type) for name in _AS_IN_MANIFEST),
+        ("sentences", pa.list_(_SENTENCE)),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("refs", pa.list_(_REF)),
+    ]
+)
+"""One row per image of a split; `mask` is COCO's uncompressed run lengths."""
+DIFFERENCES = (
+    "token ids are left out: they are one tokenizer's",
+    "annotations are their ids; polygons, crowd flags and single boxes are in the shards' manifests",
+    "an image that several splits share is in each of them",
+)
+_COLUMNS = (
+    *("ref_id", "image_id", "file_name", "height", "width"),
+    *_AS_IN_MANIFEST,
+    *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "words.list.element", "exists")),
+    "annotations.list.element.ann_id",
+    *LOCATION,
+)
+
+
+def write(dataset: BuiltDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+    """Write `data/<split>-<number>-of-<count>.parquet`, a file per shard, and a card; see `pipelines.export.run`."""
+    (out / "data").mkdir()
+    done = 0
+    for split in dataset.splits:
+        entries = [entry for entry in dataset.entries if entry.split == split]
+        for number, entry in enumerate(entries):
+            path = out / "data" / f"{split}-{number:05d}-of-{len(entries):05d}.parquet"
+            pq.write_table(_table(dataset, entry), path, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
+            done += 1
+            progress(done, len(dataset.entries))
+    (out / "README.md").write_text(card(dataset.descriptor, dataset.splits), encoding="utf-8")
+    return DIFFERENCES
+
+
+def card(descriptor: Descriptor, splits: tuple[str, ...]) -> str:
+    """The dataset's card: what the hub reads to find the splits, and what a person should know."""
+    lines = ["---", "license: other", "configs:", "- config_name: default", "  data_files:"]
+    for split in splits:
+        lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
+    licences = descriptor.licences or ("none named by the sources",)
+    lines += [
+        "---",
+        "",
+        f"# {descriptor.dataset}",
+        "",
+        f"Exported by refseg {descriptor.refseg_version} from the build with digest `{descriptor.digest}`. One row per",
+        "image; `refs` are its referred regions with their sentences. A mask in NumPy:",
+        "`numpy.repeat(numpy.arange(len(counts)) % 2, counts).reshape(width, height).T`.",
+        "",
+        "Licences, as far as the sources name them:",
+        "",
+        *(f"- {licence}" for licence in licences),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(dataset: BuiltDataset, entry: ShardEntry) -> pa.Table:
+    images: dict[str, dict[str, Any]] = {}
+    for row in dataset.rows(entry, _COLUMNS):
+        key = f"{row['shard']} {row['image_offset']}"
+        if key not in images:
+            images[key] = {
+                "image": {"bytes": dataset.image(row), "path": row["file_name"]},
+                **{name: row[name] for name in ("image_id", "file_name", "height", "width")},
+                "refs": [],
+            }
+        images[key]["refs"].append({**row, "ann_ids": [annotation["ann_id"] for annotation in row["annotations"]]})
+    features = {name: _feature(SCHEMA.field(name).type) for name in SCHEMA.names}
+    features["image"] = {"_type": "Image"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.Table.from_pylist(list(images.values()), schema=SCHEMA.with_metadata(metadata))
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """An Arrow type as `datasets` spells it; a list as a list of one, which its releases 2 to 5 all read."""
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_feature(kind.value_type)]
+    return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind), "_type": "Value"}

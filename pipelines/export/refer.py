@@ -1,0 +1,85 @@
+"""REFER's layout: `refs(<split_by>).p` and `.json`, `instances.json`, images where REFER looks for them."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+from pipelines.canonical import canonical_json
+from pipelines.export.dataset import LOCATION, BuiltDataset, ImageWriter
+from pipelines.export.run import ExportOptions, Progress
+from pipelines.shards import hash_file
+from refseg.compat.refer_records import COLUMNS, ReferTables, differences, refer_tables
+from refseg.errors import UsageError
+from refseg.schema import DatasetSpec
+
+_PROTOCOL = 2
+"""Of the pickle: Python 2 reads it, as `refer.py` once was."""
+
+
+def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+    """Write the files of one dataset and partition; see `pipelines.export.run`."""
+    spec = dataset.spec
+    images = ImageWriter(dataset, out / image_folder(spec))
+    rows = []
+    for number, entry in enumerate(dataset.entries, start=1):
+        columns = [*COLUMNS, *LOCATION]
+        found = dataset.rows(entry, columns)
+        if options.images:
+            for row in found:
+                images.write(row)
+        if options.annotations is None:
+            rows += found
+        progress(number, len(dataset.entries))
+    if options.annotations is not None:
+        _restore(dataset, options.annotations, out)
+        return ()
+    write_tables(refer_tables(rows, spec), spec, out / spec.folder, description=dataset.descriptor.dataset)
+    return differences(spec)
+
+
+def image_folder(spec: DatasetSpec) -> str:
+    """Where REFER looks for a dataset's images, below its root."""
+    if spec.dataset == "refclef":
+        return "images/saiapr_tc-12"
+    return "images/mscoco/images/train2014" if spec.is_coco else "images"
+
+
+def write_tables(tables: ReferTables, spec: DatasetSpec, folder: Path, *, description: str) -> None:
+    """Write REFER's records as its files, the refs as pickle and as JSON.
+
+    Args:
+        tables: The records.
+        spec: Of the dataset, which says the files' names.
+        folder: Of the dataset, for example `refcoco+`; made here.
+        description: For `info` of `instances.json`.
+    """
+    folder.mkdir(parents=True)
+    refs_name = f"{spec.refs_prefix}({spec.split_by})"
+    (folder / f"{refs_name}.p").write_bytes(pickle.dumps(tables.refs, protocol=_PROTOCOL))
+    (folder / f"{refs_name}.json").write_bytes(canonical_json(tables.refs))
+    instances = {
+        "info": {"description": f"{description}, exported by refseg"},
+        "licenses": [],
+        "images": tables.images,
+        "annotations": tables.annotations,
+        "categories": tables.categories,
+    }
+    (folder / "instances.json").write_bytes(canonical_json(instances))
+
+
+def _restore(dataset: BuiltDataset, annotations: Path, out: Path) -> None:
+    """Copy the files a dataset was built from, each known by its hash."""
+    for source in dataset.descriptor.sources:
+        places = (annotations / source.name, annotations / Path(source.name).name)
+        found = [path for path in places if path.is_file()]
+        if not found:
+            raise UsageError(f"--annotations {annotations}: found no {source.name}, expected what the build read")
+        same = [path for path in found if hash_file(path) == source.sha256]
+        if not same:
+            raise UsageError(
+                f"{found[0]}: is another file than the build of {dataset.descriptor.dataset} read "
+                f"(found sha256 {hash_file(found[0]):.12}, expected {source.sha256:.12}); give the folder of that build"
+            )
+        target = out / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(same[0], target)
