@@ -239,7 +239,7 @@ class FCNet(SegmentationModel):
         if self.egm is not None and self.key_conv is not None:
             keys = self.egm.flatten(self.key_conv(fused))
         else:
-            keys = fused.new_zeros(len(fused), 0, 0)
+            keys = fused.new_zeros(fused.shape[0], 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
         code = self._pixel_code(grid, pixels)
         return ImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)

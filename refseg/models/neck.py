@@ -138,4 +138,4 @@ def coordinate_maps(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 2 h w"]:
         torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype),
         indexing="ij",
     )
-    return torch.stack([xs, y]).expand(len(x), -1, -1, -1)
+    return torch.stack([xs, y]).expand(x.shape[0], -1, -1, -1)

@@ -93,5 +93,5 @@ class ClipTextEncoder(nn.Module):
             x = block(x)
         words = self.ln_final(x)
         eos = token_mask.sum(dim=1) - 1
-        sentence = words[torch.arange(len(words), device=words.device), eos] @ self.text_projection
+        sentence = words[torch.arange(words.shape[0], device=words.device), eos] @ self.text_projection
         return words, sentence
