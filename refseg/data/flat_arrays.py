@@ -1,8 +1,8 @@
 """Rows of manifests as flat arrays, manifest by manifest, and those of several as if they were one.
 
-An array of one manifest counts from 0 within it; where it counts entries of another array (`mask_start`, say, those of
-`mask_counts`), what came before is added when arrays are put together. A column of strings is two arrays: `NAME_bytes`,
-UTF-8 without separators, and `NAME_start`.
+An array of one manifest counts from 0 within it; where it counts entries of another array (`token_start`, say, those of
+`tokens`), what came before is added when arrays are put together. A column of strings is two arrays: `NAME_bytes`,
+UTF-8 without separators, and `NAME_start`. Masks may be left out, and room for them given: see `hole`.
 """
 
 from collections import deque
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from refseg.data.manifests import REMEDY
 from refseg.errors import DatasetError
 
-STRINGS = ("category", "raw", "sent", "file_name")
+STRINGS = ("category", "sent", "file_name")
 """Columns of strings."""
 _COUNTED = {
-    "row_image": "image_id", "row_start": "ref_id", "mask_start": "mask_counts", "sentence_start": "sent_id",
-    "token_start": "tokens", **{f"{name}_start": f"{name}_bytes" for name in STRINGS},
+    "row_image": "image_id", "row_start": "ref_id", "mask_span": "mask_counts", "sentence_start": "sent_id",
+    "token_start": "tokens", "manifest_start": "ref_id", "manifest_counts_start": "mask_counts",
+    **{f"{name}_start": f"{name}_bytes" for name in STRINGS},
 }  # fmt: skip
 """Arrays that count entries of others."""
 _THREADS = 4  # that read manifests; Parquet and NumPy let go of the interpreter
@@ -75,7 +75,9 @@ def join(manifests: Iterable[FlatManifest], put: Callable[[str, NDArray[Any]], N
             lengths[name] = before.get(name, 0) + len(part)
             if number == 0 and name.endswith("_start"):
                 put(name, np.zeros(1, np.int64))
-            if name in _COUNTED:
+            if is_hole(part):
+                pass
+            elif name in _COUNTED:
                 part = part + before.get(_COUNTED[name], 0)
             elif name == "image_shard":
                 part = np.array([tars.setdefault(tar, len(tars)) for tar in manifest.tars], np.int32)[part]
@@ -90,23 +92,35 @@ def join_in_memory(manifests: Iterable[FlatManifest]) -> tuple[Arrays, list[str]
     return {name: np.concatenate(found) for name, found in parts.items()}, tars
 
 
-def flatten(where: str, table: pa.Table, *, split: int, datasets: tuple[str, ...]) -> FlatManifest:
+def hole(length: int, kind: type) -> NDArray[Any]:
+    """Zeros that are to be filled in later, and take no memory until then."""
+    return np.broadcast_to(np.zeros(1, kind), length)
+
+
+def is_hole(array: NDArray[Any]) -> bool:
+    """True of what `hole` gives."""
+    return array.strides == (0,) and len(array) > 1
+
+
+def flatten(
+    where: str, table: pa.Table, num_run_lengths: int, *, split: int, datasets: tuple[str, ...]
+) -> FlatManifest:
     """Make flat arrays of a manifest's rows. A manifest has all rows of its images that are of its split.
 
     Args:
         where: The manifest, for messages.
-        table: Its rows.
+        table: Its rows; if they are without masks, these become holes.
+        num_run_lengths: Of all masks.
         split: Position of their split.
         datasets: Ids that rows may have.
 
     Raises:
         DatasetError: If rows are of another dataset, or a hash is none.
     """
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    columns = {name: one_array(table.column(name)) for name in table.column_names}
     sentences = columns["sentences"].flatten()
     token_lists = sentences.field("token_ids")
-    count_lists = columns["mask"].field("counts")
-    shards = columns["shard"].dictionary_encode()
+    shards = columns["shard"]  # a dictionary of few
     row_shard = _numbers(shards.indices)
 
     # Rows of one image are adjacent: a new image starts where the place in the tars changes, or the member of a mix.
@@ -121,19 +135,24 @@ def flatten(where: str, table: pa.Table, *, split: int, datasets: tuple[str, ...
     def of_image(name: str) -> NDArray[Any]:
         return _numbers(columns[name])[first_row]
 
-    hashes = columns["sample_xxh3"].take(pa.array(first_row))
+    _, hashes = _text(columns["sample_xxh3"].take(pa.array(first_row)))
     try:
-        sample_xxh3 = np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), ">u8").astype(np.uint64)
+        sample_xxh3 = np.frombuffer(bytes.fromhex(hashes.tobytes().decode()), ">u8").astype(np.uint64)
     except ValueError as error:
         raise DatasetError(f"{where}: column sample_xxh3 holds no hash ({error}); build the dataset again") from error
+    spans, counts = hole(2 * table.num_rows, np.int64), hole(num_run_lengths, np.uint32)
+    if "mask" in columns:
+        spans, counts = flatten_masks(columns["mask"])
     arrays = {
         "ref_id": _numbers(columns["ref_id"]),
         "row_split": np.full(table.num_rows, split, np.int16),
         "row_dataset": row_dataset,
         "row_image": np.cumsum(is_first) - 1,
         "no_target": _numbers(columns["no_target"]),
-        "mask_start": _ends(count_lists),
-        "mask_counts": _numbers(count_lists.flatten()),
+        "mask_span": spans,
+        "mask_counts": counts,
+        "manifest_start": np.array([table.num_rows]),
+        "manifest_counts_start": np.array([num_run_lengths]),
         "sentence_start": _ends(columns["sentences"]),
         "sent_id": _numbers(sentences.field("sent_id")),
         "sentence_exists": _numbers(sentences.field("exists")),
@@ -150,14 +169,21 @@ def flatten(where: str, table: pa.Table, *, split: int, datasets: tuple[str, ...
         "sample_xxh3": sample_xxh3,
     }
     strings = {
-        "category": columns["category"],
-        "raw": sentences.field("raw"),
+        "category": columns["category"].cast(pa.string()),
         "sent": sentences.field("sent"),
         "file_name": columns["file_name"].take(pa.array(first_row)),
     }
     for name in STRINGS:
         arrays[f"{name}_start"], arrays[f"{name}_bytes"] = _text(strings[name])
     return FlatManifest(arrays, shards.dictionary.to_pylist())
+
+
+def flatten_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Start and end of each mask's run lengths, in turn, and the run lengths of all."""
+    lists = masks.field("counts")
+    ends = _ends(lists)
+    spans = np.stack([np.append(0, ends[:-1]), ends], axis=1).reshape(-1)
+    return spans, _numbers(lists.flatten())
 
 
 def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
@@ -167,14 +193,24 @@ def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
 
 
 def _row_datasets(
-    where: str, names: pa.StringArray, partitions: pa.StringArray, known: tuple[str, ...]
+    where: str, names: pa.DictionaryArray, partitions: pa.DictionaryArray, known: tuple[str, ...]
 ) -> NDArray[np.int16]:
     """Position of each row's dataset in `known`."""
-    found = pc.binary_join_element_wise(names, partitions, "/").dictionary_encode()
-    ids = found.dictionary.to_pylist()
+    num_partitions = len(partitions.dictionary)
+    codes, code = np.unique(
+        _numbers(names.indices) * num_partitions + _numbers(partitions.indices), return_inverse=True
+    )
+    ids = [
+        f"{names.dictionary[c // num_partitions]}/{partitions.dictionary[c % num_partitions]}" for c in codes.tolist()
+    ]
     if unknown := [dataset_id for dataset_id in ids if dataset_id not in known]:
         raise DatasetError(f"{where}: found rows of {unknown[0]}, expected {', '.join(known)}; {REMEDY}")
-    return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[_numbers(found.indices)]
+    return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[code]
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, copied only if it is in several: of row groups."""
+    return column.chunk(0) if column.num_chunks == 1 else column.unify_dictionaries().combine_chunks()
 
 
 def _numbers(array: pa.Array) -> NDArray[Any]:

@@ -6,10 +6,7 @@ files of this machine, written when it is first opened, that all processes map; 
 
 import hashlib
 import json
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,23 +20,30 @@ from torch import Tensor
 from refseg import tokenizer
 from refseg.data.cache import Tar
 from refseg.data.decode import decode_rgb
-from refseg.data.flat_arrays import STRINGS, Arrays, FlatManifest, flatten, join_in_memory, read_all, strings_of
-from refseg.data.index_cache import INDEX_VERSION, CacheUnusableError, IndexCache, StoredIndex
+from refseg.data.flat_arrays import (
+    STRINGS,
+    Arrays,
+    FlatManifest,
+    flatten,
+    flatten_masks,
+    join_in_memory,
+    one_array,
+    read_all,
+    strings_of,
+)
+from refseg.data.index_cache import StoredIndex, open_stored
 from refseg.data.manifests import (
     check_files,
     dataset_ids,
     find_tars,
-    manifest_facts,
-    read_bytes,
     read_manifest,
+    read_masks,
     refuse_unknown_files,
 )
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
-from refseg.storage import Folder, open_folder
-
-logger = logging.getLogger(__name__)
+from refseg.storage import is_remote, open_folder
 
 _STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
 
@@ -67,6 +71,9 @@ class ManifestIndex:
     Rows are in the order of the manifests; sentences in the order of their rows; the rows of one image are adjacent.
     A "position" counts from 0 within this index; an "id" is the source's.
 
+    The run lengths of a large dataset's masks are most of it; those of a manifest are brought into these arrays when
+    one of them is asked for by `counts`.
+
     Attributes:
         folder: Of the dataset: its path or URL.
         descriptor: What `refseg.json` says.
@@ -80,12 +87,14 @@ class ManifestIndex:
         row_image: `(rows,)` int64, position of the ref's image.
         no_target: `(rows,)` bool.
         category: `(rows,)` strings.
-        mask_start: `(rows + 1,)` int64, where each row's run lengths start in `mask_counts`.
+        mask_span: `(2 * rows,)` int64, where each row's run lengths start and end in `mask_counts`, in turn; 0 until
+            they are there.
         mask_counts: uint32 run lengths, column-major, zeros first.
+        manifest_start: `(manifests + 1,)` int64, where each manifest's rows start.
+        manifest_counts_start: `(manifests + 1,)` int64, where each manifest's run lengths start in `mask_counts`.
         sentence_start: `(rows + 1,)` int64, where each row's sentences start.
 
         sent_id: `(sentences,)` int64.
-        raw: `(sentences,)` strings as annotated.
         sent: `(sentences,)` strings as cleaned by the dataset's authors.
         sentence_exists: `(sentences,)` bool, False: it names nothing in the image, and its target is empty.
         token_start: `(sentences + 1,)` int64, where each sentence's ids start in `tokens`.
@@ -116,12 +125,13 @@ class ManifestIndex:
     row_image: NDArray[np.int64]
     no_target: NDArray[np.bool_]
     category: pa.LargeStringArray
-    mask_start: NDArray[np.int64]
+    mask_span: NDArray[np.int64]
     mask_counts: NDArray[np.uint32]
+    manifest_start: NDArray[np.int64]
+    manifest_counts_start: NDArray[np.int64]
     sentence_start: NDArray[np.int64]
 
     sent_id: NDArray[np.int64]
-    raw: pa.LargeStringArray
     sent: pa.LargeStringArray
     sentence_exists: NDArray[np.bool_]
     token_start: NDArray[np.int64]
@@ -140,12 +150,14 @@ class ManifestIndex:
     sample_xxh3: NDArray[np.uint64]
 
     _files: ShardFiles = field(init=False)
+    _manifests: tuple[ShardEntry, ...] = field(init=False)
     _stored: StoredIndex | None = field(init=False, default=None)
     """The files behind the arrays; None: they are in memory."""
 
     def __post_init__(self) -> None:
         # The dataclass is frozen because the index is a value; this is part of its construction.
         object.__setattr__(self, "_files", ShardFiles(self.shards))
+        object.__setattr__(self, "_manifests", _manifests_of(self.descriptor, self.splits))
 
     @classmethod
     def open(cls, folder: Path | str, splits: Sequence[str]) -> "ManifestIndex":
@@ -178,20 +190,25 @@ class ManifestIndex:
         sizes = place.list()
         refuse_unknown_files(place, sizes, descriptor)
         chosen = tuple(split for split in descriptor.splits if split in splits)
-        entries = [entry for entry in descriptor.shards if entry.split in chosen]
+        entries = _manifests_of(descriptor, chosen)
         for entry in entries:
             check_files(place, sizes, entry)
         datasets = dataset_ids(descriptor)
         digest = hashlib.sha256(json.dumps([descriptor.digest, chosen]).encode()).hexdigest()
 
-        def read(entry: ShardEntry) -> FlatManifest:
-            table = read_manifest(place, entry)
-            return flatten(place.address, table, split=chosen.index(entry.split), datasets=datasets)
+        def read(*, with_masks: bool) -> Iterator[FlatManifest]:
+            def read_one(entry: ShardEntry) -> FlatManifest:
+                table, num_run_lengths = read_manifest(place, entry, with_masks=with_masks)
+                split = chosen.index(entry.split)
+                return flatten(place.address, table, num_run_lengths, split=split, datasets=datasets)
+
+            return read_all(read_one, entries)
 
         stored = None
         if sum(entry.parquet_bytes for entry in entries) >= _STORED_FROM_BYTES:
-            stored = _open_stored(place, entries, digest, lambda: read_all(read, entries))
-        arrays, names = (stored.arrays(), stored.tars) if stored else join_in_memory(read_all(read, entries))
+            # What came over a network would have to come again.
+            stored = open_stored(place, entries, digest, lambda: read(with_masks=is_remote(place.address)))
+        arrays, names = (stored.arrays(), stored.tars) if stored else join_in_memory(read(with_masks=True))
         index = cls(
             folder=place.address,
             descriptor=descriptor,
@@ -266,11 +283,19 @@ class ManifestIndex:
         Args:
             row: Of the ref.
             sentence: The target of this sentence, which is empty if the sentence names nothing; None: of the ref.
+
+        Raises:
+            DatasetError: If they have to be read and the manifest is another than was built.
         """
+        height, width = self.size(row)
         if sentence is not None and not self.sentence_exists[self.sentence_start[row] + sentence]:
-            height, width = self.size(row)
             return np.array([height * width], np.uint32)
-        return self.mask_counts[self.mask_start[row] : self.mask_start[row + 1]]
+        start, end = self.mask_span[2 * row : 2 * row + 2].tolist()
+        counts = self.mask_counts[start:end]
+        # Not there yet; or another process is writing them just now; or the machine lost power before they were kept.
+        if self._stored is not None and counts.sum() != height * width:
+            return self._read_counts(row)
+        return counts
 
     def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
         """A mask at the image's original size: 1 is object. The memory is column-major. Arguments as of `counts`."""
@@ -334,8 +359,26 @@ class ManifestIndex:
         )
         return sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
 
+    def _read_counts(self, row: int) -> NDArray[np.uint32]:
+        """The run lengths of a row out of its manifest, all of which are brought into the index.
+
+        Processes may do so at the same time: they write the same bytes. The spans are written last.
+        """
+        assert self._stored is not None, "in memory all are there"
+        number = int(np.searchsorted(self.manifest_start, row, side="right")) - 1
+        spans, counts = flatten_masks(one_array(read_masks(open_folder(self.folder), self._manifests[number])))
+        first_row, first_count = int(self.manifest_start[number]), int(self.manifest_counts_start[number])
+        self._stored.fill("mask_counts", first_count, counts)
+        self._stored.fill("mask_span", 2 * first_row, spans + first_count)
+        start, end = spans[2 * (row - first_row) :][:2].tolist()
+        return counts[start:end].copy()  # not the whole manifest's
+
     def _where(self, image: int) -> str:
         return f"{self.shards[self.image_shard[image]]}: image {self.image_id[image]} ({self.file_name[image]})"
+
+
+def _manifests_of(descriptor: Descriptor, splits: Sequence[str]) -> tuple[ShardEntry, ...]:
+    return tuple(entry for entry in descriptor.shards if entry.split in splits)
 
 
 def _fields(arrays: Arrays) -> dict[str, Any]:
@@ -343,39 +386,3 @@ def _fields(arrays: Arrays) -> dict[str, Any]:
     of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")}
     numbers = {name: array for name, array in arrays.items() if name not in of_strings}
     return {**numbers, **{name: strings_of(arrays, name) for name in STRINGS}}
-
-
-def _open_stored(
-    place: Folder, entries: Sequence[ShardEntry], digest: str, read: Callable[[], Iterator[FlatManifest]]
-) -> StoredIndex | None:
-    """The index's files on this machine, written now if they are not there; None if they cannot be.
-
-    Raises:
-        DatasetError: If a manifest is another than was built.
-        StorageError: If remote storage refuses or fails.
-    """
-    cache = IndexCache.of_this_machine()
-    key = hashlib.sha256(json.dumps([INDEX_VERSION, digest]).encode()).hexdigest()[:32]
-    facts = manifest_facts(place, entries)
-    stored = cache.open(key)
-    if stored is None:
-        begin = time.monotonic()
-        logger.info("%s: opened for the first time here, %d manifests are read", place, len(entries))
-        try:
-            stored, is_written = cache.write(key, read)
-        except CacheUnusableError as error:
-            logger.warning(
-                "the index is kept in memory, by each process, and made again at each start (%s); give REFSEG_CACHE "
-                "a folder with room",
-                error,
-            )
-            return None
-        logger.info("%s: read in %.1f s, kept in %s", place, time.monotonic() - begin, stored.folder)
-        if is_written:
-            stored.remember_checked(place.address, facts)
-    if not stored.is_checked(place.address, facts):
-        # Another copy of the dataset, or files that were touched: what is mapped is right, but what lies there?
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(lambda entry: len(read_bytes(place, entry)), entries))
-        stored.remember_checked(place.address, facts)
-    return stored

@@ -11,8 +11,10 @@ import logging
 import mmap
 import os
 import shutil
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,13 +22,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg.data.flat_arrays import Arrays, FlatManifest, join
+from refseg.data.flat_arrays import Arrays, FlatManifest, is_hole, join
+from refseg.data.manifests import manifest_facts, read_bytes
+from refseg.descriptor import ShardEntry
 from refseg.errors import DatasetError
-from refseg.storage import cache_folder
+from refseg.storage import Folder, cache_folder
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised when the arrays change, so that those of another release are not read."""
 _FACTS = "index.json"
 _CHECKED = "checked.json"
@@ -61,12 +65,32 @@ class StoredIndex:
         for name, (kind, length) in self._arrays.items():
             if (folder / name).stat().st_size != length * np.dtype(kind).itemsize:
                 raise OSError(f"{folder / name}: expected {length} values of type {kind}")
+        self._cannot_fill = False
         with suppress(PermissionError):  # of another user: it is removed a little earlier
             os.utime(folder / _FACTS)  # used just now
 
     def arrays(self) -> Arrays:
         """The arrays, mapped and read-only."""
         return {name: _map(self.folder / name, kind, length) for name, (kind, length) in self._arrays.items()}
+
+    def fill(self, name: str, position: int, values: NDArray[Any]) -> None:
+        """Write into a hole of an array, for all processes: they see it in what they have mapped.
+
+        Where that cannot be done a warning says so, once.
+        """
+        try:
+            with (self.folder / name).open("r+b") as file:
+                file.seek(position * values.itemsize)
+                file.write(np.ascontiguousarray(values, self._arrays[name][0]).data)
+        except OSError as error:
+            if not self._cannot_fill:
+                logger.warning(
+                    "%s: masks cannot be kept here (%s), so each is read from its manifest whenever it is needed, "
+                    "which takes as long as its image; give REFSEG_CACHE a folder with room",
+                    self.folder,
+                    error,
+                )
+            self._cannot_fill = True
 
     def is_checked(self, address: str, facts: list[list[object]]) -> bool:
         """True if the manifests at `address` were compared with their hashes when they were `facts`."""
@@ -166,7 +190,10 @@ class IndexCache:
                     files[name] = (part / name).open("wb")
                     arrays[name] = (values.dtype.str, 0)
                 kind, length = arrays[name]
-                files[name].write(np.ascontiguousarray(values, np.dtype(kind)).data)
+                if is_hole(values):
+                    files[name].seek(len(values) * np.dtype(kind).itemsize, os.SEEK_CUR)
+                else:
+                    files[name].write(np.ascontiguousarray(values, np.dtype(kind)).data)
                 arrays[name] = (kind, length + len(values))
 
         try:
@@ -175,7 +202,7 @@ class IndexCache:
                 # Not brought to the disk, which would take longer than all else: after a power cut a file is too short,
                 # which is noticed when it is opened.
                 for file in files.values():
-                    file.flush()
+                    file.truncate()  # which ends a file that ends in a hole, and writes what is in memory
         finally:
             for file in files.values():
                 with suppress(OSError):  # of a full disk, which has been told
@@ -193,7 +220,8 @@ class IndexCache:
         total = sum(sizes.values())
         limit = self._limit_bytes
         if limit is None:
-            limit = int(_PART_OF_DISK * (shutil.disk_usage(self.folder).free + total))
+            taken = sum(_num_bytes_taken(path) for path in (*held, new))  # less, where there are holes
+            limit = int(_PART_OF_DISK * (shutil.disk_usage(self.folder).free + taken))
         for path in held:
             if total > limit and _remove_unused(path):
                 total -= sizes[path]
@@ -216,6 +244,48 @@ class IndexCache:
             # Closing alone would leave the lock with a child that was forked meanwhile.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def open_stored(
+    place: Folder, entries: Sequence[ShardEntry], digest: str, read: Callable[[], Iterator[FlatManifest]]
+) -> StoredIndex | None:
+    """The index's files on this machine, written now if they are not there; None if they cannot be.
+
+    Args:
+        place: The dataset's folder.
+        entries: Its shards of some splits.
+        digest: Of the dataset and these splits.
+        read: Gives their manifests.
+
+    Raises:
+        DatasetError: If a manifest is another than was built.
+        StorageError: If remote storage refuses or fails.
+    """
+    cache = IndexCache.of_this_machine()
+    key = hashlib.sha256(json.dumps([INDEX_VERSION, digest]).encode()).hexdigest()[:32]
+    facts = manifest_facts(place, entries)
+    stored = cache.open(key)
+    if stored is None:
+        begin = time.monotonic()
+        logger.info("%s: opened for the first time here, %d manifests are read", place, len(entries))
+        try:
+            stored, is_written = cache.write(key, read)
+        except CacheUnusableError as error:
+            logger.warning(
+                "the index is kept in memory, by each process, and made again at each start (%s); give REFSEG_CACHE "
+                "a folder with room",
+                error,
+            )
+            return None
+        logger.info("%s: read in %.1f s, kept in %s", place, time.monotonic() - begin, stored.folder)
+        if is_written:
+            stored.remember_checked(place.address, facts)
+    if not stored.is_checked(place.address, facts):
+        # Another copy of the dataset, or files that were touched: what is mapped is right, but what lies there?
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda entry: len(read_bytes(place, entry)), entries))
+        stored.remember_checked(place.address, facts)
+    return stored
 
 
 @contextmanager
@@ -241,6 +311,10 @@ def _digest(facts: list[list[object]]) -> str:
 
 def _num_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _num_bytes_taken(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
 def _remove_unused(folder: Path) -> bool:

@@ -12,9 +12,11 @@ from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePo
 from refseg.errors import DatasetError
 from refseg.storage import Folder, is_remote, open_folder
 
+_MASKS = "mask.counts"
+_FEW = ["dataset", "split_by", "shard", "category"]  # values that repeat, read as dictionaries
 _COLUMNS = [
-    "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target", "mask.counts",
-    *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "token_ids", "exists")),
+    "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target",
+    *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "token_ids", "exists")),
     "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
 ]  # fmt: skip
 REMEDY = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
@@ -95,11 +97,37 @@ def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[ob
     return [[entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino] for entry, facts in found]
 
 
-def read_manifest(place: Folder, entry: ShardEntry) -> pa.Table:
-    """Read the columns of a manifest that an index needs; errors as of `read_bytes`."""
-    # Without threads of its own: manifests are read several at a time.
-    file = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)))
-    return file.read(columns=_COLUMNS, use_threads=False)
+def read_manifest(place: Folder, entry: ShardEntry, *, with_masks: bool) -> tuple[pa.Table, int]:
+    """Read the columns of a manifest that an index needs; errors as of `read_bytes`.
+
+    Args:
+        place: The dataset's folder.
+        entry: The shard.
+        with_masks: Also their run lengths, which take three quarters of the time.
+
+    Returns:
+        The rows, and how many run lengths their masks have.
+    """
+    file = _open_manifest(place, entry)
+    columns = [*_COLUMNS, _MASKS] if with_masks else _COLUMNS
+    return file.read(columns=columns, use_threads=False), _num_run_lengths(file.metadata)
+
+
+def read_masks(place: Folder, entry: ShardEntry) -> pa.ChunkedArray:
+    """Read the masks of a manifest's rows; errors as of `read_bytes`."""
+    return _open_manifest(place, entry).read(columns=[_MASKS], use_threads=False).column("mask")
+
+
+def _open_manifest(place: Folder, entry: ShardEntry) -> pq.ParquetFile:
+    # Read without threads of its own: manifests are read several at a time.
+    return pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)), read_dictionary=_FEW)
+
+
+def _num_run_lengths(metadata: pq.FileMetaData) -> int:
+    """Run lengths of all masks, which the file's footer says; no list of them is empty, or it would count too."""
+    columns = range(metadata.num_columns)
+    position = next(i for i in columns if metadata.schema.column(i).path.startswith(f"{_MASKS}."))
+    return sum(metadata.row_group(i).column(position).num_values for i in range(metadata.num_row_groups))
 
 
 def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tuple[Tar, ...]:

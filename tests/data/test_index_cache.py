@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import os
 import pickle
 import shutil
@@ -10,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from refseg.data import index as index_module
 from refseg.data.flat_arrays import FlatManifest, join_in_memory
 from refseg.data.index import ManifestIndex
 from refseg.data.index_cache import CacheUnusableError, IndexCache
+from refseg.data.manifests import read_bytes
+from refseg.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.errors import DatasetError
 
 from .conftest import grid_pictures, write_overlay
@@ -42,14 +46,13 @@ def copy(tmp_path: Path, write: Write) -> Path:
 def manifests_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards whose manifests were read, for the index or for their hashes alone."""
     read: list[str] = []
-    read_bytes = index_module.read_bytes
 
     def count(place: object, entry: object) -> bytes:
         read.append(entry.name)  # type: ignore[attr-defined]
         return read_bytes(place, entry)  # type: ignore[arg-type]
 
     monkeypatch.setattr("refseg.data.manifests.read_bytes", count)
-    monkeypatch.setattr(index_module, "read_bytes", count)
+    monkeypatch.setattr("refseg.data.index_cache.read_bytes", count)
     return read
 
 
@@ -57,7 +60,13 @@ def indexes(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir()]
 
 
+def masks(index: ManifestIndex) -> list[list[int]]:
+    """Run lengths of all rows."""
+    return [index.counts(row).tolist() for row in range(index.num_rows)]
+
+
 def assert_equal(one: ManifestIndex, other: ManifestIndex) -> None:
+    assert masks(one) == masks(other)  # from now on all are in the arrays
     for field in dataclasses.fields(one):
         if field.name not in ("_stored", "_files", "folder", "shards"):
             ours, theirs = getattr(one, field.name), getattr(other, field.name)
@@ -98,6 +107,77 @@ def test_a_small_dataset_leaves_no_files(copy: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(index_module, "_STORED_FROM_BYTES", 8_000_000)
     ManifestIndex.open(copy, ["train"])
     assert not cache.exists()
+
+
+def test_masks_are_read_with_the_first_of_their_manifest(copy: Path, manifests_read: list[str]) -> None:
+    index, other = ManifestIndex.open(copy, ["train"]), ManifestIndex.open(copy, ["train"])
+    manifests_read.clear()
+
+    # Images 6 to 10 are in the second shard, whose first row is the 13th.
+    assert index.counts(15).sum() == np.prod(index.size(15))
+    assert manifests_read == ["train-00001"]
+    for row in range(12, 21):
+        other.counts(row)
+    assert manifests_read == ["train-00001"]
+    # The row before ends where what is there starts; its own manifest was not read.
+    index.counts(11)
+    assert manifests_read == ["train-00001", "train-00000"]
+
+
+def test_masks_half_written_are_written_again(copy: Path, cache: Path, manifests_read: list[str]) -> None:
+    index = ManifestIndex.open(copy, ["train"])
+    expected = masks(index)
+    (folder,) = indexes(cache)
+    for name, start, end in (("mask_counts", 4 * 400, 4 * 600), ("mask_span", 8 * 7, 8 * 9)):
+        with (folder / name).open("r+b") as file:  # as after a power cut: zeros
+            file.seek(start)
+            file.write(bytes(end - start))
+        manifests_read.clear()
+
+        assert masks(index) == expected
+        assert len(manifests_read) == (2 if name == "mask_counts" else 1)
+        manifests_read.clear()
+        assert masks(ManifestIndex.open(copy, ["train"])) == expected
+        assert manifests_read == []
+
+
+def test_masks_that_cannot_be_kept_are_read_each_time(
+    copy: Path, cache: Path, manifests_read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = ManifestIndex.open(copy, ["val"])
+    (folder,) = indexes(cache)
+    (folder / "mask_counts").rename(folder / "elsewhere")
+    manifests_read.clear()
+
+    assert [index.counts(0).tolist(), index.counts(0).tolist()] == [masks(ManifestIndex.open(copy, ["val"]))[0]] * 2
+    assert manifests_read[:2] == ["val-00000"] * 2
+    assert caplog.text.count("masks cannot be kept here") == 1
+
+
+def test_masks_of_a_manifest_that_changed_since_are_refused(copy: Path) -> None:
+    index = ManifestIndex.open(copy, ["val"])
+    path = copy / "val-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DatasetError, match=r"val-00000.parquet: found sha256 \w{64}, expected \w{64}; the"):
+        index.counts(0)
+
+
+def test_row_groups_of_a_manifest_are_one(copy: Path, cache: Path) -> None:
+    whole = ManifestIndex.open(copy, ["train"])
+    expected, texts = masks(whole), whole.sent.to_pylist()
+    descriptor = load_descriptor(copy)
+    entries = []
+    for entry in descriptor.shards:
+        path = copy / f"{entry.name}.parquet"
+        pq.write_table(pq.read_table(path), path, row_group_size=4)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append(dataclasses.replace(entry, parquet_bytes=path.stat().st_size, parquet_sha256=sha256))
+    (copy / DESCRIPTOR_NAME).write_text(dataclasses.replace(descriptor, shards=tuple(entries)).to_json())
+    shutil.rmtree(cache)
+
+    again = ManifestIndex.open(copy, ["train"])
+
+    assert (masks(again), again.sent.to_pylist()) == (expected, texts)
 
 
 def test_pickled_it_is_the_place_of_its_files(copy: Path) -> None:
@@ -203,7 +283,7 @@ def test_what_a_killed_process_left_is_removed(copy: Path, cache: Path) -> None:
 def test_of_eight_processes_one_writes(
     copy: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    join = index_module.IndexCache._fill
+    join = IndexCache._fill
 
     def slow_fill(*arguments: object) -> None:
         (tmp_path / f"writes-{os.getpid()}").touch()
