@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "tiny"]
+ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "darknet53", "tiny"]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +21,7 @@ class _AnyModel(Section):
     """What every architecture has."""
 
     image_encoder: ImageEncoderName
-    """Image side: CLIP's ResNet-50 or -101, Swin-Base, or a small one for training on a CPU."""
+    """Image side: CLIP's ResNet-50 or -101, Swin-Base, DarkNet-53, or a small one for training on a CPU."""
     dim: Count = 512
     """Width of fused features, queries and decoder; a multiple of `num_heads`."""
     num_heads: Count = 8
@@ -116,8 +116,10 @@ class LTSConfig(_AnyModel):
 
     name: Literal["lts"]
     """Architecture."""
+    num_decoder_layers: Count = 1
+    """Layers of the transformer that locates."""
     text_encoder: Literal["clip", "bigru"] = "clip"
-    """CLIP's transformer, or the paper's bidirectional GRU."""
+    """CLIP's transformer, or the paper's bidirectional GRU, over learned vectors of CLIP's word pieces."""
     locator: Literal["filter", "transformer"] = "filter"
     """How the sentence finds its object: a filter made from it, or pixels that attend to its words."""
     filter_size: Literal[1, 3] = 1
@@ -126,6 +128,14 @@ class LTSConfig(_AnyModel):
     """What the position prior learns: the mask's share of each cell, or a blob on the mask's box."""
     location_weight: Weight = 0.1
     """Weight of the locator's loss."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "LTSConfig":
+        if self.locator == "transformer" and self.filter_size != 1:
+            raise ValueError('filter_size is the filter\'s: leave it out with locator = "transformer"')
+        if self.text_encoder == "bigru" and self.text_weights:
+            raise ValueError('text_weights is CLIP\'s: a GRU (text_encoder = "bigru") has no published weights')
+        return self
 
 
 class CRISConfig(_AnyModel):

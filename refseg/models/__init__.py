@@ -5,8 +5,10 @@ from torch import nn
 from refseg.errors import RecipeError
 from refseg.model_config import FCNetConfig, ModelConfig
 from refseg.models.crformer import build_crformer
+from refseg.models.cris import build_cris
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
+from refseg.models.lts import build_lts
 from refseg.models.mask_decoder import DecoderLayer, MaskHead, PlainMaskHead
 from refseg.models.model import SegmentationModel
 from refseg.models.neck import ConvNormReLU, VisionNeck
@@ -25,6 +27,10 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> Segmenta
     match config.name:
         case "fcnet":
             return build_fcnet(config, input_size=input_size)
+        case "lts":
+            return build_lts(config, input_size=input_size)
+        case "cris":
+            return build_cris(config, input_size=input_size)
         case "crformer":
             return build_crformer(config, input_size=input_size)
     raise RecipeError(f"model.name: {config.name} is not built yet")

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from refseg.models.darknet import DarkNet53
 from refseg.models.image_encoder import ClipResNet, ImageEncoder, SwinBase, TinyResNet
 from refseg.models.text_encoder import ClipTextEncoder
 
@@ -15,6 +16,8 @@ def build_image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
             return ClipResNet(depth=101)
         case "swin_base":
             return SwinBase(input_size=input_size)
+        case "darknet53":
+            return DarkNet53()
         case "tiny":
             return TinyResNet()
     raise ValueError(f"no image encoder is named {name!r}")

@@ -37,9 +37,9 @@ class NeckLevels(NamedTuple):
 class TextGate(nn.Module):
     """The sentence opens and shuts channels: ReLU(BN(x * ReLU(BN(W s)))).
 
-    Source: CRIS's code (`FPN.txt_proj`, `FPN.norm_layer`; Wang et al. 2022, "CRIS: CLIP-Driven Referring Image
-    Segmentation", Sec. 3.2 draws it as F_m4). There W takes as many numbers as the last map has channels, which is the
-    sentence's width for CLIP's ResNets alone; here the sentence's own width. In training, batch norm needs two
+    Source: the cross-modal neck of CRIS (Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation", F_m4), by
+    its code (`FPN.txt_proj`, `FPN.norm_layer`). There W takes as many numbers as the last map has channels, which is
+    the sentence's width for CLIP's ResNets alone; here the sentence's own width. In training, batch norm needs two
     sentences or more in a process.
     """
 

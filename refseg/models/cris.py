@@ -1,0 +1,144 @@
+"""CRIS in this framework: the baseline that FCNet and LTS are to be compared with, trained by the same code.
+
+Source: Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation" (CVPR), and its public code, whose parameter
+counts these are to the last (146,849,121 with ResNet-50, 161,251,681 with ResNet-101). The paper's text-to-pixel
+contrastive loss is the cross-entropy of each pixel's answer to the sentence, the loss that all models here have.
+Ours: any encoder, the sentence's width apart from the image's; padding is found by the end token and not by id 0, which
+is a word piece; and one image's work serves all its sentences.
+"""
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from refseg.errors import RecipeError
+from refseg.model_config import CRISConfig
+from refseg.models.encoders import build_image_encoder, build_text_encoder
+from refseg.models.image_encoder import ImageEncoder
+from refseg.models.mask_decoder import DecoderLayer
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel
+from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
+from refseg.models.sentence_filter import SentenceFilter
+from refseg.models.states import TextState
+from refseg.models.text_encoder import ClipTextEncoder
+from refseg.models.word_decoder import WordDecoder
+
+
+class Projector(nn.Module):
+    """Pixel features at stride 16 to mask logits at stride 4: grown by convolutions, then filtered by the sentence.
+
+    Source: CRIS's text-to-pixel contrastive learning, in the form of its code (`Projector`): where the text has a
+    product of pixel and sentence, the code has a 3 x 3 filter made from the sentence.
+    """
+
+    def __init__(self, *, sentence_dim: int, dim: int) -> None:
+        """Build.
+
+        Args:
+            sentence_dim: Width of the sentence feature.
+            dim: C, channels of the pixel features; halved on the way.
+        """
+        super().__init__()
+        self.refine = ConvNormReLU(dim, dim, 3)
+        self.narrow = ConvNormReLU(dim, dim // 2, 3)
+        self.mix = nn.Conv2d(dim // 2, dim // 2, 1)
+        self.filter = SentenceFilter(sentence_dim=sentence_dim, dim=dim // 2, size=3)
+
+    def forward(self, x: Float[Tensor, "B C h w"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B 1 4*h 4*w"]:
+        """Grow and filter."""
+        return self.filter(self.mix(self.narrow(upsample(self.refine(upsample(x))))), sentence)
+
+
+class CRIS(SegmentationModel):
+    """CRIS composed of its parts.
+
+    Language enters in the neck, so that encoder and the neck's first convolutions are all that sentences can share.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        text_encoder: ClipTextEncoder,
+        neck: VisionNeck,
+        decoder: WordDecoder,
+        projector: Projector,
+    ) -> None:
+        """Compose.
+
+        Args:
+            image_encoder: Images to maps at strides 8, 16 and 32.
+            text_encoder: Token ids to word features, as wide as the decoder, and sentence features.
+            neck: Maps and sentence to features at stride 16; with a gate.
+            decoder: Lets these hear the words.
+            projector: To mask logits, by a filter made from the sentence.
+        """
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_mean, self.image_std = image_encoder.image_mean, image_encoder.image_std
+        self.neck = neck
+        self.decoder = decoder
+        self.projector = projector
+
+    def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> NeckLevels:
+        """Encode normalised images whose sides are multiples of 32."""
+        return self.neck.levels(*self.image_encoder(images))
+
+    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
+        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
+        words, sentence = self.text_encoder(token_ids, token_mask)
+        return TextState(words=words, sentence=sentence, token_mask=token_mask)
+
+    def decode_all(
+        self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]
+    ) -> ModelOutput:
+        """Segment; arguments as in `SegmentationModel`."""
+        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        heard = self.decoder(fused, text_state.words, text_state.token_mask)
+        return ModelOutput(self.projector(heard, text_state.sentence))
+
+    def explain(self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+        """What the picture heard as a whole (N = 1): each word's attention, averaged over pixels and layers."""
+        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        heard = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
+        return Explanation(word_attention=heard[:, None])
+
+
+def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
+    """Build CRIS with random weights.
+
+    Args:
+        config: The recipe's `[model]` section.
+        input_size: `(height, width)` the image encoder is made for, multiples of 32.
+
+    Raises:
+        RecipeError: If the words are not as wide as the decoder that hears them.
+    """
+    image_encoder = build_image_encoder(config.image_encoder, input_size)
+    text_encoder = build_text_encoder(config.image_encoder, config.dim)
+    if text_encoder.width != config.dim:
+        raise RecipeError(
+            f"model.dim: found {config.dim}, expected {text_encoder.width}: the decoder hears the words as they are"
+        )
+    layers = [
+        DecoderLayer(
+            dim=config.dim,
+            num_heads=config.num_heads,
+            ffn_dim=config.ffn_dim,
+            dropout=config.dropout,
+            extra_norms=config.extra_norms,
+        )
+        for _ in range(config.num_decoder_layers)
+    ]
+    sentence_dim = text_encoder.output_dim
+    return CRIS(
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        neck=VisionNeck(
+            in_dims=image_encoder.channels,
+            dim=config.dim,
+            gate=TextGate(sentence_dim=sentence_dim, dim=2 * config.dim),
+        ),
+        decoder=WordDecoder(layers=layers, dim=config.dim, has_final_norm=True),
+        projector=Projector(sentence_dim=sentence_dim, dim=config.dim),
+    )
