@@ -6,8 +6,9 @@ hash check and decode per image, masks drawn at the network's size. So workers c
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from refseg.data.jpegs import DecodePlace
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, Remainder, Sampling
 from refseg.data.packer import Packed, Packer
 from refseg.data.transforms import Geometry
+from refseg.data.worker_death import named_worker_death
 from refseg.errors import DatasetError, TrainingError, UsageError
 from refseg.storage import cache_folder
 
@@ -31,6 +33,9 @@ WorkerKind = Literal["threads", "processes"]
 `processes`: where so many workers pack that the lock, held for a tenth of a sample's time, would be their limit."""
 _BATCHES_AHEAD = 2
 """Per worker: as torch's own loader has it."""
+
+_SIGNAL_SECONDS = 2.0
+"""The system sends the signal of a process's death at once, but after its connections are cut."""
 
 _STEPS_AHEAD = 64
 """Remote shards are fetched in the order in which so many steps need them, then in any: all soon need every shard."""
@@ -143,7 +148,13 @@ class RefLoader:
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the epoch is to start to its end, in the CPU's memory."""
+        """Batches from where the epoch is to start to its end, in the CPU's memory.
+
+        Raises:
+            DatasetError: If a sample cannot be read.
+            TrainingError: If a worker process dies while a batch is waited for. At any other moment torch raises its
+                RuntimeError in what the main thread is doing, which `named_worker_death` makes the same error.
+        """
         return _unpacked(self.dataloader, torch.device("cpu"))
 
     def __len__(self) -> int:
@@ -222,7 +233,7 @@ class PreparedLoader:
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the epoch is to start to its end."""
+        """Batches from where the epoch is to start to its end. Errors are those of `RefLoader.__iter__`."""
         return _unpacked(self._dataloader, self._device)
 
     def __len__(self) -> int:
@@ -230,9 +241,11 @@ class PreparedLoader:
         return len(self._dataloader)
 
 
-def _unpacked(dataloader: Iterable[Packed], device: torch.device) -> Iterator[Batch]:
-    for packed in dataloader:
-        yield packed.unpack(device)
+def _unpacked(dataloader: "DataLoader[Packed] | DataLoaderShard", device: torch.device) -> Iterator[Batch]:
+    death = named_worker_death(signal_seconds=_SIGNAL_SECONDS) if dataloader.num_workers else nullcontext()
+    with death:
+        for packed in dataloader:
+            yield packed.unpack(device)
 
 
 def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> PreparedLoader:

@@ -11,6 +11,14 @@ from typing import Any
 
 import pytest
 
+from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
+from refseg.data.order import BatchPlan
+from refseg.data.packer import Packed, Packer
+from refseg.data.transforms import Geometry
+from refseg.data.worker_death import named_worker_death
+from refseg.errors import DatasetError, TrainingError
+
 SCRIPT = Path(__file__).with_name("soak.py")
 EPOCHS = 20
 
@@ -92,3 +100,74 @@ def test_a_killed_worker_is_an_error_within_seconds_and_no_hang(dataset: Path) -
     assert f"worker (pid {workers[0]}) is killed by signal" in said
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
     assert shared_memory([*workers, training.pid]) == []
+
+
+class KillsWhoSentIt:
+    """Kills the process that sends it, at the moment the receiver unpacks it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int]]:
+        return os.kill, (os.getpid(), signal.SIGKILL)
+
+
+def make_loader(index: ManifestIndex) -> RefLoader:
+    return RefLoader(
+        index, geometry=Geometry(kind="stretch", size=(32, 32)), sampling="sentence", global_batch=4, num_tokens=8,
+        seed=0, shuffle=True, remainder="pad", num_workers=1, worker_kind="processes",
+    )  # fmt: skip
+
+
+def test_a_worker_killed_while_its_batch_is_received_is_the_same_error(
+    train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Packer.__getitem__
+
+    def pack_and_die(packer: Packer, plan: BatchPlan) -> Packed:
+        batch, jpegs = pack(packer, plan)
+        # Images are unpacked first; all other tensors are fetched from the worker, which is dead by then.
+        return Packed(batch._replace(images=KillsWhoSentIt()), jpegs)
+
+    monkeypatch.setattr(Packer, "__getitem__", pack_and_die)
+    for _ in range(6):  # it shows as one error or another
+        begin = time.monotonic()
+        with pytest.raises(
+            TrainingError, match=r"worker \(pid \d+\) (is killed by signal: Killed|exited unexp\w+); if"
+        ):
+            list(make_loader(train_index))
+        assert time.monotonic() - begin < 10
+
+
+BROKEN_OFF = [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("received 0 items of ancillary data")]
+
+
+@pytest.mark.parametrize("error", BROKEN_OFF, ids=lambda error: type(error).__name__)
+def test_what_breaks_off_before_the_signal_comes_waits_for_it(error: Exception) -> None:
+    said = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+    def notice(number: int, frame: object) -> None:
+        raise RuntimeError(said)
+
+    before = signal.signal(signal.SIGALRM, notice)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with (
+            pytest.raises(TrainingError, match=r"^DataLoader worker \(pid 7\) is killed by signal: Killed; if memory"),
+            named_worker_death(signal_seconds=5.0),
+        ):
+            raise error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_error_that_is_no_death_stays_what_it_is() -> None:
+    for error in (RuntimeError("out of memory"), DatasetError("DataLoader worker (pid 1) read a damaged shard")):
+        with pytest.raises(type(error), match=str(error)[:8]), named_worker_death():
+            raise error
+
+
+def test_a_death_that_shows_during_a_step_is_the_same_error() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"^DataLoader worker \(pid 7, 9\) exited unexpectedly; if memory ran out"),
+        named_worker_death(),
+    ):
+        raise RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly")
