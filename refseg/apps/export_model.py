@@ -1,0 +1,186 @@
+"""A model as two programs that run without this package: images to an image state, and state with sentences to scores.
+
+The halves are those of `encode_image` and of `encode_text` with `decode`, so that a server keeps an image's state and
+answers each sentence with the second half alone. Batch norms are folded.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from refseg.config import Recipe
+from refseg.errors import UsageError
+from refseg.models.folding import fold_batch_norms
+from refseg.models.model import SegmentationModel
+
+ExportFormat = Literal["onnx", "torch"]
+_FACTS = "model.json"
+_LARGEST_ERROR = 1e-3  # of a logit, beside the model itself
+
+
+class _ImageHalf(nn.Module):
+    """Images to the tensors of the image state, in its order."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "I 3 H W"]) -> tuple[Tensor, ...]:
+        return tuple(part for part in self.model.encode_image(images) if isinstance(part, Tensor))
+
+
+class _SentenceHalf(nn.Module):
+    """The tensors of an image state and sentences to mask logits."""
+
+    def __init__(self, model: SegmentationModel, image_state: Any) -> None:
+        """Keep what of the state is no tensor (the grid), which the input's size fixes."""
+        super().__init__()
+        self.model = model
+        self.kind = type(image_state)
+        self.constants = [None if isinstance(part, Tensor) else part for part in image_state]
+
+    def forward(
+        self,
+        image_state: tuple[Tensor, ...],
+        token_ids: Int64[Tensor, "B L"],
+        token_mask: Bool[Tensor, "B L"],
+        image_index: Int64[Tensor, "B"],
+    ) -> Float[Tensor, "B 1 h4 w4"]:
+        tensors = iter(image_state)
+        state = self.kind(*(next(tensors) if part is None else part for part in self.constants))
+        return self.model.decode(state, self.model.encode_text(token_ids, token_mask), image_index)
+
+
+def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: ExportFormat) -> float:
+    """Write both halves and `model.json`, run them, and compare with the model.
+
+    Args:
+        model: In evaluation mode.
+        recipe: What it was made by.
+        out: Folder to make: `image.onnx` and `sentence.onnx`, or `image.pt2` and `sentence.pt2`.
+        kind: `onnx`, or `torch` for `torch.export`.
+
+    Returns:
+        The largest difference of a mask logit between the written programs and the model.
+
+    Raises:
+        UsageError: If `out` exists, or the packages for ONNX are missing.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: already there; choose another --out")
+    if kind == "onnx":
+        _require_onnx()
+    model = fold_batch_norms(model).cpu()
+    height, width = recipe.data.input_size
+    # Two of everything: a dimension of one would be taken for a constant.
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    token_ids = torch.tensor([[49406, 736, 1449, 49407], [49406, 2368, 49407, 0]])
+    token_mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    image_index = torch.tensor([1, 0])
+    part = out.with_name(f".{out.name}.part")
+    part.mkdir(parents=True)
+    with torch.no_grad():
+        state = model.encode_image(images)
+        expected = model(images, token_ids, token_mask, image_index).mask_logits
+        image_half, sentence_half = _ImageHalf(model), _SentenceHalf(model, state)
+        tensors = image_half(images)
+        sentence_inputs = (tensors, token_ids, token_mask, image_index)
+        num_images, num_sentences = torch.export.Dim("images"), torch.export.Dim("sentences")
+        length = torch.export.Dim("tokens", min=3, max=77)
+        image_program = torch.export.export(image_half, (images,), dynamic_shapes=({0: num_images},))
+        sentence_program = torch.export.export(
+            sentence_half,
+            sentence_inputs,
+            dynamic_shapes=(
+                tuple({0: num_images} for _ in tensors),
+                {0: num_sentences, 1: length},
+                {0: num_sentences, 1: length},
+                {0: num_sentences},
+            ),
+        )
+        if kind == "torch":
+            found = _write_torch(part, image_program, sentence_program, images, sentence_inputs)
+        else:
+            found = _write_onnx(part, image_program, sentence_program, images, sentence_inputs)
+    (part / _FACTS).write_text(json.dumps(_facts(model, recipe, kind, len(tensors)), indent=1) + "\n", encoding="utf-8")
+    error = float((found - expected).abs().max())
+    if not error < _LARGEST_ERROR:
+        raise UsageError(f"{part}: the written programs differ from the model by {error:.2g}; kept for inspection")
+    part.rename(out)
+    return error
+
+
+def _write_torch(
+    folder: Path,
+    image_program: torch.export.ExportedProgram,
+    sentence_program: torch.export.ExportedProgram,
+    images: Tensor,
+    sentence_inputs: tuple[Any, ...],
+) -> Tensor:
+    torch.export.save(image_program, folder / "image.pt2")
+    torch.export.save(sentence_program, folder / "sentence.pt2")
+    state = torch.export.load(folder / "image.pt2").module()(images)
+    found: Tensor = torch.export.load(folder / "sentence.pt2").module()(state, *sentence_inputs[1:])
+    return found
+
+
+def _write_onnx(
+    folder: Path,
+    image_program: torch.export.ExportedProgram,
+    sentence_program: torch.export.ExportedProgram,
+    images: Tensor,
+    sentence_inputs: tuple[Any, ...],
+) -> Tensor:
+    import onnxruntime
+
+    num_states = len(sentence_inputs[0])
+    states = [f"state_{number}" for number in range(num_states)]
+    names = {
+        "image": (["images"], states),
+        "sentence": ([*states, "token_ids", "token_mask", "image_index"], ["mask_logits"]),
+    }
+    for name, program in (("image", image_program), ("sentence", sentence_program)):
+        inputs, outputs = names[name]
+        torch.onnx.export(
+            program, f=folder / f"{name}.onnx", dynamo=True, input_names=inputs, output_names=outputs, verbose=False
+        )
+
+    def run(name: str, values: list[Tensor]) -> list[Tensor]:
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        feed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), values, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return run("sentence", [*run("image", [images]), *sentence_inputs[1:]])[0]
+
+
+def _require_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"ONNX needs packages that are missing ({error.name}): pip install 'refseg[onnx]'") from error
+
+
+def _facts(model: SegmentationModel, recipe: Recipe, kind: ExportFormat, num_states: int) -> dict[str, Any]:
+    """What a user of the programs must know to feed them."""
+    return {
+        "format": kind,
+        "image_inputs": ["images (I, 3, H, W) float32, (RGB / 255 - mean) / std"],
+        "sentence_inputs": [
+            f"{num_states} tensors of the image state, as the image program gives them",
+            "token_ids (B, L) int64: CLIP BPE with SOS and EOS, zeros after",
+            "token_mask (B, L) bool: True from SOS to EOS",
+            "image_index (B) int64: the image of each sentence",
+        ],
+        "output": "mask_logits (B, 1, H/4, W/4): sigmoid gives probabilities",
+        "input_size": list(recipe.data.input_size),
+        "geometry": recipe.data.geometry,
+        "num_tokens": recipe.data.num_tokens,
+        "mean": list(model.image_mean),
+        "std": list(model.image_std),
+        "recipe": recipe.to_dict(),
+    }

@@ -1,0 +1,24 @@
+"""`refseg export-model`: a checkpoint as two programs that run without this package."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "refseg export-model runs/toy --out exported --format onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--format", choices=("onnx", "torch"), default="torch", help="ONNX, or torch.export's own (default: torch)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from refseg.apps.export_model import export_model
+    from refseg.training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    error = export_model(checkpoint.model, checkpoint.recipe, args.out, kind=args.format)
+    print(f"{args.out}: image and sentence programs, run and compared: logits differ by {error:.1e} at most")
+    return 0
