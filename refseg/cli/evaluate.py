@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg.cli.score_text import print_results
+
 if TYPE_CHECKING:
     from refseg.evaluation.results import Results
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
+  refseg evaluate runs/toy --split val --protocol original cris lavt
   refseg evaluate runs/toy --split val --shuffled-sentences
   accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml -m refseg evaluate runs/toy --split val"""
 
@@ -19,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="DIR", help="the dataset's folder or URL (default: that of the recipe)")
     parser.add_argument("--split", metavar="NAME", help="split to score (default: the recipe's val_split)")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        metavar="NAME",
+        help="rules to score by, from one pass: original, cris, lavt, lisa, rela, or all; the first is the headline "
+        "(default: the recipe's)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and scores go (default: RUN/evaluation)")
     parser.add_argument(
         "--shuffled-sentences",
@@ -26,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the control: score each sentence against another target of its image",
     )
     parser.add_argument(
-        "--save-predictions", action="store_true", help="keep predicted masks, as `refseg report` needs"
+        "--save-predictions",
+        action="store_true",
+        help="keep predicted masks with the rows, as `refseg report` needs and `refseg score` reads",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -45,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
         else:
-            _print(results, rows)
+            print_results(results, rows)
     leave_process_group()
     return 0
 
@@ -57,12 +69,13 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     from refseg.data.index import ManifestIndex
     from refseg.data.transforms import Geometry
     from refseg.evaluation.evaluate import evaluate_model
-    from refseg.evaluation.protocols import find_protocol
+    from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
     from refseg.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(args.checkpoint, accelerator.device)
     recipe, model = checkpoint.recipe, checkpoint.model
+    protocols = find_protocols(args.protocol or [recipe.eval.protocol])
     split = args.split or recipe.data.val_split
     data = args.data or recipe.data.val_root or recipe.data.root
     index = ManifestIndex.open(data, [split])
@@ -75,7 +88,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         num_tokens=recipe.data.num_tokens,
         images_per_batch=recipe.eval.images_per_batch,
         num_workers=recipe.data.num_workers,
-        protocol=find_protocol(recipe.eval.protocol),
+        protocols=protocols,
         sentence_order="shuffled" if args.shuffled_sentences else "own",
         save_predictions=args.save_predictions,
     )
@@ -95,20 +108,3 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         "refseg": __version__,
     }
     return Results(rows=rows, origin=origin)
-
-
-def _print(results: "Results", rows: Path) -> None:
-    from refseg.evaluation.leaks import leak_warning
-
-    origin, scores = results.origin, results.scores
-    print(f"{origin['dataset']} {origin['split']}, step {origin['step']} of {origin['checkpoint']}")
-    print()
-    for name, value in scores.by_name().items():
-        print(f"  {name:8}{100 * value:6.2f} %")
-    print()
-    for rule in scores.rules():
-        print(f"  - {rule}")
-    if warning := leak_warning(origin):
-        print(f"  - {warning}")
-    print()
-    print(f"rows: {rows}")

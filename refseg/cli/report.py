@@ -71,7 +71,7 @@ def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, Man
                 f"{scored.origin['split']} was scored on {scored.origin['dataset_digest'][:12]}; "
                 "name the one that was scored with --data, or evaluate again"
             )
-        indexes[scored.origin["split"]] = index
+        indexes[f"{scored.origin['dataset']} {scored.origin['split']}"] = index
     return indexes
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg.data.index import ManifestIndex
-from refseg.evaluation.protocols import SentenceOrder
+from refseg.evaluation.rows import SentenceOrder
 
 
 def target_rows(index: ManifestIndex, order: SentenceOrder) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
-"""One prediction pass over a dataset: one row of pixel counts per sentence, on any number of processes."""
+"""One prediction pass over a dataset: one row of pixel counts per sentence, by any protocols, on any processes."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +19,10 @@ from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import TrainingError
 from refseg.evaluation.control import target_rows
-from refseg.evaluation.inference import ReferringModel, masks_at_original_size
-from refseg.evaluation.protocols import ORIGINAL, Protocol, RowFacts, SentenceOrder
-from refseg.evaluation.rows import PREDICTION_FIELD, ROWS_SCHEMA
+from refseg.evaluation.ground_truth import GroundTruth
+from refseg.evaluation.inference import ReferringModel, compared_masks
+from refseg.evaluation.protocols import ORIGINAL, Protocol
+from refseg.evaluation.rows import Counted, RowFacts, SentenceOrder, make_table
 from refseg.run_lengths import encode_runs
 
 logger = logging.getLogger(__name__)
@@ -39,14 +41,15 @@ def evaluate_model(
     num_tokens: int,
     images_per_batch: int,
     num_workers: int = 0,
-    protocol: Protocol = ORIGINAL,
+    protocols: Sequence[Protocol] = (ORIGINAL,),
     sentence_order: SentenceOrder = "own",
     save_predictions: bool = False,
 ) -> pa.Table:
-    """Predict every sentence of an index and count pixels against its target at the image's own size.
+    """Predict every sentence of an index and count pixels against its target, by the rules of each protocol.
 
-    Each image is encoded once for all its sentences. Batches hold the same images whatever the number of processes,
-    so the rows are the same too. Every process calls this, and every process gets all rows.
+    Each image is encoded once for all its sentences, and each sentence decoded once for all protocols. Batches hold the
+    same images whatever the number of processes, so the rows are the same too. Every process calls this, and every
+    process gets all rows.
 
     Args:
         model: On the accelerator's device, not wrapped for gradients; its mode (training or not) is restored.
@@ -56,12 +59,12 @@ def evaluate_model(
         num_tokens: Longer sentences are cut to this.
         images_per_batch: Images encoded at once by each process.
         num_workers: Reading processes per rank.
-        protocol: How masks are made.
+        protocols: How masks are made and what they are compared with; the headline's first.
         sentence_order: `shuffled`: the control that shows whether language is read.
-        save_predictions: Add the column `predicted_counts`.
+        save_predictions: Keep the predicted masks, each at its protocol's size.
 
     Returns:
-        Rows of `ROWS_SCHEMA` in the order of the index, carrying `RowFacts`.
+        Rows (`refseg.evaluation.rows`) in the order of the index, carrying `RowFacts`.
 
     Raises:
         DatasetError: If an image cannot be read.
@@ -85,6 +88,7 @@ def evaluate_model(
         world_size=accelerator.num_processes,
         num_workers=num_workers,
     )
+    ground_truth = GroundTruth(index, protocols)
     found = _Found()
     was_training = model.training
     model.train(False)
@@ -102,40 +106,41 @@ def evaluate_model(
                 model,
                 images,
                 batch,
-                index=index,
+                ground_truth=ground_truth,
                 targets=targets,
                 is_scored=is_scored,
                 geometry=geometry,
-                protocol=protocol,
+                protocols=protocols,
                 found=found,
                 save_predictions=save_predictions,
             )
     finally:
         model.train(was_training)
 
-    rows, predictions = _gather(found)
-    table = _make_table(index, targets, rows, predictions if save_predictions else None)
-    if not np.array_equal(_positions(index, rows), np.flatnonzero(is_scored)):
+    counted = _gather(found, num_protocols=len(protocols), save_predictions=save_predictions)
+    if not np.array_equal(index.sentence_start[counted.row] + counted.sentence, np.flatnonzero(is_scored)):
         raise TrainingError(
-            f"{index.folder}: the {accelerator.num_processes} processes evaluated {len(rows)} sentences, expected each "
-            f"of {np.count_nonzero(is_scored)} exactly once; start every process on the same dataset and recipe"
+            f"{index.folder}: the {accelerator.num_processes} processes evaluated {len(counted.row)} sentences, "
+            f"expected each of {np.count_nonzero(is_scored)} exactly once; start every process on the same dataset and "
+            "recipe"
         )
     facts = RowFacts(
-        protocol=protocol,
+        protocols=tuple(protocols),
         mask_rule=index.descriptor.mask_rule,
         sentence_order=sentence_order,
         num_left_out=int(np.count_nonzero(~is_scored)),
     )
-    return facts.attach(table)
+    return make_table(index, targets, counted, facts)
 
 
 @dataclass(slots=True)
 class _Found:
-    """What one process counted: six numbers per sentence, and its prediction where asked for."""
+    """What one process counted, and the predictions where asked for."""
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
-    """Row, sentence, intersection, union, predicted area, target area."""
-    predictions: list[NDArray[np.uint32]] = field(default_factory=list)
+    """Row, sentence; then intersection, predicted area and target area by each protocol."""
+    predictions: list[list[NDArray[np.uint32]]] = field(default_factory=list)
+    """By sentence, then by protocol."""
 
 
 def _evaluate_batch(
@@ -143,15 +148,16 @@ def _evaluate_batch(
     images: Tensor,
     batch: Batch,
     *,
-    index: ManifestIndex,
+    ground_truth: GroundTruth,
     targets: NDArray[np.int64],
     is_scored: NDArray[np.bool_],
     geometry: Geometry,
-    protocol: Protocol,
+    protocols: Sequence[Protocol],
     found: _Found,
     save_predictions: bool,
 ) -> None:
     """Encode the images of a batch once, decode its sentences a chunk at a time, and count."""
+    index = ground_truth.index
     positions = index.sentence_start[batch.row_index.cpu().numpy()] + batch.sentence_index.cpu().numpy()
     scored = ~batch.is_pad.cpu().numpy() & is_scored[positions]
     chosen = torch.from_numpy(np.flatnonzero(scored)).to(images.device)
@@ -164,76 +170,51 @@ def _evaluate_batch(
         of_image = batch.image_index[chunk].cpu().numpy()
         rows, sentences = batch.row_index[chunk].tolist(), batch.sentence_index[chunk].tolist()
         for places in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(of_image)) + 1):
-            masks = masks_at_original_size(
-                mask_logits[places[0] : places[-1] + 1],
-                original_size=index.size(rows[places[0]]),
-                geometry=geometry,
-                protocol=protocol,
-            )
-            for mask, place in zip(masks, places.tolist(), strict=True):
-                row = int(targets[rows[place]])
-                own_sentence = sentences[place] if row == rows[place] else None
-                target = torch.from_numpy(np.ascontiguousarray(index.target_mask(row, own_sentence)))
-                counts = _count(mask, target.to(mask.device).bool())
-                found.rows.append((rows[place], sentences[place], *counts))
-                if save_predictions:
-                    found.predictions.append(encode_runs(mask.cpu().numpy()))
+            first, end = int(places[0]), int(places[-1]) + 1
+            pixels: list[list[int]] = [[] for _ in places]
+            runs: list[list[NDArray[np.uint32]]] = [[] for _ in places]
+            for protocol in protocols:
+                masks = compared_masks(
+                    mask_logits[first:end],
+                    original_size=index.size(rows[first]),
+                    geometry=geometry,
+                    protocol=protocol,
+                )
+                for number, (mask, place) in enumerate(zip(masks, places.tolist(), strict=True)):
+                    row = int(targets[rows[place]])
+                    own_sentence = sentences[place] if row == rows[place] else None
+                    target = torch.from_numpy(np.ascontiguousarray(ground_truth.mask(protocol, row, own_sentence)))
+                    pixels[number] += _count(mask, target.to(mask.device))
+                    if save_predictions:
+                        runs[number].append(encode_runs(mask.cpu().numpy()))
+            found.rows += [
+                (rows[place], sentences[place], *counts) for place, counts in zip(places.tolist(), pixels, strict=True)
+            ]
+            if save_predictions:
+                found.predictions += runs
 
 
-def _count(mask: Tensor, target: Tensor) -> tuple[int, int, int, int]:
-    """Intersection, union, predicted area, target area, in pixels."""
-    areas = torch.stack([(mask & target).sum(), mask.sum(), target.sum()])
-    intersection, predicted_area, target_area = areas.tolist()
-    return intersection, predicted_area + target_area - intersection, predicted_area, target_area
+def _count(mask: Tensor, target: Tensor) -> list[int]:
+    """Intersection, predicted area, target area, in pixels."""
+    counts: list[int] = torch.stack([(mask & target).sum(), mask.sum(), target.sum()]).tolist()
+    return counts
 
 
-def _gather(found: _Found) -> tuple[NDArray[np.int64], list[NDArray[np.uint32]]]:
+def _gather(found: _Found, *, num_protocols: int, save_predictions: bool) -> Counted:
     """Put the findings of all processes together, in the order of the index.
 
     Objects are gathered, of any length on each rank; accelerate's `gather_for_metrics` would trim by its own count.
     """
-    parts = gather_object([(np.array(found.rows, np.int64).reshape(-1, 6), found.predictions)])
+    parts = gather_object([(np.array(found.rows, np.int64).reshape(-1, 2 + 3 * num_protocols), found.predictions)])
     rows = np.concatenate([part for part, _ in parts])
     predictions = [prediction for _, part in parts for prediction in part]
     order = np.lexsort((rows[:, 1], rows[:, 0]))
-    return rows[order], [predictions[place] for place in order] if predictions else []
-
-
-def _positions(index: ManifestIndex, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the sentences in the index."""
-    positions: NDArray[np.int64] = index.sentence_start[rows[:, 0]] + rows[:, 1]
-    return positions
-
-
-def _make_table(
-    index: ManifestIndex,
-    targets: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    predictions: list[NDArray[np.uint32]] | None,
-) -> pa.Table:
-    """Join the counts with what the index knows of each sentence."""
-    row, positions = rows[:, 0], _positions(index, rows)
-    target = targets[row]
-    image = index.row_image[row]
-    columns = {
-        "dataset": pa.array([index.descriptor.dataset] * len(rows), pa.string()),
-        "split": pa.array([index.splits[split] for split in index.row_split[row]], pa.string()),
-        "ref_id": index.ref_id[row],
-        "target_ref_id": index.ref_id[target],
-        "sent_id": index.sent_id[positions],
-        "image_id": index.image_id[image],
-        "sentence": index.sent.take(pa.array(positions)),
-        "height": index.height[image],
-        "width": index.width[image],
-        "num_tokens": (index.token_start[positions + 1] - index.token_start[positions]).astype(np.int32),
-        "category": index.category.take(pa.array(target)),
-        "intersection": rows[:, 2],
-        "union": rows[:, 3],
-        "predicted_area": rows[:, 4],
-        "target_area": rows[:, 5],
-        "no_target": pa.array(np.where(target == row, ~index.sentence_exists[positions], index.no_target[target])),
-    }
-    table = pa.table(columns, schema=ROWS_SCHEMA)
-    if predictions is not None:
-        table = table.append_column(PREDICTION_FIELD, pa.array(predictions, PREDICTION_FIELD.type))
-    return table
+    rows = rows[order]
+    return Counted(
+        row=rows[:, 0],
+        sentence=rows[:, 1],
+        pixels=rows[:, 2:].reshape(-1, num_protocols, 3),
+        predictions=[[predictions[place][number] for place in order] for number in range(num_protocols)]
+        if save_predictions
+        else (),
+    )

@@ -11,8 +11,10 @@ from PIL import Image
 
 from refseg.data.index import ManifestIndex
 from refseg.evaluation.overlay import draw_overlay
-from refseg.evaluation.protocols import Protocol, counts, row_ious
-from refseg.evaluation.rows import PREDICTION_FIELD
+from refseg.evaluation.ground_truth import GroundTruth
+from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.rows import column_name, counts, has_predictions
+from refseg.evaluation.scores import row_ious
 from refseg.run_lengths import draw_runs
 
 _LONGEST_SIDE = 512
@@ -62,22 +64,23 @@ def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *
         index: The split's images.
         number: Examples per group.
     """
-    if PREDICTION_FIELD.name not in table.column_names:
+    if not has_predictions(table, protocol):
         return []
+    ground_truth = GroundTruth(index, [protocol])
     ious = row_ious(table, protocol)
     ids = zip(table.column("ref_id").to_pylist(), table.column("sent_id").to_pylist(), strict=True)
     chance = np.array([int.from_bytes(hashlib.sha256(f"{r} {s}".encode()).digest()[:4]) for r, s in ids])
     images = table.column("image_id").to_numpy()
     orders = {
         "Best": np.lexsort((chance, -ious)),
-        "Worst": np.lexsort((chance, -counts(table, "target_area"), ious)),
+        "Worst": np.lexsort((chance, -counts(table, protocol, "target_area"), ious)),
         "Random": np.argsort(chance, kind="stable"),
     }
     return [
         ExampleGroup(
             name=name,
             examples=tuple(
-                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), index)
+                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), protocol, ground_truth)
                 for place in _first_per_image(order.tolist(), images.tolist(), number)
             ),
         )
@@ -94,7 +97,8 @@ def _first_per_image(order: list[int], images: list[int], number: int) -> list[i
     return list(chosen.values())
 
 
-def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:
+def _draw(row: dict[str, object], iou: float, protocol: Protocol, ground_truth: GroundTruth) -> Example:
+    index = ground_truth.index
     (ref,) = np.flatnonzero(
         (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
     )
@@ -102,9 +106,11 @@ def _draw(row: dict[str, object], iou: float, index: ManifestIndex) -> Example:
     size = index.size(int(ref))
     if picture.shape[:2] != size:  # stored smaller than it was
         picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
-    predicted = draw_runs(np.array(row[PREDICTION_FIELD.name], np.uint32), size)
+    predicted = draw_runs(
+        np.array(row[column_name(protocol, "predicted_counts")], np.uint32), protocol.compared_size(size)
+    )
     sent_ids = index.sent_id[index.sentence_start[ref] : index.sentence_start[ref + 1]]
-    target = index.target_mask(int(ref), sent_ids.tolist().index(row["sent_id"])).astype(bool)
+    target = ground_truth.mask(protocol, int(ref), sent_ids.tolist().index(row["sent_id"]))
     # Drawn at the size it is shown at, so that lines keep their width; small pictures are enlarged, unblurred.
     scale = _LONGEST_SIDE / max(size)
     shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))

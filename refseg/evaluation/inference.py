@@ -1,4 +1,4 @@
-"""From a model's scores to a binary mask at the image's own size, by a protocol's rules."""
+"""From a model's scores to binary masks, by a protocol's rules."""
 
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -39,23 +39,57 @@ class ReferringModel(Interface):
         """Both states to mask logits; `image_index` names the image of each sentence."""
 
 
-def masks_at_original_size(
+def compared_masks(
     mask_logits: Float[Tensor, "n 1 h w"], *, original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
 ) -> Bool[Tensor, "n H W"]:
-    """Binary masks of sentences of one image.
-
-    The probabilities, not the logits and not the binary mask, are resized: to the network's input and from there,
-    without the border, to the image.
+    """Binary masks of sentences of one image, at the size at which the protocol compares them.
 
     Args:
         mask_logits: Of n sentences, at any fraction of the input's size.
         original_size: `(height, width)` of the image in pixels.
         geometry: How the image was brought to the network's input.
-        protocol: Names threshold and comparison.
+        protocol: Names size, interpolation and threshold.
     """
-    probabilities = F.interpolate(
-        mask_logits.float().sigmoid(), geometry.size, mode=protocol.interpolation, align_corners=False
-    )
-    at_original_size: Float[Tensor, "n H W"] = geometry.invert(probabilities[:, 0], original_size)
-    masks: Bool[Tensor, "n H W"] = torch.gt(at_original_size, protocol.threshold)
+    return _masks(mask_logits, protocol.compared_size(original_size), original_size, geometry, protocol)
+
+
+def masks_at_original_size(
+    mask_logits: Float[Tensor, "n 1 h w"], *, original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
+) -> Bool[Tensor, "n H W"]:
+    """Binary masks of sentences of one image, at the image's own size whatever the protocol compares.
+
+    Arguments as of `compared_masks`.
+    """
+    return _masks(mask_logits, original_size, original_size, geometry, protocol)
+
+
+def _masks(
+    mask_logits: Tensor, size: tuple[int, int], original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
+) -> Bool[Tensor, "n H W"]:
+    values = mask_logits.float()
+    if protocol.resized == "probabilities":
+        values = values.sigmoid()
+    values = F.interpolate(values, geometry.size, mode=protocol.interpolation, align_corners=protocol.align_corners)
+    if protocol.interpolation == "bicubic":
+        resized = _warp(values, geometry.placed(original_size), size)
+    else:
+        resized = geometry.invert(values[:, 0], original_size, size)
+    masks: Bool[Tensor, "n H W"] = torch.gt(resized, protocol.threshold)
     return masks
+
+
+def _warp(
+    values: Float[Tensor, "n 1 H W"], placed: tuple[int, int, int, int], size: tuple[int, int]
+) -> Float[Tensor, "n h w"]:
+    """Sample the input at the places where the picture's pixels came to lie, bicubically (a = -0.75), zeros around.
+
+    What OpenCV's `warpAffine` does with `INTER_CUBIC` and `borderValue=0`, whose places are rounded to 1/32 pixel.
+    """
+    top, left, height, width = placed
+    rows, columns = (
+        ((torch.arange(number, device=values.device) + 0.5) * (length / number) + start) * (2 / whole) - 1
+        for number, length, start, whole in zip(size, (height, width), (top, left), values.shape[-2:], strict=True)
+    )
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
+    grid = places[None].expand(len(values), -1, -1, -1)
+    return F.grid_sample(values, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[:, 0]

@@ -1,23 +1,15 @@
-"""Named evaluation protocols: how masks are made and compared, and which scores follow from the rows.
+"""Named evaluation protocols: how masks are made, what they are compared with, and what counts.
 
 The same model on the same split scores several points apart under the protocols that papers use, and most tables do
-not say which one it was. Here a score never travels without its rules.
+not say which one it was. Here a score never travels without its rules. All five read every sentence of a split; what
+codes do during training (the first sentence, a random one) is not copied.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-
 from refseg.errors import UsageError
-from refseg.evaluation.metrics import Counts, mean_iou, overall_iou, precision_at, sentence_ious
-
-_FACTS_KEY = b"refseg"
-
-SentenceOrder = Literal["own", "shuffled"]
-"""`own`: each sentence against its ref's target. `shuffled`: the control, against another target of the same image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,34 +18,96 @@ class Protocol:
 
     Attributes:
         name: As users write it.
-        size: Where masks are compared: `original`, the image's own pixels.
-        interpolation: Of the probabilities on their way to that size.
-        threshold: Probability above which a pixel belongs to the object.
-        comparison: Of probability and threshold.
+        size: `(height, width)` in pixels at which masks are compared, to which pictures are stretched; None: the
+            image's own.
+        resized: What is brought to that size before a pixel is decided on.
+        interpolation: How. `bilinear`: to the network's input, then what the picture fills of it to the size.
+            `bicubic`: the same through an inverse affine warp that sees zeros around the input.
+        align_corners: Whether the first of the two steps puts corner pixels on corner pixels.
+        threshold: A pixel is object where `resized` is greater: strictly, in every published code.
+        mask_rule: The target. `dataset`: as the dataset was built. `union`: pixels of any part. `legacy`: pixels of
+            exactly one part. `scaled`: the union of parts whose polygons were stretched to `size` first, crowds left
+            out.
         empty_iou: IoU of a sentence whose target and prediction are both empty.
+        epsilon: Added to the union of each sentence in mIoU and Pr@X.
+        no_target: How oIoU, mIoU and Pr@X take a sentence that names nothing: its target is an `empty mask`, or it is
+            `left out`, or left out and a target that the model denies counts as missed (`own output`).
         precision_thresholds: The X of Pr@X.
         precision_comparison: Of IoU and X.
+        note: What readers of its papers should know.
     """
 
     name: str
-    size: Literal["original"]
-    interpolation: Literal["bilinear"]
+    size: tuple[int, int] | None
+    resized: Literal["probabilities", "logits"]
+    interpolation: Literal["bilinear", "bicubic"]
+    align_corners: bool
     threshold: float
-    comparison: Literal[">"]
+    mask_rule: Literal["dataset", "union", "legacy", "scaled"]
     empty_iou: float
+    epsilon: float
+    no_target: Literal["empty mask", "left out", "own output"]
     precision_thresholds: tuple[float, ...]
     precision_comparison: Literal[">", ">="]
+    note: str
 
+    def compared_size(self, original_size: tuple[int, int]) -> tuple[int, int]:
+        """`(height, width)` in pixels of the masks of an image of the given size."""
+        return self.size or original_size
+
+    def rules(self, dataset_mask_rule: str, *, given_masks: bool) -> list[str]:
+        """The lines that stand beside every score, one rule each.
+
+        Args:
+            dataset_mask_rule: `union` or `legacy`, by which the dataset was built.
+            given_masks: The masks came from elsewhere; no threshold was applied here.
+        """
+        size = "the image's original size" if self.size is None else f"{self.size[0]} x {self.size[1]} pixels"
+        lines = [f"protocol {self.name}: masks compared at {size}{self.note and f'; {self.note}'}"]
+        if given_masks:
+            resized = "" if self.size is None else f", brought to {size} by nearest pixels where given at the image's"
+            lines.append(f"predictions: binary masks as given{resized}")
+        else:
+            corners = ", corners aligned," if self.align_corners else ""
+            lines += [
+                f"{self.interpolation} interpolation{corners} of {self.resized}",
+                f"a pixel is object where {_UNITS[self.resized]} > {self.threshold:g}",
+            ]
+        rule = dataset_mask_rule if self.mask_rule == "dataset" else self.mask_rule
+        nearest = ", brought there by nearest pixels" if self.size and rule != "scaled" else ""
+        lines += [
+            f"target: {_MASK_RULES[rule]}{nearest}",
+            f"Pr@X: share of sentences with IoU {self.precision_comparison} X",
+            f"target and prediction both empty: IoU {self.empty_iou:g} and no pixel in oIoU"
+            + (f"; {self.epsilon:g} is added to each union in mIoU and Pr@X" if self.epsilon else ""),
+        ]
+        return lines
+
+
+_UNITS = {"probabilities": "probability", "logits": "logit"}
+
+_MASK_RULES = {
+    "union": "union of the ref's parts (mask rule union)",
+    "legacy": "pixels covered by exactly one part, overlaps are holes (mask rule legacy)",
+    "scaled": "union of the ref's parts, polygons stretched to that size before they are drawn, crowds left out",
+}
+
+_TENTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 ORIGINAL = Protocol(
     name="original",
-    size="original",
+    size=None,
+    resized="probabilities",
     interpolation="bilinear",
+    align_corners=False,
     threshold=0.5,
-    comparison=">",
+    mask_rule="dataset",
     empty_iou=1.0,
-    precision_thresholds=(0.5, 0.6, 0.7, 0.8, 0.9),
+    epsilon=0.0,
+    no_target="empty mask",
+    precision_thresholds=_TENTHS,
     precision_comparison=">",
+    note="",
 )
 """The default: every sentence, at the image's own size, at probability one half.
 
@@ -61,7 +115,87 @@ ORIGINAL = Protocol(
 whose settings FCNet follows. An empty prediction for an empty target is right and therefore worth 1 (LISA, VLT).
 """
 
-PROTOCOLS = {protocol.name: protocol for protocol in (ORIGINAL,)}
+CRIS = Protocol(
+    name="cris",
+    size=None,
+    resized="probabilities",
+    interpolation="bicubic",
+    align_corners=True,
+    threshold=0.35,
+    mask_rule="union",
+    empty_iou=0.0,
+    epsilon=1e-6,
+    no_target="empty mask",
+    precision_thresholds=_TENTHS,
+    precision_comparison=">",
+    note="the papers' headline is mIoU",
+)
+"""CRIS, ETRIS and DETRIS: `engine.py`.
+
+Their warp undoes their own letterbox, which lies up to half a pixel beside ours; here it undoes the geometry that the
+picture was brought in by.
+"""
+
+LAVT = Protocol(
+    name="lavt",
+    size=(480, 480),
+    resized="logits",
+    interpolation="bilinear",
+    align_corners=True,
+    threshold=0.0,
+    mask_rule="legacy",
+    empty_iou=0.0,
+    epsilon=0.0,
+    no_target="left out",
+    precision_thresholds=_TENTHS,
+    precision_comparison=">=",
+    note="the papers' headline is oIoU",
+)
+"""LAVT and DMMI: `test.py`. The difference of their two classes' scores is our logit, and argmax its sign.
+
+Exact for a network whose input is 480 x 480, stretched; others are brought there. LAVT's data have no sentence without
+a target; that they are left out is DMMI's rule for Ref-ZOM.
+"""
+
+LISA = Protocol(
+    name="lisa",
+    size=None,
+    resized="logits",
+    interpolation="bilinear",
+    align_corners=False,
+    threshold=0.0,
+    mask_rule="legacy",
+    empty_iou=1.0,
+    epsilon=1e-5,
+    no_target="empty mask",
+    precision_thresholds=_TENTHS,
+    precision_comparison=">",
+    note="its papers write gIoU for this mIoU and cIoU for this oIoU, and have no Pr@X",
+)
+"""LISA, GLaMM and EVF-SAM: `train_ds.py`, `intersectionAndUnionGPU`.
+
+Their target keeps the value 2 where two parts overlap, which their histogram of two classes drops: such a pixel is in
+no intersection, and in the union where it is predicted. So it is with a hole.
+"""
+
+RELA = Protocol(
+    name="rela",
+    size=(480, 480),
+    resized="logits",
+    interpolation="bilinear",
+    align_corners=False,
+    threshold=0.0,
+    mask_rule="scaled",
+    empty_iou=0.0,
+    epsilon=0.0,
+    no_target="own output",
+    precision_thresholds=(0.7, 0.8, 0.9),
+    precision_comparison=">=",
+    note="the paper's headlines are gIoU and cIoU; its oIoU, mIoU and Pr@X are of sentences with a target",
+)
+"""ReLA (gRefCOCO): `refer_evaluation.py`, `refcoco_mapper.py`."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (ORIGINAL, CRIS, LAVT, LISA, RELA)}
 
 
 def find_protocol(name: str) -> Protocol:
@@ -75,150 +209,17 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowFacts:
-    """What the rows cannot say about themselves and no score may be read without; travels with the table.
-
-    Attributes:
-        protocol: The rules the masks were made by.
-        mask_rule: Rule of the targets: `union` or `legacy` (`refseg.schema.MASK_RULES`).
-        sentence_order: `own`: each sentence against its ref. `shuffled`: against another target of its image.
-        num_left_out: Sentences without a row: in shuffled order those of images with a single target.
-    """
-
-    protocol: Protocol
-    mask_rule: str
-    sentence_order: SentenceOrder
-    num_left_out: int
-
-    def attach(self, table: pa.Table) -> pa.Table:
-        """The table with these facts in its schema's metadata, which Parquet keeps."""
-        return table.replace_schema_metadata({_FACTS_KEY: json.dumps(asdict(self))})
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "RowFacts":
-        """The facts a table carries.
-
-        Raises:
-            UsageError: If it carries none.
-        """
-        text = (table.schema.metadata or {}).get(_FACTS_KEY)
-        if text is None:
-            raise UsageError("the table carries no evaluation facts; expected rows written by `refseg evaluate`")
-        fields = json.loads(text)
-        protocol = fields.pop("protocol")
-        thresholds = tuple(protocol.pop("precision_thresholds"))
-        return cls(protocol=Protocol(precision_thresholds=thresholds, **protocol), **fields)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Scores of one split, as fractions (0 to 1), with everything needed to compare them.
-
-    Attributes:
-        overall_iou: oIoU (others write cIoU): sum of intersections over sum of unions.
-        mean_iou: mIoU (LISA writes gIoU): mean IoU over sentences.
-        precision: Pr@X by X.
-        num_sentences: Rows scored.
-        num_refs: Refs they belong to.
-        num_images: Images they speak of.
-        num_no_target: Sentences that name nothing in their image.
-        facts: What the rows were made with; `facts.protocol` holds the rules.
-    """
-
-    overall_iou: float
-    mean_iou: float
-    precision: dict[float, float]
-    num_sentences: int
-    num_refs: int
-    num_images: int
-    num_no_target: int
-    facts: RowFacts
-
-    def by_name(self) -> dict[str, float]:
-        """The scores under the names of the literature: oIoU, mIoU, Pr@0.5, ..."""
-        precision = {f"Pr@{threshold:g}": value for threshold, value in self.precision.items()}
-        return {"oIoU": self.overall_iou, "mIoU": self.mean_iou, **precision}
-
-    def rules(self) -> list[str]:
-        """The lines that stand beside every score, one rule each."""
-        facts = self.facts
-        rule = facts.protocol
-        lines = [
-            f"protocol {rule.name}: masks compared at the image's {rule.size} size, "
-            f"{rule.interpolation} interpolation of probabilities",
-            f"a pixel is object where probability {rule.comparison} {rule.threshold:g}",
-            f"target: {_MASK_RULES[facts.mask_rule]}",
-            f"Pr@X: share of sentences with IoU {rule.precision_comparison} X",
-            f"target and prediction both empty: IoU {rule.empty_iou:g} and no pixel in oIoU",
-            f"all sentences: {self.num_sentences:,} of {self.num_refs:,} refs in {self.num_images:,} images, "
-            f"{self.num_no_target:,} without a target",
-        ]
-        if facts.sentence_order == "shuffled":
-            lines.append(
-                "SHUFFLED CONTROL: each sentence is scored against another target of the same image; "
-                f"{facts.num_left_out:,} sentences of images with a single target are left out"
-            )
-        return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """Scores, counts and rules as plain JSON values."""
-        return {
-            "scores": self.by_name(),
-            "num_sentences": self.num_sentences,
-            "num_refs": self.num_refs,
-            "num_images": self.num_images,
-            "num_no_target": self.num_no_target,
-            "rules": self.rules(),
-            "facts": asdict(self.facts),
-        }
-
-
-_MASK_RULES = {
-    "union": "union of the ref's parts (mask rule union)",
-    "legacy": "pixels covered by exactly one part, overlaps are holes (mask rule legacy)",
-}
-
-
-def row_ious(table: pa.Table, protocol: Protocol) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """IoU of each row under the protocol's rule for empty masks, shape (N,)."""
-    return sentence_ious(counts(table, "intersection"), counts(table, "union"), empty_iou=protocol.empty_iou)
-
-
-def counts(table: pa.Table, column: str) -> Counts:
-    """A column of pixel counts as an array, shape (N,)."""
-    values: Counts = table.column(column).to_numpy()
-    return values
-
-
-def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
-    """Compute a protocol's scores from evaluation rows.
-
-    Args:
-        table: Rows of one split, as `evaluate_model` returns them.
-        protocol: The rules; the table's masks must have been made by them.
+def find_protocols(names: Sequence[str]) -> tuple[Protocol, ...]:
+    """Look several protocols up, each once; `all` stands for all there are.
 
     Raises:
-        UsageError: If the table is empty, or its masks were made under another protocol.
+        UsageError: As `find_protocol`.
     """
-    facts = RowFacts.of(table)
-    if facts.protocol != protocol:
-        raise UsageError(
-            f"the rows hold masks made by {facts.protocol}, expected {protocol}; evaluate again under that protocol"
-        )
-    if not len(table):
-        raise UsageError("found no evaluation rows, expected at least one sentence to score")
-    ious = row_ious(table, protocol)
-    return Scores(
-        overall_iou=overall_iou(counts(table, "intersection"), counts(table, "union"), empty_iou=protocol.empty_iou),
-        mean_iou=mean_iou(ious),
-        precision={
-            threshold: precision_at(ious, threshold, strict=protocol.precision_comparison == ">")
-            for threshold in protocol.precision_thresholds
-        },
-        num_sentences=len(table),
-        num_refs=len(table.select(["split", "ref_id"]).group_by(["split", "ref_id"]).aggregate([])),
-        num_images=len(table.column("image_id").unique()),
-        num_no_target=int(np.count_nonzero(table.column("no_target").to_numpy())),
-        facts=facts,
-    )
+    wanted = dict.fromkeys(known for name in names for known in (PROTOCOLS if name == "all" else (name,)))
+    return tuple(find_protocol(name) for name in wanted)
+
+
+def protocol_from_json(fields: dict[str, Any]) -> Protocol:
+    """A protocol as it was written beside rows; it may differ from today's of that name."""
+    size = fields["size"] and tuple(fields["size"])
+    return Protocol(**{**fields, "size": size, "precision_thresholds": tuple(fields["precision_thresholds"])})

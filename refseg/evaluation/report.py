@@ -10,14 +10,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from refseg import __version__
 from refseg.data.index import ManifestIndex
-from refseg.evaluation.breakdown import Group, by_sentence_length, by_target_size, iou_histogram
+from refseg.evaluation.bootstrap import Interval, confidence_intervals
+from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.leaks import leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
-from refseg.evaluation.protocols import Scores
-from refseg.evaluation.results import Results
-from refseg.evaluation.rows import PREDICTION_FIELD
+from refseg.evaluation.protocols import ORIGINAL
+from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
+from refseg.evaluation.rows import has_predictions
+from refseg.evaluation.scores import Scores
 
 EXAMPLES_PER_GROUP = 6
 
@@ -58,9 +60,26 @@ class Section:
         return self.control.scores if self.control else None
 
     @property
-    def split(self) -> str:
-        """Its name."""
-        return str(self.results.origin["split"])
+    def title(self) -> str:
+        """Dataset and split."""
+        return f"{self.results.origin['dataset']} {self.results.origin['split']}"
+
+    @property
+    def anchor(self) -> str:
+        """Its place in the page."""
+        return results_name(self.results)
+
+    @cached_property
+    def all_scores(self) -> list[Scores]:
+        """By each protocol, the headline's first."""
+        return [self.scores, *self.results.other_scores]
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """Of each score, by protocol."""
+        return {
+            scores.protocol.name: confidence_intervals(self.results.rows, scores.protocol) for scores in self.all_scores
+        }
 
     @property
     def leak_warning(self) -> str:
@@ -70,29 +89,25 @@ class Section:
     @cached_property
     def breakdowns(self) -> dict[str, list[Group]]:
         """Groups by what they are grouped by."""
-        rows, protocol = self.results.rows, self.scores.facts.protocol
-        return {
-            "Length of the sentence": by_sentence_length(rows, protocol),
-            "Target's share of the picture": by_target_size(rows, protocol),
-        }
+        found = {title: group(self.results.rows, self.scores.protocol) for title, group in BREAKDOWNS.items()}
+        return {title: groups for title, groups in found.items() if groups}
 
     @cached_property
     def histogram(self) -> list[int]:
         """Sentences per twentieth of IoU."""
-        return iou_histogram(self.results.rows, self.scores.facts.protocol)
+        return iou_histogram(self.results.rows, self.scores.protocol)
 
     @cached_property
     def examples(self) -> list[ExampleGroup]:
         """Best, random, worst."""
         if self.index is None:
             return []
-        protocol = self.scores.facts.protocol
-        return choose_examples(self.results.rows, protocol, self.index, number=EXAMPLES_PER_GROUP)
+        return choose_examples(self.results.rows, self.scores.protocol, self.index, number=EXAMPLES_PER_GROUP)
 
     @property
     def why_no_examples(self) -> str:
         """What to do for a page with examples; empty where it has them."""
-        if PREDICTION_FIELD.name not in self.results.rows.column_names:
+        if not has_predictions(self.results.rows, self.scores.protocol):
             return "No predicted masks were kept: run refseg evaluate with --save-predictions."
         if self.index is None:
             return f"The dataset is not at {self.results.origin['data']}: name its folder with --data."
@@ -120,15 +135,15 @@ def build_report(
     Args:
         run: What the run left behind.
         results: At least one split's, controls beside them.
-        indexes: The split's images, by split; without it the page says what is missing.
+        indexes: The images, by dataset and split (`toy/refseg val`); without them the page says what is missing.
         written_at: For the foot of the page.
     """
-    controls = {(other.origin["split"], other.origin["checkpoint"]): other for other in results if other.is_control}
+    controls = {_place(other): other for other in results if other.is_control}
     sections = [
         Section(
             results=own,
-            control=controls.get((own.origin["split"], own.origin["checkpoint"])),
-            index=indexes.get(own.origin["split"]),
+            control=controls.get(_place(own)),
+            index=indexes.get(f"{own.origin['dataset']} {own.origin['split']}"),
         )
         for own in results
         if not own.is_control
@@ -136,6 +151,7 @@ def build_report(
     values = {
         "run": run,
         "sections": sections,
+        "interval_rule": INTERVAL_RULE,
         "charts": _charts(run.metrics),
         "facts": _facts(run, results),
         "chart_size": (WIDTH, HEIGHT),
@@ -151,11 +167,17 @@ def build_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
     return Report(
         html=environment.get_template("report.html.j2").render(values),
         markdown=environment.get_template("report.md.j2").render(values),
     )
+
+
+def _place(results: Results) -> tuple[str, ...]:
+    """What results and their control have in common."""
+    return (results.origin["dataset"], results.origin["split"], results.subject, results.protocols[0].name)
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -173,11 +195,18 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
 def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
     """Everything known about the run, by heading, as text."""
     origin = results[0].origin
+    subject = (
+        {"predictions": origin["predictions"]}
+        if "predictions" in origin
+        else {
+            "checkpoint": origin["checkpoint"],
+            "step": f"{origin['step']:,}",
+            "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}"
+            + (", LEAKS ALLOWED" if origin.get("leaks_allowed") else ""),
+        }
+    )
     scored = {
-        "checkpoint": origin["checkpoint"],
-        "step": f"{origin['step']:,}",
-        "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}"
-        + (", LEAKS ALLOWED" if origin.get("leaks_allowed") else ""),
+        **subject,
         "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
         "again with": "; ".join(_command(other) for other in results),
     }
@@ -198,7 +227,10 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
 def _command(results: Results) -> str:
     """The command line that gives these results again."""
     origin = results.origin
-    command = f"refseg evaluate {origin['checkpoint']} --data {origin['data']} --split {origin['split']}"
+    verb = f"score {origin['predictions']}" if "predictions" in origin else f"evaluate {origin['checkpoint']}"
+    command = f"refseg {verb} --data {origin['data']} --split {origin['split']}"
+    if (names := [protocol.name for protocol in results.protocols]) != [ORIGINAL.name]:
+        command += f" --protocol {' '.join(names)}"
     return f"{command} --shuffled-sentences" if results.is_control else command
 
 

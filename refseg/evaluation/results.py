@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +10,79 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refseg.errors import UsageError
-from refseg.evaluation.protocols import RowFacts, Scores, score
+from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
+from refseg.evaluation.protocols import ORIGINAL, Protocol
+from refseg.evaluation.rows import RowFacts
+from refseg.evaluation.scores import Scores, score
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """One evaluated split.
 
     Attributes:
         rows: One per sentence.
-        origin: What was evaluated, as plain JSON values: checkpoint, step, dataset, dataset digest, split, and so on.
+        origin: What was evaluated, as plain JSON values: checkpoint and step, or the file of predictions; dataset,
+            dataset digest, split, and so on.
     """
 
     rows: pa.Table
     origin: dict[str, Any]
 
-    @property
+    @cached_property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """Those the rows were made by, the headline's first."""
+        return RowFacts.of(self.rows).protocols
+
+    @cached_property
     def scores(self) -> Scores:
-        """Scores by the rules the rows were made by."""
-        return score(self.rows, RowFacts.of(self.rows).protocol)
+        """Scores by the first protocol."""
+        return score(self.rows, self.protocols[0])
+
+    @cached_property
+    def other_scores(self) -> list[Scores]:
+        """Scores by the other protocols."""
+        return [score(self.rows, protocol) for protocol in self.protocols[1:]]
 
     @property
     def is_control(self) -> bool:
         """True for the shuffled control, which is no score of the model."""
         return RowFacts.of(self.rows).sentence_order == "shuffled"
 
+    @property
+    def subject(self) -> str:
+        """What was scored, in words."""
+        if "predictions" in self.origin:
+            return f"masks of {self.origin['predictions']}"
+        return f"step {self.origin['step']:,} of {self.origin['checkpoint']}"
+
     def to_json(self) -> dict[str, Any]:
         """Origin, scores and rules: the content of the JSON file."""
-        return {**self.origin, **self.scores.to_json()}
+        others = {scores.protocol.name: self._of_one(scores) for scores in self.other_scores}
+        return {**self.origin, **self._of_one(self.scores), "other_protocols": others}
+
+    def _of_one(self, scores: Scores) -> dict[str, Any]:
+        intervals = confidence_intervals(self.rows, scores.protocol)
+        return {**scores.to_json(), "intervals": {name: list(interval) for name, interval in intervals.items()}}
+
+
+INTERVAL_RULE = f"intervals: {LEVEL:.0%} of {NUM_DRAWS:,} draws of the images with replacement"
+"""What stands beside intervals."""
+
+
+def results_name(results: Results) -> str:
+    """What the files of results are told apart by: dataset, split, protocols other than the default, the control.
+
+    For example `refcoco.unc-val`, `refcoco.unc-val-original+cris`, `refcoco.unc-val-shuffled`.
+    """
+    names = "+".join(protocol.name for protocol in results.protocols)
+    parts = [results.origin["dataset"].replace("/", "."), results.origin["split"]]
+    parts += [names] * (names != ORIGINAL.name) + ["shuffled"] * results.is_control
+    return "-".join(parts)
 
 
 def save_results(folder: Path, results: Results) -> Path:
-    """Write `rows-<split>.parquet` and `scores-<split>.json` (the control's names end in `-shuffled`).
+    """Write `rows-<name>.parquet` and `scores-<name>.json`; the name is that of `results_name`.
 
     Each file is written aside and renamed, the rows first: scores never stand beside rows they do not come from.
 
@@ -48,7 +90,7 @@ def save_results(folder: Path, results: Results) -> Path:
         The Parquet file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{results.origin['split']}-shuffled" if results.is_control else str(results.origin["split"])
+    name = results_name(results)
     rows, scores = folder / f"rows-{name}.parquet", folder / f"scores-{name}.json"
     scores.unlink(missing_ok=True)
     aside = folder / f".rows-{name}.part"
@@ -61,7 +103,7 @@ def save_results(folder: Path, results: Results) -> Path:
 
 
 def load_results(folder: Path) -> list[Results]:
-    """Read all results of a folder: scores before controls, each in the order of the splits' names.
+    """Read all results of a folder: scores before controls, each in the order of datasets and the splits' names.
 
     Raises:
         UsageError: If there are none, or a file is not what `save_results` wrote.
@@ -77,12 +119,17 @@ def load_results(folder: Path) -> list[Results]:
             raise UsageError(f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again") from error
     if not found:
         raise UsageError(f"{folder}: found no scores-*.json; run `refseg evaluate` first")
-    return sorted(found, key=lambda results: (results.is_control, _split_order(results.origin["split"])))
+    return sorted(found, key=_order)
 
 
-_COMPUTED = {"scores", "num_sentences", "num_refs", "num_images", "num_no_target", "rules", "facts"}
+_COMPUTED = {
+    "protocol", "scores", "num_sentences", "num_refs", "num_images", "num_no_target", "rules", "facts", "intervals",
+    "other_protocols",
+}  # fmt: skip
 
 
-def _split_order(split: str) -> tuple[int, str]:
+def _order(results: Results) -> tuple[bool, str, tuple[int, str]]:
+    split = results.origin["split"]
     usual = ("val", "testA", "testB", "test", "train")
-    return (usual.index(split) if split in usual else len(usual), split)
+    place = usual.index(split) if split in usual else len(usual)
+    return results.is_control, results.origin["dataset"], (place, split)

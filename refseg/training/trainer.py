@@ -31,10 +31,12 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry, normalise
+from refseg.data.worker_death import named_worker_death
 from refseg.errors import CheckpointError, RecipeError, TrainingError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.leaks import describe_leaks
-from refseg.evaluation.protocols import find_protocol, score
+from refseg.evaluation.protocols import find_protocol
+from refseg.evaluation.scores import score
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
 from refseg.models.weights import load_pretrained
@@ -98,7 +100,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
         TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
     """
     accelerator = start_accelerator(recipe.train)
-    with lock_run(out) if accelerator.is_main_process else nullcontext():
+    with named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         return _Trainer(recipe, out, accelerator).run()
 
 
@@ -383,7 +385,7 @@ class _Trainer:
             num_tokens=self.recipe.data.num_tokens,
             images_per_batch=self.recipe.eval.images_per_batch,
             num_workers=self.recipe.data.num_workers,
-            protocol=find_protocol(self.recipe.eval.protocol),
+            protocols=[find_protocol(self.recipe.eval.protocol)],
         )
         self._train_mode()
         scores = score(rows, find_protocol(self.recipe.eval.protocol))

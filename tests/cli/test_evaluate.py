@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refseg.cli import main
-from refseg.evaluation.protocols import score
+from refseg.evaluation.scores import score
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,19 +33,19 @@ def read(path: Path) -> dict[str, Any]:
 def test_rows_and_scores_lie_beside_the_run(evaluated: Path) -> None:
     folder = evaluated / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "rows-val-shuffled.parquet", "rows-val.parquet", "scores-val-shuffled.json", "scores-val.json",
+        "rows-toy.refseg-val-shuffled.parquet", "rows-toy.refseg-val.parquet", "scores-toy.refseg-val-shuffled.json", "scores-toy.refseg-val.json",
     ]  # fmt: skip
-    rows, written = pq.read_table(folder / "rows-val.parquet"), read(folder / "scores-val.json")
+    rows, written = pq.read_table(folder / "rows-toy.refseg-val.parquet"), read(folder / "scores-toy.refseg-val.json")
     assert written["scores"] == score(rows).by_name()
     assert written["num_sentences"] == len(rows) > 50
     assert (written["dataset"], written["split"]) == ("toy/refseg", "val")
     assert any("> 0.5" in rule for rule in written["rules"])
     assert written["facts"]["sentence_order"] == "own"
-    assert read(folder / "scores-val-shuffled.json")["facts"]["sentence_order"] == "shuffled"
+    assert read(folder / "scores-toy.refseg-val-shuffled.json")["facts"]["sentence_order"] == "shuffled"
 
 
 def test_validation_in_training_and_evaluation_give_the_same_scores(evaluated: Path) -> None:
-    scores = read(evaluated / "evaluation" / "scores-val.json")
+    scores = read(evaluated / "evaluation" / "scores-toy.refseg-val.json")
     lines = [json.loads(line) for line in (evaluated / "metrics.jsonl").read_text().splitlines()]
 
     (validated,) = [line for line in lines if line["kind"] == "val" and line["step"] == scores["step"]]
@@ -64,8 +64,8 @@ def test_two_processes_give_the_rows_of_one(evaluated: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)  # one process speaks
     assert printed["num_processes"] == 2
-    one = pq.read_table(evaluated / "evaluation" / "rows-val.parquet")
-    two = pq.read_table(tmp_path / "rows-val.parquet")
+    one = pq.read_table(evaluated / "evaluation" / "rows-toy.refseg-val.parquet")
+    two = pq.read_table(tmp_path / "rows-toy.refseg-val.parquet")
     assert two.equals(one, check_metadata=True)
 
 
@@ -99,7 +99,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_pat
     assert page.count("<svg") == 4  # histogram and three curves
     assert "SHUFFLED CONTROL" in page
     assert "probability &gt; 0.5" in page
-    assert read(evaluated / "evaluation" / "scores-val.json")["dataset_digest"][:16] in page
+    assert read(evaluated / "evaluation" / "scores-toy.refseg-val.json")["dataset_digest"][:16] in page
     assert "| oIoU | mIoU | Pr@0.5 |" in (tmp_path / "page.md").read_text()
 
 
@@ -117,7 +117,7 @@ def test_a_report_is_not_drawn_over_other_pictures(
     evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
-    scores = tmp_path / "evaluation" / "scores-val.json"
+    scores = tmp_path / "evaluation" / "scores-toy.refseg-val.json"
     scores.write_text(json.dumps({**read(scores), "dataset_digest": "0" * 64}))
 
     assert main(["report", str(tmp_path)]) == 2

@@ -17,7 +17,32 @@ from torch import Tensor, nn
 
 from refseg import tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.evaluation.protocols import ORIGINAL, Protocol
+from refseg.evaluation.rows import COUNTED, SENTENCE_FIELDS, RowFacts, column_name
 from refseg.schema import MANIFEST_SCHEMA
+
+
+def make_rows(*sentences: dict[str, Any], protocol: Protocol = ORIGINAL, **facts: Any) -> pa.Table:
+    """Evaluation rows of one protocol; each sentence names what matters, of `SENTENCE_FIELDS` and `COUNTED`.
+
+    Areas that are not named: the target fills the union, and the union is what the areas make it.
+    """
+    schema = pa.schema([*SENTENCE_FIELDS, *((column_name(protocol, name), pa.int64()) for name in COUNTED)])
+    records = []
+    for number, given in enumerate(sentences):
+        filled: dict[str, Any] = {
+            "dataset": "toy/refseg", "split": "val", "ref_id": number, "sent_id": number, "image_id": 1,
+            "sentence": "it", "height": 10, "width": 10, "num_tokens": 3, "category": "c", "num_distractors": 0,
+            "no_target": False, "intersection": 0, **given,
+        }  # fmt: skip
+        filled.setdefault("target_ref_id", filled["ref_id"])
+        filled.setdefault("target_area", filled.get("union", 0))
+        filled.setdefault("predicted_area", filled.get("union", 0) + filled["intersection"] - filled["target_area"])
+        filled.setdefault("union", filled["predicted_area"] + filled["target_area"] - filled["intersection"])
+        records.append({**filled, **{column_name(protocol, name): filled[name] for name in COUNTED}})
+    known = {"protocols": (protocol,), "mask_rule": "union", "sentence_order": "own", "num_left_out": 0, **facts}
+    return RowFacts(**known).attach(pa.Table.from_pylist(records, schema=schema))
+
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

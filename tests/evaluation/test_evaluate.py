@@ -12,7 +12,8 @@ from refseg.data.transforms import Geometry
 from refseg.errors import TrainingError
 from refseg.evaluation import evaluate as evaluate_module
 from refseg.evaluation.evaluate import evaluate_model
-from refseg.evaluation.protocols import RowFacts, score
+from refseg.evaluation.rows import RowFacts
+from refseg.evaluation.scores import score
 from refseg.run_lengths import draw_runs
 
 Write = Callable[..., Path]
@@ -53,14 +54,16 @@ def test_rows_hold_ids_and_hand_worked_pixels(write_stripes: Write, colour_model
         "width": 64,
         "num_tokens": 4,
         "category": "stripe",
-        "intersection": 16 * 32,
-        "union": 16 * 32,
-        "predicted_area": 16 * 32,
-        "target_area": 16 * 32,
+        "num_distractors": 1,
         "no_target": False,
+        "predicted_none": None,
+        "original_intersection": 16 * 32,
+        "original_union": 16 * 32,
+        "original_predicted_area": 16 * 32,
+        "original_target_area": 16 * 32,
     }
     # The blue target is annotated twice as wide as the stripe.
-    assert [third[name] for name in ("intersection", "union", "predicted_area", "target_area")] == [
+    assert [third[f"original_{name}"] for name in ("intersection", "union", "predicted_area", "target_area")] == [
         16 * 32, 32 * 32, 16 * 32, 32 * 32,
     ]  # fmt: skip
     assert RowFacts.of(table).mask_rule == "union"
@@ -91,8 +94,8 @@ def test_masks_are_compared_at_the_original_size_behind_letterbox_and_stretch(
 
     for kind in ("letterbox", "stretch"):
         (row,) = evaluate(folder, colour_model, size=(64, 128), kind=kind).to_pylist()
-        assert (row["height"], row["width"], row["target_area"]) == (128, 128, 32 * 128)
-        assert row["intersection"] / row["union"] > 0.95
+        assert (row["height"], row["width"], row["original_target_area"]) == (128, 128, 32 * 128)
+        assert row["original_intersection"] / row["original_union"] > 0.95
 
 
 def test_an_image_is_encoded_once_for_all_its_sentences_and_decoded_a_chunk_at_a_time(
@@ -104,7 +107,7 @@ def test_an_image_is_encoded_once_for_all_its_sentences_and_decoded_a_chunk_at_a
     assert len(table) == 73
     assert colour_model.num_encoded_images == 2
     assert colour_model.num_decoded == [32, 32, 9]
-    assert table.column("intersection").to_pylist() == [512] * 73
+    assert table.column("original_intersection").to_pylist() == [512] * 73
 
 
 def test_padding_of_the_last_batch_counts_for_nothing(write_stripes: Write, colour_model: Any) -> None:
@@ -130,7 +133,7 @@ def test_saved_predictions_are_the_masks_that_were_counted(write_stripes: Write,
 
     expected = np.zeros((32, 64), bool)
     expected[:, 0:16] = True
-    counts = table.column("predicted_counts").to_pylist()
+    counts = table.column("original_predicted_counts").to_pylist()
     assert np.array_equal(draw_runs(np.array(counts[0], np.uint32), (32, 64)), expected)
     assert counts[2] == [32 * 32, 16 * 32, 16 * 32]
 
@@ -146,7 +149,7 @@ def test_an_empty_prediction_is_right_for_an_empty_target_and_wrong_for_another(
     table = evaluate(write_stripes(picture), colour_model)
 
     assert table.column("no_target").to_pylist() == [True, True, False]
-    assert table.column("union").to_pylist() == [0, 512, 512]
+    assert table.column("original_union").to_pylist() == [0, 512, 512]
     assert score(table).mean_iou == pytest.approx(1 / 3)
     assert score(table).overall_iou == 0
 
@@ -161,8 +164,8 @@ def test_a_sentence_that_names_nothing_is_scored_against_an_empty_mask(write_str
     table = evaluate(folder, colour_model)
 
     assert table.column("no_target").to_pylist() == [False, True, False]
-    assert table.column("target_area").to_pylist() == [512, 0, 512]
-    assert table.column("intersection").to_pylist() == [512, 0, 512]  # the model sees "red" and draws it
+    assert table.column("original_target_area").to_pylist() == [512, 0, 512]
+    assert table.column("original_intersection").to_pylist() == [512, 0, 512]  # the model sees "red" and draws it
     shuffled = evaluate(folder, colour_model, sentence_order="shuffled")
     assert shuffled.column("sentence").to_pylist() == ["the red", "the blue"]
 
@@ -172,7 +175,7 @@ def test_shuffled_sentences_meet_another_target_of_their_image(write_stripes: Wr
 
     assert table.column("ref_id").to_pylist() == [10, 10, 11]
     assert table.column("target_ref_id").to_pylist() == [11, 11, 10]
-    assert table.column("intersection").to_pylist() == [0, 0, 0]
+    assert table.column("original_intersection").to_pylist() == [0, 0, 0]
     assert score(table).overall_iou == 0
 
 

@@ -12,9 +12,10 @@ from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
-from refseg.evaluation.protocols import ORIGINAL, RowFacts
+from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, load_results, save_results
+from refseg.evaluation.rows import RowFacts
 
 RUN = RunRecord(name="my <run>", metrics=[], recipe={"model": {"name": "fcnet", "image_weights": ""}}, environment={})
 
@@ -48,7 +49,8 @@ def results(index: ManifestIndex, colour_model: Any) -> Results:
     return Results(rows=rows, origin=origin)
 
 
-def build(results: list[Results], **indexes: ManifestIndex) -> Report:
+def build(results: list[Results], index: ManifestIndex | None = None) -> Report:
+    indexes = {} if index is None else {"toy/refseg val": index}
     return build_report(RUN, results, indexes, written_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
 
 
@@ -69,7 +71,7 @@ def test_an_example_says_in_words_what_it_shows(index: ManifestIndex, results: R
 
 
 def test_words_of_others_are_shown_and_not_run(index: ManifestIndex, results: Results) -> None:
-    page = build([results], val=index).html
+    page = build([results], index).html
 
     assert "my &lt;run&gt;" in page
     assert "the &lt;b&gt; red" in page
@@ -77,7 +79,7 @@ def test_words_of_others_are_shown_and_not_run(index: ManifestIndex, results: Re
 
 
 def test_scores_stand_beside_their_rules_on_the_page_and_in_markdown(index: ManifestIndex, results: Results) -> None:
-    report = build([results], val=index)
+    report = build([results], index)
 
     # Unions of 16, 32 and 16 columns, of which 16, 16 and none are found.
     assert results.scores.overall_iou == 0.5
@@ -93,7 +95,7 @@ def test_scores_stand_beside_their_rules_on_the_page_and_in_markdown(index: Mani
 def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
     assert "name its folder with --data" in build([results]).html
 
-    bare = replace(results, rows=results.rows.drop_columns(["predicted_counts"]))
+    bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
     assert "with --save-predictions" in build([bare]).html
 
 
@@ -118,7 +120,7 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
     save_results(tmp_path, results).unlink()
 
     with pytest.raises(
-        UsageError, match=r"scores-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
+        UsageError, match=r"scores-toy\.refseg-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
     ):
         load_results(tmp_path)
     with pytest.raises(UsageError, match=r"found no scores-\*\.json"):

@@ -72,7 +72,7 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     assert main(["evaluate", str(out)]) == 0
     warning = f"images of toy/refseg val trained on: {coco.leaked_images} by way of refcoco/unc"
     assert warning in capsys.readouterr().out
-    scores = json.loads((out / "evaluation" / "scores-val.json").read_text())
+    scores = json.loads((out / "evaluation" / "scores-toy.refseg-val.json").read_text())
     assert (scores["dataset"], scores["leaks_allowed"], scores["leaks"]) == ("toy/refseg", True, leaks)
     assert main(["report", str(out)]) == 0
     assert (

@@ -1,0 +1,126 @@
+"""How far scores would move on other images: confidence intervals, and the difference of two runs, image by image.
+
+Sentences of one image are not independent, so images are drawn again, with replacement, and all their sentences with
+them (Efron 1979; the cluster bootstrap). Every score is a ratio of sums (`metrics.Ratio`), so a draw is a weight for
+each image.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from refseg.errors import UsageError
+from refseg.evaluation.metrics import Ratio
+from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.scores import ratios
+
+NUM_DRAWS = 1000
+LEVEL = 0.95
+_SEED = 0
+_DRAWS_AT_ONCE = 100  # bounds the memory of large splits
+
+_Floats = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """The middle share `LEVEL` of a score over the draws, as fractions."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One score of two runs over the same sentences, as fractions.
+
+    Attributes:
+        name: Of the score.
+        first: Of the first run.
+        second: Of the second run.
+        interval: Of second minus first, over draws of the same images for both.
+        p_value: Two-sided: twice the share of draws in which the difference is not on the side that it is on, 1 at
+            most; never below 2 / (`NUM_DRAWS` + 1).
+    """
+
+    name: str
+    first: float
+    second: float
+    interval: Interval
+    p_value: float
+
+
+def confidence_intervals(table: pa.Table, protocol: Protocol) -> dict[str, Interval]:
+    """Intervals of all scores of a protocol, by name. The draws are seeded: the same rows give the same intervals."""
+    return {name: _interval(values) for name, values in _draw(table, ratios(table, protocol)).items()}
+
+
+def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Difference]:
+    """Compare two runs on the same sentences: what a difference of scores is worth.
+
+    Args:
+        first: Rows of one run.
+        second: Rows of the other, of the same split of the same dataset.
+        protocol: Both tables hold masks of it.
+
+    Raises:
+        UsageError: If the tables are not of the same sentences and targets.
+    """
+    keys = ["dataset", "split", "ref_id", "sent_id", "target_ref_id", "no_target"]
+    if not first.select(keys).replace_schema_metadata(None).equals(second.select(keys).replace_schema_metadata(None)):
+        raise UsageError(
+            f"the runs were not scored on the same sentences ({_describe(first)}; {_describe(second)}); evaluate both "
+            "on the same split of the same dataset"
+        )
+    of_first, of_second = ratios(first, protocol), ratios(second, protocol)
+    drawn_first, drawn_second = _draw(first, of_first), _draw(second, of_second)
+    found = []
+    for name in of_first:
+        differences = drawn_second[name] - drawn_first[name]
+        differences = differences[np.isfinite(differences)]
+        tail = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+        found.append(
+            Difference(
+                name=name,
+                first=of_first[name].value(),
+                second=of_second[name].value(),
+                interval=_interval(differences),
+                p_value=min(1.0, 2 * (tail + 1) / (len(differences) + 1)),
+            )
+        )
+    return found
+
+
+def _draw(table: pa.Table, scores: dict[str, Ratio]) -> dict[str, _Floats]:
+    """Each score over `NUM_DRAWS` draws of images, shape (draws,). A draw depends on the number of images alone."""
+    _, image = np.unique(table.column("image_id").to_numpy(), return_inverse=True)
+    image = image.reshape(-1)
+    num_images = int(image.max()) + 1
+    above, below = (
+        np.stack([np.bincount(image, getattr(ratio, part), num_images) for ratio in scores.values()], axis=1)
+        for part in ("numerator", "denominator")
+    )  # (images, scores)
+    random = np.random.default_rng(_SEED)
+    values = []
+    for _ in range(NUM_DRAWS // _DRAWS_AT_ONCE):
+        times = random.multinomial(num_images, np.full(num_images, 1 / num_images), _DRAWS_AT_ONCE).astype(np.float64)
+        sums = times @ below
+        if_none = np.array([ratio.if_none for ratio in scores.values()])
+        values.append(np.divide(times @ above, sums, out=np.broadcast_to(if_none, sums.shape).copy(), where=sums > 0))
+    return dict(zip(scores, np.concatenate(values).T, strict=True))
+
+
+def _interval(values: _Floats) -> Interval:
+    """NaN where no draw has a value: no sentence counts."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def _describe(table: pa.Table) -> str:
+    places = {f"{row['dataset']} {row['split']}" for row in table.select(["dataset", "split"]).slice(0, 1).to_pylist()}
+    return f"{len(table):,} sentences of {', '.join(places) or 'nothing'}"

@@ -1,0 +1,210 @@
+"""From evaluation rows to scores that carry their rules."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from refseg.errors import UsageError
+from refseg.evaluation.metrics import Ious, Ratio, mean_iou, overall_iou, precision_at, sentence_ious
+from refseg.evaluation.no_target import (
+    Answers,
+    cumulative_iou,
+    empty_mask_accuracy,
+    generalised_iou,
+    no_target_accuracy,
+    robust_iou,
+    target_accuracy,
+)
+from refseg.evaluation.protocols import ORIGINAL, Protocol
+from refseg.evaluation.rows import RowFacts, counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Scores of one split under one protocol, as fractions (0 to 1), with everything needed to compare them.
+
+    Attributes:
+        values: By the names of the literature: oIoU, mIoU, Pr@0.5, ...
+        protocol: The rules.
+        num_sentences: Rows scored.
+        num_refs: Refs they belong to.
+        num_images: Images they speak of.
+        num_no_target: Sentences that name nothing in their image.
+        has_head: The model says by an output of its own which sentences name nothing.
+        facts: What the rows were made with.
+    """
+
+    values: dict[str, float]
+    protocol: Protocol
+    num_sentences: int
+    num_refs: int
+    num_images: int
+    num_no_target: int
+    has_head: bool
+    facts: RowFacts
+
+    @property
+    def overall_iou(self) -> float:
+        """The oIoU (others write cIoU): sum of intersections over sum of unions."""
+        return self.values["oIoU"]
+
+    @property
+    def mean_iou(self) -> float:
+        """The mIoU (LISA writes gIoU): mean IoU over sentences."""
+        return self.values["mIoU"]
+
+    @property
+    def precision(self) -> dict[float, float]:
+        """Pr@X by X."""
+        return {threshold: self.values[f"Pr@{threshold:g}"] for threshold in self.protocol.precision_thresholds}
+
+    def by_name(self) -> dict[str, float]:
+        """The scores under the names of the literature."""
+        return dict(self.values)
+
+    def rules(self) -> list[str]:
+        """The lines that stand beside every score, one rule each."""
+        facts = self.facts
+        lines = self.protocol.rules(facts.mask_rule, given_masks=facts.given_masks)
+        lines.append(
+            f"all sentences: {self.num_sentences:,} of {self.num_refs:,} refs in {self.num_images:,} images, "
+            f"{self.num_no_target:,} without a target"
+        )
+        if _speaks_of_none(self.protocol, self.num_no_target):
+            says = "the model's own output" if self.has_head else "an empty mask"
+            lines += [
+                f"no target: {_NO_TARGET[self.protocol.no_target]}; it is predicted by {says}",
+                "gIoU: mean IoU, a no-target sentence is worth 1 if predicted so, else 0; cIoU: a missed one adds its "
+                "predicted pixels to the union (ReLA)",
+                "N-acc, T-acc: share of sentences without, with a target that are predicted so (ReLA); Acc: share "
+                "without a target whose mask is empty (Ref-ZOM)",
+                "rIoU: mean over refs of their IoU, to whose union negative sentences add their predicted pixels "
+                "(RefSegformer)",
+            ]
+        if facts.sentence_order == "shuffled":
+            lines.append(
+                "SHUFFLED CONTROL: each sentence is scored against another target of the same image; "
+                f"{facts.num_left_out:,} sentences of images with a single target are left out"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores, counts and rules as plain JSON values."""
+        return {
+            "protocol": self.protocol.name,
+            "scores": self.by_name(),
+            "num_sentences": self.num_sentences,
+            "num_refs": self.num_refs,
+            "num_images": self.num_images,
+            "num_no_target": self.num_no_target,
+            "rules": self.rules(),
+            "facts": asdict(self.facts),
+        }
+
+
+_NO_TARGET = {
+    "empty mask": "oIoU, mIoU and Pr@X compare such sentences with an empty mask",
+    "left out": "oIoU, mIoU and Pr@X leave such sentences out",
+    "own output": "oIoU, mIoU and Pr@X leave such sentences out, and a target predicted to be none counts as missed",
+}
+
+
+def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
+    """Compute a protocol's scores from evaluation rows.
+
+    Args:
+        table: Rows of one split, as `evaluate_model` returns them.
+        protocol: The rules; the table's masks must have been made by them.
+
+    Raises:
+        UsageError: If the table is empty, or it has no masks made under that protocol.
+    """
+    facts = RowFacts.of(table)
+    if protocol not in facts.protocols:
+        names = ", ".join(found.name for found in facts.protocols)
+        changed = " by other rules than today's" if protocol.name in {found.name for found in facts.protocols} else ""
+        raise UsageError(
+            f"the rows hold masks of protocol {names}{changed}, expected {protocol.name}; evaluate again under it"
+        )
+    if not len(table):
+        raise UsageError("found no evaluation rows, expected at least one sentence to score")
+    return Scores(
+        values={name: ratio.value() for name, ratio in ratios(table, protocol).items()},
+        protocol=protocol,
+        num_sentences=len(table),
+        num_refs=len(table.select(["split", "ref_id"]).group_by(["split", "ref_id"]).aggregate([])),
+        num_images=len(table.column("image_id").unique()),
+        num_no_target=int(np.count_nonzero(table.column("no_target").to_numpy())),
+        has_head=table.column("predicted_none").null_count < len(table),
+        facts=facts,
+    )
+
+
+def ratios(table: pa.Table, protocol: Protocol) -> dict[str, Ratio]:
+    """Every score of a protocol as a ratio of sums over the rows, under the names of the literature."""
+    answers = _answers(table, protocol)
+    intersection, union, ious = answers.intersection, answers.union, answers.ious
+    counted = np.ones(len(table), np.bool_)
+    if protocol.no_target != "empty mask":
+        counted = ~answers.no_target
+        union = np.where(counted, union, 0)
+        missed = answers.predicted_none & (protocol.no_target == "own output")
+        intersection = np.where(counted & ~missed, intersection, 0)
+        ious = np.where(missed, 0.0, ious)
+    strict = protocol.precision_comparison == ">"
+    found = {
+        "oIoU": overall_iou(intersection, union, empty_iou=protocol.empty_iou),
+        "mIoU": mean_iou(ious, counted),
+        **{f"Pr@{x:g}": precision_at(ious, counted, x, strict=strict) for x in protocol.precision_thresholds},
+    }
+    if _speaks_of_none(protocol, int(np.count_nonzero(answers.no_target))):
+        found |= {
+            "gIoU": generalised_iou(answers),
+            "cIoU": cumulative_iou(answers),
+            "N-acc": no_target_accuracy(answers),
+            "T-acc": target_accuracy(answers),
+            "rIoU": robust_iou(answers),
+            "Acc": empty_mask_accuracy(answers),
+        }
+    return found
+
+
+def row_ious(table: pa.Table, protocol: Protocol) -> Ious:
+    """IoU of each row under the protocol's rule for empty masks, shape (N,)."""
+    return sentence_ious(
+        counts(table, protocol, "intersection"),
+        counts(table, protocol, "union"),
+        empty_iou=protocol.empty_iou,
+        epsilon=protocol.epsilon,
+    )
+
+
+def _speaks_of_none(protocol: Protocol, num_no_target: int) -> bool:
+    """Whether scores about no-target sentences are shown: where there are any, or the protocol is made for such."""
+    return num_no_target > 0 or protocol.no_target == "own output"
+
+
+def _answers(table: pa.Table, protocol: Protocol) -> Answers:
+    predicted_area = counts(table, protocol, "predicted_area")
+    said = table.column("predicted_none").to_numpy(zero_copy_only=False)
+    is_said = table.column("predicted_none").is_valid().to_numpy(zero_copy_only=False)
+    return Answers(
+        intersection=counts(table, protocol, "intersection"),
+        union=counts(table, protocol, "union"),
+        predicted_area=predicted_area,
+        target_area=counts(table, protocol, "target_area"),
+        ious=row_ious(table, protocol),
+        no_target=table.column("no_target").to_numpy(zero_copy_only=False),
+        predicted_none=np.where(is_said, said.astype(np.bool_), predicted_area == 0),
+        ref=_ref_numbers(table),
+    )
+
+
+def _ref_numbers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """A number per ref: its id, told apart by split."""
+    splits = table.column("split").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    pairs = np.stack([splits.astype(np.int64), table.column("ref_id").to_numpy()], axis=1)
+    _, numbers = np.unique(pairs, axis=0, return_inverse=True)
+    return numbers.reshape(-1).astype(np.int64)
