@@ -127,12 +127,11 @@ class ImageRecord(dict[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """A plain dict."""
-        self._provide()
-        return super().copy()
+        return dict(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without `items`: a record that goes to another process needs no file for it.
-        return ImageRecord, (super().copy(), self._folder)
+        # A record that goes to another process needs no file for it, so nothing here comes through `__getitem__`.
+        return ImageRecord, ({key: super(ImageRecord, self).__getitem__(key) for key in self}, self._folder)
 
     def _provide(self) -> None:
         self._folder.provide(super().__getitem__("id"))
