@@ -1,0 +1,345 @@
+"""Exports: what a round trip keeps, what each format's own readers find, and what is refused."""
+
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from pipelines.build import build_dataset
+from pipelines.export.run import REPORT_NAME, ExportOptions, export_dataset
+from pipelines.manifest import ManifestRow, read_manifest
+from pipelines.mix import MixOptions, mix_datasets
+from pipelines.options import BuildOptions
+from pipelines.sources.plain_pickle import load_plain_pickle
+from refseg.cli import main
+from refseg.descriptor import load_descriptor
+from refseg.errors import DatasetError, UsageError
+from refseg.schema import find_dataset
+
+from .conftest import TinyRefer
+
+MINI = ("refcoco/unc", "refcoco+/unc", "refcocog/umd", "refcocog/google")
+SAMPLE = Path(__file__).parents[2] / "manifests" / "sample"
+
+
+def build(dataset: str, source: Path, out: Path, **changes: Any) -> Path:
+    given = {"images_per_shard": 2, "workers": 1, "accept_counts": True, **changes}
+    build_dataset(BuildOptions(dataset=dataset, annotations=source, out=out, **given))
+    return out
+
+
+def export(folder: Path, to: str, out: Path, **changes: Any) -> Path:
+    export_dataset(ExportOptions(folder=folder, to=to, out=out, **changes))
+    return out
+
+
+def rows_of(folder: Path) -> Iterator[ManifestRow]:
+    for path in sorted(folder.glob("*.parquet")):
+        yield from read_manifest(path)
+
+
+@pytest.fixture(scope="module")
+def mini(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The datasets of `refer-mini`, built."""
+    root = tmp_path_factory.mktemp("mini")
+    return {name: build(name, shared_data / "refer-mini", root / name.replace("/", "-")) for name in MINI}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled sample, built: one ref of it names nothing, one has two sentences."""
+    return build("sample/ccby", SAMPLE, tmp_path_factory.mktemp("sample") / "built")
+
+
+@pytest.fixture
+def built(tiny: TinyRefer, tmp_path: Path) -> Path:
+    """The five tiny pictures, built: three of val, two of testA."""
+    build_dataset(tiny.options(tmp_path / "built"))
+    return tmp_path / "built"
+
+
+@pytest.mark.parametrize("dataset", MINI)
+def test_refer_to_shards_to_refer_gives_equal_records(
+    dataset: str, mini: dict[str, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    spec = find_dataset(dataset)
+    out = export(mini[dataset], "refer", tmp_path / "out")
+    before, after = shared_data / "refer-mini" / spec.folder, out / spec.folder
+    name = f"refs({spec.split_by})"
+    refs = load_plain_pickle((before / f"{name}.p").read_bytes(), before)
+    exported = load_plain_pickle((after / f"{name}.p").read_bytes(), after)
+
+    assert json.loads((after / f"{name}.json").read_text()) == exported
+    assert [list(ref) for ref in exported] == [list(ref) for ref in refs]
+    if dataset.startswith("refcocog"):
+        assert exported == refs
+    else:  # the name that is no file's counts refs within the image there
+        without = [{key: value for key, value in ref.items() if key != "file_name"} for ref in refs]
+        assert [{key: value for key, value in ref.items() if key != "file_name"} for ref in exported] == without
+
+    instances, source = (json.loads((folder / "instances.json").read_text()) for folder in (after, before))
+    assert instances["categories"] == source["categories"]
+    known = {annotation["id"]: annotation for annotation in source["annotations"]}
+    assert {annotation["id"] for annotation in instances["annotations"]} == {ref["ann_id"] for ref in refs}
+    assert all(annotation == known[annotation["id"]] for annotation in instances["annotations"])
+    pictures = {image["id"]: image for image in source["images"]}
+    assert {image["id"] for image in instances["images"]} == {ref["image_id"] for ref in refs}
+    for image in instances["images"]:
+        assert image == {key: pictures[image["id"]][key] for key in ("file_name", "height", "width", "id")}
+        path = Path("images/mscoco/images/train2014", image["file_name"])
+        assert (out / path).read_bytes() == (shared_data / "refer-mini" / path).read_bytes()
+
+
+@pytest.mark.parametrize("dataset", MINI)
+def test_an_export_builds_to_the_dataset_it_came_from(dataset: str, mini: dict[str, Path], tmp_path: Path) -> None:
+    again = build(dataset, export(mini[dataset], "refer", tmp_path / "out"), tmp_path / "again")
+
+    assert load_descriptor(again).digest == load_descriptor(mini[dataset]).digest
+
+
+def test_refs_that_name_nothing_come_back(sample: Path, tmp_path: Path) -> None:
+    again = build("sample/ccby", export(sample, "refer", tmp_path / "out"), tmp_path / "again")
+
+    assert load_descriptor(again).digest == load_descriptor(sample).digest
+    assert any(row.record.no_target for row in rows_of(again))
+
+
+def test_lists_of_targets_and_crowds_come_back(tiny: TinyRefer, tmp_path: Path) -> None:
+    tiny.folder = "grefcoco"
+    tiny.annotations.append(
+        {"id": 904700010881, "image_id": 8, "category_id": 1, "iscrowd": 1, "area": 9, "bbox": [0, 0, 3, 3]}
+        | {"segmentation": {"size": [10, 20], "counts": [0, 3, 197]}}
+    )
+    for ref, ann_id in zip(tiny.refs, ([70], [80, 904700010881], [-1], [110], [-1]), strict=True):
+        ref |= {"ann_id": ann_id, "category_id": ann_id and [1 if found > 0 else -1 for found in ann_id]}
+        ref["no_target"] = ann_id == [-1]
+    source = tiny.write()
+    (source / "grefcoco/refs(unc).p").rename(source / "grefcoco/grefs(unc).p")
+    built = build("grefcoco/unc", source, tmp_path / "built", images=tiny.root)
+    out = export(built, "refer", tmp_path / "out")
+
+    exported = load_plain_pickle((out / "grefcoco/grefs(unc).p").read_bytes(), out)
+    given = {ref["ref_id"]: ref for ref in tiny.refs}
+    for ref in exported:
+        assert {**ref, **given[ref["ref_id"]]} == ref
+    again = build("grefcoco/unc", out, tmp_path / "again")
+    assert load_descriptor(again).digest == load_descriptor(built).digest
+
+
+def test_a_users_own_boxes_and_names_come_back_as_the_same_masks(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    (source / "one").mkdir(parents=True)
+    Image.new("RGB", (20, 10), "red").save(source / "one" / "a.jpg")
+    row = {
+        "image": "one/a.jpg",
+        "sentence": "the corner",
+        "split": "val",
+        "category": "thing",
+        "height": 10,
+        "width": 20,
+    }
+    (source / "sentences.jsonl").write_text(json.dumps({**row, "box": [-3, 4.5, 9, 20]}) + "\n")
+    built = build("custom/mine", source, tmp_path / "built", images=source)
+    out = export(built, "refer", tmp_path / "out")
+
+    (annotation,) = json.loads((out / "mine/instances.json").read_text())["annotations"]
+    assert annotation["segmentation"] == [[0.0, 4.5, 0.0, 10.0, 6.0, 10.0, 6.0, 4.5]]
+    assert annotation["bbox"] == [-3.0, 4.5, 9.0, 20.0]
+    assert (out / "images/one/a.jpg").read_bytes() == (source / "one/a.jpg").read_bytes()
+    coco = COCO(export(built, "coco", tmp_path / "coco") / "annotations/instances_val.json")
+    (found,) = rows_of(built)
+    assert coco.annToMask(coco.anns[annotation["id"]]).sum() == found.record.area
+
+
+def test_annotations_of_the_build_are_put_back_byte_for_byte(
+    mini: dict[str, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    source = shared_data / "refer-mini"
+    out = export(mini["refcoco+/unc"], "refer", tmp_path / "out", annotations=source)
+
+    for name in ("refcoco+/refs(unc).p", "refcoco+/instances.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    assert json.loads((out / REPORT_NAME).read_text())["differences"] == []
+    with pytest.raises(UsageError, match=r"refs\(unc\)\.p: is another file than the build of refcoco/unc read"):
+        export(mini["refcoco/unc"], "refer", tmp_path / "other", annotations=source / "refcoco+")
+    with pytest.raises(UsageError, match=r"found no refcoco/refs\(unc\)\.p, expected what the build read"):
+        export(mini["refcoco/unc"], "refer", tmp_path / "other", annotations=source / "images")
+    assert not (tmp_path / "other").exists()
+
+
+def read_cris(folder: Path, name: str, split: str) -> list[dict[str, Any]]:
+    """CRIS's `RefDataset`, with pickle in place of what pyarrow dropped."""
+    path = folder / "lmdb" / name / f"{split}.lmdb"
+    with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False) as base, base.begin() as transaction:
+        keys = pickle.loads(transaction.get(b"__keys__"))
+        assert pickle.loads(transaction.get(b"__len__")) == len(keys)
+        return [pickle.loads(transaction.get(key)) for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), list(zip(MINI, ("refcoco", "refcoco+", "refcocog_u", "refcocog_g"), strict=True))
+)
+def test_cris_reads_the_records_it_would_have_written(
+    dataset: str, name: str, mini: dict[str, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    spec = find_dataset(dataset)
+    source = shared_data / "refer-mini"
+    out = export(mini[dataset], "cris-lmdb", tmp_path / "out")
+    refs = json.loads((source / spec.folder / f"refs({spec.split_by}).json").read_text())
+    coco = COCO(source / spec.folder / "instances.json")
+    order = [category["id"] for category in coco.dataset["categories"]]
+
+    for split in {ref["split"] for ref in refs}:
+        records = read_cris(out, name, split)
+        anns = json.loads((out / "anns" / name / f"{split}.json").read_text())
+        expected = [ref for ref in refs if ref["split"] == split]
+        assert len(records) == len(anns) == len(expected)
+        for record, ann, ref in zip(records, anns, expected, strict=True):
+            file_name = coco.imgs[ref["image_id"]]["file_name"]
+            sents = [sentence["sent"] for sentence in ref["sentences"]]
+            annotation = coco.anns[ref["ann_id"]]
+            left, top, width, height = map(int, annotation["bbox"])
+            image = (source / "images/mscoco/images/train2014" / file_name).read_bytes()
+            loose = (out / "masks" / name / f"{ref['ref_id']}.png").read_bytes()
+            assert record == {
+                "img": image, "mask": loose, "cat": order.index(ref["category_id"]), "seg_id": ref["ref_id"],
+                "img_name": file_name, "num_sents": len(sents), "sents": sents,
+            }  # fmt: skip
+            drawn = np.asarray(Image.open(io.BytesIO(loose)))
+            assert np.array_equal(drawn, coco.annToMask(annotation) * 255)
+            assert ann == {
+                "bbox": [left, top, left + width, top + height], "cat": record["cat"], "segment_id": ref["ref_id"],
+                "img_name": file_name, "sentences_num": len(sents), "sentences": [
+                    {"idx": number, "sent_id": sentence["sent_id"], "sent": sentence["sent"]}
+                    for number, sentence in enumerate(ref["sentences"])
+                ],
+            }  # fmt: skip
+
+
+def test_cris_gets_only_sentences_that_its_one_mask_answers(tiny: TinyRefer, tmp_path: Path) -> None:
+    tiny.folder = "rrefcoco"
+    words = {"sent_id": 1, "raw": "none", "sent": "none", "tokens": ["none"], "exist": False}
+    tiny.refs[0]["sentences"].append(words)
+    tiny.refs[1]["sentences"] = [{**words, "sent_id": 2}]
+    build_dataset(tiny.options(tmp_path / "built"))
+    out = export(tmp_path / "built", "cris-lmdb", tmp_path / "out", splits=("val",))
+
+    assert [(record["seg_id"], record["sents"]) for record in read_cris(out, "rrefcoco", "val")] == [
+        (90, ["the square"]), (70, ["the square"]),
+    ]  # fmt: skip
+    assert "2 sentences that name nothing" in json.loads((out / REPORT_NAME).read_text())["differences"][-1]
+    assert sorted(path.name for path in (out / "lmdb/rrefcoco").iterdir()) == ["val.lmdb"]
+
+
+def test_cocos_own_tools_draw_the_masks_of_the_dataset(sample: Path, tmp_path: Path) -> None:
+    out = export(sample, "coco", tmp_path / "out")
+    coco = COCO(out / "annotations/instances_test.json")
+    refs = {ref["ref_id"]: ref for ref in coco.dataset["refs"]}
+
+    assert len(coco.loadCats(coco.getCatIds())) == 80
+    for row in rows_of(sample):
+        record, ref = row.record, refs.pop(row.record.ref_id)
+        size = record.height, record.width
+        drawn = np.any([np.zeros(size, bool), *(coco.annToMask(coco.anns[key]) for key in ref["ann_ids"])], axis=0)
+        runs = np.repeat(np.arange(len(record.mask.counts)) % 2, record.mask.counts)
+        assert np.array_equal(drawn, runs.reshape(size[::-1]).T)
+        assert [sentence["sent"] for sentence in ref["sentences"]] == [found.sent for found in record.sentences]
+        assert (out / "images" / coco.imgs[record.image_id]["file_name"]).is_file()
+    assert refs == {}
+
+
+def test_run_lengths_in_parts_are_one_mask_for_cocos_tools(tiny: TinyRefer, tmp_path: Path) -> None:
+    # Two parts of 3 and 4 pixels, one of them in both: 6 together.
+    parts = [{"size": [10, 20], "counts": [0, 3, 197]}, {"size": [10, 20], "counts": [2, 4, 194]}]
+    tiny.annotations[0]["segmentation"] = parts
+    tiny.annotations[1] |= {"segmentation": parts[0], "iscrowd": 1}
+    build_dataset(tiny.options(tmp_path / "built"))
+    coco = COCO(export(tmp_path / "built", "coco", tmp_path / "out", images=False) / "annotations/instances_val.json")
+
+    assert [int(coco.annToMask(coco.anns[key]).sum()) for key in (70, 80, 90)] == [6, 3, 16]
+    assert coco.anns[80]["segmentation"] == parts[0]
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_pooled_images_are_exported_like_any_other(tiny: TinyRefer, tmp_path: Path) -> None:
+    build_dataset(tiny.options(tmp_path / "pool"))
+    tiny.folder = "refcoco+"
+    build_dataset(tiny.options(tmp_path / "built", images_from=(tmp_path / "pool",)))
+    out = export(tmp_path / "built", "refer", tmp_path / "out")
+
+    assert not list((tmp_path / "built").glob("*.tar"))
+    for path in (out / "images/mscoco/images/train2014").iterdir():
+        assert path.read_bytes() == (tiny.image_folder / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("to", ["refer", "cris-lmdb", "coco", "parquet-hf"])
+def test_a_damaged_image_ends_an_export_that_leaves_nothing(to: str, built: Path, tmp_path: Path) -> None:
+    row = next(rows_of(built))
+    with (built / row.location.shard).open("r+b") as file:
+        file.seek(row.location.image_offset + 10)
+        file.write(b"damaged")
+    before = sorted(tmp_path.iterdir())
+
+    with pytest.raises(DatasetError, match=rf"image {row.record.image_id}: is not the image that was built"):
+        export(built, to, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nothing_is_overwritten(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+
+    with pytest.raises(UsageError, match="is there already, expected a new or empty folder"):
+        export(built, "refer", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert (export(built, "refer", tmp_path / "empty") / "refcoco").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "data", "empty", "out"]
+
+
+def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_path: Path) -> None:
+    tiny.folder = "refcoco+"
+    tiny.refs[0]["split"] = "train"
+    build_dataset(tiny.options(tmp_path / "plus"))
+    build_dataset(tiny.options(tmp_path / "small", store="letterbox:8"))
+    mix_datasets(MixOptions(members=(str(built), str(tmp_path / "plus")), out=tmp_path / "mix", allow_leak=True))
+    for folder, changes, message in (
+        (tmp_path / "small", {}, "pictures were made to fit 8 x 8 pixels"),
+        (tmp_path / "mix", {}, r"is a mix.*export its members \(refcoco/unc, refcocoplus/unc\)"),
+        (built, {"splits": ("val", "testB")}, "--splits testB: refcoco/unc at .* has val, testA"),
+        (built, {"to": "tfds"}, "--to tfds: expected one of refer, cris-lmdb, coco, parquet-hf"),
+        (built, {"to": "parquet-hf", "images": False}, "--no-images: parquet-hf holds the images"),
+        (built, {"to": "coco", "annotations": tmp_path}, "--annotations goes with --to refer alone"),
+        (built, {"annotations": tmp_path, "splits": ("val",)}, "leave out --splits"),
+        (built, {"out": "s3://bucket/out"}, "expected a folder of this machine"),
+    ):
+        given: dict[str, Any] = {"folder": folder, "to": "refer", "out": tmp_path / "out", **changes}
+        with pytest.raises(UsageError, match=message):
+            export_dataset(ExportOptions(**given))
+    with pytest.raises(DatasetError, match=r"found no refseg\.json, so no finished dataset"):
+        export(tmp_path / "data", "refer", tmp_path / "out")
+
+
+def test_the_command_says_what_was_exported_and_what_differs(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["export", str(built), "--to", "refer", "--splits", "testA", "--out", str(tmp_path / "a"), "--json"]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert (report["dataset"], report["splits"], report["num_refs"], report["num_sentences"]) == (
+        "refcoco/unc", ["testA"], 2, 2,
+    )  # fmt: skip
+    assert len(report["differences"]) == 5
+
+    assert main(["export", str(built), "--to", "coco", "--no-images", "--out", str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'b'}: refcoco/unc as coco: 5 refs, 5 sentences\n")
+    assert main(["export", str(built), "--to", "refer", "--out", str(tmp_path / "a")]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
