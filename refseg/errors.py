@@ -37,6 +37,10 @@ class DatasetError(RefsegError):
     """A built dataset is incomplete, damaged, of another format, or made with another tokenizer."""
 
 
+class PredictionError(RefsegError):
+    """Predicted masks that were given cannot be read, are missing, or are not of the image's size."""
+
+
 class CheckpointError(RefsegError):
     """A checkpoint is missing, torn, or does not fit the model or the dataset."""
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "export-model": "a checkpoint as two programs, ONNX or torch.export: image and sentence",
     "convert-weights": "encoder weights of CLIP, CRIS or LAVT to safetensors, without running what is in them",
     "evaluate": "score a checkpoint on a split",
+    "score": "score masks that another project predicted, under the same rules",
     "report": "one self-contained page of scores, curves and examples",
     "predict": "mask and overlay for an image and a sentence",
     "toy": "draw a toy dataset in the real source formats",

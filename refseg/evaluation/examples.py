@@ -10,8 +10,8 @@ import pyarrow as pa
 from PIL import Image
 
 from refseg.data.index import ManifestIndex
-from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.ground_truth import GroundTruth
+from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import column_name, counts, has_predictions
 from refseg.evaluation.scores import row_ious

@@ -13,12 +13,14 @@ import pytest
 import torch
 import xxhash
 from PIL import Image
+from pycocotools import mask as coco
 from torch import Tensor, nn
 
 from refseg import tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import COUNTED, SENTENCE_FIELDS, RowFacts, column_name
+from refseg.run_lengths import encode_runs
 from refseg.schema import MANIFEST_SCHEMA
 
 
@@ -86,16 +88,18 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
     A picture is grey with full-height stripes: `size` `(height, width)` in pixels, `stripes` colour to the columns
     `(first, end)` it fills, `refs` a list of (columns of the target, sentences); columns `(0, 0)` are an empty target,
-    and a sentence that begins with "no " names nothing.
+    and a sentence that begins with "no " names nothing. A third entry of a ref gives the target's annotations, instead
+    of one polygon around the columns; the mask is then their union, or by `mask_rule` pixels of exactly one part.
     """
 
-    def write(*pictures: dict[str, Any]) -> Path:
+    def write(*pictures: dict[str, Any], mask_rule: str = "union", dataset: str = "toy/refseg") -> Path:
         folder = tmp_path_factory.mktemp("stripes")
         tar, rows = b"", []
         for image_id, picture in enumerate(pictures, 1):
             jpeg = _jpeg(picture)
-            for r, ((first, end), sentences) in enumerate(picture["refs"]):
-                rows.append(_row(image_id, picture, jpeg, len(tar) + 512, 10 * image_id + r, first, end, sentences))
+            for r, ref in enumerate(picture["refs"]):
+                row = _row(image_id, picture, jpeg, len(tar) + 512, 10 * image_id + r, mask_rule, *ref)
+                rows.append({**row, "dataset": dataset.split("/")[0]})
             tar += bytes(512) + jpeg  # readers take the sample from a block before the picture, and here to its end
         parquet = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)
@@ -115,10 +119,10 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             rows_sha256=hashlib.sha256(repr(rows).encode()).hexdigest(),
         )
         descriptor = Descriptor(
-            dataset="toy/refseg",
+            dataset=dataset,
             refseg_version="0",
             plan_fingerprint="0" * 64,
-            mask_rule="union",
+            mask_rule=mask_rule,
             tokenizer=tokenizer.IDENTITY,
             num_rejects=0,
             shards=(entry,),
@@ -129,6 +133,18 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return folder
 
     return write
+
+
+def annotation(**fields: Any) -> dict[str, Any]:
+    """A COCO annotation as the manifest has it: `polygons`, `rles`, `iscrowd`, `box_xywh`."""
+    return {
+        "ann_id": 1,
+        "category_id": 1,
+        "iscrowd": fields.get("iscrowd", False),
+        "area": 1.0,
+        "box_xywh": fields.get("box_xywh", [0.0, 0.0, 1.0, 1.0]),
+        "segmentation": {"polygons": fields.get("polygons", []), "rles": fields.get("rles", [])},
+    }
 
 
 def _jpeg(picture: dict[str, Any]) -> bytes:
@@ -146,13 +162,27 @@ def _row(
     jpeg: bytes,
     offset: int,
     ref_id: int,
-    first: int,
-    end: int,
+    mask_rule: str,
+    columns: tuple[int, int],
     sentences: list[str],
+    annotations: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     height, width = picture["size"]
+    first, end = columns
     area = height * (end - first)
     counts = [height * first, area, height * (width - end)] if area else [height * width]
+    if annotations is None:
+        polygon = [float(value) for value in (first, 0, end, 0, end, height, first, height)]
+        annotations = [annotation(polygons=[polygon])] if area else []
+    else:
+        parts = [
+            coco.frPyObjects(shape, height, width)
+            for found in annotations
+            for shape in [*([p] for p in found["segmentation"]["polygons"]), *found["segmentation"]["rles"]]
+        ]
+        covered = sum(coco.decode(part).reshape(height, width).astype(int) for part in parts)
+        counts = encode_runs(covered == 1 if mask_rule == "legacy" else covered > 0).tolist()
+        area = sum(counts[1::2])
     return {
         "dataset": "toy",
         "split_by": "refseg",
@@ -179,7 +209,7 @@ def _row(
             }
             for s, sentence in enumerate(sentences)
         ],
-        "annotations": [],
+        "annotations": annotations,
         "shard": "val-00000.tar",
         "image_offset": offset,
         "image_bytes": len(jpeg),

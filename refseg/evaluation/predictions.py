@@ -1,0 +1,210 @@
+"""Masks that another project predicted, read from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from refseg.errors import AnnotationError, PredictionError, UsageError
+from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.rows import RowFacts, column_name
+from refseg.run_lengths import encode_runs, expand_counts
+
+_PNG = re.compile(r"(\d+)_(\d+)\.png")
+
+
+class Key(NamedTuple):
+    """What names a sentence within a split, as in the dataset's annotations."""
+
+    ref_id: int
+    sent_id: int
+
+    def __str__(self) -> str:
+        return f"ref {self.ref_id} sentence {self.sent_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenMask:
+    """One predicted mask.
+
+    Attributes:
+        size: `(height, width)` in pixels.
+        counts: COCO's uncompressed run lengths of that many pixels.
+        predicted_none: What the model says by an output of its own; None: it says nothing.
+    """
+
+    size: tuple[int, int]
+    counts: NDArray[np.uint32]
+    predicted_none: bool | None = None
+
+
+def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> list[dict[Key, GivenMask]]:
+    """Read predicted masks, for each protocol those that are compared under it.
+
+    A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
+    text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`. JSON holds
+    a list of records, JSON lines one a line, Parquet one a row. A folder holds `REF_SENT.png`, whose object is what is
+    not 0. All these are the same masks for every protocol; rows that `refseg evaluate --save-predictions` wrote hold
+    those of each protocol.
+
+    Args:
+        path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
+        protocols: Under which masks are compared.
+        split: Records that name another are left out.
+
+    Raises:
+        UsageError: If the path is of another kind.
+        PredictionError: If it holds no masks, a record is no such thing, or a sentence is predicted twice.
+    """
+    if path.is_dir():
+        return [_collect(_read_folder(path))] * len(protocols)
+    if path.suffix not in (".parquet", ".json", ".jsonl"):
+        raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
+    try:
+        if path.suffix == ".parquet" and _is_rows(schema := pq.read_schema(path)):
+            columns = [_own_columns(path, schema, protocol) for protocol in protocols]
+            own = zip(protocols, columns, strict=True)
+            return [_collect(_read_records(path, split, _own_records(path, *one))) for one in own]
+        return [_collect(_read_records(path, split, _records(path)))] * len(protocols)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise PredictionError(
+            f"{path}: cannot be read ({error}); see `refseg score --help` for what it may hold"
+        ) from error
+
+
+def _collect(found: Iterable[tuple[str, Key, GivenMask]]) -> dict[Key, GivenMask]:
+    masks: dict[Key, GivenMask] = {}
+    for where, key, mask in found:
+        if key in masks:
+            raise PredictionError(f"{where}: {key} is predicted twice, expected one mask per sentence; remove one")
+        masks[key] = mask
+    return masks
+
+
+def _read_records(path: Path, split: str, records: Iterable[Any]) -> Iterator[tuple[str, Key, GivenMask]]:
+    for number, record in enumerate(records, 1):
+        where = f"{path} record {number}"
+        if not isinstance(record, dict):
+            raise PredictionError(f"{where}: found {record!r:.60}, expected an object with ref_id, sent_id and a mask")
+        if record.get("split", split) == split:
+            yield where, *_read_record(where, record)
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Records of a file, one after the other where its kind allows."""
+    if path.suffix == ".json":
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(records, list):
+            raise PredictionError(f"{path}: found {type(records).__name__}, expected a list of records")
+        yield from records
+    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+    else:
+        yield from _parquet_records(path)
+
+
+def _parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _is_rows(schema: pa.Schema) -> bool:
+    """Whether `refseg evaluate` wrote them."""
+    return bool(schema.metadata) and "target_ref_id" in schema.names
+
+
+def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str, ...]:
+    """What to read of rows that `refseg evaluate` wrote, the masks last."""
+    known = RowFacts.of(schema.empty_table()).protocols
+    kept = [other for other in known if column_name(other, "predicted_counts") in schema.names]
+    if protocol not in kept:
+        names = ", ".join(other.name for other in kept) or "none"
+        raise PredictionError(
+            f"{path}: found rows with masks of protocol {names}, expected those of {protocol.name}, whose threshold "
+            f"and size may be others; run `refseg evaluate` with --protocol {protocol.name} --save-predictions"
+        )
+    return "split", "ref_id", "sent_id", "height", "width", "predicted_none", column_name(protocol, "predicted_counts")
+
+
+def _own_records(path: Path, protocol: Protocol, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for row in _parquet_records(path, columns):
+        size = protocol.compared_size((row["height"], row["width"]))
+        yield {**row, "no_target": row["predicted_none"], "size": list(size), "counts": row[columns[-1]]}
+
+
+def _read_record(where: str, record: Mapping[str, Any]) -> tuple[Key, GivenMask]:
+    ref_id, sent_id = record.get("ref_id"), record.get("sent_id")
+    if type(ref_id) is not int or type(sent_id) is not int:
+        raise PredictionError(
+            f"{where}: found ref_id {ref_id!r:.40} and sent_id {sent_id!r:.40}, expected two whole numbers"
+        )
+    key = Key(ref_id, sent_id)
+    rle = record.get("segmentation", record)
+    none = record.get("no_target")
+    if none is not None and type(none) is not bool:
+        raise PredictionError(f"{where}, {key}: found no_target {none!r:.40}, expected true or false")
+    if not isinstance(rle, dict) or "counts" not in rle:
+        raise PredictionError(f"{where}, {key}: found no mask, expected segmentation with size and counts (COCO's RLE)")
+    size = rle.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise PredictionError(f"{where}, {key}: found size {size!r:.40}, expected [height, width] in pixels")
+    return key, GivenMask(
+        size=(size[0], size[1]), counts=_read_counts(where, key, rle["counts"], size), predicted_none=none
+    )
+
+
+def _read_counts(where: str, key: Key, counts: Any, size: list[int]) -> NDArray[np.uint32]:
+    if isinstance(counts, str | bytes):
+        try:
+            counts = expand_counts(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
+        except AnnotationError as error:
+            raise PredictionError(f"{where}, {key}: {error}; expected COCO's compressed text") from error
+    if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
+        raise PredictionError(
+            f"{where}, {key}: its counts are not run lengths, expected whole numbers or compressed text"
+        )
+    if sum(counts) != size[0] * size[1]:
+        raise PredictionError(
+            f"{where}, {key}: its run lengths sum to {sum(counts)}, expected {size[0]} x {size[1]} pixels = "
+            f"{size[0] * size[1]}"
+        )
+    return np.array(counts, np.uint32)
+
+
+def _read_folder(folder: Path) -> Iterator[tuple[str, Key, GivenMask]]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".png")
+    if not paths:
+        raise PredictionError(f"{folder}: found no .png, expected masks named REF_SENT.png, for example 12_34.png")
+    for path in paths:
+        match = _PNG.fullmatch(path.name)
+        if match is None:
+            raise PredictionError(f"{path}: expected a name like REF_SENT.png, for example 12_34.png")
+        yield str(path), Key(int(match[1]), int(match[2])), _read_png(path)
+
+
+def _read_png(path: Path) -> GivenMask:
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise PredictionError(f"{path}: cannot be read as a picture ({error}); write it again") from error
+    if values.ndim != 2:
+        raise PredictionError(
+            f"{path}: found a picture of {values.shape[2]} channels, expected one: 0 and another value"
+        )
+    object_values = np.unique(values[values != 0])
+    if len(object_values) > 1:
+        raise PredictionError(
+            f"{path}: found {len(object_values) + 1} values, expected 0 and another one; apply the threshold first"
+        )
+    return GivenMask(size=(values.shape[0], values.shape[1]), counts=encode_runs(values != 0))

@@ -1,0 +1,100 @@
+"""Pixel counts of masks that were given, as `evaluate.py` makes them of a model's."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from refseg.data.index import ManifestIndex
+from refseg.errors import PredictionError
+from refseg.evaluation.ground_truth import GroundTruth, stretch
+from refseg.evaluation.predictions import GivenMask, Key
+from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.rows import Counted, RowFacts, make_table
+from refseg.run_lengths import count_ones, count_shared, draw_runs
+
+logger = logging.getLogger(__name__)
+
+NUM_NAMED = 10
+"""Keys a message names before it only counts them."""
+
+Predictions = Mapping[Key, GivenMask]
+
+
+def score_masks(index: ManifestIndex, predictions: Sequence[Predictions], protocols: Sequence[Protocol]) -> pa.Table:
+    """Compare masks with the targets of every sentence of a split, by the rules of each protocol.
+
+    Masks are of the image's size, or of the protocol's where that is another: then they are compared as they are,
+    otherwise brought there by nearest pixels. What a mask says about thresholds is its maker's affair.
+
+    Args:
+        index: One split.
+        predictions: The masks of each protocol, in the order of the protocols.
+        protocols: How they are compared; the headline's first.
+
+    Returns:
+        Rows as `evaluate_model` returns them.
+
+    Raises:
+        PredictionError: If a sentence has no mask, or one of another size; both are named. Masks of sentences that the
+            split does not have are left out and named in a warning.
+    """
+    num_sentences = np.diff(index.sentence_start)
+    row = np.repeat(np.arange(index.num_rows), num_sentences)
+    sentence = np.arange(index.num_sentences) - np.repeat(index.sentence_start[:-1], num_sentences)
+    keys = [Key(*ids) for ids in zip(index.ref_id[row].tolist(), index.sent_id.tolist(), strict=True)]
+    pixels = np.empty((len(keys), len(protocols), 3), np.int64)
+    ground_truth = GroundTruth(index, protocols)
+    for number, (protocol, masks) in enumerate(zip(protocols, predictions, strict=True)):
+        check_keys(index, keys, masks)
+        for place, key in enumerate(keys):
+            of_row, of_sentence = int(row[place]), int(sentence[place])
+            pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, masks[key])
+    said = [predictions[0][key].predicted_none for key in keys]
+    counted = Counted(row=row, sentence=sentence, pixels=pixels, predicted_none=said)
+    facts = RowFacts(
+        protocols=tuple(protocols),
+        mask_rule=index.descriptor.mask_rule,
+        sentence_order="own",
+        num_left_out=0,
+        given_masks=True,
+    )
+    return make_table(index, np.arange(index.num_rows), counted, facts)
+
+
+def check_keys(index: ManifestIndex, keys: Sequence[Key], masks: Predictions) -> None:
+    """Name the sentences without a mask, which is an error, and the masks without a sentence, which is not."""
+    where = f"{index.folder} {'+'.join(index.splits)}"
+    if extra := sorted(set(masks) - set(keys)):
+        logger.warning("%s: %d masks are of no sentence there and left out: %s", where, len(extra), _name(extra))
+    if missing := [key for key in keys if key not in masks]:
+        raise PredictionError(
+            f"{where}: {len(missing):,} of {len(keys):,} sentences have no mask: {_name(missing)}; predict all, with "
+            "an empty mask where the model finds nothing"
+        )
+
+
+def _name(keys: Sequence[Key]) -> str:
+    more = f" and {len(keys) - NUM_NAMED:,} more" if len(keys) > NUM_NAMED else ""
+    return ", ".join(map(str, keys[:NUM_NAMED])) + more
+
+
+def _count(
+    ground_truth: GroundTruth, protocol: Protocol, row: int, sentence: int, key: Key, given: GivenMask
+) -> tuple[int, int, int]:
+    """Intersection, predicted area, target area, in pixels."""
+    original_size = ground_truth.index.size(row)
+    size = protocol.compared_size(original_size)
+    if given.size not in (size, original_size):
+        expected = " or ".join(f"{h} x {w}" for h, w in dict.fromkeys((original_size, size)))
+        raise PredictionError(
+            f"{key}: found a mask of {given.size[0]} x {given.size[1]} pixels (height x width), expected {expected}; "
+            "bring masks to the image's own size"
+        )
+    if size == original_size and (runs := ground_truth.dataset_runs(protocol, row, sentence)) is not None:
+        return count_shared(runs, given.counts), count_ones(given.counts), count_ones(runs)
+    target = ground_truth.mask(protocol, row, sentence)
+    mask = draw_runs(given.counts, size) if given.size == size else stretch(given.counts, original_size, size)
+    shared, predicted, wanted = (int(np.count_nonzero(each)) for each in (target & (mask > 0), mask, target))
+    return shared, predicted, wanted
