@@ -104,6 +104,8 @@ class TrainConfig(Section):
     """Largest norm of the whole gradient; 0: no clipping."""
     precision: Precision = "no"
     """Autocast on a GPU; refused on a CPU, where bf16 is 20 to 30 times slower than float32."""
+    compile: bool = False
+    """Compile the image side and the decoder with `torch.compile`; needs a C++ compiler, minutes at the start."""
     batchnorm: Literal["local", "sync", "frozen"] = "local"
     """Batch statistics per process, over all GPUs, or those the weights came with (scale and shift train on)."""
     seed: Natural = 0

@@ -53,6 +53,7 @@ from refseg.training.checkpoint import (
     save_checkpoint,
     write_best,
 )
+from refseg.training.compilation import CompiledModel
 from refseg.training.launch import start_accelerator
 from refseg.training.losses import LossWeights, training_loss
 from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -65,7 +66,7 @@ _MAY_CHANGE = {
     "data.root", "data.val_root", "data.num_workers", "data.worker_kind",
     "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
-    "train.val_every_epochs", "eval.images_per_batch",
+    "train.val_every_epochs", "train.compile", "eval.images_per_batch",
 }  # fmt: skip
 """Keys that may differ on resume: none of them moves a weight. (That the data is the same, its digest says.)"""
 
@@ -140,7 +141,10 @@ class _Trainer:
         optimizer = build_optimizer(recipe.train, model.parameter_groups())
         self.model = model
         """The model itself, for validation and checkpoints."""
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        trained: torch.nn.Module = model
+        if recipe.train.compile:
+            trained = CompiledModel(model, fixed_sentences=recipe.data.expressions_per_image == 1)
+        self.wrapped, self.optimizer = accelerator.prepare(trained, optimizer)
 
         self.step = 0
         self.best: Best | None = None
@@ -190,7 +194,7 @@ class _Trainer:
             expressions_per_image=data.expressions_per_image,
             global_batch=config.global_batch,
             num_tokens=data.num_tokens,
-            trim_tokens=True,  # exact: text is causal and padding is masked
+            trim_tokens=not config.compile,  # exact: text is causal and padding is masked
             seed=config.seed,
             shuffle=True,
             remainder=data.remainder,
