@@ -47,10 +47,11 @@ class VisionLanguageFusion(nn.Module):
         f = GELU(W_m (GELU(V W_p) * IN(a W_o)))
 
     Source: CRFormer (arXiv 2404.08281) Fig. 3 names the module; its equations could not be recovered. The form is
-    that of LAVT (Yang et al. 2022, Sec. 3.2, Eqs. (1) to (6)) and of its code: one head, six projections with
-    a bias and a gate without (the biases of W_q and W_o vanish in IN, and are there in LAVT too). Two
-    things differ from LAVT: the decoder gets the gated map, not f, and W_2 starts at zero, so that a pretrained
-    encoder starts as it is. W_2 still has a gradient then; with W_m at zero instead, gate and f would both stay 0.
+    that of LAVT (Yang et al. 2022, "LAVT: Language-Aware Vision Transformer for Referring Image Segmentation", its
+    pixel-word attention and language gate) and of its code: one head, six projections with a bias and a gate
+    without (the biases of W_q, W_k, W_v and W_o vanish in IN or softmax, there as here). Two things differ from
+    LAVT: the decoder gets the gated map, not f, and W_2 starts at zero, so that a pretrained encoder starts as it
+    is. W_2 still has a gradient then; with W_m at zero instead, gate and f would both stay 0.
     """
 
     def __init__(self, *, dim: int, word_dim: int) -> None:
@@ -85,7 +86,7 @@ class VisionLanguageFusion(nn.Module):
         )
         fused = F.gelu(self.mix(F.gelu(self.pixel(pixels)) * _normalise(self.out(heard))))
         gate = self.gate_out(F.relu(self.gate_in(fused))).tanh()
-        return (pixels + gate * fused).transpose(1, 2).unflatten(2, grid)
+        return features + (gate * fused).transpose(1, 2).unflatten(2, grid)  # in the layout that `features` has
 
 
 def _normalise(x: Float[Tensor, "B n d"]) -> Float[Tensor, "B n d"]:
@@ -290,7 +291,7 @@ class CRFormer(SegmentationModel):
             generation = cast("QueryCalibration", self.calibrations[last - 1]).generation
         return generation.explain(features, text_state)
 
-    def _fuse(self, features: Float[Tensor, "B C h w"], text: TextState) -> Float[Tensor, "B C h2 w2"]:
+    def _fuse(self, features: Float[Tensor, "B C2 h2 w2"], text: TextState) -> Float[Tensor, "B C h w"]:
         """V_0 of each sentence."""
         if not self.fusions:
             return features
