@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint on a split",
     "score": "score masks that another project predicted, under the same rules",
     "report": "one self-contained page of scores, curves and examples",
+    "publish": "a trained model as a folder of the Hugging Face Hub, with a model card",
     "predict": "mask and overlay for an image and a sentence",
     "toy": "draw a toy dataset in the real source formats",
 }

@@ -18,7 +18,10 @@ EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="RUN", help="a run's folder (its best checkpoint) or a checkpoint's"
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder (its best checkpoint), a checkpoint's, or what `refseg publish` wrote",
     )
     parser.add_argument("--data", metavar="DIR", help="the dataset's folder or URL (default: that of the recipe)")
     parser.add_argument("--split", metavar="NAME", help="split to score (default: the recipe's val_split)")
@@ -68,6 +71,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     from refseg import __version__
     from refseg.data.index import ManifestIndex
     from refseg.data.transforms import Geometry
+    from refseg.errors import UsageError
     from refseg.evaluation.evaluate import evaluate_model
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
@@ -78,6 +82,8 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     protocols = find_protocols(args.protocol or [recipe.eval.protocol])
     split = args.split or recipe.data.val_split
     data = args.data or recipe.data.val_root or recipe.data.root
+    if not data:  # a published folder names no path
+        raise UsageError(f"{args.checkpoint}: names no dataset, expected --data DIR beside a published model")
     index = ManifestIndex.open(data, [split])
     started = time.monotonic()
     rows = evaluate_model(

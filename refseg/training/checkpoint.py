@@ -28,6 +28,7 @@ from refseg import __version__
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
+from refseg.models.hub_folder import CONFIG_NAME, PublishedModel
 from refseg.models.model import SegmentationModel
 from refseg.storage import sync_path
 
@@ -279,12 +280,18 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """Load a trained model.
 
     Args:
-        path: A checkpoint's folder, or a run's: its best checkpoint by validation, or else its newest.
+        path: A checkpoint's folder, or a run's: its best checkpoint by validation, or else its newest; or a folder that
+            `refseg publish` wrote: its recipe has no paths.
         device: Where the model goes.
 
     Raises:
         CheckpointError: If there is none, or it is torn, foreign, or does not fit the model of its recipe.
     """
+    if (path / CONFIG_NAME).is_file():
+        published = PublishedModel.from_pretrained(path, device=device)
+        origin = dataclasses.asdict(published.origin)
+        state = CheckpointState(recipe=published.recipe, cursor={}, window={}, best=None, **origin)
+        return Checkpoint(model=published.model, state=state, folder=path)
     folder = _resolve(path)
     state = read_state(folder)
     model = build_model(state.recipe.model, input_size=state.recipe.data.input_size)

@@ -1,0 +1,157 @@
+"""A run's best checkpoint as a folder of the Hugging Face Hub, with a model card made from recipe and scores."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from refseg import __version__
+from refseg.config import Recipe
+from refseg.errors import UsageError
+from refseg.evaluation.leaks import describe_leaks, leak_warning
+from refseg.evaluation.results import Results, load_results
+from refseg.models.hub_folder import Origin, PublishedModel, without_paths
+from refseg.training.checkpoint import Checkpoint, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_ARCHITECTURES = {"fcnet": "FCNet", "crformer": "CRFormer", "lts": "LTS", "cris": "A CRIS-style baseline"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What was published.
+
+    Attributes:
+        folder: With `config.json`, `model.safetensors` and `README.md`.
+        checkpoint: Where the weights are from.
+        splits: Whose scores stand on the card, as `<dataset id> <split>`; controls not counted.
+    """
+
+    folder: Path
+    checkpoint: Path
+    splits: tuple[str, ...]
+
+
+def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
+    """Write a run's best checkpoint, or a given one, as a folder of the Hub.
+
+    Args:
+        run: A run's folder or a checkpoint's; scores are taken from its `evaluation` folder, those of this checkpoint.
+        out: A new folder; its name is the model's.
+        licence: Of the weights, by the Hub's name, for example `apache-2.0`; empty: the card names none.
+
+    Raises:
+        CheckpointError: If there is no sound checkpoint.
+        UsageError: If `out` exists, or scores cannot be read.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: there is something already; remove it or choose another --out")
+    checkpoint = load_checkpoint(run)
+    state = checkpoint.state
+    published = PublishedModel(
+        model=checkpoint.model,
+        recipe=checkpoint.recipe,
+        origin=Origin(
+            dataset=state.dataset,
+            dataset_digest=state.dataset_digest,
+            step=state.step,
+            epoch=state.epoch,
+            num_processes=state.num_processes,
+            leaks_allowed=state.leaks_allowed,
+            leaks=state.leaks,
+        ),
+    )
+    results = _results_of(checkpoint, run / "evaluation")
+    card = model_card(published, results, name=out.resolve().name, licence=licence)
+    published.save_pretrained(out, card=card)
+    splits = tuple(_split_of(found) for found in results if not found.is_control)
+    return Publication(folder=out, checkpoint=checkpoint.folder, splits=splits)
+
+
+def model_card(published: PublishedModel, results: Sequence[Results], *, name: str, licence: str = "") -> str:
+    """The card in Markdown: a head that the Hub reads, then use, scores with their rules, input, training, recipe.
+
+    Args:
+        published: The model.
+        results: Its evaluations and controls.
+        name: Of the model.
+        licence: By the Hub's name; empty: none is named.
+    """
+    recipe = without_paths(published.recipe)
+    head = ModelCardData(
+        model_name=name,
+        library_name="refseg",
+        pipeline_tag="image-segmentation",
+        tags=["referring-image-segmentation", recipe.model.name],
+        license=licence or None,
+        eval_results=[
+            EvalResult(
+                task_type="image-segmentation",
+                dataset_type=found.origin["dataset"],
+                dataset_name=found.origin["dataset"],
+                dataset_split=found.origin["split"],
+                metric_type=metric,
+                metric_name=metric,
+                metric_value=round(100 * value, 2),
+            )
+            for found in results
+            if not found.is_control
+            for metric, value in found.scores.by_name().items()
+        ]
+        or None,
+    )
+    environment = Environment(
+        loader=PackageLoader("refseg.apps"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("model_card.md.j2").render(
+        head=head.to_yaml(),
+        name=name,
+        architecture=_ARCHITECTURES[recipe.model.name],
+        recipe=recipe,
+        recipe_toml=_toml(recipe),
+        origin=published.origin,
+        results=results,
+        mean=published.model.image_mean,
+        std=published.model.image_std,
+        num_parameters=sum(parameter.numel() for parameter in published.model.parameters()),
+        leak_warning=leak_warning,
+        describe_leaks=describe_leaks,
+        license=licence,
+        version=__version__,
+    ) + "\n"  # fmt: skip
+
+
+def _results_of(checkpoint: Checkpoint, folder: Path) -> list[Results]:
+    """The evaluations in a folder that are of this checkpoint."""
+    if not any(folder.glob("scores-*.json")):
+        return []
+    kept = []
+    for results in load_results(folder):
+        same = (results.origin.get("step"), results.origin.get("trained_on_digest"))
+        if same == (checkpoint.step, checkpoint.dataset_digest):
+            kept.append(results)
+        else:
+            logger.warning(
+                "%s: the scores of %s are of step %s, not of step %d that is published: left out",
+                folder, _split_of(results), results.origin.get("step"), checkpoint.step,
+            )  # fmt: skip
+    return kept
+
+
+def _split_of(results: Results) -> str:
+    return f"{results.origin['dataset']} {results.origin['split']}"
+
+
+def _toml(recipe: Recipe) -> str:
+    """The recipe as TOML; a setting without a value is left out, as it stands for its absence."""
+    lines = []
+    for section, settings in recipe.to_dict().items():
+        lines += ["", f"[{section}]"]
+        # JSON's strings, numbers, booleans and flat lists are TOML's.
+        lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
+    return "\n".join(lines[1:])

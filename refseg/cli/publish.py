@@ -1,0 +1,41 @@
+"""`refseg publish`: a run's best checkpoint as a folder of the Hugging Face Hub."""
+
+import argparse
+import json
+from pathlib import Path
+
+EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
+  hf upload OWNER/fcnet-toy published/fcnet-toy"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder (its best checkpoint, the scores in RUN/evaluation) or a checkpoint's",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder; its name is the model's")
+    parser.add_argument(
+        "--licence", default="", metavar="NAME", help="of the weights, by the Hub's name, such as apache-2.0"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from refseg.apps.publish import publish
+
+    published = publish(args.checkpoint, args.out, licence=args.licence)
+    if args.json:
+        facts = {
+            "folder": str(published.folder),
+            "checkpoint": str(published.checkpoint),
+            "splits": list(published.splits),
+        }
+        print(json.dumps(facts, indent=1))
+        return 0
+    print(f"{published.folder}: config.json, model.safetensors, README.md, from {published.checkpoint}")
+    print(
+        f"scores on the card: {', '.join(published.splits) or 'none; run `refseg evaluate` first, then publish anew'}"
+    )
+    return 0

@@ -1,0 +1,186 @@
+"""A trained model as a folder of the Hugging Face Hub: `config.json`, `model.safetensors`, `README.md`.
+
+Such a folder holds what segmenting needs and what the model was made from, and no path of the machine that trained it.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from refseg import __version__, tokenizer
+from refseg.config import Recipe, make_recipe
+from refseg.errors import CheckpointError, RecipeError, UsageError
+from refseg.models import build_model
+from refseg.models.model import SegmentationModel
+from refseg.models.weight_sources import file_sha256
+from refseg.storage import sync_path
+
+FOLDER_VERSION = 1
+"""Version of the folder's format: raised when an older reader could misread a newer folder."""
+
+CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a model was trained on, and how far.
+
+    Attributes:
+        dataset: Dataset id, for example `refcoco/unc`.
+        dataset_digest: `refseg.descriptor.Descriptor.digest` of it.
+        step: Optimiser steps done.
+        epoch: Epochs done.
+        num_processes: Ranks that trained.
+        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
+        leaks: How many images of which splits those are.
+    """
+
+    dataset: str
+    dataset_digest: str
+    step: int
+    epoch: int
+    num_processes: int
+    leaks_allowed: bool = False
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedModel:
+    """A model with its settings and its origin.
+
+    Attributes:
+        model: Trained.
+        recipe: Settings of the run; of a folder that was read, without paths.
+        origin: What it was trained on.
+    """
+
+    model: SegmentationModel
+    recipe: Recipe
+    origin: Origin
+
+    def save_pretrained(self, folder: Path | str, *, card: str = "") -> Path:
+        """Write the folder, whole or not at all.
+
+        Args:
+            folder: A new folder.
+            card: `README.md`, the Hub's model card, in Markdown; empty: none is written.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: If there is something at its place.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise UsageError(f"{folder}: there is something already; remove it or choose another folder")
+        aside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, aside / WEIGHTS_NAME, metadata={"format": "pt"})
+        config = self._config(weights_sha256=file_sha256(aside / WEIGHTS_NAME))
+        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        if card:
+            (aside / CARD_NAME).write_text(card, encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
+            sync_path(path)
+        aside.rename(folder)
+        sync_path(folder.parent)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> "PublishedModel":
+        """Read a folder that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            folder: A local folder, such as `hf download OWNER/NAME --local-dir FOLDER` makes.
+            device: Where the model goes.
+
+        Raises:
+            CheckpointError: If it is no such folder, is damaged, or was made for other preprocessing than today's.
+        """
+        folder = Path(folder)
+        config = _read_config(folder / CONFIG_NAME)
+        try:
+            sections = {name: config[name] for name in Recipe.model_fields}
+            recipe = make_recipe(sections, where=str(folder / CONFIG_NAME))
+            origin = Origin(**config["origin"])
+            expected_sha256 = config["weights_sha256"]
+            preprocessing = config["preprocessing"]
+        except RecipeError as error:
+            raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {config['refseg']}") from error
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / CONFIG_NAME}: unexpected content ({error}); fetch it again") from error
+        model = build_model(recipe.model, input_size=recipe.data.input_size)
+        if preprocessing != _preprocessing(model):
+            raise CheckpointError(
+                f"{folder / CONFIG_NAME}: found preprocessing {preprocessing}, expected {_preprocessing(model)}; "
+                f"use the refseg release that wrote it: {config['refseg']}"
+            )
+        weights = folder / WEIGHTS_NAME
+        try:
+            found_sha256 = file_sha256(weights)
+            if found_sha256 != expected_sha256:
+                raise CheckpointError(
+                    f"{weights}: found SHA-256 {found_sha256}, {CONFIG_NAME} expects {expected_sha256}; fetch it again"
+                )
+            model.load_state_dict(load_file(weights))
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise CheckpointError(f"{weights}: missing, or not of the model in {CONFIG_NAME} ({error})") from error
+        return cls(model=model.to(device).eval(), recipe=recipe, origin=origin)
+
+    def _config(self, *, weights_sha256: str) -> dict[str, Any]:
+        """The content of `config.json`: the recipe's sections, and what else the numbers depend on."""
+        return {
+            "format": "refseg-model",
+            "format_version": FOLDER_VERSION,
+            "refseg": __version__,
+            "library_name": "refseg",
+            **without_paths(self.recipe).to_dict(),
+            "preprocessing": _preprocessing(self.model),
+            "weights_sha256": weights_sha256,
+            "origin": dataclasses.asdict(self.origin),
+        }
+
+
+def without_paths(recipe: Recipe) -> Recipe:
+    """The recipe without the folders of the machine it ran on; start weights keep their file's name."""
+    data = recipe.data.model_copy(update={"root": "", "val_root": ""})
+    named = {key: Path(getattr(recipe.model, key)).name for key in ("image_weights", "text_weights")}
+    return recipe.model_copy(update={"data": data, "model": recipe.model.model_copy(update=named)})
+
+
+def _preprocessing(model: SegmentationModel) -> dict[str, Any]:
+    """What happens to an image and a sentence beside the recipe's `data.input_size`, `geometry` and `num_tokens`."""
+    return {
+        "image_mean": list(model.image_mean),
+        "image_std": list(model.image_std),
+        "tokenizer": dict(tokenizer.IDENTITY),
+    }
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; expected a folder that `refseg publish` wrote") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
+    if not isinstance(config, dict) or config.get("format") != "refseg-model":
+        raise CheckpointError(
+            f"{path}: not the config of a refseg model; expected a folder that `refseg publish` wrote"
+        )
+    if config.get("format_version") != FOLDER_VERSION:
+        raise CheckpointError(
+            f"{path}: found format version {config.get('format_version')}, expected {FOLDER_VERSION}; "
+            f"use the refseg release that wrote it: {config.get('refseg')}"
+        )
+    return config
