@@ -1,15 +1,15 @@
 """One batch from its plan: read, decode, resize, draw, all straight into a few flat tensors."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from refseg.data.batch import Batch
-from refseg.data.buffers import Buffers
+from refseg.data.buffers import Buffers, SharedBuffers, give_back, give_back_when_gone
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
 from refseg.data.jpegs import DecodePlace, Jpegs
@@ -25,6 +25,8 @@ class Packed(NamedTuple):
     """Without images where `jpegs` are there."""
     jpegs: Jpegs | None
     """What the images will be made of, on the device."""
+    is_lent: bool
+    """The memory of images and masks belongs to a worker process (`buffers.SharedBuffers`)."""
 
     def unpack(self, device: torch.device) -> Batch:
         """The whole batch, its images decoded if they are not.
@@ -35,7 +37,31 @@ class Packed(NamedTuple):
         Raises:
             DatasetError: If an image cannot be decoded.
         """
-        return self.batch if self.jpegs is None else self.batch._replace(images=self.jpegs.decode(device))
+        images, masks = self.batch.images, self.batch.masks
+        if self.is_lent and images.is_cpu:  # else they have been copied to the device
+            images, masks = give_back_when_gone(images), give_back_when_gone(masks)
+        if self.jpegs is not None:
+            images = self.jpegs.decode(device)
+        return self.batch._replace(images=images, masks=masks)
+
+    def pin_memory(self) -> "Packed":
+        """A copy that a GPU can copy from; torch's loader asks for it."""
+        batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
+        if self.is_lent:
+            give_back(self.batch.images)
+            give_back(self.batch.masks)
+        return Packed(batch, self.jpegs, is_lent=False)
+
+    def __reduce__(self) -> tuple[Callable[..., "Packed"], tuple[object, ...]]:
+        """For another process: small tensors go within the message, for each tensor is a file that is passed on."""
+        large = {"images": self.batch.images, "masks": self.batch.masks}
+        small = {name: tensor.numpy() for name, tensor in self.batch._asdict().items() if name not in large}
+        return _receive, (large, small, self.jpegs, self.is_lent)
+
+
+def _receive(large: dict[str, Tensor], small: dict[str, Any], jpegs: Jpegs | None, is_lent: bool) -> Packed:
+    tensors = {name: torch.from_numpy(array) for name, array in small.items()}
+    return Packed(Batch(**large, **tensors), jpegs, is_lent)
 
 
 class Packer(Dataset[Packed]):
@@ -71,7 +97,8 @@ class Packer(Dataset[Packed]):
         self.trim_tokens = trim_tokens
         self.decode = decode
         self.cache = cache
-        self._buffers = Buffers(pin=pin)
+        self._own_buffers = Buffers(pin=pin)
+        self._shared_buffers = SharedBuffers()
 
     def __getitem__(self, plan: BatchPlan) -> Packed:
         """Read, decode, draw."""
@@ -96,11 +123,15 @@ class Packer(Dataset[Packed]):
             is_pad=torch.from_numpy(plan.is_pad),
             num_global=torch.tensor(plan.num_global),
         )
-        return Packed(batch, jpegs)
+        return Packed(batch, jpegs, is_lent=get_worker_info() is not None)
+
+    def _empty(self, *shape: int) -> Tensor:
+        """Memory to pack into, with anything in it."""
+        return (self._own_buffers if get_worker_info() is None else self._shared_buffers).empty(shape)
 
     def _images(self, pictures: Sequence[int]) -> Tensor:
         """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
-        slots = self._buffers.empty((len(pictures), *self.geometry.size, 3))
+        slots = self._empty(len(pictures), *self.geometry.size, 3)
         done: dict[int, int] = {}
         for slot, image in enumerate(pictures):
             if image in done:  # two refs of one image in a batch: decoded once, copied
@@ -114,7 +145,7 @@ class Packer(Dataset[Packed]):
         return slots.permute(0, 3, 1, 2)
 
     def _masks(self, plan: BatchPlan) -> Tensor:
-        masks = self._buffers.empty((len(plan.row_index), *self.geometry.size))
+        masks = self._empty(len(plan.row_index), *self.geometry.size)
         slots = masks.numpy()
         pairs = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
         for slot, (row, sentence) in enumerate(pairs):

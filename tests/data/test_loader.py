@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from refseg import tokenizer
 from refseg.data.batch import Batch
-from refseg.data.buffers import Buffers
+from refseg.data.buffers import Buffers, SharedBuffers, give_back_when_gone
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import Cursor
@@ -291,10 +292,9 @@ def test_numbers_that_do_not_fit_are_refused(train_index: ManifestIndex, options
         make_loader(train_index, **options)
 
 
-def test_memory_of_a_batch_that_is_kept_is_not_written_to_and_that_of_others_is_used_again(
-    train_index: ManifestIndex,
-) -> None:
-    loader = make_loader(train_index, num_workers=2)
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_memory_of_a_batch_that_is_kept_is_not_written_to(train_index: ManifestIndex, kind: str) -> None:
+    loader = make_loader(train_index, sampling="sentence", global_batch=2, num_workers=1, worker_kind=kind)
     kept = list(loader)
     copies = [Batch(*(tensor.clone() for tensor in batch)) for batch in kept]
 
@@ -304,6 +304,8 @@ def test_memory_of_a_batch_that_is_kept_is_not_written_to_and_that_of_others_is_
         assert_equal(one, other)
         assert_equal(one, anew)
 
+
+def test_memory_of_batches_that_are_gone_is_used_again() -> None:
     buffers = Buffers(pin=False)
     tensor = buffers.empty((2, 3))
     address, view = tensor.data_ptr(), tensor[1]
@@ -312,6 +314,68 @@ def test_memory_of_a_batch_that_is_kept_is_not_written_to_and_that_of_others_is_
     del view
     gc.collect()
     assert address in {buffers.empty((2, 3)).data_ptr() for _ in range(2)}
+
+
+def test_a_worker_uses_memory_again_when_the_training_process_has_given_it_back() -> None:
+    buffers = SharedBuffers()
+    kept = buffers.empty((2, 3)).fill_(7)
+    view = give_back_when_gone(buffers.empty((2, 3)).fill_(8))[1]
+    address = view.data_ptr() - 3
+
+    assert buffers.empty((2, 3)).data_ptr() not in (address, kept.data_ptr())
+    assert view.tolist() == [8, 8, 8]
+    del view
+    gc.collect()
+    assert buffers.empty((2, 3)).data_ptr() == address
+    assert kept.tolist() == [[7] * 3] * 2
+
+
+def test_what_a_worker_never_gets_back_it_replaces() -> None:
+    buffers = SharedBuffers()
+    kept = [buffers.empty((3,)).fill_(i) for i in range(20)]
+
+    assert [tensor.tolist() for tensor in kept] == [[i] * 3 for i in range(20)]
+    assert sum(map(len, buffers._memory.values())) < 10
+
+
+def test_processes_hand_over_in_memory_that_they_have_used_before(train_index: ManifestIndex) -> None:
+    loader = make_loader(train_index, sampling="sentence", global_batch=2, num_workers=1, worker_kind="processes")
+    files = []
+    for _ in range(3):
+        for batch in loader:
+            files.append(shared_file(batch.images))
+            del batch
+
+    assert len(files) == 63
+    assert len(set(files)) <= 6
+
+
+def test_pinning_copies_a_batch_and_gives_its_memory_back(
+    train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(train_index, num_workers=1, worker_kind="processes")
+    expected = next(iter(make_loader(train_index)))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+    packed = next(iter(loader.dataloader))
+    lent = {name: getattr(packed.batch, name) for name in ("images", "masks")}
+    flags = [torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())[-1] for tensor in lent.values()]
+
+    assert [int(flag) for flag in flags] == [1, 1]
+    pinned = pin_memory(packed)
+
+    assert [int(flag) for flag in flags] == [0, 0]
+    for tensor in lent.values():
+        tensor.zero_()  # as the worker does now
+    assert_equal(pinned.unpack(torch.device("cpu")), expected)
+
+
+def shared_file(tensor: torch.Tensor) -> int:
+    """Which shared memory a tensor lies in: its number in the list of what this process has mapped."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return int(line.split()[4])
+    raise AssertionError("the tensor is nowhere")
 
 
 def test_leaving_an_epoch_early_ends_its_threads(train_index: ManifestIndex) -> None:

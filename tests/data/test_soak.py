@@ -122,9 +122,9 @@ def test_a_worker_killed_while_its_batch_is_received_is_the_same_error(
     pack = Packer.__getitem__
 
     def pack_and_die(packer: Packer, plan: BatchPlan) -> Packed:
-        batch, jpegs = pack(packer, plan)
+        packed = pack(packer, plan)
         # Images are unpacked first; all other tensors are fetched from the worker, which is dead by then.
-        return Packed(batch._replace(images=KillsWhoSentIt()), jpegs)
+        return packed._replace(batch=packed.batch._replace(images=KillsWhoSentIt()))
 
     monkeypatch.setattr(Packer, "__getitem__", pack_and_die)
     for _ in range(6):  # it shows as one error or another
