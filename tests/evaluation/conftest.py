@@ -175,12 +175,13 @@ def _row(
         polygon = [float(value) for value in (first, 0, end, 0, end, height, first, height)]
         annotations = [annotation(polygons=[polygon])] if area else []
     else:
-        parts = [
-            coco.frPyObjects(shape, height, width)
-            for found in annotations
-            for shape in [*([p] for p in found["segmentation"]["polygons"]), *found["segmentation"]["rles"]]
-        ]
-        covered = sum(coco.decode(part).reshape(height, width).astype(int) for part in parts)
+        covered = np.zeros((height, width), int)
+        for found in annotations:
+            shape, (x, y, w, h) = found["segmentation"], found["box_xywh"]
+            for part in [*([polygon] for polygon in shape["polygons"]), *shape["rles"]]:
+                covered += coco.decode(coco.frPyObjects(part, height, width)).reshape(height, width)
+            if not (shape["polygons"] or shape["rles"]):
+                covered[int(y) : int(y + h), int(x) : int(x + w)] += 1
         counts = encode_runs(covered == 1 if mask_rule == "legacy" else covered > 0).tolist()
         area = sum(counts[1::2])
     return {

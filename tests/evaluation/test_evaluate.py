@@ -12,6 +12,7 @@ from refseg.data.transforms import Geometry
 from refseg.errors import TrainingError
 from refseg.evaluation import evaluate as evaluate_module
 from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.protocols import LAVT, ORIGINAL, PROTOCOLS, RELA
 from refseg.evaluation.rows import RowFacts
 from refseg.evaluation.scores import score
 from refseg.run_lengths import draw_runs
@@ -198,3 +199,35 @@ def test_a_sentence_seen_twice_or_never_is_refused(
 
     with pytest.raises(TrainingError, match="evaluated 6 sentences, expected each of 3 exactly once"):
         evaluate(write_stripes(HALF), colour_model)
+
+
+def test_all_protocols_come_from_one_pass_and_each_is_what_it_is_alone(write_stripes: Write, colour_model: Any) -> None:
+    folder = write_stripes(HALF, {**HALF, "refs": [((0, 0), ["the green"]), ((0, 16), ["no red"])]})
+    table = evaluate(folder, colour_model, protocols=list(PROTOCOLS.values()), save_predictions=True)
+    assert colour_model.num_encoded_images == 2
+    assert sum(colour_model.num_decoded) == 5
+
+    for protocol in PROTOCOLS.values():
+        alone = evaluate(folder, colour_model, protocols=[protocol], save_predictions=True)
+        assert alone.equals(table.select(alone.column_names))
+        assert score(alone, protocol).by_name() == score(table, protocol).by_name()
+
+
+def test_lavt_and_rela_count_pixels_of_their_own_size(write_stripes: Write, colour_model: Any) -> None:
+    table = evaluate(write_stripes(HALF), colour_model, size=(480, 480), kind="stretch", protocols=[LAVT, RELA])
+
+    first, _, third = table.to_pylist()
+    for name in ("lavt", "rela"):
+        # A quarter and a half of 480 x 480 pixels; stripes of the picture end where pixels of the network's map do.
+        assert (first[f"{name}_target_area"], third[f"{name}_target_area"]) == (480 * 120, 480 * 240)
+        assert third[f"{name}_predicted_area"] == pytest.approx(480 * 120, rel=0.02)
+    assert (first["height"], first["width"]) == (32, 64)
+
+
+def test_distractors_are_other_targets_of_the_category_in_the_image(write_stripes: Write, colour_model: Any) -> None:
+    twins = {**HALF, "refs": [((0, 16), ["the red"]), ((0, 16), ["a red"]), ((32, 48), ["the blue"]), ((0, 0), ["it"])]}
+    table = evaluate(write_stripes(twins, {**HALF, "refs": [((0, 16), ["the red"])]}), colour_model)
+
+    assert table.column("num_distractors").to_pylist() == [1, 1, 1, 0, 0]
+    shuffled = evaluate(write_stripes(twins), colour_model, sentence_order="shuffled", protocols=[ORIGINAL])
+    assert shuffled.column("num_distractors").to_pylist() == [1, 1, 1]

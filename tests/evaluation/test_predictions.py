@@ -1,0 +1,268 @@
+"""Masks that were given: read in every form, refused by name, and scored as those of a model."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+from pycocotools import mask as coco
+
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+from refseg.errors import PredictionError, UsageError
+from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.predictions import GivenMask, Key, read_predictions
+from refseg.evaluation.protocols import CRIS, LAVT, LISA, ORIGINAL, PROTOCOLS, RELA
+from refseg.evaluation.rows import RowFacts
+from refseg.evaluation.score_masks import score_masks
+from refseg.evaluation.scores import score
+from refseg.run_lengths import draw_runs, encode_runs
+
+from .conftest import annotation
+
+SIZE = (32, 64)
+EVERY = list(PROTOCOLS.values())
+
+
+@pytest.fixture(scope="module")
+def folder(write_stripes: Callable[..., Path]) -> Path:
+    """Sentences (10, 1000), (10, 1001), (11, 1100), (12, 1200); the last names nothing."""
+    first, second = ([float(v) for v in (x, 4, x + 20, 4, x + 20, 28, x, 28)] for x in (30, 40))
+    overlapping = [annotation(polygons=[first, second])]
+    picture = {
+        "size": SIZE,
+        "stripes": {"red": (0, 16), "blue": (32, 48)},
+        "refs": [((0, 16), ["the red", "leftmost red"]), ((0, 0), ["the blue"], overlapping), ((0, 0), ["the green"])],
+    }
+    return write_stripes(picture)
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path) -> ManifestIndex:
+    return ManifestIndex.open(folder, ["val"])
+
+
+@pytest.fixture
+def masks() -> dict[Key, np.ndarray]:
+    random = np.random.default_rng(0)
+    keys = [Key(10, 1000), Key(10, 1001), Key(11, 1100), Key(12, 1200)]
+    return {key: random.random(SIZE) < 0.5 for key in keys[:3]} | {keys[3]: np.zeros(SIZE, bool)}
+
+
+def given(masks: dict[Key, np.ndarray], **fields: Any) -> dict[Key, GivenMask]:
+    return {
+        key: GivenMask(size=(mask.shape[0], mask.shape[1]), counts=encode_runs(mask), **fields)
+        for key, mask in masks.items()
+    }
+
+
+def records(masks: dict[Key, np.ndarray], *, compressed: bool = False) -> list[dict[str, Any]]:
+    found = []
+    for key, mask in masks.items():
+        rle: dict[str, Any] = {"size": list(mask.shape), "counts": encode_runs(mask).tolist()}
+        if compressed:
+            rle["counts"] = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+        found.append({**key._asdict(), "segmentation": rle})
+    return found
+
+
+def write(path: Path, found: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(found), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in found))
+    else:
+        path.write_text(json.dumps(found))
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", ["masks.parquet", "masks.json", "masks.jsonl"])
+def test_masks_are_read_from_every_kind_of_file(
+    masks: dict[Key, np.ndarray], tmp_path: Path, name: str, compressed: bool
+) -> None:
+    flat = [{**record, **record.pop("segmentation")} for record in records(masks, compressed=compressed)]
+    for number, found in enumerate((records(masks, compressed=compressed), flat)):
+        path = write(tmp_path / f"{number}-{name}", found)
+        (read,) = read_predictions(path, [ORIGINAL], "val")
+        assert read.keys() == masks.keys()
+        for key, mask in masks.items():
+            assert np.array_equal(draw_runs(read[key].counts, read[key].size), mask)
+            assert read[key].predicted_none is None
+
+
+@pytest.mark.parametrize("kind", ["0/255", "0/1", "bit", "palette"])
+def test_masks_are_read_from_a_folder_of_pngs(masks: dict[Key, np.ndarray], tmp_path: Path, kind: str) -> None:
+    for key, mask in masks.items():
+        picture = Image.fromarray(mask.astype(np.uint8) * (255 if kind == "0/255" else 1))
+        if kind == "bit":
+            picture = Image.fromarray(mask)
+        if kind == "palette":
+            picture.putpalette([0, 0, 0, 255, 255, 255])
+        picture.save(tmp_path / f"{key.ref_id}_{key.sent_id}.png")
+    (read,) = read_predictions(tmp_path, [ORIGINAL], "val")
+
+    assert all(np.array_equal(draw_runs(read[key].counts, read[key].size), mask) for key, mask in masks.items())
+
+
+def test_a_file_of_several_splits_gives_those_of_the_one_asked_for(
+    masks: dict[Key, np.ndarray], tmp_path: Path
+) -> None:
+    found = records(masks)
+    of_splits = [{**found[0], "split": "val", "no_target": True}, {**found[1], "split": "testA"}]
+    path = write(tmp_path / "masks.jsonl", of_splits)
+
+    (read,) = read_predictions(path, [ORIGINAL], "val")
+
+    assert list(read) == [Key(10, 1000)]
+    assert read[Key(10, 1000)].predicted_none is True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ref_id": "10"}, r"record 1: found ref_id '10' and sent_id 1000, expected two whole numbers"),
+        ({"sent_id": None}, "found ref_id 10 and sent_id None"),
+        ({"segmentation": None}, "record 1, ref 10 sentence 1000: found no mask, expected segmentation"),
+        ({"segmentation": {"size": [32], "counts": [1]}}, r"found size \[32\], expected \[height, width\]"),
+        ({"segmentation": {"size": [2, 2], "counts": [3]}}, "run lengths sum to 3, expected 2 x 2 pixels = 4"),
+        ({"segmentation": {"size": [2, 2], "counts": [5, -1]}}, "counts are not run lengths"),
+        ({"segmentation": {"size": [2, 2], "counts": [2.0, 2.0]}}, "counts are not run lengths"),
+        ({"segmentation": {"size": [2, 2], "counts": "é"}}, "compressed run lengths are damaged"),
+        ({"no_target": 1}, "found no_target 1, expected true or false"),
+    ],
+)
+def test_a_record_that_is_no_mask_is_refused_with_its_place(
+    masks: dict[Key, np.ndarray], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    first, *others = records(masks)
+
+    with pytest.raises(PredictionError, match=message):
+        read_predictions(write(tmp_path / "masks.json", [{**first, **change}, *others]), [ORIGINAL], "val")
+
+
+def test_files_that_are_no_predictions_are_refused(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(PredictionError, match="ref 10 sentence 1000 is predicted twice"):
+        read_predictions(write(tmp_path / "twice.jsonl", records(masks) + records(masks)[:1]), [ORIGINAL], "val")
+    for name, text in (("a.json", "{}"), ("b.json", "["), ("c.jsonl", "3"), ("d.parquet", "PAR")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(PredictionError, match=name):
+            read_predictions(tmp_path / name, [ORIGINAL], "val")
+    with pytest.raises(UsageError, match=r"masks\.csv: expected a folder of PNGs or a file that ends in \.parquet"):
+        read_predictions(tmp_path / "masks.csv", [ORIGINAL], "val")
+
+
+def test_pngs_that_are_no_masks_are_refused(tmp_path: Path) -> None:
+    def refuse(message: str) -> None:
+        with pytest.raises(PredictionError, match=message):
+            read_predictions(tmp_path, [ORIGINAL], "val")
+
+    refuse("found no .png, expected masks named REF_SENT.png")
+    path = tmp_path / "12_34.png"
+    path.write_bytes(b"PNG")
+    refuse("12_34.png: cannot be read as a picture")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    refuse("found a picture of 3 channels, expected one")
+    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).save(path)
+    refuse("found 16 values, expected 0 and another one; apply the threshold first")
+    path.rename(tmp_path / "mask-12.png")
+    refuse("mask-12.png: expected a name like REF_SENT.png")
+
+
+def test_missing_masks_are_named_and_extra_ones_warned_of(
+    index: ManifestIndex, masks: dict[Key, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {key: mask for key, mask in masks.items() if key.ref_id == 10}
+    with pytest.raises(
+        PredictionError,
+        match=r"val: 2 of 4 sentences have no mask: ref 11 sentence 1100, ref 12 sentence 1200; predict all",
+    ):
+        score_masks(index, [given(few)], [ORIGINAL])
+
+    with caplog.at_level(logging.WARNING):
+        more = score_masks(index, [given({**masks, Key(7, 8): masks[Key(10, 1000)]})], [ORIGINAL])
+    assert "1 masks are of no sentence there and left out: ref 7 sentence 8" in caplog.text
+    assert more.equals(score_masks(index, [given(masks)], [ORIGINAL]))
+
+
+def test_many_missing_masks_are_counted(write_stripes: Callable[..., Path]) -> None:
+    picture = {"size": SIZE, "stripes": {}, "refs": [((0, 16), [f"number {n}" for n in range(14)])]}
+    index = ManifestIndex.open(write_stripes(picture), ["val"])
+
+    with pytest.raises(PredictionError, match=r"14 of 14 sentences have no mask: ref 10 .* 1009 and 4 more; predict"):
+        score_masks(index, [{}], [ORIGINAL])
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [(ORIGINAL, "32 x 64"), (LAVT, "32 x 64 or 480 x 480")])
+def test_a_mask_of_another_size_is_refused_with_its_key(
+    index: ManifestIndex, masks: dict[Key, np.ndarray], protocol, expected: str
+) -> None:
+    masks[Key(11, 1100)] = masks[Key(11, 1100)].T
+
+    with pytest.raises(PredictionError, match=f"ref 11 sentence 1100: found a mask of 64 x 32 .* expected {expected};"):
+        score_masks(index, [given(masks)], [protocol])
+
+
+def test_counts_are_those_of_drawn_masks(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> None:
+    union = np.zeros(SIZE, bool)
+    union[4:28, 30:60] = True
+    once = union.copy()
+    once[:, 40:50] = False
+    table = score_masks(index, [given(masks)] * 3, [ORIGINAL, LISA, LAVT])
+
+    row, mask = table.to_pylist()[2], masks[Key(11, 1100)]
+    for name, target in (("original", union), ("lisa", once)):
+        assert row[f"{name}_target_area"] == target.sum()
+        assert row[f"{name}_predicted_area"] == mask.sum()
+        assert row[f"{name}_intersection"] == (mask & target).sum()
+        assert row[f"{name}_union"] == (mask | target).sum()
+    nearest = [np.asarray(Image.fromarray(m).resize((480, 480), Image.Resampling.NEAREST)) for m in (mask, once)]
+    assert row["lavt_intersection"] == (nearest[0] & nearest[1]).sum()
+    assert row["lavt_union"] == (nearest[0] | nearest[1]).sum()
+    assert RowFacts.of(table).given_masks
+
+
+def test_what_a_model_says_of_its_own_goes_into_the_scores(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> None:
+    table = score_masks(index, [given(masks, predicted_none=True)], [RELA])
+
+    scores = score(table, RELA).by_name()
+    assert (scores["N-acc"], scores["T-acc"], scores["gIoU"]) == (1.0, 0.0, 0.25)
+
+
+@pytest.mark.parametrize("kind", ["letterbox", "stretch"])
+def test_saved_predictions_are_scored_as_when_they_were_made(
+    index: ManifestIndex, colour_model: Any, tmp_path: Path, kind
+) -> None:
+    table = evaluate_model(
+        colour_model,
+        index,
+        accelerator=Accelerator(cpu=True),
+        geometry=Geometry(kind=kind, size=(96, 96)),
+        num_tokens=12,
+        images_per_batch=1,
+        protocols=EVERY,
+        save_predictions=True,
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+
+    again = score_masks(index, read_predictions(tmp_path / "rows.parquet", EVERY, "val"), EVERY)
+
+    assert again.equals(table.select(again.column_names))
+    for protocol in EVERY:
+        assert score(again, protocol).by_name() == score(table, protocol).by_name()
+
+
+def test_rows_without_a_protocols_masks_are_refused(
+    index: ManifestIndex, masks: dict[Key, np.ndarray], tmp_path: Path
+) -> None:
+    pq.write_table(score_masks(index, [given(masks)], [CRIS]), tmp_path / "rows.parquet")
+
+    with pytest.raises(PredictionError, match=r"masks of protocol none, .* --protocol cris --save-predictions"):
+        read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
