@@ -124,6 +124,16 @@ def test_masks_are_read_with_the_first_of_their_manifest(copy: Path, manifests_r
     assert manifests_read == ["train-00001", "train-00000"]
 
 
+def test_masks_that_came_over_a_network_are_there_at_once(
+    copy: Path, manifests_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "is_remote", lambda address: True)
+    index = ManifestIndex.open(copy, ["train"])
+    assert sorted(manifests_read) == ["train-00000", "train-00001"]
+    assert all(index.counts(row).sum() == np.prod(index.size(row)) for row in range(index.num_rows))
+    assert len(manifests_read) == 2
+
+
 def test_masks_half_written_are_written_again(copy: Path, cache: Path, manifests_read: list[str]) -> None:
     index = ManifestIndex.open(copy, ["train"])
     expected = masks(index)
