@@ -3,13 +3,14 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from refseg.apps.stage_times import (
     EXPRESSION_STAGES,
+    FROM_CACHE,
     HAND_OFF,
     IMAGE_STAGES,
     MAIN_STAGES,
@@ -41,6 +42,7 @@ class Measured:
         by_image: Expressions of an image share its pixels already.
         num_images: Of the split.
         decoded_bytes: All images of the split, resized.
+        cached_share: Of the images that the cache of decoded images holds, 0 to 1; 0 without one.
         store: What `refseg build-shards --store` takes for this input; empty where pictures are that small already.
     """
 
@@ -55,17 +57,31 @@ class Measured:
     by_image: bool
     num_images: int
     decoded_bytes: int
+    cached_share: float
     store: str
+
+    @property
+    def worker_times(self) -> dict[str, float]:
+        """Seconds of one worker for a sample, by what it does."""
+        images = {name: (1 - self.cached_share) * self.stages[name] for name in IMAGE_STAGES}
+        others = [name for name in (*EXPRESSION_STAGES, HAND_OFF) if name in self.stages]
+        cached = {FROM_CACHE: self.cached_share * self.stages[FROM_CACHE]}
+        return {**images, **cached, **{name: self.stages[name] for name in others}}
 
     @property
     def worker_seconds(self) -> float:
         """Of one worker for a sample."""
-        return sum(self.stages[name] for name in self.worker_stages)
+        return sum(self.worker_times.values())
 
     @property
-    def worker_stages(self) -> tuple[str, ...]:
-        """Names of what a worker does."""
-        return (*IMAGE_STAGES, *EXPRESSION_STAGES, *([HAND_OFF] if HAND_OFF in self.stages else []))
+    def if_cached(self) -> "Measured":
+        """The same with a cache of decoded images that holds all; `delivered` stays what it was."""
+        return replace(self, cached_share=1.0)
+
+    @property
+    def cache_gigabytes(self) -> int:
+        """A cache of decoded images that holds all of the split."""
+        return math.ceil(self.decoded_bytes / 1e9)
 
     @property
     def main_seconds(self) -> float:
@@ -135,7 +151,8 @@ def examine(
         is_remote=index.is_remote,
         by_image=load.sampling == "images",
         num_images=index.num_images,
-        decoded_bytes=3 * height * width * index.num_images,
+        decoded_bytes=load.image_bytes * index.num_images,
+        cached_share=min(1.0, load.cache_bytes // load.image_bytes / index.num_images),
         store="" if is_small else f"{load.geometry.kind}:{height}x{width}",
     )
 
@@ -154,8 +171,8 @@ def diagnose(found: Measured) -> Diagnosis:
     main_bound = found.main_seconds > found.worker_seconds / max(1, found.num_workers)
     wanted = min(found.num_cores, math.ceil(_ENOUGH * needed * found.worker_seconds) if needed else found.num_cores)
     more_workers = not main_bound and wanted > max(1, found.num_workers)
-    names = MAIN_STAGES if main_bound else found.worker_stages
-    largest = max(names, key=lambda name: found.stages.get(name, 0.0))
+    times = {name: found.stages.get(name, 0.0) for name in MAIN_STAGES} if main_bound else found.worker_times
+    largest = max(times, key=lambda name: times[name])
     remedies = list(_remedies(found, largest))
     if more_workers:
         remedies.insert(
@@ -175,7 +192,7 @@ def diagnose(found: Measured) -> Diagnosis:
 
 def _remedies(found: Measured, stage: str) -> list[str]:
     """What makes a stage take less."""
-    pixels = sum(found.stages[name] for name in IMAGE_STAGES)
+    pixels = sum(found.worker_times[name] for name in (*IMAGE_STAGES, FROM_CACHE))
     remedies = []
     if stage == "read":
         if found.is_remote:
@@ -190,9 +207,9 @@ def _remedies(found: Measured, stage: str) -> list[str]:
                 f"expressions, about {found.worker_seconds / each:.1f} times the expressions/s (batches vary less: "
                 "`refseg plan`)"
             )
-        gain = found.worker_seconds / max(1e-9, found.worker_seconds - pixels)
+        gain = found.worker_seconds / found.if_cached.worker_seconds
         remedies.append(
-            f"data.cache_gigabytes = {math.ceil(found.decoded_bytes / 1e9)}: all {found.num_images:,} images stay "
+            f"data.cache_gigabytes = {found.cache_gigabytes}: all {found.num_images:,} images stay "
             f"resized in a file of this machine, about {gain:.1f} times the samples/s from the second epoch on"
         )
         if stage in ("decode", "resize") and found.store:

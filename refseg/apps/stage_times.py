@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from refseg.config import Recipe
 from refseg.data.batch import Batch
 from refseg.data.decode import decode_rgb
+from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder, Sampling
@@ -32,6 +34,8 @@ T = TypeVar("T")
 
 IMAGE_STAGES = ("read", "hash", "decode", "resize")
 """Done once for each image of a batch."""
+FROM_CACHE = "from the cache"
+"""Done instead, for images that the cache of decoded images holds."""
 EXPRESSION_STAGES = ("masks", "tokens and packing")
 """Done for each expression."""
 HAND_OFF = "hand-off"
@@ -54,6 +58,7 @@ class Workload:
         num_tokens: Token ids per expression.
         num_workers: Threads or processes that pack.
         worker_kind: Which of them.
+        cache_bytes: Of this machine's disk for decoded images; 0: no cache.
     """
 
     geometry: Geometry
@@ -63,6 +68,13 @@ class Workload:
     num_tokens: int
     num_workers: int
     worker_kind: WorkerKind
+    cache_bytes: int = 0
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one decoded image."""
+        height, width = self.geometry.size
+        return 3 * height * width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +82,8 @@ class StageTimes:
     """Seconds per sample, one core at work.
 
     Attributes:
-        stages: By name, in order; `read` is from the system's memory where the images fit there, else from the disk.
+        stages: By name, in order; `read` is from the system's memory where the images fit there, else from the disk;
+            `FROM_CACHE` is from the system's memory.
         disk_read: `read` with the system's memory of those bytes emptied before; None where shards are remote.
         expressions: Per sample, on average.
     """
@@ -89,13 +102,18 @@ def time_stages(index: ManifestIndex, load: Workload, *, seconds: float) -> Stag
         seconds: To spend, about; a batch of each is timed at least.
     """
     batches = _batches(index, load)
-    with _one_thread():
+    with _one_thread(), TemporaryDirectory() as folder:
+        num_slots = load.batch
+        cache = ImageCache(
+            Path(folder), digest=index.digest, geometry=load.geometry, num_images=num_slots,
+            max_bytes=num_slots * load.image_bytes,
+        )  # fmt: skip
         fits = _fits_in_memory(int(index.sample_bytes.sum()))
         until = time.monotonic() + 0.6 * seconds
-        spent: dict[str, list[float]] = {name: [] for name in ("disk", *IMAGE_STAGES, "masks")}
+        spent: dict[str, list[float]] = {name: [] for name in ("disk", *IMAGE_STAGES, FROM_CACHE, "masks")}
         expressions = []
         for images, rows, sentences in batches:
-            _time_batch(index, load.geometry, images, rows, sentences, spent)
+            _time_batch(index, cache, load.geometry, images, rows, sentences, spent)
             expressions.append(len(rows))
             if time.monotonic() > until:
                 break
@@ -103,7 +121,7 @@ def time_stages(index: ManifestIndex, load: Workload, *, seconds: float) -> Stag
         disk_read = max(0.0, stages.pop("disk") - stages["hash"])
         stages["read"] = max(0.0, stages["read"] - stages["hash"])  # reading checks the hash
         whole, batch = _time_packing(index, load, seconds=0.25 * seconds)
-        stages["tokens and packing"] = max(0.0, whole - sum(stages.values()))
+        stages["tokens and packing"] = max(0.0, whole - sum(stages.values()) + stages[FROM_CACHE])
         if not fits and not index.is_remote:
             stages["read"] = disk_read
         if load.num_workers and load.worker_kind == "processes":
@@ -117,17 +135,33 @@ def time_stages(index: ManifestIndex, load: Workload, *, seconds: float) -> Stag
 
 
 def time_delivery(index: ManifestIndex, load: Workload, *, seconds: float) -> tuple[float, Batch]:
-    """Samples per second that the loader gives with its workers, after their start, and a batch."""
-    loader = _loader(index, load, num_workers=load.num_workers)
+    """Samples per second that the loader gives with its workers, after their start, and a batch.
+
+    With a cache of decoded images, those that are timed find their images there, as far as it has room for them.
+    """
+    loader = _loader(index, load, num_workers=load.num_workers, cache_bytes=load.cache_bytes)
     ahead = 2 * load.num_workers + 1  # what the workers had ready before the clock starts
+    num_steps = _fill_cache(loader, seconds=seconds) if load.cache_bytes else None
     num_batches, begin = 0, time.monotonic()
     while True:
-        for batch in loader:
+        for batch in islice(loader, num_steps):
             num_batches += 1
             if num_batches == ahead:
                 begin = time.monotonic()
             elif num_batches > ahead and time.monotonic() - begin > seconds:
                 return (num_batches - ahead) * load.batch / (time.monotonic() - begin), batch
+
+
+def _fill_cache(loader: RefLoader, *, seconds: float) -> int:
+    """Read the first batches of the epoch, for about so long, and say how many."""
+    num_steps, until = 0, time.monotonic() + seconds
+    for _ in loader:
+        num_steps += 1
+        if time.monotonic() > until:
+            break
+    for _ in islice(loader, num_steps):  # once more, for what the workers read ahead of these
+        pass
+    return num_steps
 
 
 def time_to_device(batch: Batch, *, num_samples: int) -> float:
@@ -183,6 +217,7 @@ def _batches(
 
 def _time_batch(
     index: ManifestIndex,
+    cache: ImageCache,
     geometry: Geometry,
     images: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -208,6 +243,9 @@ def _time_batch(
         "resize",
         lambda: [geometry.apply_image(*of_one, out=slot) for of_one in zip(pictures, sizes, strict=True)],
     )
+    for place in range(len(images)):
+        cache.write(place, slot)
+    _timed(spent, FROM_CACHE, lambda: [cache.read(place, slot) for place in range(len(images))])
     targets = [
         (index.counts(row, sentence), index.size(row))
         for row, sentence in zip(rows.tolist(), sentences.tolist(), strict=True)
@@ -258,11 +296,11 @@ class _Copies(Dataset[list[torch.Tensor]]):
         return [tensor.clone() for tensor in self.batch]
 
 
-def _loader(index: ManifestIndex, load: Workload, *, num_workers: int) -> RefLoader:
+def _loader(index: ManifestIndex, load: Workload, *, num_workers: int, cache_bytes: int = 0) -> RefLoader:
     return RefLoader(
         index, geometry=load.geometry, sampling=load.sampling, expressions_per_image=load.expressions_per_image,
         global_batch=load.batch, num_tokens=load.num_tokens, trim_tokens=True, seed=0, shuffle=True, remainder="pad",
-        num_workers=num_workers, worker_kind=load.worker_kind,
+        num_workers=num_workers, worker_kind=load.worker_kind, cache_bytes=cache_bytes,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-size", type=size, metavar="HxW", help="pixels (default: 480)")
     parser.add_argument("--sampling", choices=("ref", "sentence", "images"), help="what a sample is (default: ref)")
     parser.add_argument("--expressions-per-image", type=count_or_all, metavar="K", help="with images: a number, or all")
+    parser.add_argument("--cache-gigabytes", type=float, metavar="X", help="data.cache_gigabytes (default: 0)")
     parser.add_argument("--split", metavar="NAME", help="split to read (default: train)")
     parser.add_argument(
         "--samples-per-second", type=float, metavar="X", help="what one process's model takes, if that is known"
@@ -53,10 +54,17 @@ def run(args: argparse.Namespace) -> int:
     found = examine(index, load, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
     diagnosis = diagnose(found)
     if args.json:
-        facts = {"worker_seconds": found.worker_seconds, "rate_of_all_cores": found.rate(found.num_cores)}
+        facts = {
+            "worker_seconds": found.worker_seconds,
+            "rate_of_all_cores": found.rate(found.num_cores),
+            "cache_gigabytes": found.cache_gigabytes,
+            "rate_of_all_cores_if_cached": found.if_cached.rate(found.num_cores),
+        }
         print(json.dumps({**asdict(found), **facts, **asdict(diagnosis)}, indent=1))
     else:
         print(f"{index.descriptor.dataset} {split}, {load.batch} samples by {load.sampling} in a batch")
+        if recipe and recipe.data.decode == "device":
+            print('data.decode = "device" is not timed: here workers decode')
         print(_page(found, diagnosis))
     return 0
 
@@ -68,7 +76,7 @@ def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
 
     data: Any = recipe.data if recipe else argparse.Namespace(
         input_size=(480, 480), geometry="letterbox", sampling="ref", expressions_per_image=1, num_tokens=17,
-        num_workers=2, worker_kind="threads",
+        num_workers=2, worker_kind="threads", cache_gigabytes=0.0, decode="cpu",
     )  # fmt: skip
 
     def chosen(option: Any, default: Any) -> Any:
@@ -87,6 +95,7 @@ def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
         num_tokens=data.num_tokens,
         num_workers=chosen(args.workers, data.num_workers),
         worker_kind=chosen(args.worker_kind, data.worker_kind),
+        cache_bytes=int(1e9 * chosen(args.cache_gigabytes, data.cache_gigabytes)),
     )
 
 
@@ -119,6 +128,14 @@ def _page(found: "Measured", diagnosis: "Diagnosis") -> str:
         lines.append(f"expressions: {found.expressions:.2f} a sample")
     lines.append(f"measured: {found.delivered:,.1f} samples/s from {found.num_workers} workers")
     lines.append(f"expected of {found.num_cores} cores: {found.rate(found.num_cores):,.1f} samples/s")
+    if found.cached_share:
+        lines.append(f"  {100 * found.cached_share:.0f} % of the images come from the cache of decoded images")
+    if found.cached_share < 1:
+        cached = found.if_cached.rate(found.num_cores)
+        lines.append(
+            f"  {cached:,.1f} with data.cache_gigabytes = {found.cache_gigabytes}, from the second epoch on, while the "
+            "system's memory holds it"
+        )
     lines.append(f"bottleneck: {diagnosis.bottleneck}")
     lines.append(f"  {diagnosis.verdict}")
     lines += [f"  - {remedy}" for remedy in diagnosis.remedies]

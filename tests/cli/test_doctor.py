@@ -29,9 +29,13 @@ def test_the_page_names_stages_rate_and_bottleneck(shards: Path, capsys: pytest.
         assert f"\n{stage:<20} " in printed
     assert "samples/s from 1 workers" in printed
     assert "bottleneck: model\n" in printed
+    assert " with data.cache_gigabytes = 1, from the second epoch on" in printed
 
 
-def test_a_recipe_gives_the_settings_and_its_models_step(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_gives_the_settings_and_its_models_step(
+    shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
     options = ["--recipe", "toy-quick", "--batch", "2", "--workers", "0", "--seconds", "0.3"]
     assert main(["doctor", str(shards), *options, "--json"]) == 0
 
@@ -39,9 +43,20 @@ def test_a_recipe_gives_the_settings_and_its_models_step(shards: Path, capsys: p
     assert facts["by_image"]  # toy-quick samples images
     assert facts["needed"] > 0
     assert facts["bottleneck"]
+    assert facts["cached_share"] == 1  # toy-quick has a cache of decoded images
     assert facts["worker_seconds"] == pytest.approx(
-        sum(seconds for stage, seconds in facts["stages"].items() if stage not in ("hand-off", "receive", "to device"))
+        sum(facts["stages"][stage] for stage in ("from the cache", "masks", "tokens and packing"))
     )
+    assert (tmp_path / "decoded").is_dir()
+
+
+def test_the_share_of_the_cache_is_printed(
+    shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
+    options = ["--batch", "4", "--input-size", "64", "--seconds", "0.3", "--cache-gigabytes", "0.01"]
+    assert main(["doctor", str(shards), *options]) == 0
+    assert "100 % of the images come from the cache of decoded images" in capsys.readouterr().out
 
 
 def test_the_environment_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
