@@ -75,6 +75,26 @@ def decode(token_ids: Iterable[int]) -> str:
     return text.decode("utf-8", errors="replace").strip()
 
 
+def group_words(token_ids: Sequence[int]) -> list[tuple[str, int]]:
+    """Put the pieces of each word together: its text and how many ids it took.
+
+    SOS and EOS are words of their own, written `[SOS]` and `[EOS]`. As CLIP counts, a contraction's end, a digit and a
+    run of punctuation are words too.
+    """
+    words: list[tuple[str, int]] = []
+    first = 0
+    for place, token_id in enumerate(token_ids, 1):
+        if token_id in (SOS_ID, EOS_ID):
+            if first < place - 1:  # a word that was cut
+                words.append((decode(token_ids[first : place - 1]), place - 1 - first))
+            words.append(("[SOS]" if token_id == SOS_ID else "[EOS]", 1))
+            first = place
+        elif _vocabulary().pieces[token_id].endswith(b" "):
+            words.append((decode(token_ids[first:place]), place - first))
+            first = place
+    return words
+
+
 def truncate(token_ids: Sequence[int], length: int) -> tuple[int, ...]:
     """Cut ids to at most `length`, keeping EOS last.
 

@@ -137,6 +137,15 @@ def test_cutting_keeps_the_end_of_the_sentence() -> None:
     assert truncate(ids, 2) == (SOS_ID, EOS_ID)
 
 
+def test_pieces_are_grouped_to_words() -> None:
+    ids = tokenizer.encode("it's a snowboarderz!")
+
+    grouped = [("[SOS]", 1), ("it", 1), ("'s", 1), ("a", 1), ("snowboarderz", 4), ("!", 1), ("[EOS]", 1)]
+    assert tokenizer.group_words(ids) == grouped
+    cut = tokenizer.truncate(ids, 7)  # within the long word
+    assert tokenizer.group_words(cut) == [*grouped[:4], ("snowboar", 2), ("[EOS]", 1)]
+
+
 def test_cutting_below_two_tokens_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot cut a sentence to 1 tokens; expected at least 2"):
         truncate(encode("cat"), 1)

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from refseg import tokenizer
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import ImageError, UsageError
+from refseg.evaluation.explanation import SentenceExplanation, explain_sentence
+from refseg.evaluation.heat_maps import draw_explanation
 from refseg.evaluation.inference import masks_at_original_size
 from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import find_protocol
@@ -30,11 +32,13 @@ class Prediction:
         picture: RGB, upright.
         texts: As given.
         masks: One per text, at the picture's size: True is object.
+        explanations: One per text, what the model looked at; empty where not asked for.
     """
 
     picture: UInt8[np.ndarray, "H W 3"]
     texts: tuple[str, ...]
     masks: Bool[np.ndarray, "n H W"]
+    explanations: tuple[SentenceExplanation, ...] = ()
 
     @property
     def covered_shares(self) -> list[float]:
@@ -50,6 +54,10 @@ class Prediction:
         """The picture with the mask of one text drawn over it."""
         return draw_overlay(self.picture, self.masks[number])
 
+    def explanation_picture(self, number: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Heat maps of one text's explanation; None where its model has no map."""
+        return draw_explanation(self.picture, self.explanations[number])
+
 
 def segment(
     checkpoint: Path | Checkpoint,
@@ -57,6 +65,7 @@ def segment(
     texts: Sequence[str],
     *,
     device: torch.device | str = "cpu",
+    explain: bool = False,
 ) -> Prediction:
     """Find what each text names in an image. The image is encoded once.
 
@@ -65,6 +74,7 @@ def segment(
         image: A file of any kind Pillow reads, or a picture.
         texts: What to look for, each on its own.
         device: Where the model runs; a loaded checkpoint says that itself.
+        explain: Also say what the model looked at.
 
     Raises:
         UsageError: If there is no text, or one is empty.
@@ -84,18 +94,22 @@ def segment(
     geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
     protocol = find_protocol(recipe.eval.protocol)
     resized = geometry.apply_image(torch.from_numpy(picture).permute(2, 0, 1))
-    masks = []
+    masks, explanations = [], []
+    size = (picture.shape[0], picture.shape[1])
     with torch.inference_mode():
         image_state = model.encode_image(normalise(resized[None].to(device), model.image_mean, model.image_std))
         # One text at a time: a large picture's probabilities take more memory than the model.
         for text in texts:
-            token_ids = torch.tensor([_token_ids(text, recipe.data.num_tokens)], device=device)
+            own_ids = _token_ids(text, recipe.data.num_tokens)
+            token_ids = torch.tensor([own_ids], device=device)
             text_state = model.encode_text(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
             mask_logits = model.decode(image_state, text_state, torch.zeros(1, dtype=torch.int64, device=device))
-            size = (picture.shape[0], picture.shape[1])
             mask = masks_at_original_size(mask_logits, original_size=size, geometry=geometry, protocol=protocol)
             masks.append(mask[0].cpu().numpy())
-    return Prediction(picture=picture, texts=tuple(texts), masks=np.stack(masks))
+            if explain:
+                found = explain_sentence(model, image_state, own_ids, geometry=geometry, picture_size=size)
+                explanations.append(found)
+    return Prediction(picture=picture, texts=tuple(texts), masks=np.stack(masks), explanations=tuple(explanations))
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -29,6 +29,22 @@ def test_each_text_gets_a_mask_at_the_pictures_size(toy_run: Path, photo: Path) 
     assert np.array_equal(alone.masks[0], both.masks[1])
 
 
+def test_an_explanation_belongs_to_each_text_and_changes_no_mask(toy_run: Path, photo: Path) -> None:
+    texts = ["the red square", "the blue circle"]
+    plain, told = segment(toy_run, photo, texts), segment(toy_run, photo, texts, explain=True)
+
+    assert np.array_equal(plain.masks, told.masks)
+    assert plain.explanations == ()
+    assert [found.words for found in told.explanations] == [
+        ("[SOS]", "the", "red", "square", "[EOS]"), ("[SOS]", "the", "blue", "circle", "[EOS]"),
+    ]  # fmt: skip
+    first = told.explanations[0]
+    assert first.word_weights is not None
+    assert first.word_weights.shape == (16, 5)
+    assert first.alpha is not None
+    assert told.explanation_picture(1) is not None
+
+
 def test_shares_and_boxes_are_those_of_the_masks() -> None:
     masks = np.zeros((2, 4, 10), bool)
     masks[0, 1:3, 2:7] = True

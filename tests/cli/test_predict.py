@@ -46,6 +46,26 @@ def test_one_text_is_told_in_words(
     assert (tmp_path / "photo.mask.png").is_file()
 
 
+def test_an_explanation_is_a_table_of_words_and_a_picture(
+    toy_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", str(photo), "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]
+    assert main([*arguments, "--explain"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == f"  explain {tmp_path / 'photo.explain.png'}"
+    assert [line.split()[0] for line in lines[4:]] == ["mean", "alpha", "[SOS]", "the", "red", "one", "[EOS]"]
+    with Image.open(tmp_path / "photo.explain.png") as picture:
+        assert picture.size[0] == 4 * (256 + 8) + 8
+
+    assert main([*arguments, "--explain", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["predictions"][0]["explanation"]
+    assert told["words"] == ["[SOS]", "the", "red", "one", "[EOS]"]
+    assert np.sum(told["word_weights"], axis=1) == pytest.approx(np.ones(16), abs=1e-3)
+    assert len(told["alpha"]) == 16
+    assert told["heat_maps"] == str(tmp_path / "photo.explain.png")
+
+
 def test_a_missing_picture_is_an_error_of_one_line_and_writes_nothing(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
