@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from refseg import __version__
 from refseg.errors import CheckpointError
 from refseg.models.clip_archive import read_archive
+from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import CLIP_FILES, file_sha256
 from refseg.storage import sync_path
 
@@ -127,7 +127,6 @@ def convert_weights(
     kept, left_out = _apply(_RULES[kind], found, source, kind)
     state = {name: _as_stored(tensor) for name, tensor in kept.items()}
     metadata = {
-        "format": "pt",
         "kind": kind,
         "source": source.name,
         "source_sha256": sha256,
@@ -135,7 +134,8 @@ def convert_weights(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.part")
-    save_file(state, aside, metadata=metadata)
+    aside.unlink(missing_ok=True)
+    save_weights(aside, state, metadata=metadata)
     sync_path(aside)
     aside.replace(out)
     sync_path(out.parent)

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from refseg import __version__, tokenizer
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError, UsageError
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
+from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import file_sha256
 from refseg.storage import sync_path
 
@@ -84,8 +85,7 @@ class PublishedModel:
         aside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(weights, aside / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_weights(aside / WEIGHTS_NAME, self.model.state_dict())
         config = self._config(weights_sha256=file_sha256(aside / WEIGHTS_NAME))
         (aside / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if card:

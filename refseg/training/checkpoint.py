@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from refseg import __version__
@@ -30,6 +30,7 @@ from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
 from refseg.models.hub_folder import CONFIG_NAME, PublishedModel
 from refseg.models.model import SegmentationModel
+from refseg.models.weight_file import save_weights
 from refseg.storage import sync_path
 
 logger = logging.getLogger(__name__)
@@ -189,8 +190,7 @@ def _write(aside: Path, state: CheckpointState, *, weights: Mapping[str, Tensor]
     """Write all files of a checkpoint to disk."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, aside / MODEL_NAME, metadata={"format": "pt"})
+    save_weights(aside / MODEL_NAME, weights)
     torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
     files = {name: _facts(aside / name) for name in (MODEL_NAME, OPTIMIZER_NAME)}
     head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}

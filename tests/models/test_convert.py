@@ -226,7 +226,7 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device", str(out))
 
-    monkeypatch.setattr("refseg.models.convert.save_file", fail)
+    monkeypatch.setattr("refseg.models.convert.save_weights", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_weights("cris", tmp_path / "cris.pth", out)
 

@@ -17,9 +17,10 @@ LEAKS = {"refcocog/umd": {"refcoco/unc val": 5}}
 
 
 @pytest.fixture
-def recipe() -> Recipe:
+def recipe(request: pytest.FixtureRequest) -> Recipe:
     sections = {
         "model": {
+            "name": getattr(request, "param", "fcnet"),
             "image_encoder": "tiny", "dim": 32, "num_heads": 4, "num_decoder_layers": 1, "ffn_dim": 64,
             "image_weights": "/home/me/weights/clip.safetensors",
         },
@@ -39,12 +40,14 @@ def published(recipe: Recipe) -> PublishedModel:
     return PublishedModel(model=model, recipe=recipe, origin=origin)
 
 
+@pytest.mark.parametrize("recipe", ["fcnet", "crformer", "lts", "cris"], indirect=True)
 def test_what_is_saved_is_what_is_loaded(published: PublishedModel, tmp_path: Path) -> None:
     folder = published.save_pretrained(tmp_path / "out" / "fcnet", card="# fcnet\n")
     found = PublishedModel.from_pretrained(folder)
 
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["fcnet"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read all
     assert found.origin == published.origin
     assert not found.model.training
     expected = published.model.state_dict()
