@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"{converted.out}: {converted.num_tensors} tensors, {converted.num_parameters:,} numbers in float32")
     print(f"source SHA-256 {converted.source_sha256}")
     for name, count in sorted(converted.left_out.items()):
-        print(f"left out: {name} ({count} tensors)")
+        print(f"left out: {name} ({count})")
     return 0
