@@ -46,6 +46,7 @@ from refseg.errors import DatasetError, ImageError, UsageError
 from refseg.storage import is_remote, open_folder
 
 _STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
+_MASKS_LATER_FROM_BYTES = 100_000_000  # read in more than a second; 80,000 images
 
 
 class SentenceIds(NamedTuple):
@@ -205,9 +206,11 @@ class ManifestIndex:
             return read_all(read_one, entries)
 
         stored = None
-        if sum(entry.parquet_bytes for entry in entries) >= _STORED_FROM_BYTES:
+        parquet_bytes = sum(entry.parquet_bytes for entry in entries)
+        if parquet_bytes >= _STORED_FROM_BYTES:
             # What came over a network would have to come again.
-            stored = open_stored(place, entries, digest, lambda: read(with_masks=is_remote(place.address)))
+            with_masks = parquet_bytes < _MASKS_LATER_FROM_BYTES or is_remote(place.address)
+            stored = open_stored(place, entries, digest, lambda: read(with_masks=with_masks))
         arrays, names = (stored.arrays(), stored.tars) if stored else join_in_memory(read(with_masks=True))
         index = cls(
             folder=place.address,

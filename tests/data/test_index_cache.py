@@ -32,6 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of indexes; also the smallest dataset has its own."""
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(index_module, "_STORED_FROM_BYTES", 0)
+    monkeypatch.setattr(index_module, "_MASKS_LATER_FROM_BYTES", 0)
     return tmp_path / "cache" / "index"
 
 
@@ -127,11 +128,19 @@ def test_masks_are_read_with_the_first_of_their_manifest(copy: Path, manifests_r
 def test_masks_that_came_over_a_network_are_there_at_once(
     copy: Path, manifests_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "is_remote", lambda address: True)
+    monkeypatch.setattr(index_module, "is_remote", lambda address: True)  # it is not, but nothing else asks
     index = ManifestIndex.open(copy, ["train"])
     assert sorted(manifests_read) == ["train-00000", "train-00001"]
     assert all(index.counts(row).sum() == np.prod(index.size(row)) for row in range(index.num_rows))
     assert len(manifests_read) == 2
+
+
+def test_masks_of_a_middling_dataset_are_there_at_once(
+    copy: Path, manifests_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_MASKS_LATER_FROM_BYTES", 100_000_000)
+    masks(ManifestIndex.open(copy, ["train"]))
+    assert sorted(manifests_read) == ["train-00000", "train-00001"]
 
 
 def test_masks_half_written_are_written_again(copy: Path, cache: Path, manifests_read: list[str]) -> None:
