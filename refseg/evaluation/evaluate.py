@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
+from refseg.data.jpegs import DecodePlace
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import TrainingError
@@ -41,6 +42,7 @@ def evaluate_model(
     num_tokens: int,
     images_per_batch: int,
     num_workers: int = 0,
+    decode: DecodePlace = "cpu",
     protocols: Sequence[Protocol] = (ORIGINAL,),
     sentence_order: SentenceOrder = "own",
     save_predictions: bool = False,
@@ -59,6 +61,7 @@ def evaluate_model(
         num_tokens: Longer sentences are cut to this.
         images_per_batch: Images encoded at once by each process.
         num_workers: Reading processes per rank.
+        decode: Where images are decoded: on the CPU for scores that are the same on every machine.
         protocols: How masks are made and what they are compared with; the headline's first.
         sentence_order: `shuffled`: the control that shows whether language is read.
         save_predictions: Keep the predicted masks, each at its protocol's size.
@@ -87,6 +90,7 @@ def evaluate_model(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=num_workers,
+        decode=decode,
     )
     ground_truth = GroundTruth(index, protocols)
     found = _Found()

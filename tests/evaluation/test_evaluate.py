@@ -111,6 +111,12 @@ def test_an_image_is_encoded_once_for_all_its_sentences_and_decoded_a_chunk_at_a
     assert table.column("original_intersection").to_pylist() == [512] * 73
 
 
+def test_on_a_cpu_it_is_the_same_who_decodes(write_stripes: Write, colour_model: Any) -> None:
+    folder = write_stripes(HALF)
+
+    assert evaluate(folder, colour_model, decode="device").equals(evaluate(folder, colour_model))
+
+
 def test_padding_of_the_last_batch_counts_for_nothing(write_stripes: Write, colour_model: Any) -> None:
     folder = write_stripes(HALF, HALF, HALF)
 
