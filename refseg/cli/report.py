@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refseg.data.index import ManifestIndex
+    from refseg.evaluation.explanation import Explainer
     from refseg.evaluation.results import Results
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
@@ -20,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: where it was scored)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; a .md goes beside it (default: RUN/report.html)"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="load the checkpoint and shade the examples' words by its attention"
     )
 
 
@@ -44,7 +48,13 @@ def run(args: argparse.Namespace) -> int:
         recipe=_read_json(folder / RECIPE_NAME),
         environment=_read_json(folder / ENVIRONMENT_NAME),
     )
-    report = build_report(record, results, _open_indexes(results, args.data), written_at=datetime.now(UTC))
+    report = build_report(
+        record,
+        results,
+        _open_indexes(results, args.data),
+        written_at=datetime.now(UTC),
+        explainers=_load_explainers(results) if args.explain else None,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, report.html), (out.with_suffix(".md"), report.markdown)):
         aside = path.with_name(f".{path.name}.part")
@@ -73,6 +83,23 @@ def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, Man
             )
         indexes[f"{scored.origin['dataset']} {scored.origin['split']}"] = index
     return indexes
+
+
+def _load_explainers(results: "list[Results]") -> "dict[str, Explainer]":
+    """The model behind each of the results; scored masks have none."""
+    import torch
+
+    from refseg.data.transforms import Geometry
+    from refseg.evaluation.explanation import Explainer
+    from refseg.training.checkpoint import load_checkpoint
+
+    explainers = {}
+    for name in {scored.origin["checkpoint"] for scored in results if "checkpoint" in scored.origin}:
+        checkpoint = load_checkpoint(Path(name), "cuda" if torch.cuda.is_available() else "cpu")
+        model, data = checkpoint.model, checkpoint.recipe.data
+        geometry = Geometry(kind=data.geometry, size=data.input_size, mean=model.image_mean)
+        explainers[name] = Explainer(model=model, geometry=geometry, num_tokens=data.num_tokens)
+    return explainers
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import UInt8
 from PIL import Image
 
 from refseg.data.index import ManifestIndex
+from refseg.evaluation.explanation import Explain
 from refseg.evaluation.ground_truth import GroundTruth
+from refseg.evaluation.heat_maps import draw_heat_map
 from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import column_name, counts, has_predictions
@@ -33,6 +36,8 @@ class Example:
         sent_id: Of the sentence.
         picture: `data:` URL of the JPEG with target and prediction drawn in.
         alt: The picture in words.
+        words: Where asked for: each word the model read and its share of the attention; empty for models without.
+        location: `data:` URL of LTS's position prior over the picture; empty for other models.
     """
 
     sentence: str
@@ -42,6 +47,8 @@ class Example:
     sent_id: int
     picture: str
     alt: str
+    words: tuple[tuple[str, float], ...] = ()
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,9 @@ class ExampleGroup:
     examples: tuple[Example, ...]
 
 
-def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *, number: int) -> list[ExampleGroup]:
+def choose_examples(
+    table: pa.Table, protocol: Protocol, index: ManifestIndex, *, number: int, explain: Explain | None = None
+) -> list[ExampleGroup]:
     """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
 
     Of those as bad, the largest targets come first: they should have been easy. Chance is a hash of the ids, so a
@@ -63,6 +72,7 @@ def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *
         protocol: For the IoU.
         index: The split's images.
         number: Examples per group.
+        explain: Asked for each example, so that its words can be shaded; None: they are not.
     """
     if not has_predictions(table, protocol):
         return []
@@ -80,7 +90,7 @@ def choose_examples(table: pa.Table, protocol: Protocol, index: ManifestIndex, *
         ExampleGroup(
             name=name,
             examples=tuple(
-                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), protocol, ground_truth)
+                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), protocol, ground_truth, explain)
                 for place in _first_per_image(order.tolist(), images.tolist(), number)
             ),
         )
@@ -97,13 +107,17 @@ def _first_per_image(order: list[int], images: list[int], number: int) -> list[i
     return list(chosen.values())
 
 
-def _draw(row: dict[str, object], iou: float, protocol: Protocol, ground_truth: GroundTruth) -> Example:
+def _draw(
+    row: dict[str, object], iou: float, protocol: Protocol, ground_truth: GroundTruth, explain: Explain | None
+) -> Example:
     index = ground_truth.index
     (ref,) = np.flatnonzero(
         (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
     )
-    picture = index.decode_image(int(index.row_image[ref])).permute(1, 2, 0).numpy()
+    stored = index.decode_image(int(index.row_image[ref]))
     size = index.size(int(ref))
+    explanation = explain(stored, str(row["sentence"]), size) if explain else None
+    picture = stored.permute(1, 2, 0).numpy()
     if picture.shape[:2] != size:  # stored smaller than it was
         picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     predicted = draw_runs(
@@ -120,15 +134,27 @@ def _draw(row: dict[str, object], iou: float, protocol: Protocol, ground_truth: 
         np.asarray(Image.fromarray(predicted).resize(shown, Image.Resampling.NEAREST)),
         np.asarray(Image.fromarray(target).resize(shown, Image.Resampling.NEAREST)),
     )
-    data = io.BytesIO()
-    Image.fromarray(drawn).save(data, "JPEG", quality=85)
+    words: tuple[tuple[str, float], ...] = ()
+    location = ""
+    if explanation is not None and explanation.mean_weights is not None:
+        words = tuple(zip(explanation.words, explanation.mean_weights, strict=True))
+    if explanation is not None and explanation.location is not None:
+        location = _data_url(draw_heat_map(picture, explanation.location))
     return Example(
         sentence=str(row["sentence"]),
         iou=iou,
         ref_id=int(str(row["ref_id"])),
         image_id=int(str(row["image_id"])),
         sent_id=int(str(row["sent_id"])),
-        picture="data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode(),
+        picture=_data_url(drawn),
         alt=f"Picture {row['image_id']} with the target of “{row['sentence']}” outlined and the prediction filled: "
         f"the target covers {target.mean():.1%}, the prediction {predicted.mean():.1%} of it",
+        words=words,
+        location=location,
     )
+
+
+def _data_url(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,6 +1,6 @@
 """What a model looked at for one sentence, in the sentence's words and over the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,10 @@ class SentenceExplanation:
             "mean_weights": None if self.mean_weights is None else [round(weight, 4) for weight in self.mean_weights],
             "alpha": None if self.alpha is None else np.round(self.alpha, 4).tolist(),
         }
+
+
+Explain = Callable[[UInt8[Tensor, "3 h w"], str, tuple[int, int]], SentenceExplanation]
+"""Explains a sentence about a stored picture whose original had the given size: an `Explainer`."""
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from refseg.evaluation.bootstrap import Interval, confidence_intervals
 from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
+from refseg.evaluation.explanation import Explain
 from refseg.evaluation.leaks import leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.protocols import ORIGINAL
@@ -43,11 +44,12 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Section:
-    """One split in the page: its results, its control where there is one, its images where they are at hand."""
+    """One split in the page: its results, its control, images and model where they are at hand."""
 
     results: Results
     control: Results | None
     index: ManifestIndex | None
+    explain: Explain | None
 
     @cached_property
     def scores(self) -> Scores:
@@ -102,7 +104,9 @@ class Section:
         """Best, random, worst."""
         if self.index is None:
             return []
-        return choose_examples(self.results.rows, self.scores.protocol, self.index, number=EXAMPLES_PER_GROUP)
+        return choose_examples(
+            self.results.rows, self.scores.protocol, self.index, number=EXAMPLES_PER_GROUP, explain=self.explain
+        )
 
     @property
     def why_no_examples(self) -> str:
@@ -128,7 +132,12 @@ class Report:
 
 
 def build_report(
-    run: RunRecord, results: Sequence[Results], indexes: Mapping[str, ManifestIndex], *, written_at: datetime
+    run: RunRecord,
+    results: Sequence[Results],
+    indexes: Mapping[str, ManifestIndex],
+    *,
+    written_at: datetime,
+    explainers: Mapping[str, Explain] | None = None,
 ) -> Report:
     """Put a run's scores, curves and examples on a page.
 
@@ -137,6 +146,7 @@ def build_report(
         results: At least one split's, controls beside them.
         indexes: The images, by dataset and split (`toy/refseg val`); without them the page says what is missing.
         written_at: For the foot of the page.
+        explainers: By the checkpoint that results name: shade the words of their examples; None: nobody explains.
     """
     controls = {_place(other): other for other in results if other.is_control}
     sections = [
@@ -144,6 +154,7 @@ def build_report(
             results=own,
             control=controls.get(_place(own)),
             index=indexes.get(f"{own.origin['dataset']} {own.origin['split']}"),
+            explain=(explainers or {}).get(own.origin.get("checkpoint", "")),
         )
         for own in results
         if not own.is_control

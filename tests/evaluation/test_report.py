@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 
@@ -12,6 +13,7 @@ from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
+from refseg.evaluation.explanation import SentenceExplanation
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, load_results, save_results
@@ -49,9 +51,10 @@ def results(index: ManifestIndex, colour_model: Any) -> Results:
     return Results(rows=rows, origin=origin)
 
 
-def build(results: list[Results], index: ManifestIndex | None = None) -> Report:
+def build(results: list[Results], index: ManifestIndex | None = None, explainers: Any = None) -> Report:
     indexes = {} if index is None else {"toy/refseg val": index}
-    return build_report(RUN, results, indexes, written_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    written_at = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    return build_report(RUN, results, indexes, written_at=written_at, explainers=explainers)
 
 
 def test_examples_are_the_best_the_worst_and_some(index: ManifestIndex, results: Results) -> None:
@@ -68,6 +71,35 @@ def test_an_example_says_in_words_what_it_shows(index: ManifestIndex, results: R
     best = choose_examples(results.rows, ORIGINAL, index, number=1)[0].examples[0]
 
     assert "the target covers 25.0%, the prediction 25.0%" in best.alt
+
+
+def told(words: str, **parts: Any) -> Any:
+    """An explainer that says the same of every sentence."""
+    missing = {"word_weights": None, "alpha": None, "key_maps": None, "location": None}
+    return lambda *asked: SentenceExplanation(words=tuple(words.split()), **{**missing, **parts})
+
+
+def test_words_are_shaded_by_their_attention_where_a_model_explains(index: ManifestIndex, results: Results) -> None:
+    weights = np.array([[0.0, 0.5, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])
+    explain = told("[SOS] <b> red [EOS]", word_weights=weights)
+    example = choose_examples(results.rows, ORIGINAL, index, number=1, explain=explain)[0].examples[0]
+
+    assert example.words == (("[SOS]", 0.0), ("<b>", 0.75), ("red", 0.125), ("[EOS]", 0.125))
+    assert example.location == ""
+    page = build([results], index, {"run/step-1": explain}).html
+    assert '<span style="--shade: 60%" title="&lt;b&gt;: 75.00 % of the attention">&lt;b&gt;</span>' in page
+    assert '<span style="--shade: 10%" title="red: 12.50 % of the attention">red</span>' in page
+    assert "shade of a word" in page
+    for plain in (build([results], index), build([results], index, {"run/step-2": explain})):
+        assert "--shade:" not in plain.html
+        assert "shade of a word" not in plain.html
+
+
+def test_a_position_prior_is_shown_below_the_picture(index: ManifestIndex, results: Results) -> None:
+    page = build([results], index, {"run/step-1": told("dog", location=np.zeros((4, 8)))}).html
+
+    assert 'alt="Where the model located “half red” before it drew the mask"' in page
+    assert "--shade:" not in page
 
 
 def test_words_of_others_are_shown_and_not_run(index: ManifestIndex, results: Results) -> None:
