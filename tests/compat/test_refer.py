@@ -172,6 +172,17 @@ def test_workers_ask_for_one_image_at_once(refer: REFER) -> None:
     assert files(refer.IMAGE_DIR) == ["COCO_train2014_000000000009.jpg"]
 
 
+def test_a_file_has_its_name_only_when_it_is_whole(refer: REFER, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        assert source.stat().st_size > 500
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        refer.Imgs[7]["file_name"]
+    assert files(refer.IMAGE_DIR) == []
+
+
 def test_a_damaged_tar_gives_no_file(built: Path) -> None:
     row = pq.read_table(built / "anything" / "testB-00000.parquet").to_pylist()[0]
     with (built / "anything" / row["shard"]).open("r+b") as file:
