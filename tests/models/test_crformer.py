@@ -8,10 +8,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refseg.config import load_recipe
 from refseg.errors import RecipeError
 from refseg.model_config import CRFormerConfig
 from refseg.models import build_model
 from refseg.models.attention import MultiHeadAttention
+from refseg.models.cost import count_cost
 from refseg.models.crformer import CRFormer, LanguageReconstruction, VisionLanguageFusion
 from refseg.models.encoders import build_image_encoder
 from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
@@ -453,3 +455,28 @@ def test_a_sentence_longer_than_the_table_of_positions_is_refused_with_the_remed
 def test_a_residual_between_queries_that_are_not_calibrated_is_refused() -> None:
     with pytest.raises(ValidationError, match="residual: no meaning with calibration = false"):
         CRFormerConfig(name="crformer", image_encoder="tiny", calibration=False, residual=False)
+
+
+# --- recipes and cost -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["refcoco", "refcocoplus", "refcocog"])
+@pytest.mark.parametrize("encoder", ["r101", "swin"])
+def test_recipes_train_as_fcnets_do_with_another_model(dataset: str, encoder: str) -> None:
+    ours, fcnets = (load_recipe(f"{model}-{dataset}-{encoder}") for model in ("crformer", "fcnet"))
+
+    assert (ours.data, ours.train, ours.eval) == (fcnets.data, fcnets.train, fcnets.eval)
+    assert (ours.model.name, ours.model.image_encoder) == ("crformer", fcnets.model.image_encoder)
+    assert ours.model.reconstruction_positions >= ours.data.num_tokens
+
+
+def test_work_at_480_pixels_is_the_specified_and_an_eighth_of_it_is_shared_by_an_images_sentences() -> None:
+    config = CRFormerConfig(name="crformer", image_encoder="clip_resnet101")
+
+    cost = count_cost(config, input_size=(480, 480), num_tokens=17)
+
+    assert cost.total_macs == pytest.approx(94.7e9, rel=0.005)
+    assert cost.image_macs == pytest.approx(11.0e9, rel=0.005)  # stem to the second stage
+    # Six d x d maps and both products with 17 words on 3600, 900 and 225 positions; keys and values of the words.
+    positions = {3600: 512, 900: 1024, 225: 512}
+    assert cost.macs["fusions"] == sum(n * (6 * d * d + 2 * 17 * d) + 2 * 17 * 512 * d for n, d in positions.items())
