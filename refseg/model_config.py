@@ -35,7 +35,7 @@ class _AnyModel(Section):
     extra_norms: bool = True
     """The three norms per decoder layer that CRIS's code has and FCNet's equation has not."""
     image_weights: str = ""
-    """Safetensors file the image encoder starts from; empty: random."""
+    """Safetensors file the image encoder starts from, or `timm:` and a name of Swin-Base; empty: random."""
     text_weights: str = ""
     """Safetensors file the text encoder starts from; empty: random."""
 
