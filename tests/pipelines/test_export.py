@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,15 @@ def test_cris_gets_only_sentences_that_its_one_mask_answers(tiny: TinyRefer, tmp
     assert sorted(path.name for path in (out / "lmdb/rrefcoco").iterdir()) == ["val.lmdb"]
 
 
+def test_without_lmdb_the_message_says_what_to_install(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+
+    with pytest.raises(UsageError, match=r"needs the package lmdb: install refseg\[lmdb\]"):
+        export(built, "cris-lmdb", tmp_path / "out")
+
+
 def test_cocos_own_tools_draw_the_masks_of_the_dataset(sample: Path, tmp_path: Path) -> None:
     out = export(sample, "coco", tmp_path / "out")
     coco = COCO(out / "annotations/instances_test.json")
@@ -278,6 +288,37 @@ def test_pooled_images_are_exported_like_any_other(tiny: TinyRefer, tmp_path: Pa
     assert not list((tmp_path / "built").glob("*.tar"))
     for path in (out / "images/mscoco/images/train2014").iterdir():
         assert path.read_bytes() == (tiny.image_folder / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("to", ["refer", "coco"])
+def test_a_name_that_leads_elsewhere_is_never_written(to: str, tiny: TinyRefer, tmp_path: Path) -> None:
+    tiny.images[0]["file_name"] = "../../../" + tiny.images[0]["file_name"]
+    build_dataset(tiny.options(tmp_path / "built"))
+    before = sorted(tmp_path.rglob("*.jpg"))
+
+    with pytest.raises(DatasetError, match=r"found file name '\.\./\.\./.*expected a name below the folder of images"):
+        export(tmp_path / "built", to, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*.jpg")) == before
+
+
+def test_two_images_of_one_name_are_not_written_over_each_other(tiny: TinyRefer, tmp_path: Path) -> None:
+    tiny.images[1]["file_name"] = tiny.images[0]["file_name"]
+    build_dataset(tiny.options(tmp_path / "built"))
+
+    with pytest.raises(
+        DatasetError, match=r"images (7 and 8|8 and 7) have one file name, 'COCO_train2014_000000000007"
+    ):
+        export(tmp_path / "built", "refer", tmp_path / "out")
+
+
+def test_a_dataset_at_a_url_is_exported_like_a_folder(built: Path, tmp_path: Path) -> None:
+    names = ("refcoco/refs(unc).json", "refcoco/instances.json")
+    here = export(built, "refer", tmp_path / "here")
+    there = tmp_path / "there"
+    export_dataset(ExportOptions(folder=built.as_uri(), to="refer", out=there))
+
+    assert [(there / name).read_bytes() for name in names] == [(here / name).read_bytes() for name in names]
+    assert len(list(there.rglob("*.jpg"))) == 5
 
 
 @pytest.mark.parametrize("to", ["refer", "cris-lmdb", "coco", "parquet-hf"])
