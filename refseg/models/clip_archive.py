@@ -7,6 +7,7 @@ unpickler that knows a dozen names walks the tree, and the tensors are made of t
 
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -92,7 +93,12 @@ class _Archive:
             raise CheckpointError(
                 f"{self._path}: data.pkl has {info.file_size} bytes, expected at most {_MAX_PICKLE_BYTES}"
             )
-        return self._unpickler(io.BytesIO(self._zip.read(info))).load()
+        data = self._zip.read(info)
+        for opcode, argument, _ in pickletools.genops(data):
+            # The unpickler makes room for all places below one that is named: a few bytes could ask for 64 GB.
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
+                raise ValueError(f"the pickle keeps a value at place {argument}")
+        return self._unpickler(io.BytesIO(data)).load()
 
     def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
         """Make an unpickler of fresh functions and classes: a pickle may set attributes on what it is given."""

@@ -268,6 +268,13 @@ def test_modules_within_themselves_and_things_that_are_none_are_refused(
         read_archive(plain)
 
 
+def test_a_pickle_that_asks_for_much_memory_is_refused(archive: Path, tmp_path: Path) -> None:
+    data = b"\x80\x02Nr\xff\xff\xff\xff."  # None, kept at place 4,294,967,295 of the memo
+
+    with pytest.raises(CheckpointError, match="the pickle keeps a value at place 4294967295"):
+        read_archive(with_pickle(archive, tmp_path / "crafted.pt", data))
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), whole=st.booleans())
 def test_damage_never_ends_in_another_error(archive: Path, tmp_path: Path, data: st.DataObject, whole: bool) -> None:
