@@ -1,4 +1,4 @@
-"""`refseg report`: one self-contained page of scores, curves and examples."""
+"""`refseg report`: one self-contained page of scores, curves and examples, or of several runs side by side."""
 
 import argparse
 import json
@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refseg.data.index import ManifestIndex
     from refseg.evaluation.explanation import Explainer
+    from refseg.evaluation.pages import Report
     from refseg.evaluation.results import Results
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
-  refseg report runs/toy --out report.html"""
+  refseg report runs/toy --out report.html
+  refseg report runs/toy runs/other --out comparison.html"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run_folder", type=Path, metavar="RUN", help="a run's folder, with what `refseg evaluate` wrote"
+        "run_folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder, with what `refseg evaluate` or `refseg score --out` wrote; of several, each is compared "
+        "with the first",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: where it was scored)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="the page; a .md goes beside it (default: RUN/report.html)"
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page; a .md goes beside it (default: RUN/report.html, of several runs RUN/comparison.html)",
     )
     parser.add_argument(
         "--explain", action="store_true", help="load the checkpoint and shade the examples' words by its attention"
@@ -31,16 +41,27 @@ def run(args: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from refseg.errors import UsageError
+    from refseg.evaluation.comparison import Run, build_comparison, short_names
     from refseg.evaluation.report import RunRecord, build_report
     from refseg.evaluation.results import load_results
     from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_metrics
 
-    folder: Path = args.run_folder
-    out: Path = args.out or folder / "report.html"
+    folder: Path = args.run_folders[0]
+    several = len(args.run_folders) > 1
+    out: Path = args.out or folder / ("comparison.html" if several else "report.html")
     if out.suffix != ".html":
         raise UsageError(f"--out: found {out}, expected a file name that ends in .html")
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; expected a run that refseg/train.py wrote")
+    for run_folder in args.run_folders:
+        if not run_folder.is_dir():
+            raise UsageError(f"{run_folder}: no such folder; expected a run that refseg/train.py wrote")
+    if several:
+        names = short_names(args.run_folders)
+        runs = [
+            Run(name=name, results=load_results(run_folder / "evaluation"))
+            for name, run_folder in zip(names, args.run_folders, strict=True)
+        ]
+        _write(out, build_comparison(runs, written_at=datetime.now(UTC)))
+        return 0
     results = load_results(folder / "evaluation")
     record = RunRecord(
         name=folder.resolve().name,
@@ -55,13 +76,18 @@ def run(args: argparse.Namespace) -> int:
         written_at=datetime.now(UTC),
         explainers=_load_explainers(results) if args.explain else None,
     )
+    _write(out, report)
+    return 0
+
+
+def _write(out: Path, report: "Report") -> None:
+    """Write the page and the Markdown beside it, each whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, report.html), (out.with_suffix(".md"), report.markdown)):
         aside = path.with_name(f".{path.name}.part")
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
         print(path)
-    return 0
 
 
 def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, ManifestIndex]":

@@ -6,9 +6,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-from refseg import __version__
 from refseg.data.index import ManifestIndex
 from refseg.evaluation.bootstrap import Interval, confidence_intervals
 from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
@@ -17,6 +14,7 @@ from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.explanation import Explain
 from refseg.evaluation.leaks import leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
+from refseg.evaluation.pages import Report, render
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
 from refseg.evaluation.rows import has_predictions
@@ -118,19 +116,6 @@ class Section:
         return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """A report, ready to be written.
-
-    Attributes:
-        html: One page that needs nothing else.
-        markdown: Scores, rules, breakdowns and facts, without pictures.
-    """
-
-    html: str
-    markdown: str
-
-
 def build_report(
     run: RunRecord,
     results: Sequence[Results],
@@ -168,22 +153,8 @@ def build_report(
         "chart_size": (WIDTH, HEIGHT),
         "fill": "rgb({}, {}, {})".format(*FILL),
         "outline": "rgb({}, {}, {})".format(*OUTLINE),
-        "version": __version__,
-        "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip(),
     }
-    environment = Environment(
-        loader=PackageLoader("refseg.evaluation"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
-    environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
-    return Report(
-        html=environment.get_template("report.html.j2").render(values),
-        markdown=environment.get_template("report.md.j2").render(values),
-    )
+    return render("report", values, written_at=written_at)
 
 
 def _place(results: Results) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refseg.cli import main
+from refseg.evaluation.results import Results, load_results, save_results
 from refseg.evaluation.scores import score
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def read(path: Path) -> dict[str, Any]:
 def test_rows_and_scores_lie_beside_the_run(evaluated: Path) -> None:
     folder = evaluated / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "rows-toy.refseg-val-shuffled.parquet", "rows-toy.refseg-val.parquet", "scores-toy.refseg-val-shuffled.json", "scores-toy.refseg-val.json",
+        "rows-toy.refseg-val-shuffled.parquet", "rows-toy.refseg-val.parquet",
+        "scores-toy.refseg-val-shuffled.json", "scores-toy.refseg-val.json",
     ]  # fmt: skip
     rows, written = pq.read_table(folder / "rows-toy.refseg-val.parquet"), read(folder / "scores-toy.refseg-val.json")
     assert written["scores"] == score(rows).by_name()
@@ -124,3 +126,26 @@ def test_a_report_is_not_drawn_over_other_pictures(
 
     assert "but val was scored on 000000000000" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_several_runs_are_put_side_by_side(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(evaluated / "evaluation", tmp_path / "copy" / "evaluation")
+
+    assert main(["report", str(evaluated), str(tmp_path / "copy"), "--out", str(tmp_path / "both.html")]) == 0
+
+    assert capsys.readouterr().out.split() == [str(tmp_path / "both.html"), str(tmp_path / "both.md")]
+    assert "| run | copy | difference |" in (tmp_path / "both.md").read_text()
+    assert "<td>+0.00</td>" in (tmp_path / "both.html").read_text()
+    assert main(["report", str(evaluated), str(tmp_path / "gone")]) == 2
+    assert "gone: no such folder" in capsys.readouterr().err
+
+
+def test_another_dataset_of_the_same_split_name_keeps_a_file_of_its_own(evaluated: Path, tmp_path: Path) -> None:
+    (shown,) = load_results(evaluated / "evaluation")[:1]
+    save_results(tmp_path, shown)
+    save_results(tmp_path, Results(rows=shown.rows, origin={**shown.origin, "dataset": "refcoco/unc"}))
+
+    assert sorted(path.name for path in tmp_path.glob("scores-*")) == [
+        "scores-refcoco.unc-val.json", "scores-toy.refseg-val.json",
+    ]  # fmt: skip
+    assert [found.origin["dataset"] for found in load_results(tmp_path)] == ["refcoco/unc", "toy/refseg"]
