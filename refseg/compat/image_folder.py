@@ -129,6 +129,10 @@ class ImageRecord(dict[str, Any]):
         """A plain dict."""
         return dict(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        # Plain as well: the folder knows all images, and would be copied with each.
+        return dict(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A record that goes to another process needs no file for it, so nothing here comes through `__getitem__`.
         return ImageRecord, ({key: super(ImageRecord, self).__getitem__(key) for key in self}, self._folder)

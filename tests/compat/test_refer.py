@@ -1,5 +1,6 @@
 """Habits of REFER that clients lean on, images that become files when asked for, and what is refused."""
 
+import copy
 import json
 import pickle
 import shutil
@@ -116,7 +117,8 @@ def test_categories_are_cocos_80_only_where_names_are_cocos(refer: REFER) -> Non
 
 @pytest.mark.parametrize("take", [
     lambda record: record["file_name"], lambda record: record.get("file_name"), dict, lambda record: {**record},
-    lambda record: record.copy(), lambda record: list(record.items()), lambda record: list(record.values()), json.dumps,
+    lambda record: record.copy(), copy.deepcopy, lambda record: list(record.items()),
+    lambda record: list(record.values()), json.dumps,
 ])  # fmt: skip
 def test_a_file_is_there_however_its_name_is_read(take: Any, refer: REFER) -> None:
     record = refer.loadImgs(7)[0]
