@@ -262,6 +262,7 @@ def test_a_new_fusion_leaves_the_encoder_as_it_was_bit_for_bit(name: str) -> Non
 
     for fused, plain in zip(encoder.finish((maps[0], maps[1], maps[2])), encoder(pictures(1).float()), strict=True):
         assert torch.equal(fused, plain)
+        assert fused.stride() == plain.stride()  # else the next convolution would take another way, and round otherwise
 
 
 def test_at_its_zero_start_the_gate_alone_has_a_gradient_and_once_open_all_of_the_fusion_has() -> None:
