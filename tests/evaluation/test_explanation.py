@@ -11,7 +11,7 @@ from refseg import tokenizer
 from refseg.data.transforms import Geometry
 from refseg.evaluation.explanation import Explainer, SentenceExplanation, explain_sentence
 from refseg.evaluation.heat_maps import draw_explanation, draw_heat_map
-from refseg.model_config import FCNetConfig
+from refseg.model_config import MODEL_CONFIGS, FCNetConfig
 from refseg.models import build_model
 from refseg.models.model import Explanation, SegmentationModel
 from refseg.models.states import TextState
@@ -100,7 +100,7 @@ def test_maps_lie_over_the_picture_without_the_border() -> None:
     assert found.location is not None
     assert found.key_maps.shape == (1, 128, 256)
     assert (found.key_maps.min(), found.key_maps.max()) == (0, 1)
-    middle = found.location[60:68]  # far from the border's rows
+    middle = found.location[34:94]  # between the centres of the map's two rows inside
     np.testing.assert_allclose(middle[:, :32], 0, atol=1e-6)
     np.testing.assert_allclose(middle[:, 224:], 0.1, atol=1e-6)
 
@@ -128,6 +128,32 @@ def test_every_map_becomes_a_tile() -> None:
     assert page is not None
     assert page.shape == (2 * (256 + 36 + 8) + 8, 4 * (256 + 8) + 8, 3)
     assert (page[-100:, -500:] == 255).all()  # the two places left
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "shown"),
+    [
+        ("fcnet", {}, {"word_weights", "alpha", "key_maps"}),
+        ("fcnet", {"egm": False, "ecm": False}, set()),
+        ("crformer", {}, {"word_weights", "key_maps"}),
+        ("lts", {}, {"location"}),
+        ("lts", {"locator": "transformer"}, {"word_weights", "location"}),
+        ("cris", {}, {"word_weights"}),
+    ],
+)
+def test_every_model_shows_the_parts_it_has(name: str, own: dict[str, object], shown: set[str]) -> None:
+    sizes = {"image_encoder": "tiny", "dim": 32, "num_heads": 4, "ffn_dim": 32}
+    config = MODEL_CONFIGS[name].model_validate({"name": name, **sizes, **own})
+    model = build_model(config, input_size=(64, 64)).eval()  # type: ignore[arg-type]
+    explain = Explainer(model=model, geometry=GEOMETRY, num_tokens=6)
+
+    found = explain(torch.randint(0, 255, (3, 20, 40), dtype=torch.uint8), "the small red circle", (40, 80))
+
+    parts = ("word_weights", "alpha", "key_maps", "location")
+    assert {part for part in parts if getattr(found, part) is not None} == shown
+    assert bool(found.table()) == ("word_weights" in shown)
+    has_picture = draw_explanation(np.zeros((40, 80, 3), np.uint8), found) is not None
+    assert has_picture == bool(shown & {"key_maps", "location"})
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 400), (400, 4)])
