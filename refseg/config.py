@@ -16,6 +16,7 @@ from refseg.model_config import MODEL_CONFIGS, Count, ModelConfig, Natural, Sect
 Geometry = Literal["letterbox", "stretch"]
 Sampling = Literal["ref", "sentence", "images"]
 Precision = Literal["no", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]
 
 
 def _as_size(value: object) -> object:
@@ -82,6 +83,8 @@ class TrainConfig(Section):
     """Stop after so many optimiser steps even within an epoch; absent: `epochs` decides."""
     global_batch: Count = 64
     """Samples per optimiser step over all processes: images with `data.sampling = "images"`, else expressions."""
+    accumulate_steps: Count = 1
+    """Parts in which a process takes its share of a batch, where the whole does not fit; the step stays the same."""
     dice_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of a Dice loss beside the cross-entropy; the paper has none."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -102,6 +105,8 @@ class TrainConfig(Section):
     """Steps over which the rate rises in a line to its value."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0: no clipping."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Average the weights with this decay per step, and validate and keep the average; 0: no averaging."""
     precision: Precision = "no"
     """Autocast on a GPU; refused on a CPU, where bf16 is 20 to 30 times slower than float32."""
     compile: bool = False
@@ -118,6 +123,16 @@ class TrainConfig(Section):
     """Newest checkpoints kept; the best by validation is kept beside them."""
     val_every_epochs: Natural = 1
     """Epochs between two validations; 0: none."""
+    patience: Natural = 0
+    """Validations without a better one after which the run ends; 0: it goes to its end."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where numbers go besides `metrics.jsonl`, by Accelerate's names; some need a login."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.patience and not self.val_every_epochs:
+            raise ValueError("patience counts validations: set val_every_epochs, or leave it out")
+        return self
 
 
 class EvalConfig(Section):
@@ -140,6 +155,20 @@ class Recipe(Section):
     """The optimisation."""
     eval: EvalConfig = EvalConfig()
     """The scoring."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        model = self.model
+        if (
+            model.name == "crformer"
+            and model.reconstruction_weight
+            and self.data.num_tokens > model.reconstruction_positions
+        ):
+            raise ValueError(
+                f"data.num_tokens {self.data.num_tokens} is more than model.reconstruction_positions "
+                f"{model.reconstruction_positions}: a longer sentence could not be rebuilt"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as JSON types, nested by section; `make_recipe` takes them back."""
@@ -190,7 +219,12 @@ def make_recipe(settings: Mapping[str, Any], *, where: str) -> Recipe:
 def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
     """Key paths whose values differ, for example `train.lr`, in the order of the sections."""
     a, b = first.to_dict(), second.to_dict()
-    return [f"{section}.{key}" for section in a for key in a[section] if a[section][key] != b[section][key]]
+    return [
+        f"{section}.{key}"
+        for section in a
+        for key in dict.fromkeys((*a[section], *b[section]))
+        if (key in a[section], a[section].get(key)) != (key in b[section], b[section].get(key))
+    ]
 
 
 def recipe_names() -> list[str]:
@@ -266,7 +300,7 @@ def _describe_all(error: ValidationError) -> list[str]:
 
 def _describe(mistake: Mapping[str, Any]) -> str:
     location: tuple[int | str, ...] = mistake["loc"]
-    shown = location[:1] + location[2:] if location[0] == "model" else location  # without the architecture's tag
+    shown = location[:1] + location[2:] if location[:1] == ("model",) else location  # without the architecture's tag
     path = ".".join(str(part) for part in shown if not str(part).startswith(("constrained-", "literal[", "tuple[")))
     kind = mistake["type"]
     if kind == "extra_forbidden":
@@ -280,7 +314,7 @@ def _describe(mistake: Mapping[str, Any]) -> str:
         return f"model.name: found {mistake['input'].get('name')!r}; {mistake['msg']}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
-        return f"{path}: {message}"
+        return f"{path}: {message}" if path else message
     return f"{path}: found {mistake['input']!r}; {message[0].lower()}{message[1:]}"
 
 

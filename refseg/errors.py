@@ -49,6 +49,12 @@ class TrainingError(RefsegError):
     """A training or evaluation run cannot start or go on."""
 
 
+class PreemptedError(RefsegError):
+    """A run was asked to leave its machine and has saved its work; exit code 75: try again."""
+
+    exit_code = 75
+
+
 class StorageError(RefsegError, OSError):
     """Remote storage refuses, or fails also when asked again.
 

@@ -58,7 +58,7 @@ def test_all_mistakes_are_listed_at_once_with_their_key_paths(recipe_file: Path)
         f"{recipe_file}: found 4 mistakes in the recipe",
         "  train.seed: found -1; input should be greater than or equal to 0",
         "  train.lrr: unknown key; did you mean lr?",
-        "  eval.protocol: found 'mine'; input should be 'original'",
+        "  eval.protocol: found 'mine'; input should be 'original', 'cris', 'lavt', 'lisa' or 'rela'",
         "  modle: unknown key; did you mean model?",
     ]
 
@@ -169,3 +169,15 @@ def test_each_ablation_of_the_paper_differs_from_its_model_in_that_alone(name: s
         f"model.{key}" for key in type(base.model).model_fields if key in changed
     ]
     assert {key: getattr(recipe.model, key) for key in changed} == changed
+
+
+def test_a_sentence_longer_than_can_be_rebuilt_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"num_tokens 30 is more than model.reconstruction_positions 22"):
+        load_recipe("crformer-toy", ["data.num_tokens=30"])
+
+
+def test_recipes_of_two_models_differ_in_their_keys() -> None:
+    differing = recipe_differences(load_recipe("toy"), load_recipe("toy", ["model.name=cris"]))
+
+    assert differing == ["model.name", *(f"model.{key}" for key in load_recipe("toy").model.model_dump() if key not in
+                                         load_recipe("cris-toy").model.model_dump())]  # fmt: skip

@@ -1,6 +1,7 @@
 """Batch norms folded into the convolutions before them: the same function at inference, with less to do."""
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def fold_batch_norms(model: SegmentationModel) -> SegmentationModel:
     with torch.no_grad():
         for parent in list(folded.modules()):
             children = list(parent.named_children())
-            for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            for (conv_name, conv), (norm_name, norm) in pairwise(children):
                 if (
                     isinstance(conv, nn.Conv2d)
                     and isinstance(norm, _BatchNorm)

@@ -3,8 +3,9 @@
 OUT/checkpoints/
   step-00000120/
     model.safetensors    weights and buffers
+    average.safetensors  the same, averaged over steps, where the recipe asks for it: what evaluation takes
     optimizer.pt         the optimiser's state and the fp16 scaler's (read with weights_only)
-    state.json           `CheckpointState` with size and hash of the two files; readable by itself
+    state.json           `CheckpointState` with size and hash of the other files; readable by itself
   best                   name of the best checkpoint by validation
 """
 
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
 """Version of the checkpoint format: raised when an older reader could misread a newer checkpoint."""
 
-MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, BEST_NAME = "model.safetensors", "optimizer.pt", "state.json", "best"
+MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME = "model.safetensors", "average.safetensors", "optimizer.pt"
+STATE_NAME, BEST_NAME = "state.json", "best"
 _FOLDER = re.compile(r"step-(\d{8})")
 
 
@@ -151,7 +153,7 @@ def save_checkpoint(
     checkpoints: Path,
     state: CheckpointState,
     *,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: Mapping[str, Any],
     keep: int,
 ) -> Path:
@@ -160,7 +162,7 @@ def save_checkpoint(
     Args:
         checkpoints: The run's `checkpoints` folder.
         state: For `state.json`.
-        weights: The model's state dict.
+        weights: State dicts by file name: the model's, and that of the average if there is one.
         optimizer: State dicts for `optimizer.pt`: tensors, numbers, strings and containers only.
         keep: Newest checkpoints to keep; the best is kept besides.
 
@@ -186,13 +188,20 @@ def save_checkpoint(
     return folder
 
 
-def _write(aside: Path, state: CheckpointState, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
+def _write(
+    aside: Path,
+    state: CheckpointState,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Any],
+) -> None:
     """Write all files of a checkpoint to disk."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_weights(aside / MODEL_NAME, weights)
+    for name, named in weights.items():
+        save_weights(aside / name, named)
     torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
-    files = {name: _facts(aside / name) for name in (MODEL_NAME, OPTIMIZER_NAME)}
+    files = {name: _facts(aside / name) for name in (*weights, OPTIMIZER_NAME)}
     head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
     (aside / STATE_NAME).write_text(json.dumps({**head, **state.to_dict()}, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
@@ -295,20 +304,34 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     folder = _resolve(path)
     state = read_state(folder)
     model = build_model(state.recipe.model, input_size=state.recipe.data.input_size)
-    load_weights(model, folder)
+    load_weights(model, folder, averaged=state.recipe.train.ema_decay > 0)
     return Checkpoint(model=model.to(device).eval(), state=state, folder=folder)
 
 
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Put a checkpoint's weights into a model of the same recipe.
+def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False) -> None:
+    """Put a checkpoint's weights, or their average, into a model of the same recipe.
 
     Raises:
         CheckpointError: If names or shapes differ.
     """
+    path = folder / (AVERAGE_NAME if averaged else MODEL_NAME)
     try:
-        model.load_state_dict(load_file(folder / MODEL_NAME))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / MODEL_NAME}: does not fit the recipe's model ({error})") from error
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+    own = model.state_dict()
+    wrong = {
+        "missing": own.keys() - weights.keys(),
+        "unknown": weights.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape},
+    }
+    for fault, names in wrong.items():
+        if names:
+            raise CheckpointError(
+                f"{path}: does not fit the recipe's model: {len(names)} weights are {fault}, the first is "
+                f"{min(names)}; use the release of refseg that wrote it"
+            )
+    model.load_state_dict(weights)
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

@@ -20,10 +20,14 @@ logger = logging.getLogger(__name__)
 CPU_COMMAND = "accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py ..."
 
 
-def start_accelerator(config: TrainConfig) -> Accelerator:
+def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerator:
     """Join the other processes and choose device and precision.
 
     The recipe's precision holds, whatever the launcher's environment says: a run is what its recipe says.
+
+    Args:
+        config: The recipe's `[train]` section.
+        out: The run's folder, in which trackers leave their files; None: without trackers.
 
     Raises:
         TrainingError: If fewer processes came up than were asked for, or there are more than GPUs.
@@ -41,6 +45,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.precision,
+        log_with=list(config.trackers) if out and config.trackers else None,
+        project_dir=out,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     refuse_missing_processes(accelerator.num_processes, os.environ)
@@ -56,12 +62,13 @@ def die_with_launcher() -> None:
     """Ask Linux to end this process when the launcher ends, even by SIGKILL.
 
     The launchers start their processes in sessions of their own: without this, they train on unseen after the launcher
-    is killed, and whoever gives the same command again has two runs in one folder.
+    is killed, and whoever gives the same command again has two runs in one folder. The launcher of one process does not
+    pass SIGTERM on and dies of it: what comes then is SIGTERM, so that the run can save.
     """
-    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if by_launcher and sys.platform == "linux":
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    if (elastic or "ACCELERATE_MIXED_PRECISION" in os.environ) and sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL if elastic else signal.SIGTERM)
 
 
 def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> None:

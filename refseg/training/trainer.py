@@ -12,27 +12,23 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
-from datetime import timedelta
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
-from refseg.config import Recipe, recipe_differences
+from refseg.config import Recipe
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry, normalise
 from refseg.data.worker_death import named_worker_death
-from refseg.errors import CheckpointError, RecipeError, TrainingError
+from refseg.errors import PreemptedError, RecipeError, TrainingError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.leaks import describe_leaks
 from refseg.evaluation.protocols import find_protocol
@@ -40,12 +36,14 @@ from refseg.evaluation.scores import score
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
 from refseg.models.weights import load_pretrained
+from refseg.training.averaging import WeightAverage
 from refseg.training.checkpoint import (
+    AVERAGE_NAME,
+    MODEL_NAME,
     Best,
     CheckpointState,
     checkpoint_name,
     drop_checkpoint,
-    latest_checkpoint,
     list_checkpoints,
     load_optimizer,
     load_weights,
@@ -56,19 +54,15 @@ from refseg.training.checkpoint import (
 from refseg.training.compilation import CompiledModel
 from refseg.training.launch import start_accelerator
 from refseg.training.losses import LossWeights, training_loss
+from refseg.training.micro_batches import split_batch
 from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from refseg.training.run_files import MetricsLog, lock_run, write_run_facts
+from refseg.training.preemption import Preemption
+from refseg.training.resume import find_checkpoint, refuse_another_run
+from refseg.training.run_files import lock_run, write_run_facts
+from refseg.training.run_log import RunLog, open_run_log
 from refseg.training.window import MetricsWindow
 
 logger = logging.getLogger(__name__)
-
-_MAY_CHANGE = {
-    "data.root", "data.val_root", "data.num_workers", "data.worker_kind",
-    "data.cache_gigabytes",
-    "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
-    "train.val_every_epochs", "train.compile", "eval.images_per_batch",
-}  # fmt: skip
-"""Keys that may differ on resume: none of them moves a weight. (That the data is the same, its digest says.)"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +93,9 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
         CheckpointError: If `out` holds checkpoints but no sound one.
         DatasetError: If the dataset is unusable, or not the one the run began with.
         TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
+        PreemptedError: If SIGTERM came; the work is saved.
     """
-    accelerator = start_accelerator(recipe.train)
+    accelerator = start_accelerator(recipe.train, out)
     with named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         return _Trainer(recipe, out, accelerator).run()
 
@@ -124,11 +119,11 @@ class _Trainer:
         if recipe.train.val_every_epochs:
             self.val_index = ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
 
-        resumed = self._find_checkpoint()
+        resumed = find_checkpoint(out, accelerator)
         state = None
         if resumed is not None:
             state = read_state(resumed)
-            self._refuse_another_run(state)
+            refuse_another_run(state, recipe, out=out, digest=self.index.descriptor.digest, val_digest=self._val_digest)
 
         model = _build(recipe, accelerator)
         self.geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
@@ -146,6 +141,8 @@ class _Trainer:
             trained = CompiledModel(model, fixed_sentences=recipe.data.expressions_per_image == 1)
         self.wrapped, self.optimizer = accelerator.prepare(trained, optimizer)
 
+        decay = recipe.train.ema_decay
+        self.average = WeightAverage(model, decay=decay) if decay else None
         self.step = 0
         self.best: Best | None = None
         self.window = MetricsWindow(accelerator)
@@ -154,29 +151,50 @@ class _Trainer:
 
     def run(self) -> TrainResult:
         """Train to the end."""
-        config = self.recipe.train
         if self.step >= self.total_steps:
             logger.info("%s is trained: %d of %d steps are done", self.out, self.step, self.total_steps)
+        if self.is_main:
+            self._say_what_it_is()
         self._train_mode()
-        with self._open_metrics() as metrics, self._progress_bar() as bar:
+        preemption = Preemption()
+        opened = open_run_log(
+            self.accelerator, self.out, self.recipe, step=self.step, total_steps=self.total_steps
+        )  # fmt: skip
+        with preemption.listening(), opened as log:
             for batch in self._steps():
                 self.window.add(self._train_step(batch), batch.num_global)
                 self.step += 1
-                bar.update()
-                is_last = self.step == self.total_steps
-                log_due = is_last or self.step % config.log_every_steps == 0
-                save_due = is_last or self.step % config.checkpoint_every_steps == 0
-                val_due = self._validation_due()
-                if log_due or save_due or val_due:
-                    self._refuse_non_finite(self.window.flush())
-                if log_due:
-                    self._log(metrics, bar)
-                if val_due and self._validate(metrics):
-                    save_due = True
-                if save_due:
-                    self._save(metrics)
+                log.advance()
+                self._do_what_is_due(log, preemption)
         checkpoint = self.out / "checkpoints" / checkpoint_name(self.step)
         return TrainResult(checkpoint=checkpoint, step=self.step, best=self.best)
+
+    def _do_what_is_due(self, log: RunLog, preemption: Preemption) -> None:
+        """After a step: a line of the log, a validation, a checkpoint; the last step has all three."""
+        config = self.recipe.train
+        is_last = self.step == self.total_steps
+        log_due = is_last or self.step % config.log_every_steps == 0
+        save_due = is_last or self.step % config.checkpoint_every_steps == 0
+        val_due = self._validation_due()
+        # On a GPU the question waits for all steps in flight: there it is asked with the log alone.
+        may_ask = log_due or self.accelerator.device.type == "cpu"
+        leave = may_ask and not is_last and preemption.is_asked(self.accelerator)
+        if log_due or save_due or val_due or leave:
+            self._refuse_non_finite(self.window.flush())
+        if log_due:
+            self._log(log)
+        if val_due and not leave and self._validate(log):
+            save_due = True
+        if self._is_patience_at_end():
+            logger.info("no better validation for %d: the run ends here", config.patience)
+            self.total_steps, save_due = self.step, True
+        if save_due or leave:
+            self._save(log)
+        if leave:
+            raise PreemptedError(
+                f"{self.out}: asked to leave (SIGTERM) after step {self.step} of {self.total_steps}; all is saved, "
+                "and the same command goes on"
+            )
 
     # Setting up
 
@@ -206,22 +224,11 @@ class _Trainer:
             cache_bytes=int(data.cache_gigabytes * 1e9),
         )
 
-    def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from; rank 0 looks, so that all ranks take the same."""
-        found: list[Path | None] = [None]
-        if self.is_main:
-            found[0] = latest_checkpoint(self.out)
-        broadcast_object_list(found)
-        folder = found[0]
-        if folder is None:
-            return None
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: rank 0 sees this checkpoint and this machine does not; share --out")
-        return folder
-
     def _restore(self, folder: Path, state: CheckpointState) -> None:
         self.step, self.best = state.step, state.best
         self.window.load(state.window)
+        if self.average is not None:
+            load_weights(self.average.model, folder, averaged=True)
         states = load_optimizer(folder)
         self.optimizer.load_state_dict(states["optimizer"])
         if self.accelerator.scaler is not None:
@@ -234,35 +241,12 @@ class _Trainer:
             write_best(folder.parent, state)  # a crash may have come between the checkpoint and its mark
         logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
 
-    def _refuse_another_run(self, state: CheckpointState) -> None:
-        differing = [key for key in recipe_differences(state.recipe, self.recipe) if key not in _MAY_CHANGE]
-        if self.recipe.train.schedule == "multistep" and "train.epochs" in differing:
-            differing.remove("train.epochs")  # that schedule does not know where the end is
-        if differing:
-            raise RecipeError(
-                f"{self.out} holds a run of another recipe ({', '.join(differing)} differ); "
-                "choose another --out, or the same settings to go on"
-            )
-        if state.dataset_digest != self.index.descriptor.digest:
-            raise RecipeError(
-                f"{self.out} holds a run on {state.dataset} with digest {state.dataset_digest[:12]}, "
-                f"but {self.recipe.data.root} has {self.index.descriptor.digest[:12]}; choose another --out"
-            )
-        if state.val_dataset_digest and self._val_digest not in ("", state.val_dataset_digest):
-            raise RecipeError(
-                f"{self.out} holds a run validated on the dataset with digest {state.val_dataset_digest[:12]}, but "
-                f"{self.recipe.data.val_root or self.recipe.data.root} has {self._val_digest[:12]}: its best could not "
-                "be told; choose another --out"
-            )
-
     @property
     def _val_digest(self) -> str:
         return "" if self.val_index is None else self.val_index.descriptor.digest
 
-    def _open_metrics(self) -> AbstractContextManager[MetricsLog | None]:
-        """Say what the run is; the main process writes it down."""
-        if not self.is_main:
-            return nullcontext()
+    def _say_what_it_is(self) -> None:
+        """Write down what the run is."""
         device = self.accelerator.device.type
         write_run_facts(self.out, self.recipe, self.index.descriptor, num_processes=self.num_processes, device=device)
         logger.info(
@@ -275,11 +259,6 @@ class _Trainer:
                 "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",
                 self.recipe.data.root, describe_leaks(self.index.descriptor.leaks),
             )  # fmt: skip
-        return closing(MetricsLog(self.out, step=self.step))
-
-    def _progress_bar(self) -> "tqdm[Any]":
-        on_terminal = self.is_main and sys.stderr.isatty()
-        return tqdm(total=self.total_steps, initial=self.step, unit="step", disable=not on_terminal)
 
     # Steps
 
@@ -304,6 +283,22 @@ class _Trainer:
         config = self.recipe.train
         torch.manual_seed(step_seed(config.seed, self.step, self.accelerator.process_index))
         set_learning_rate(self.optimizer, self._learning_rate_factor(self.step))
+        parts = split_batch(batch, config.accumulate_steps)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, part in enumerate(parts, 1):
+            # Gradients are exchanged once a step, with the last part.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.wrapped):
+                total += self._backward(part)
+        if config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        return total
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of a batch or a part of it; returns its share of the loss."""
         images = normalise(batch.images, self.model.image_mean, self.model.image_std)
         output = self.wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
         loss = training_loss(
@@ -315,10 +310,6 @@ class _Trainer:
             num_processes=self.num_processes,
         )
         self.accelerator.backward(loss)
-        if config.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     def _learning_rate_factor(self, step: int) -> float:
@@ -349,46 +340,38 @@ class _Trainer:
             f"{what} at or shortly before step {self.step}; {last}; try a smaller train.lr, or set train.clip_norm"
         )
 
-    def _log(self, metrics: MetricsLog | None, bar: "tqdm[Any]") -> None:
+    def _log(self, log: RunLog) -> None:
         line = self.window.summarise()
-        if metrics is not None:
-            factor = self._learning_rate_factor(self.step - 1)
-            config = self.recipe.train
-            line = {
-                "epoch": round(self.step / self.steps_per_epoch, 4),
-                "loss": line.pop("loss"),
-                "lr": config.lr * factor,
-                "lr_backbone": config.lr * config.backbone_lr_scale * factor,
-                **line,
-            }
-            metrics.write("train", self.step, line)
-            bar.set_postfix(loss=f"{line['loss']:.4f}")
-            if bar.disable:
-                logger.info(
-                    "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  %.1f samples/s  data wait %.0f %%  %s left",
-                    self.step, self.total_steps, line["epoch"], line["loss"], line["lr"], line["samples_per_second"],
-                    100 * line["data_wait_share"],
-                    timedelta(seconds=round((self.total_steps - self.step) * line["seconds_per_step"])),
-                )  # fmt: skip
+        config, factor = self.recipe.train, self._learning_rate_factor(self.step - 1)
+        lr = {"lr": config.lr * factor, "lr_backbone": config.lr * config.backbone_lr_scale * factor}
+        epoch = round(self.step / self.steps_per_epoch, 4)
+        log.training(self.step, {"epoch": epoch, "loss": line.pop("loss"), **lr, **line})
 
     def _validation_due(self) -> bool:
         every = self.recipe.train.val_every_epochs
         epoch, into_epoch = divmod(self.step, self.steps_per_epoch)
         return every > 0 and into_epoch == 0 and (epoch % every == 0 or epoch == self.recipe.train.epochs)
 
-    def _validate(self, metrics: MetricsLog | None) -> bool:
+    def _is_patience_at_end(self) -> bool:
+        config = self.recipe.train
+        if not config.patience or self.best is None or not self._validation_due():
+            return False
+        return (self.step - self.best.step) // (self.steps_per_epoch * config.val_every_epochs) >= config.patience
+
+    def _validate(self, log: RunLog) -> bool:
         """Score the validation split on all processes; True if it is the best so far."""
         assert self.val_index is not None
         started = time.perf_counter()
         self._share_buffers()
         rows = evaluate_model(
-            self.model,
+            self.model if self.average is None else self.average.model,
             self.val_index,
             accelerator=self.accelerator,
             geometry=self.geometry,
             num_tokens=self.recipe.data.num_tokens,
             images_per_batch=self.recipe.eval.images_per_batch,
             num_workers=self.recipe.data.num_workers,
+            decode=self.recipe.data.decode,
             protocols=[find_protocol(self.recipe.eval.protocol)],
         )
         self._train_mode()
@@ -396,18 +379,14 @@ class _Trainer:
         improved = self.best is None or scores.overall_iou > self.best.overall_iou
         if improved:
             self.best = Best(overall_iou=scores.overall_iou, step=self.step)
-        if metrics is not None:
-            seconds = round(time.perf_counter() - started, 3)
-            epoch = round(self.step / self.steps_per_epoch, 4)
-            metrics.write(
-                "val", self.step,
-                {"epoch": epoch, "split": self.recipe.data.val_split, **scores.by_name(), "seconds": seconds},
-            )  # fmt: skip
-            logger.info(
-                "step %d  %s: oIoU %.4f  mIoU %.4f  (%d sentences, %.0f s)%s",
-                self.step, self.recipe.data.val_split, scores.overall_iou, scores.mean_iou, scores.num_sentences,
-                seconds, "  best so far" if improved else "",
-            )  # fmt: skip
+        line = {
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "split": self.recipe.data.val_split,
+            **scores.by_name(),
+            "num_sentences": scores.num_sentences,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        log.validation(self.step, line, improved=improved)
         self.window.forget_time()
         return improved
 
@@ -417,15 +396,18 @@ class _Trainer:
         They are those of rank 0's samples, and what checkpoints hold; the ranks differ by the last step's update.
         """
         if self.num_processes > 1:
-            for buffer in self.model.buffers():
+            averaged = [] if self.average is None else self.average.model.buffers()
+            for buffer in (*self.model.buffers(), *averaged):
                 torch.distributed.broadcast(buffer, src=0)
 
-    def _save(self, metrics: MetricsLog | None) -> None:
+    def _save(self, log: RunLog) -> None:
         epoch, steps_done = divmod(self.step, self.steps_per_epoch)
-        if metrics is not None:
-            metrics.sync()
-            weights = self.model.state_dict()
-            self._refuse_non_finite_weights(weights)
+        if self.is_main:
+            log.sync()
+            weights = {MODEL_NAME: self.model.state_dict()}
+            self._refuse_non_finite_weights(weights[MODEL_NAME])
+            if self.average is not None:
+                weights[AVERAGE_NAME] = self.average.model.state_dict()
             scaler = self.accelerator.scaler
             save_checkpoint(
                 self.out / "checkpoints",

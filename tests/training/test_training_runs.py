@@ -229,11 +229,11 @@ def test_frozen_batchnorm_keeps_its_statistics(overrides: list[str], tmp_path: P
 
 
 def kill_after(run: "subprocess.Popen[str]", step: str) -> None:
-    """Kill the launcher alone, and wait until nobody is left who could write to its output."""
+    """Kill the launcher and its group, and wait until nobody is left who could write to its output."""
     assert run.stdout is not None
     for line in run.stdout:
         if step in line:
-            run.kill()
+            os.killpg(run.pid, signal.SIGKILL)
             break
     run.stdout.read()
     run.stdout.close()
