@@ -33,6 +33,8 @@ class GroundTruth:
         self.index = index
         rules = {_rule(protocol, index) for protocol in protocols}
         self._parts = _read_parts(index, every="scaled" in rules) if rules - {"dataset"} else {}
+        self._last: tuple[str, int, NDArray[np.bool_]] | None = None
+        """What was drawn last: the next sentence is mostly of the same ref."""
 
     def mask(self, protocol: Protocol, row: int, sentence: int | None) -> Bool[np.ndarray, "H W"]:
         """The target of a sentence at the protocol's size.
@@ -45,9 +47,14 @@ class GroundTruth:
         size = protocol.compared_size(self.index.size(row))
         if sentence is not None and not self.index.sentence_exists[self.index.sentence_start[row] + sentence]:
             return np.zeros(size, np.bool_)
+        if self._last is None or self._last[:2] != (protocol.name, row):
+            self._last = protocol.name, row, self._draw(protocol, row, size)
+        return self._last[2]
+
+    def _draw(self, protocol: Protocol, row: int, size: tuple[int, int]) -> NDArray[np.bool_]:
         if _rule(protocol, self.index) == "scaled":
             return draw_scaled(self._parts.get(row, ()), self.index.size(row), size)
-        runs = self.dataset_runs(protocol, row, sentence)
+        runs = self.dataset_runs(protocol, row, None)
         if runs is None:
             drawn = draw_parts(self._parts[row], self.index.size(row), _rule(protocol, self.index))
             if protocol.size is None:
