@@ -1,24 +1,30 @@
 """Segment any picture a user has: a checkpoint, an image, some texts; masks at the image's own size."""
 
+import io
 import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
 
 from refseg import tokenizer
+from refseg.config import Recipe
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import ImageError, UsageError
 from refseg.evaluation.explanation import SentenceExplanation, explain_sentence
 from refseg.evaluation.heat_maps import draw_explanation
 from refseg.evaluation.inference import masks_at_original_size
 from refseg.evaluation.overlay import draw_overlay
-from refseg.evaluation.protocols import find_protocol
+from refseg.evaluation.protocols import Protocol, find_protocol
+from refseg.models.model import SegmentationModel
 from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -89,27 +95,100 @@ def segment(
     picture = read_picture(image) if isinstance(image, Path) else _to_rgb(image)
     if isinstance(checkpoint, Path):
         checkpoint = load_checkpoint(checkpoint, device)
-    model, recipe = checkpoint.model, checkpoint.recipe
-    device = next(model.parameters()).device
-    geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
-    protocol = find_protocol(recipe.eval.protocol)
-    resized = geometry.apply_image(torch.from_numpy(picture).permute(2, 0, 1))
+    segmenter = Segmenter(model=checkpoint.model, recipe=checkpoint.recipe)
+    encoded = segmenter.encode(picture)
     masks, explanations = [], []
-    size = (picture.shape[0], picture.shape[1])
-    with torch.inference_mode():
-        image_state = model.encode_image(normalise(resized[None].to(device), model.image_mean, model.image_std))
-        # One text at a time: a large picture's probabilities take more memory than the model.
-        for text in texts:
-            own_ids = _token_ids(text, recipe.data.num_tokens)
-            token_ids = torch.tensor([own_ids], device=device)
-            text_state = model.encode_text(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
-            mask_logits = model.decode(image_state, text_state, torch.zeros(1, dtype=torch.int64, device=device))
-            mask = masks_at_original_size(mask_logits, original_size=size, geometry=geometry, protocol=protocol)
-            masks.append(mask[0].cpu().numpy())
-            if explain:
-                found = explain_sentence(model, image_state, own_ids, geometry=geometry, picture_size=size)
-                explanations.append(found)
+    # One text at a time: a large picture's probabilities take more memory than the model.
+    for text in texts:
+        token_ids = segmenter.read_text(text)
+        masks.append(segmenter.mask(encoded, segmenter.score(encoded, token_ids)))
+        if explain:
+            explanations.append(segmenter.explain(encoded, token_ids))
     return Prediction(picture=picture, texts=tuple(texts), masks=np.stack(masks), explanations=tuple(explanations))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedPicture:
+    """What a model made of one picture: every text about it starts from here.
+
+    Attributes:
+        state: The model's own kind of image state.
+        size: `(height, width)` of the picture in pixels.
+    """
+
+    state: Any
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Segmenter:
+    """The steps from a picture and a text to a mask, apart, so that a picture is encoded once for all its texts.
+
+    Attributes:
+        model: In evaluation mode.
+        recipe: What it was made by: input size, geometry, tokens, and the protocol that says what is object.
+    """
+
+    model: SegmentationModel
+    recipe: Recipe
+
+    @property
+    def geometry(self) -> Geometry:
+        """How pictures are brought to the network's input."""
+        return Geometry(kind=self.recipe.data.geometry, size=self.recipe.data.input_size, mean=self.model.image_mean)
+
+    @property
+    def protocol(self) -> Protocol:
+        """The rule by which scores become a mask."""
+        return find_protocol(self.recipe.eval.protocol)
+
+    @torch.inference_mode()
+    def encode(self, picture: UInt8[np.ndarray, "H W 3"]) -> EncodedPicture:
+        """Encode an RGB picture; what takes most of the time."""
+        resized = self.geometry.apply_image(torch.from_numpy(picture).permute(2, 0, 1))
+        images = normalise(resized[None].to(self._device), self.model.image_mean, self.model.image_std)
+        return EncodedPicture(state=self.model.encode_image(images), size=(picture.shape[0], picture.shape[1]))
+
+    def read_text(self, text: str) -> tuple[int, ...]:
+        """Token ids with SOS and EOS, cut to what the model reads; a cut is logged."""
+        token_ids, num_tokens = tokenizer.encode(text), self.recipe.data.num_tokens
+        kept = tokenizer.truncate(token_ids, num_tokens)
+        if len(kept) < len(token_ids):
+            logger.warning("the model reads %d tokens: %r is cut to %r", num_tokens, text, tokenizer.decode(kept))
+        return kept
+
+    @torch.inference_mode()
+    def score(self, encoded: EncodedPicture, token_ids: Sequence[int]) -> Float[Tensor, "1 1 h w"]:
+        """Mask logits of one sentence, at the fraction of the input's size that the model gives."""
+        ids = torch.tensor([list(token_ids)], device=self._device)
+        text_state = self.model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool))
+        return self.model.decode(encoded.state, text_state, torch.zeros(1, dtype=torch.int64, device=self._device))
+
+    @torch.inference_mode()
+    def mask(self, encoded: EncodedPicture, mask_logits: Float[Tensor, "1 1 h w"]) -> Bool[np.ndarray, "H W"]:
+        """The mask at the picture's size, by the recipe's protocol."""
+        masks = masks_at_original_size(
+            mask_logits, original_size=encoded.size, geometry=self.geometry, protocol=self.protocol
+        )
+        mask: Bool[np.ndarray, "H W"] = masks[0].cpu().numpy()
+        return mask
+
+    @torch.inference_mode()
+    def probabilities(
+        self, encoded: EncodedPicture, mask_logits: Float[Tensor, "1 1 h w"], size: tuple[int, int]
+    ) -> Float[np.ndarray, "H W"]:
+        """Probability of object, 0 to 1, over the picture brought to `size`: `(height, width)` in pixels."""
+        values = F.interpolate(mask_logits.float().sigmoid(), self.geometry.size, mode="bilinear", align_corners=False)
+        over: Float[np.ndarray, "H W"] = self.geometry.invert(values[:, 0], encoded.size, size)[0].cpu().numpy()
+        return over
+
+    def explain(self, encoded: EncodedPicture, token_ids: Sequence[int]) -> SentenceExplanation:
+        """What the model looked at for one sentence."""
+        return explain_sentence(self.model, encoded.state, token_ids, geometry=self.geometry, picture_size=encoded.size)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -118,20 +197,47 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         ImageError: If there is no such file, or it is not an image, or is damaged or too large to be meant.
     """
+    return _read(path, name=str(path), kinds=None, max_pixels=None)
+
+
+def decode_picture(data: bytes, *, name: str, kinds: Sequence[str], max_pixels: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image that a stranger may have sent, as `read_picture` does.
+
+    Args:
+        data: The file's bytes.
+        name: For messages.
+        kinds: Pillow's names of the kinds that are tried; no other reader sees the bytes.
+        max_pixels: More are refused by the image's header, before memory is asked for.
+
+    Raises:
+        ImageError: If it is not an image of these kinds, or is damaged or has too many pixels.
+    """
+    return _read(io.BytesIO(data), name=name, kinds=kinds, max_pixels=max_pixels)
+
+
+def _read(
+    source: Path | io.BytesIO, *, name: str, kinds: Sequence[str] | None, max_pixels: int | None
+) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels and refuses from 179; a warning is no reason to fail.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(source, formats=kinds) as picture:
+                if max_pixels is not None and picture.width * picture.height > max_pixels:
+                    raise ImageError(
+                        f"{name}: found {picture.width} x {picture.height} pixels, expected at most "
+                        f"{max_pixels / 1e6:g} million; scale it down first"
+                    )
                 return _to_rgb(picture)
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file; expected an image") from error
+        raise ImageError(f"{name}: no such file; expected an image") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image of a kind that Pillow reads; expected JPEG, PNG, WebP, ...") from error
+        expected = "JPEG, PNG, WebP, ..." if kinds is None else ", ".join(kinds)
+        raise ImageError(f"{name}: not an image of a kind that is read here; expected {expected}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large ({error}); scale it down first") from error
+        raise ImageError(f"{name}: too large ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on damaged files
-        raise ImageError(f"{path}: cannot be read as an image ({error}); take an undamaged file") from error
+        raise ImageError(f"{name}: cannot be read as an image ({error}); take an undamaged file") from error
 
 
 def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
@@ -145,15 +251,6 @@ def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.array(upright.convert("RGB"))
-
-
-def _token_ids(text: str, num_tokens: int) -> tuple[int, ...]:
-    token_ids = tokenizer.encode(text)
-    if len(token_ids) > num_tokens:
-        kept = tokenizer.truncate(token_ids, num_tokens)
-        logger.warning("the model reads %d tokens: %r is cut to %r", num_tokens, text, tokenizer.decode(kept[1:-1]))
-        return kept
-    return token_ids
 
 
 def _box_xywh(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int] | None:
