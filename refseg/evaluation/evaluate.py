@@ -1,8 +1,9 @@
 """One prediction pass over a dataset: one row of pixel counts per sentence, by any protocols, on any processes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from refseg.evaluation.ground_truth import GroundTruth
 from refseg.evaluation.inference import ReferringModel, compared_masks
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import Counted, RowFacts, SentenceOrder, make_table
+from refseg.models.model import SegmentationModel
+from refseg.models.text_cache import TextCache
 from refseg.run_lengths import encode_runs
 
 logger = logging.getLogger(__name__)
@@ -93,6 +96,8 @@ def evaluate_model(
         decode=decode,
     )
     ground_truth = GroundTruth(index, protocols)
+    # Another's model may have states of any kind; ours are known.
+    encode_text = TextCache(model) if isinstance(model, SegmentationModel) else model.encode_text
     found = _Found()
     was_training = model.training
     model.train(False)
@@ -110,6 +115,7 @@ def evaluate_model(
                 model,
                 images,
                 batch,
+                encode_text=encode_text,
                 ground_truth=ground_truth,
                 targets=targets,
                 is_scored=is_scored,
@@ -152,6 +158,7 @@ def _evaluate_batch(
     images: Tensor,
     batch: Batch,
     *,
+    encode_text: Callable[[Tensor, Tensor], Any],
     ground_truth: GroundTruth,
     targets: NDArray[np.int64],
     is_scored: NDArray[np.bool_],
@@ -169,7 +176,7 @@ def _evaluate_batch(
         return
     image_state = model.encode_image(images)
     for chunk in chosen.split(MAX_EXPRESSIONS):
-        text_state = model.encode_text(batch.token_ids[chunk], batch.token_mask[chunk])
+        text_state = encode_text(batch.token_ids[chunk], batch.token_mask[chunk])
         mask_logits = model.decode(image_state, text_state, batch.image_index[chunk])
         of_image = batch.image_index[chunk].cpu().numpy()
         rows, sentences = batch.row_index[chunk].tolist(), batch.sentence_index[chunk].tolist()
