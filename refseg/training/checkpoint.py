@@ -178,12 +178,12 @@ def save_checkpoint(
         _write(aside, state, weights=weights, optimizer=optimizer)
         aside.rename(folder)
         sync_path(checkpoints)
+        write_best(checkpoints, state)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: cannot be written ({error}); make room, then go on from the one before"
         ) from error
-    write_best(checkpoints, state)
     _drop_old(checkpoints, state, keep=keep)
     return folder
 

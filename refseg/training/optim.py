@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refseg.config import TrainConfig
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 
-def build_optimizer(config: TrainConfig, groups: Mapping[str, NamedParameters]) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over a model's parameter groups.
+def build_optimizer(
+    config: TrainConfig, groups: Mapping[str, NamedParameters], *, device: str = "cpu"
+) -> torch.optim.Optimizer:
+    """Build Adam or AdamW over a model's parameter groups, fused into one kernel on CUDA.
+
+    Not fused on a CPU: there that kernel pairs weights and gradients by place in memory, which is wrong where one of
+    the two is channels_last and the other is not, and says nothing. On CUDA it refuses such pairs: see `match_layouts`.
 
     Each group of the optimiser holds its own `base_lr`; `set_learning_rate` multiplies it. CRIS's code means to
     give the backbone a tenth of the rate but sets `initial_lr` alone, so that its first epoch runs at the full one;
@@ -21,6 +27,7 @@ def build_optimizer(config: TrainConfig, groups: Mapping[str, NamedParameters]) 
     Args:
         config: The recipe's `[train]` section.
         groups: `backbone` and `rest`, as a model's `parameter_groups` gives them.
+        device: Kind of the device that the parameters are on.
     """
     scales = {"backbone": config.backbone_lr_scale, "rest": 1.0}
     settings = [
@@ -35,9 +42,42 @@ def build_optimizer(config: TrainConfig, groups: Mapping[str, NamedParameters]) 
         if parameters
     ]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    # Not fused: on a CPU that kernel pairs weights and gradients by place in memory, which is wrong where one of the
-    # two is channels_last and the other is not, and says nothing.
-    return kind(settings)
+    return kind(settings, fused=device == "cuda")
+
+
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give gradients the strides of their weights, as the fused kernel wants them.
+
+    autograd lets the gradient of a 1 x 1 convolution differ, whose strides say the same in two ways.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and weight.grad.stride() != weight.stride():
+                weight.grad = _laid_out_as(weight, weight.grad)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on with the state of an optimiser, which another kind of device may have left.
+
+    torch takes over the groups' settings with it, `fused` among them, and the strides that the state had.
+
+    Args:
+        optimizer: Of the same parameters in the same groups.
+        state: Its `state_dict`, on the CPU.
+    """
+    saved = state["param_groups"]
+    groups = [{**old, "fused": own["fused"]} for old, own in zip(saved, optimizer.param_groups, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            for name, value in optimizer.state[weight].items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                    optimizer.state[weight][name] = _laid_out_as(weight, value)
+
+
+def _laid_out_as(weight: Tensor, values: Tensor) -> Tensor:
+    """Values in new memory with the weight's strides."""
+    return torch.empty_like(weight, requires_grad=False).copy_(values)
 
 
 def _by_decay(named: NamedParameters, weight_decay: float) -> Iterable[tuple[float, list[nn.Parameter]]]:

@@ -1,5 +1,6 @@
 """What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -67,12 +68,22 @@ class MetricsLog:
         aside = self.path.with_name(f".{METRICS_NAME}.part")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         aside.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)  # what a full disk refused would else come again at the end
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line and hand it to the system."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        """Append a line and hand it to the system.
+
+        Raises:
+            TrainingError: If the disk refuses.
+        """
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
+            ) from error
 
     def sync(self) -> None:
         """Make the lines so far outlive a power cut; called before a checkpoint that counts on them."""

@@ -55,8 +55,15 @@ from refseg.training.compilation import CompiledModel
 from refseg.training.launch import start_accelerator
 from refseg.training.losses import LossWeights, training_loss
 from refseg.training.micro_batches import split_batch
-from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from refseg.training.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_state,
+    match_layouts,
+    set_learning_rate,
+)
 from refseg.training.preemption import Preemption
+from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
 from refseg.training.run_files import lock_run, write_run_facts
 from refseg.training.run_log import RunLog, open_run_log
@@ -96,7 +103,8 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
         PreemptedError: If SIGTERM came; the work is saved.
     """
     accelerator = start_accelerator(recipe.train, out)
-    with named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
+    others = named_rank_death(accelerator.num_processes)
+    with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         return _Trainer(recipe, out, accelerator).run()
 
 
@@ -133,7 +141,7 @@ class _Trainer:
         self.total_steps = min(self.steps_per_epoch * recipe.train.epochs, recipe.train.max_steps or sys.maxsize)
         if resumed is not None:
             load_weights(model, resumed)
-        optimizer = build_optimizer(recipe.train, model.parameter_groups())
+        optimizer = build_optimizer(recipe.train, model.parameter_groups(), device=accelerator.device.type)
         self.model = model
         """The model itself, for validation and checkpoints."""
         trained: torch.nn.Module = model
@@ -180,7 +188,7 @@ class _Trainer:
         may_ask = log_due or self.accelerator.device.type == "cpu"
         leave = may_ask and not is_last and preemption.is_asked(self.accelerator)
         if log_due or save_due or val_due or leave:
-            self._refuse_non_finite(self.window.flush())
+            self._refuse_non_finite(*self.window.flush())
         if log_due:
             self._log(log)
         if val_due and not leave and self._validate(log):
@@ -230,7 +238,7 @@ class _Trainer:
         if self.average is not None:
             load_weights(self.average.model, folder, averaged=True)
         states = load_optimizer(folder)
-        self.optimizer.load_state_dict(states["optimizer"])
+        load_optimizer_state(self.optimizer.optimizer, states["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(states["scaler"])
         self.loader.load_cursor(Cursor.from_dict(state.cursor))
@@ -289,8 +297,12 @@ class _Trainer:
             # Gradients are exchanged once a step, with the last part.
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.wrapped):
                 total += self._backward(part)
+        if self.accelerator.device.type == "cuda":
+            match_layouts(self.optimizer)
         if config.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            if self.accelerator.scaler is None:  # else an infinite one only lowers the scale, and the step is left out
+                self.window.add_gradient_norm(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -324,9 +336,11 @@ class _Trainer:
 
     # What is due after a step
 
-    def _refuse_non_finite(self, loss_sum: float) -> None:
+    def _refuse_non_finite(self, loss_sum: float, norm_sum: float) -> None:
         if not math.isfinite(loss_sum):
             raise self._divergence(f"the loss became {loss_sum}")
+        if not math.isfinite(norm_sum):
+            raise self._divergence(f"the gradient's norm became {norm_sum}")
 
     def _refuse_non_finite_weights(self, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items():

@@ -16,6 +16,7 @@ class MetricsWindow:
         self._accelerator = accelerator
         self._losses: list[Tensor] = []
         self._nums: list[Tensor] = []
+        self._norms: list[Tensor] = []
         self._loss_sum = 0.0
         self._num_steps = 0
         self._started = time.perf_counter()
@@ -26,20 +27,29 @@ class MetricsWindow:
         self._losses.append(loss)
         self._nums.append(num_samples)
 
-    def flush(self) -> float:
-        """Sum over steps and ranks; returns what came in since the last time. Called by all ranks together."""
+    def add_gradient_norm(self, norm: Tensor) -> None:
+        """Take a step's norm of the gradient, which is the same on all ranks."""
+        self._norms.append(norm)
+
+    def flush(self) -> tuple[float, float]:
+        """Sum over steps and ranks; called by all ranks together.
+
+        Returns:
+            The losses that came in since the last time, and the norms.
+        """
         if not self._losses:
-            return 0.0
+            return 0.0, 0.0
         local = torch.stack(self._losses).double().sum()
         loss_sum = float(self._accelerator.reduce(local, reduction="sum")) / self._accelerator.num_processes
         self._loss_sum += loss_sum
         self._num_steps += len(self._losses)
         self._timed_steps += len(self._losses)
         self._num_samples += int(torch.stack(self._nums).sum())
-        self._losses, self._nums = [], []
+        norm_sum = float(torch.stack(self._norms).double().sum()) if self._norms else 0.0
+        self._losses, self._nums, self._norms = [], [], []
         self._seconds += time.perf_counter() - self._started
         self._started = time.perf_counter()
-        return loss_sum
+        return loss_sum, norm_sum
 
     def summarise(self) -> dict[str, float]:
         """Means of the window, which then starts again; the rates leave out validation, saving and earlier runs."""

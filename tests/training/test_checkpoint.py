@@ -39,7 +39,11 @@ def save(out: Path, recipe: Recipe, weights: dict[str, torch.Tensor], step: int,
         num_processes=1,
     )
     return save_checkpoint(
-        out / "checkpoints", state, weights=weights, optimizer={"optimizer": {"step": torch.tensor(step)}}, keep=2
+        out / "checkpoints",
+        state,
+        weights={"model.safetensors": weights},
+        optimizer={"optimizer": {"step": torch.tensor(step)}},
+        keep=2,
     )
 
 

@@ -3,7 +3,13 @@ import torch
 from torch import nn
 
 from refseg.config import TrainConfig
-from refseg.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from refseg.training.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_state,
+    match_layouts,
+    set_learning_rate,
+)
 
 
 def named(*shapes: tuple[int, ...]) -> list[tuple[str, nn.Parameter]]:
@@ -63,3 +69,43 @@ def test_a_step_is_the_same_whatever_the_memory_order_of_weights_and_gradients()
         stepped.append(weight.detach())
 
     torch.testing.assert_close(stepped[0], stepped[1], rtol=0, atol=0)
+
+
+def test_only_cuda_has_the_fused_kernel() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    for device, fused in (("cpu", False), ("cuda", True)):
+        optimizer = build_optimizer(TrainConfig(), {"backbone": [], "rest": [("weight", weight)]}, device=device)
+        assert [group["fused"] for group in optimizer.param_groups] == [fused]
+
+
+def test_gradients_get_the_strides_of_their_weights() -> None:
+    weight = nn.Parameter(torch.zeros(4, 3, 1, 1).to(memory_format=torch.channels_last))
+    weight.grad = torch.arange(12.0).reshape(4, 3, 1, 1)
+    weight.grad = weight.grad.as_strided((4, 3, 1, 1), (3, 1, 1, 1))
+    assert weight.grad.stride() != weight.stride()
+
+    match_layouts(torch.optim.Adam([weight]))
+
+    assert weight.grad.stride() == weight.stride()
+    assert weight.grad.flatten().tolist() == list(range(12))
+
+
+def test_the_state_of_another_device_is_taken_over_without_its_kernel_and_strides() -> None:
+    def made(*, channels_last: bool) -> tuple[torch.optim.Optimizer, nn.Parameter]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        weight = nn.Parameter(torch.ones(2, 3, 2, 2).to(memory_format=layout))
+        return build_optimizer(TrainConfig(), {"backbone": [], "rest": [("weight", weight)]}), weight
+
+    old, weight = made(channels_last=True)
+    weight.grad = torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    old.step()
+    state = old.state_dict()
+    state["param_groups"][0]["fused"] = True  # as a GPU leaves it
+
+    new, other = made(channels_last=False)
+    load_optimizer_state(new, state)
+
+    assert new.param_groups[0]["fused"] is False
+    average = new.state[other]["exp_avg"]
+    assert average.stride() == other.stride()
+    torch.testing.assert_close(average, 0.1 * torch.arange(24.0).reshape(2, 3, 2, 2))
