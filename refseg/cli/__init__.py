@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "one self-contained page of scores, curves and examples",
     "publish": "a trained model as a folder of the Hugging Face Hub, with a model card",
     "predict": "mask and overlay for an image and a sentence",
+    "demo": "a local web page: a picture, an expression, its mask",
     "toy": "draw a toy dataset in the real source formats",
 }
 

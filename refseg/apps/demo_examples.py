@@ -1,0 +1,63 @@
+"""The bundled pictures as the demo's examples: with the expressions that belong to them, and credits."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refseg.errors import AnnotationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A picture to try.
+
+    Attributes:
+        image_id: COCO's.
+        path: Of the JPEG.
+        sentences: Expressions that people wrote about it.
+        origin: Address of the picture where its author published it.
+        licence: Its name.
+        licence_url: Where it can be read.
+    """
+
+    image_id: int
+    path: Path
+    sentences: tuple[str, ...]
+    origin: str
+    licence: str
+    licence_url: str
+
+
+def read_examples(sample: Path) -> dict[int, Example]:
+    """Pictures of a folder in REFER's layout that have an expression, by image id.
+
+    Args:
+        sample: Holds `sample/instances.json` with COCO's licences, one `refs(*).json`, and `images/train2014/`.
+
+    Raises:
+        AnnotationError: If it is no such folder.
+    """
+    try:
+        instances: dict[str, Any] = json.loads((sample / "sample/instances.json").read_text(encoding="utf-8"))
+        refs_path = next((sample / "sample").glob("refs(*).json"))
+        refs: list[dict[str, Any]] = json.loads(refs_path.read_text(encoding="utf-8"))
+        licences = {licence["id"]: licence for licence in instances["licenses"]}
+        sentences: defaultdict[int, list[str]] = defaultdict(list)
+        for ref in refs:
+            sentences[ref["image_id"]] += [sentence["sent"] for sentence in ref["sentences"]]
+        return {
+            image["id"]: Example(
+                image_id=image["id"],
+                path=sample / "images/train2014" / image["file_name"],
+                sentences=tuple(sentences[image["id"]]),
+                origin=image["flickr_url"],
+                licence=licences[image["license"]]["name"],
+                licence_url=licences[image["license"]]["url"],
+            )
+            for image in instances["images"]
+            if image["id"] in sentences
+        }
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise AnnotationError(f"{sample}: the bundled sample is damaged ({error!r}); install refseg again") from error

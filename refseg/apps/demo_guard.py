@@ -1,0 +1,82 @@
+"""What stands before the demo's pages: whose requests are answered, how large they may be, what browsers may do."""
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_HEADERS: Mapping[str, str] = {
+    # Scripts, styles and requests of this server alone: the page can reach no other host, whatever an upload holds.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class RequestGuard:
+    """Refuses what other sites send, and bodies over a limit, as they arrive; adds headers to every answer.
+
+    A browser lets any page on the web send a form to a server on loopback, and tells where from in `Origin`. That the
+    page cannot read the answer is the browser's rule; that it cannot set this machine to work is ours.
+    Starlette's own limit of bodies gives no reason, and its answer is lost on who is still sending.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI asks."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            refusal = f"found a request of {origin}, expected this server's own pages; open the demo by its address"
+            await JSONResponse({"detail": refusal}, 403)(scope, receive, send_guarded)
+            return
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            if headers.get("expect", "").lower() != "100-continue":
+                await _read_off(receive, 8 * self.max_bytes)
+            too_large = {"detail": self._too_large(f"{int(declared) / 1e6:.1f} MB")}
+            await JSONResponse(too_large, 413, {"Connection": "close"})(scope, receive, send_guarded)
+            return
+        num_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                if message.get("more_body", False):
+                    await _read_off(receive, 8 * self.max_bytes)
+                raise HTTPException(413, self._too_large("more"), {"Connection": "close"})
+            return message
+
+        await self.app(scope, receive_counted, send_guarded)
+
+    def _too_large(self, found: str) -> str:
+        return f"found {found}, expected at most {self.max_bytes / 1e6:g} MB; scale the picture down first"
+
+
+async def _read_off(receive: Receive, max_bytes: int) -> None:
+    """Read and forget: who is still sending when the connection closes never sees the answer."""
+    num_bytes, more = 0, True
+    while more and num_bytes < max_bytes:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        more = message["type"] == "http.request" and message.get("more_body", False)

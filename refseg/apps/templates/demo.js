@@ -1,0 +1,312 @@
+// The demo's page: uploads a picture, asks about it, and draws the answers. It speaks to its own server alone.
+
+const byId = (id) => document.getElementById(id);
+const maxBytes = Number(document.body.dataset.maxBytes);
+const FILL = [0, 224, 255]; // of a mask; the colours of refseg's reports
+const HEAT = [255, 214, 10];
+
+let picture = null; // {blob, name, id, width, height, shown: HTMLImageElement, answers: [answer]}
+let current = null; // the answer that is shown
+let newest = 0; // number of the last thing begun: what finishes later than a newer one is dropped
+
+// ---- Speaking to the server
+
+async function call(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer; see whether refseg demo still runs.");
+  }
+  if (response.ok) return response;
+  const told = await response.json().catch(() => ({}));
+  const error = new Error(typeof told.detail === "string" ? told.detail : `The server answered ${response.status}.`);
+  error.status = response.status;
+  throw error;
+}
+
+async function upload(blob, name) {
+  const form = new FormData();
+  form.append("file", blob, name);
+  return (await call("/api/images", { method: "POST", body: form })).json();
+}
+
+async function ask(asked, text, maps) {
+  const send = async () => {
+    const body = JSON.stringify({ image_id: asked.id, text, maps });
+    return (await call("/api/segment", { method: "POST", body, headers: { "Content-Type": "application/json" } })).json();
+  };
+  try {
+    return await send();
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    await upload(asked.blob, asked.name); // the server keeps the last few pictures only
+    return send();
+  }
+}
+
+function load(source) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => reject(new Error("The server's picture cannot be shown."));
+    image.src = source;
+  });
+}
+
+// ---- What a person does
+
+async function begin(message, work) {
+  const number = ++newest;
+  byId("error").hidden = true;
+  byId("status").textContent = message;
+  document.body.setAttribute("aria-busy", "true");
+  try {
+    const done = await work(() => number === newest);
+    if (number === newest) byId("status").textContent = done ?? "";
+  } catch (error) {
+    if (number !== newest) return;
+    byId("status").textContent = "";
+    byId("error").textContent = error.message;
+    byId("error").hidden = false;
+  } finally {
+    if (number === newest) document.body.removeAttribute("aria-busy");
+  }
+}
+
+async function takePicture(blob, name, isNewest) {
+  if (blob.size > maxBytes) {
+    throw new Error(`${name}: found ${(blob.size / 1e6).toFixed(1)} MB, expected at most ${maxBytes / 1e6} MB; scale the picture down first`);
+  }
+  const told = await upload(blob, name);
+  const shown = await load(`/api/images/${told.image_id}`);
+  if (!isNewest()) return null;
+  picture = { blob, name, id: told.image_id, width: told.width, height: told.height, shown, answers: [] };
+  current = null;
+  byId("drop").classList.add("filled");
+  byId("figure").hidden = false;
+  byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
+  for (const id of ["answer", "asked", "views"]) byId(id).hidden = true;
+  draw();
+  return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
+}
+
+function choose(blob, name) {
+  return begin("Encoding the picture …", (isNewest) => takePicture(blob, name, isNewest));
+}
+
+async function find(text, isNewest) {
+  if (!picture) throw new Error("There is no picture yet; choose one, or take an example below.");
+  if (!text.trim()) throw new Error("The expression is empty; say what to look for, such as: the woman in the red coat");
+  const asked = picture;
+  const answer = await ask(asked, text, false);
+  answer.mask = await load(`data:image/png;base64,${answer.mask_png}`);
+  answer.probability = await load(`data:image/png;base64,${answer.probability_png}`);
+  if (!isNewest() || asked !== picture) return null;
+  asked.answers = asked.answers.filter((old) => old.text !== answer.text).concat(answer);
+  show(answer);
+  return `Answered in ${answer.seconds.toFixed(2)} s; the picture was not encoded again.`;
+}
+
+byId("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  if (file) choose(file, file.name);
+  event.target.value = ""; // the same file can be chosen again
+});
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  begin("Looking …", (isNewest) => find(byId("text").value, isNewest));
+});
+for (const button of document.querySelectorAll("button.example")) {
+  button.addEventListener("click", () => {
+    const text = button.textContent;
+    byId("text").value = text;
+    begin("Encoding the picture …", async (isNewest) => {
+      if (picture?.name !== button.dataset.name) {
+        const blob = await (await call(button.dataset.picture)).blob();
+        if (!isNewest()) return null;
+        await takePicture(blob, button.dataset.name, isNewest);
+        if (!isNewest()) return null;
+      }
+      return find(text, isNewest);
+    });
+    byId("picture-title").scrollIntoView({ behavior: "smooth" });
+  });
+}
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  byId("drop").classList.add("over");
+});
+addEventListener("dragleave", () => byId("drop").classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault(); // beside the field too: the browser would leave the page
+  byId("drop").classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file) choose(file, file.name);
+});
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) choose(file, file.name || "pasted.png");
+});
+byId("views").addEventListener("change", draw);
+byId("maps").addEventListener("toggle", showMaps);
+
+// ---- What a person sees
+
+function show(answer) {
+  current = answer;
+  byId("answer").hidden = byId("views").hidden = false;
+  byId("answer-text").textContent = answer.text;
+  byId("cut").hidden = !answer.is_cut;
+  byId("cut").textContent = `Too long for the model. It read: ${answer.read_text}`;
+  const [box, percent] = [answer.box_xywh, (share) => `${(100 * share).toFixed(1)} %`];
+  const facts = {
+    found: box ? `${percent(answer.covered_share)} of the picture` : "nothing: no pixel is probable enough",
+    ...(box && { box: `${box[2]} × ${box[3]} pixels at ${box[0]}, ${box[1]}` }),
+    "highest probability": `${percent(answer.highest_probability)} (object above ${percent(answer.threshold)})`,
+  };
+  byId("answer-facts").replaceChildren(
+    ...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
+  );
+  showWords(answer);
+  offer(byId("mask-file"), bytesOf(answer.mask_png), "image/png", `${fileStem(answer)}.mask.png`);
+  offer(byId("rle-file"), JSON.stringify(answer.rle), "application/json", `${fileStem(answer)}.rle.json`);
+  byId("maps").open = false;
+  showAsked();
+  draw();
+}
+
+function showWords(answer) {
+  byId("words").hidden = byId("words-title").hidden = answer.words === null;
+  byId("no-words").hidden = answer.words !== null;
+  const most = Math.max(...(answer.words ?? []).map((word) => word.weight));
+  const rows = (answer.words ?? []).map(({ word, weight }) => {
+    const [row, name, cell, bar, track, fill] = ["tr", "th", "td", "div", "span", "i"].map((tag) => element(tag));
+    name.scope = "row";
+    name.textContent = word;
+    bar.className = "bar";
+    track.setAttribute("aria-hidden", "true");
+    fill.style.width = `${(100 * weight) / most}%`;
+    track.append(fill);
+    bar.append(track, element("b", `${(100 * weight).toFixed(1)} %`));
+    cell.append(bar);
+    row.append(name, cell);
+    return row;
+  });
+  byId("words").tBodies[0].replaceChildren(...rows);
+}
+
+async function showMaps() {
+  const [answer, asked] = [current, picture];
+  if (!byId("maps").open || !answer) return;
+  const [note, image] = [byId("maps-note"), byId("maps-picture")];
+  image.hidden = true;
+  note.textContent = "Drawing …";
+  try {
+    answer.maps_png ??= (await ask(asked, answer.text, true)).maps_png;
+    if (answer !== current) return;
+    note.textContent = answer.maps_png ? "" : "This model has no maps to show.";
+    if (answer.maps_png) {
+      image.src = `data:image/png;base64,${answer.maps_png}`;
+      image.alt = `Where the model looked for “${answer.text}”: yellow is high`;
+      image.hidden = false;
+    }
+  } catch (error) {
+    note.textContent = error.message;
+  }
+}
+
+function showAsked() {
+  byId("asked").hidden = picture.answers.length < 2;
+  byId("asked").querySelector("ol").replaceChildren(
+    ...picture.answers.map((answer) => {
+      const [item, button] = [element("li"), element("button", answer.text)];
+      button.type = "button";
+      button.setAttribute("aria-pressed", String(answer === current));
+      button.addEventListener("click", () => {
+        const place = picture.answers.indexOf(answer);
+        show(answer);
+        byId("asked").querySelectorAll("button")[place].focus(); // the list was drawn anew
+      });
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+function draw() {
+  if (!picture) return;
+  const canvas = byId("canvas");
+  const { naturalWidth: width, naturalHeight: height } = picture.shown;
+  canvas.width = width;
+  canvas.height = height;
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(picture.shown, 0, 0);
+  const view = current ? document.querySelector("input[name=view]:checked").value : "picture";
+  byId("scale").hidden = view !== "probability";
+  if (view !== "picture") {
+    const pixels = pen.getImageData(0, 0, width, height);
+    const values = valuesOf(view === "mask" ? current.mask : current.probability, width, height);
+    (view === "mask" ? paintMask : paintHeat)(pixels.data, values, width, height);
+    pen.putImageData(pixels, 0, 0);
+  }
+  const shown = { mask: "The picture with the mask of", probability: "Probability, over the picture, of" }[view];
+  const found = current?.box_xywh ? `${(100 * current.covered_share).toFixed(1)} % of it` : "nothing was found";
+  canvas.setAttribute("aria-label", shown ? `${shown} “${current.text}”: ${found}` : `The picture ${picture.name}`);
+}
+
+function valuesOf(image, width, height) {
+  const canvas = element("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0, width, height);
+  return pen.getImageData(0, 0, width, height).data; // grey: every fourth number
+}
+
+function paintMask(pixels, values, width, height) {
+  const line = Math.max(1, Math.round(Math.max(width, height) / 320));
+  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && values[4 * (y * width + x)] > 127;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (!inside(x, y)) continue;
+      const isBorder = !(inside(x - line, y) && inside(x + line, y) && inside(x, y - line) && inside(x, y + line));
+      blend(pixels, 4 * (y * width + x), FILL, isBorder ? 1 : 0.55);
+    }
+  }
+}
+
+function paintHeat(pixels, values) {
+  for (let place = 0; place < pixels.length; place += 4) {
+    const grey = 0.7 * (0.299 * pixels[place] + 0.587 * pixels[place + 1] + 0.114 * pixels[place + 2]);
+    pixels.fill(grey, place, place + 3);
+    blend(pixels, place, HEAT, (0.8 * values[place]) / 255);
+  }
+}
+
+function blend(pixels, place, colour, share) {
+  for (let channel = 0; channel < 3; channel++) {
+    pixels[place + channel] = (1 - share) * pixels[place + channel] + share * colour[channel];
+  }
+}
+
+function element(tag, text = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+}
+
+function offer(link, content, type, name) {
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(new Blob([content], { type }));
+  link.download = name;
+}
+
+function fileStem(answer) {
+  const words = answer.text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  return [picture.name.replace(/\.[^.]*$/, ""), ...words].join("-").slice(0, 80);
+}
