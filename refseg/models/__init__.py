@@ -9,7 +9,7 @@ from refseg.models.cris import build_cris
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
 from refseg.models.lts import build_lts
-from refseg.models.mask_decoder import DecoderLayer, MaskHead, PlainMaskHead
+from refseg.models.mask_decoder import DecoderLayer, MaskHead, PlainMaskHead, SineCodes
 from refseg.models.model import SegmentationModel
 from refseg.models.neck import ConvNormReLU, VisionNeck
 
@@ -91,7 +91,7 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
         head=MaskHead(dim=config.dim) if config.head == "slim" else PlainMaskHead(dim=config.dim),
         key_conv=_build_key_conv(config) if config.egm else None,
         global_projection=nn.Linear(text_encoder.output_dim, config.dim) if config.ecm and not keeps_sentence else None,
-        dim=config.dim,
+        codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=config.dim),
     )
 
 

@@ -61,7 +61,8 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
     """
     with torch.device("meta"):
         model = build_model(config, input_size=input_size).eval()
-    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parameters = {name: count for name, count in counts.items() if count}
     model.to_empty(device="cpu")  # reserved, never touched
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         images = torch.zeros(1, 3, *input_size)

@@ -24,7 +24,7 @@ from refseg.models.attention import MultiHeadAttention
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisGeneration
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, MaskHead, sine_code_1d, sine_code_2d
+from refseg.models.mask_decoder import DecoderLayer, MaskHead, SineCodes
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import VisionNeck
 from refseg.models.states import TextState
@@ -219,7 +219,7 @@ class CRFormer(SegmentationModel):
         layers: Sequence[DecoderLayer],
         head: MaskHead,
         reconstruction: LanguageReconstruction | None,
-        dim: int,
+        codes: SineCodes,
     ) -> None:
         """Compose.
 
@@ -234,7 +234,7 @@ class CRFormer(SegmentationModel):
             layers: Decoder layers, at least one.
             head: Pixel features to mask logits.
             reconstruction: Rebuilds the words in training; None for no such loss.
-            dim: C.
+            codes: Of the places of pixels and tokens, C wide.
         """
         super().__init__()
         assert len(fusions) in (0, 3)
@@ -247,10 +247,10 @@ class CRFormer(SegmentationModel):
         self.generation = generation
         self.calibrations = nn.ModuleList(calibrations)
         self.layers = nn.ModuleList(layers)
-        self.final_norm = nn.LayerNorm(dim)
+        self.final_norm = nn.LayerNorm(codes.dim)
         self.head = head
         self.reconstruction = reconstruction
-        self.dim = dim
+        self.codes = codes
         text_encoder.text_projection.requires_grad_(False)
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> CRFormerImageState:
@@ -318,8 +318,8 @@ class CRFormer(SegmentationModel):
         """V_{number+1}: a decoder layer, FCNet Eq. (5)."""
         layer = cast("DecoderLayer", self.layers[number])
         grid = (features.shape[2], features.shape[3])
-        pixel_code = sine_code_2d(grid, self.dim).to(features)
-        token_code = sine_code_1d(queries.shape[1], self.dim).to(features)
+        pixel_code = self.codes.of_pixels(grid, features)
+        token_code = self.codes.of_tokens(queries.shape[1], features)
         pixels = layer.hear_pixels(features.flatten(2).transpose(1, 2), pixel_code)
         pixels = layer.hear_tokens(pixels, pixel_code, queries, token_code, None)
         return pixels.transpose(1, 2).unflatten(2, grid)
@@ -381,5 +381,5 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
         )
         if reconstructs
         else None,
-        dim=dim,
+        codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=dim),
     )

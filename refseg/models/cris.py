@@ -14,7 +14,7 @@ from refseg.errors import RecipeError
 from refseg.model_config import CRISConfig
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer
+from refseg.models.mask_decoder import DecoderLayer, SineCodes
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
 from refseg.models.sentence_filter import SentenceFilter
@@ -139,6 +139,10 @@ def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
             dim=config.dim,
             gate=TextGate(sentence_dim=sentence_dim, dim=2 * config.dim),
         ),
-        decoder=WordDecoder(layers=layers, dim=config.dim, has_final_norm=True),
+        decoder=WordDecoder(
+            layers=layers,
+            codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=config.dim),
+            has_final_norm=True,
+        ),
         projector=Projector(sentence_dim=sentence_dim, dim=config.dim),
     )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from refseg.errors import CheckpointError
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
+from refseg.models.mask_decoder import DecoderLayer, SineCodes, sine_code_1d
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import VisionNeck
 from refseg.models.states import ImageState, TextState
@@ -199,7 +199,7 @@ class FCNet(SegmentationModel):
         emphasis_calibration: EmphasisCalibration | None,
         layers: list[DecoderLayer],
         head: nn.Module,
-        dim: int,
+        codes: SineCodes,
     ) -> None:
         """Compose.
 
@@ -213,7 +213,7 @@ class FCNet(SegmentationModel):
             emphasis_calibration: ECM; None for Table 2's row without it: F_c = F_e.
             layers: Decoder layers, at least one.
             head: Pixel features to mask logits at four times their size.
-            dim: C.
+            codes: Of the places of pixels and tokens, C wide.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -228,9 +228,9 @@ class FCNet(SegmentationModel):
         if emphasis_calibration is None:
             text_encoder.text_projection.requires_grad_(False)
         self.layers = nn.ModuleList(layers)
-        self.final_norm = nn.LayerNorm(dim)
+        self.final_norm = nn.LayerNorm(codes.dim)
         self.head = head
-        self.dim = dim
+        self.codes = codes
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> ImageState:
         """Encode normalised images whose sides are multiples of 32."""
@@ -241,7 +241,7 @@ class FCNet(SegmentationModel):
         else:
             keys = fused.new_zeros(fused.shape[0], 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
-        code = self._pixel_code(grid, pixels)
+        code = self.codes.of_pixels(grid, pixels)
         return ImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
@@ -263,8 +263,8 @@ class FCNet(SegmentationModel):
             tokens, mask = self.egm(keys, text_state.words, text_state.token_mask), None
             if self.ecm is not None:
                 tokens = self.ecm(tokens, text_state.sentence)
-        pixel_code = self._pixel_code(image_state.grid, pixels)
-        token_code = sine_code_1d(tokens.shape[1], self.dim).to(tokens)
+        pixel_code = self.codes.of_pixels(image_state.grid, pixels)
+        token_code = self.codes.of_tokens(tokens.shape[1], tokens)
         for number, layer in enumerate(self._decoder_layers):
             if number > 0:  # the first layer's self-attention is the image's part
                 pixels = layer.hear_pixels(pixels, pixel_code)
@@ -287,6 +287,3 @@ class FCNet(SegmentationModel):
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
         return cast("list[DecoderLayer]", list(self.layers))
-
-    def _pixel_code(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "n C"]:
-        return sine_code_2d(grid, self.dim).to(like)

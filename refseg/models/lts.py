@@ -17,7 +17,7 @@ from refseg.model_config import LTSConfig
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.gru_encoder import BiGruTextEncoder
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer
+from refseg.models.mask_decoder import DecoderLayer, SineCodes
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
 from refseg.models.sentence_filter import SentenceFilter
@@ -203,13 +203,13 @@ def build_lts(config: LTSConfig, *, input_size: tuple[int, int]) -> LTS:
             dim=config.dim,
             gate=TextGate(sentence_dim=text_encoder.output_dim, dim=2 * config.dim),
         ),
-        locator=_build_locator(config, text_encoder),
+        locator=_build_locator(config, text_encoder, grid=(input_size[0] // 16, input_size[1] // 16)),
         segmenter=PriorSegmenter(dim=config.dim),
     )
 
 
 def _build_locator(
-    config: LTSConfig, text_encoder: ClipTextEncoder | BiGruTextEncoder
+    config: LTSConfig, text_encoder: ClipTextEncoder | BiGruTextEncoder, *, grid: tuple[int, int]
 ) -> FilterLocator | TransformerLocator:
     if config.locator == "filter":
         return FilterLocator(sentence_dim=text_encoder.output_dim, dim=config.dim, size=config.filter_size)
@@ -227,4 +227,5 @@ def _build_locator(
         )
         for _ in range(config.num_decoder_layers)
     ]
-    return TransformerLocator(decoder=WordDecoder(layers=layers, dim=config.dim, has_final_norm=False), dim=config.dim)
+    codes = SineCodes(grid=grid, dim=config.dim)
+    return TransformerLocator(decoder=WordDecoder(layers=layers, codes=codes, has_final_norm=False), dim=config.dim)

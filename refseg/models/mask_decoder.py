@@ -24,6 +24,38 @@ def sine_code_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "n C"]:
     return torch.cat([x, y], dim=2).flatten(0, 1)
 
 
+class SineCodes(nn.Module):
+    """The codes of a model's native grid and of its first tokens, computed once and moved with the model.
+
+    CRIS's code makes them on the CPU in each step. Another grid, or more tokens, are computed where they are needed.
+    """
+
+    pixel_code: Tensor
+    token_code: Tensor
+
+    def __init__(self, *, grid: tuple[int, int], dim: int, num_tokens: int = 77) -> None:
+        """Compute.
+
+        Args:
+            grid: `(h, w)` that most inputs have.
+            dim: C, a multiple of 4.
+            num_tokens: Codes of tokens kept.
+        """
+        super().__init__()
+        self.grid, self.dim = grid, dim
+        self.register_buffer("pixel_code", sine_code_2d(grid, dim), persistent=False)
+        self.register_buffer("token_code", sine_code_1d(num_tokens, dim), persistent=False)
+
+    def of_pixels(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "n C"]:
+        """Codes of `(h, w)` positions in row order, of the device and type of `like`."""
+        return (self.pixel_code if grid == self.grid else sine_code_2d(grid, self.dim)).to(like)
+
+    def of_tokens(self, length: int, like: Tensor) -> Float[Tensor, "n C"]:
+        """Codes of the first `length` tokens."""
+        kept = length <= self.token_code.shape[0]
+        return (self.token_code[:length] if kept else sine_code_1d(length, self.dim)).to(like)
+
+
 class DecoderLayer(nn.Module):
     """Pixels hear each other, then the tokens, then think: pre-norm, with position codes on queries and keys.
 

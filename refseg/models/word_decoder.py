@@ -5,7 +5,7 @@ from typing import cast
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
+from refseg.models.mask_decoder import DecoderLayer, SineCodes
 
 
 class WordDecoder(nn.Module):
@@ -16,18 +16,18 @@ class WordDecoder(nn.Module):
     padding is not heard.
     """
 
-    def __init__(self, *, layers: list[DecoderLayer], dim: int, has_final_norm: bool) -> None:
+    def __init__(self, *, layers: list[DecoderLayer], codes: SineCodes, has_final_norm: bool) -> None:
         """Build.
 
         Args:
             layers: At least one.
-            dim: C, width of pixels and words.
+            codes: Of the places of pixels and words, C wide.
             has_final_norm: End with a LayerNorm, as CRIS does.
         """
         super().__init__()
-        self.dim = dim
+        self.codes = codes
         self.layers = nn.ModuleList(layers)
-        self.final_norm = nn.LayerNorm(dim) if has_final_norm else nn.Identity()
+        self.final_norm = nn.LayerNorm(codes.dim) if has_final_norm else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
@@ -53,8 +53,8 @@ class WordDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "B n C"], list[Float[Tensor, "B L"]]]:
         """Pixels after the last layer, and what each layer heard where that is wanted."""
         pixels = x.flatten(2).transpose(1, 2)
-        pixel_code = sine_code_2d((x.shape[2], x.shape[3]), self.dim).to(x)
-        word_code = sine_code_1d(words.shape[1], self.dim).to(words)
+        pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
+        word_code = self.codes.of_tokens(words.shape[1], words)
         heard: list[Tensor] = []
         for layer in cast("list[DecoderLayer]", list(self.layers)):
             pixels = layer.hear_pixels(pixels, pixel_code)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from refseg.models.attention import MultiHeadAttention
-from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
+from refseg.models.mask_decoder import DecoderLayer, SineCodes, sine_code_1d, sine_code_2d
 from refseg.models.word_decoder import WordDecoder
 
 KEEP = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -17,7 +17,7 @@ KEEP = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
 def decoder(*, num_layers: int = 2, has_final_norm: bool = True) -> WordDecoder:
     torch.manual_seed(0)
     layers = [DecoderLayer(dim=8, num_heads=2, ffn_dim=6, dropout=0.1, extra_norms=True) for _ in range(num_layers)]
-    module = WordDecoder(layers=layers, dim=8, has_final_norm=has_final_norm)
+    module = WordDecoder(layers=layers, codes=SineCodes(grid=(3, 2), dim=8), has_final_norm=has_final_norm)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module.double().eval()
