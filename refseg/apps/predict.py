@@ -39,12 +39,14 @@ class Prediction:
         texts: As given.
         masks: One per text, at the picture's size: True is object.
         explanations: One per text, what the model looked at; empty where not asked for.
+        probabilities: One map per text, at the picture's size, 0 to 1; None where not asked for.
     """
 
     picture: UInt8[np.ndarray, "H W 3"]
     texts: tuple[str, ...]
     masks: Bool[np.ndarray, "n H W"]
     explanations: tuple[SentenceExplanation, ...] = ()
+    probabilities: Float[np.ndarray, "n H W"] | None = None
 
     @property
     def covered_shares(self) -> list[float]:
@@ -72,6 +74,7 @@ def segment(
     *,
     device: torch.device | str = "cpu",
     explain: bool = False,
+    probabilities: bool = False,
 ) -> Prediction:
     """Find what each text names in an image. The image is encoded once.
 
@@ -81,6 +84,7 @@ def segment(
         texts: What to look for, each on its own.
         device: Where the model runs; a loaded checkpoint says that itself.
         explain: Also say what the model looked at.
+        probabilities: Also keep the probability of each pixel, 4 bytes a pixel and text.
 
     Raises:
         UsageError: If there is no text, or one is empty.
@@ -97,14 +101,23 @@ def segment(
         checkpoint = load_checkpoint(checkpoint, device)
     segmenter = Segmenter(model=checkpoint.model, recipe=checkpoint.recipe)
     encoded = segmenter.encode(picture)
-    masks, explanations = [], []
+    masks, explanations, maps = [], [], []
     # One text at a time: a large picture's probabilities take more memory than the model.
     for text in texts:
         token_ids = segmenter.read_text(text)
-        masks.append(segmenter.mask(encoded, segmenter.score(encoded, token_ids)))
+        mask_logits = segmenter.score(encoded, token_ids)
+        masks.append(segmenter.mask(encoded, mask_logits))
         if explain:
             explanations.append(segmenter.explain(encoded, token_ids))
-    return Prediction(picture=picture, texts=tuple(texts), masks=np.stack(masks), explanations=tuple(explanations))
+        if probabilities:
+            maps.append(segmenter.probabilities(encoded, mask_logits, encoded.size))
+    return Prediction(
+        picture=picture,
+        texts=tuple(texts),
+        masks=np.stack(masks),
+        explanations=tuple(explanations),
+        probabilities=np.stack(maps) if probabilities else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,112 @@
+"""Python's front door: `refseg.load_dataset`, `refseg.load_model`."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import refseg
+from refseg.apps.predict import segment
+from refseg.apps.publish import publish
+from refseg.errors import CheckpointError, ImageError, UsageError
+
+
+@pytest.fixture
+def shards(toy_run: Path) -> Path:
+    return toy_run.parent / "shards"
+
+
+def test_five_lines_lead_from_a_dataset_and_a_run_to_masks(toy_run: Path, shards: Path) -> None:
+    dataset = refseg.load_dataset(shards, "val")
+    model = refseg.load_model(toy_run)
+    sample = dataset[0]
+    found = model.segment(sample.image, sample.sentences)
+
+    assert found.masks.shape == (len(sample.sentences), *sample.mask.shape)
+    assert found.texts == sample.sentences
+
+
+def test_a_text_alone_is_one_phrase_and_not_its_letters(toy_run: Path) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+
+    assert refseg.load_model(str(toy_run)).segment(picture, "red square").texts == ("red square",)
+
+
+def test_all_kinds_of_pictures_are_the_same_picture(toy_run: Path, shards: Path, tmp_path: Path) -> None:
+    tensor = refseg.load_dataset(shards, "val")[0].image
+    array = tensor.permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(tmp_path / "photo.png")
+    model = refseg.load_model(toy_run)
+    expected = segment(toy_run, tmp_path / "photo.png", ["red circle"])
+
+    for image in (tensor, array, array[:, :, ::1], Image.fromarray(array), tmp_path / "photo.png"):
+        found = model.segment(image, "red circle")
+        assert np.array_equal(found.picture, expected.picture)
+        assert np.array_equal(found.masks, expected.masks)
+    assert np.array_equal(model.segment(str(tmp_path / "photo.png"), "red circle").masks, expected.masks)
+
+
+def test_probabilities_and_explanations_are_there_where_asked_for(toy_run: Path, shards: Path) -> None:
+    image = refseg.load_dataset(shards, "val")[0].image
+    model = refseg.load_model(toy_run)
+
+    plain = model.segment(image, ["red circle", "blue square"])
+    told = model.segment(image, ["red circle", "blue square"], probabilities=True, explain=True)
+
+    assert plain.probabilities is None
+    assert plain.explanations == ()
+    assert told.probabilities is not None
+    assert np.array_equal(told.probabilities > 0.5, plain.masks)  # the recipe's protocol is `original`
+    assert 0 <= told.probabilities.min() < told.probabilities.max() <= 1
+    assert told.explanations[0].words == ("[SOS]", "red", "circle", "[EOS]")
+
+
+def test_a_published_folder_is_a_model(toy_run: Path, shards: Path, tmp_path: Path) -> None:
+    publish(toy_run, tmp_path / "published")
+    image = refseg.load_dataset(shards, "val")[0].image
+
+    ours = refseg.load_model(toy_run).segment(image, "red circle")
+    published = refseg.load_model(tmp_path / "published").segment(image, "red circle")
+
+    assert np.array_equal(ours.masks, published.masks)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (torch.zeros(1, 40, 60, dtype=torch.uint8), "Tensor of shape (1, 40, 60) and type torch.uint8"),
+        (torch.zeros(3, 40, 60), "Tensor of shape (3, 40, 60) and type torch.float32"),
+        (np.zeros((40, 60), np.uint8), "ndarray of shape (40, 60) and type uint8"),
+        (np.zeros((40, 60, 3)), "ndarray of shape (40, 60, 3) and type float64"),
+    ],
+)
+def test_pixels_of_another_kind_are_refused(toy_run: Path, image: object, found: str) -> None:
+    with pytest.raises(ImageError, match=f"image: found {re.escape(found)}, expected a uint8 array"):
+        refseg.load_model(toy_run).segment(image, "red circle")  # type: ignore[arg-type]
+
+
+def test_what_is_not_there_is_said(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no split was asked for; expected some of train, val"):
+        refseg.load_dataset(shards)
+    with pytest.raises(CheckpointError, match="found no checkpoint, expected a run's folder"):
+        refseg.load_model(tmp_path)
+    with pytest.raises(AttributeError, match="module 'refseg' has no attribute 'load_modle'"):
+        refseg.load_modle  # noqa: B018
+
+
+def test_a_model_says_what_it_is(toy_run: Path) -> None:
+    assert re.fullmatch(
+        r"<TrainedModel fcnet of toy/refseg, step (\d+): .*step-000000(6|12)>", repr(refseg.load_model(toy_run))
+    )
+
+
+def test_the_import_brings_no_torch_and_names_what_there_is() -> None:
+    code = "import refseg, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; print(*dir(refseg))"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert {"__version__", "load_dataset", "load_model"} <= set(names)
