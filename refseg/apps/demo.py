@@ -26,11 +26,12 @@ from refseg.errors import ImageError, RefsegError, UsageError
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"model": Refusal, "description": "The request comes from another site."},
     413: {"model": Refusal, "description": "The request has too many bytes."},
-    422: {"model": Refusal, "description": "The picture or the text cannot be used; `detail` says why."},
+    422: {"model": Refusal, "description": "The picture or the text cannot be used."},
 }
 _GONE: dict[int | str, dict[str, Any]] = {
     404: {"model": Refusal, "description": "No picture of this id is kept: upload it."}
 }
+_JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -96,7 +97,7 @@ def make_demo(
             seconds=time.perf_counter() - started,
         )
 
-    @app.get("/api/images/{image_id}", responses=_GONE, response_class=Response)
+    @app.get("/api/images/{image_id}", responses=_JPEG | _REFUSALS | _GONE, response_class=Response)
     def show_picture(image_id: str) -> Response:
         """The picture as the model saw it: upright, without transparency, scaled down; a JPEG."""
         return Response(find(image_id).shown_jpeg, media_type="image/jpeg")

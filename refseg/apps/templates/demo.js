@@ -5,7 +5,8 @@ const maxBytes = Number(document.body.dataset.maxBytes);
 const FILL = [0, 224, 255]; // of a mask; the colours of refseg's reports
 const HEAT = [255, 214, 10];
 
-let picture = null; // {blob, name, id, width, height, shown: HTMLImageElement, answers: [answer]}
+let picture = null; // {blob, name, source, id, shown: HTMLImageElement, answers: [answer]}
+let arriving = null; // the upload under way: questions wait for it
 let current = null; // the answer that is shown
 let newest = 0; // number of the last thing begun: what finishes later than a newer one is dropped
 
@@ -74,28 +75,40 @@ async function begin(message, work) {
   }
 }
 
-async function takePicture(blob, name, isNewest) {
+async function encode(blob, name, source) {
   if (blob.size > maxBytes) {
-    throw new Error(`${name}: found ${(blob.size / 1e6).toFixed(1)} MB, expected at most ${maxBytes / 1e6} MB; scale the picture down first`);
+    const found = `${(blob.size / 1e6).toFixed(1)} MB, expected at most ${maxBytes / 1e6} MB`;
+    throw new Error(`${name}: found ${found}; scale the picture down first`);
   }
   const told = await upload(blob, name);
-  const shown = await load(`/api/images/${told.image_id}`);
-  if (!isNewest()) return null;
-  picture = { blob, name, id: told.image_id, width: told.width, height: told.height, shown, answers: [] };
-  current = null;
-  byId("drop").classList.add("filled");
-  byId("figure").hidden = false;
-  byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
-  for (const id of ["answer", "asked", "views"]) byId(id).hidden = true;
-  draw();
-  return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
+  return { told, made: { blob, name, source, id: told.image_id, shown: await load(`/api/images/${told.image_id}`), answers: [] } };
+}
+
+async function takePicture(blob, name, source) {
+  const own = encode(blob, name, source);
+  arriving = own;
+  try {
+    const { told, made } = await own;
+    if (arriving !== own) return null; // another was chosen meanwhile
+    picture = made;
+    current = null;
+    byId("drop").classList.add("filled");
+    byId("figure").hidden = false;
+    byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
+    for (const id of ["answer", "asked", "views", "looked"]) byId(id).hidden = true;
+    draw();
+    return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
+  } finally {
+    if (arriving === own) arriving = null;
+  }
 }
 
 function choose(blob, name) {
-  return begin("Encoding the picture …", (isNewest) => takePicture(blob, name, isNewest));
+  return begin("Encoding the picture …", () => takePicture(blob, name, ""));
 }
 
 async function find(text, isNewest) {
+  if (arriving) await arriving;
   if (!picture) throw new Error("There is no picture yet; choose one, or take an example below.");
   if (!text.trim()) throw new Error("The expression is empty; say what to look for, such as: the woman in the red coat");
   const asked = picture;
@@ -105,7 +118,8 @@ async function find(text, isNewest) {
   if (!isNewest() || asked !== picture) return null;
   asked.answers = asked.answers.filter((old) => old.text !== answer.text).concat(answer);
   show(answer);
-  return `Answered in ${answer.seconds.toFixed(2)} s; the picture was not encoded again.`;
+  byId("canvas").scrollIntoView({ block: "nearest" }); // on a phone it lies above
+  return `Answered in ${answer.seconds.toFixed(2)} s, from the encoded picture.`;
 }
 
 byId("file").addEventListener("change", (event) => {
@@ -122,15 +136,16 @@ for (const button of document.querySelectorAll("button.example")) {
     const text = button.textContent;
     byId("text").value = text;
     begin("Encoding the picture …", async (isNewest) => {
-      if (picture?.name !== button.dataset.name) {
-        const blob = await (await call(button.dataset.picture)).blob();
+      const source = button.dataset.picture;
+      if (picture?.source !== source) {
+        const blob = await (await call(source)).blob();
         if (!isNewest()) return null;
-        await takePicture(blob, button.dataset.name, isNewest);
+        await takePicture(blob, button.dataset.name, source);
         if (!isNewest()) return null;
       }
       return find(text, isNewest);
     });
-    byId("picture-title").scrollIntoView({ behavior: "smooth" });
+    byId("picture-title").scrollIntoView();
   });
 }
 addEventListener("dragover", (event) => {
@@ -155,7 +170,7 @@ byId("maps").addEventListener("toggle", showMaps);
 
 function show(answer) {
   current = answer;
-  byId("answer").hidden = byId("views").hidden = false;
+  byId("answer").hidden = byId("views").hidden = byId("looked").hidden = false;
   byId("answer-text").textContent = answer.text;
   byId("cut").hidden = !answer.is_cut;
   byId("cut").textContent = `Too long for the model. It read: ${answer.read_text}`;
@@ -205,7 +220,9 @@ async function showMaps() {
   try {
     answer.maps_png ??= (await ask(asked, answer.text, true)).maps_png;
     if (answer !== current) return;
-    note.textContent = answer.maps_png ? "" : "This model has no maps to show.";
+    note.textContent = answer.maps_png
+      ? "Yellow is high. Under a map of FCNet: number and weight of its emphasis, and the words that this heard most."
+      : "This model has no maps to show.";
     if (answer.maps_png) {
       image.src = `data:image/png;base64,${answer.maps_png}`;
       image.alt = `Where the model looked for “${answer.text}”: yellow is high`;
