@@ -1,0 +1,287 @@
+"""Kills training runs at seeded points and lets each go on: `python scripts/kill_training.py --points 20 --seed 0`.
+
+A run is 60 steps of two processes over gloo. A point is a step, the process that dies there, and the place: before the
+step, between gradients and weights, or at the n-th change of the disk while a checkpoint is written; SIGKILL ends that
+process and then the other. The same run, started again, must end with the weights, the optimiser's state and the
+log of one that nobody disturbed, bit for bit; if not, exit 1. Every fourth run goes on with one process instead of two
+and must have its losses to 1e-5; in those alone BatchNorm is frozen and there is no dropout.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipelines.build import build_dataset
+from pipelines.options import BuildOptions
+from pipelines.toy import draw_toy
+from refseg.config import load_recipe
+from refseg.errors import RefsegError
+from refseg.training import checkpoint as checkpoints
+from refseg.training import trainer
+from refseg.training.run_files import read_metrics
+
+STEPS, SAVE_EVERY, PROCESSES = 60, 7, 2
+CLOCK = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
+PLACES = ("before the step", "before the weights change", "while the checkpoint is written")
+_WRITES = 9
+"""Changes of the disk while a checkpoint is written: two files, five syncs, its name, the sync of that."""
+_FAULT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where a run is killed.
+
+    Attributes:
+        step: Steps done.
+        place: One of `PLACES`.
+        write: With the last place: the change of the disk, from 0.
+        rank: The process that dies first; that of rank 0 writes checkpoints.
+        processes: That go on.
+    """
+
+    step: int
+    place: str
+    write: int
+    rank: int
+    processes: int
+
+    def __str__(self) -> str:
+        at = f" (change {self.write})" if self.place == PLACES[2] else ""
+        return f"step {self.step}, {self.place}{at}, rank {self.rank}, then {self.processes} processes"
+
+
+def draw_points(count: int, seed: int) -> list[Point]:
+    """Seeded points: each place as often as the others."""
+    chance = random.Random(seed)
+    points = []
+    for number in range(count):
+        place = PLACES[number % len(PLACES)]
+        writes = place == PLACES[2]
+        step = chance.randrange(1, STEPS // SAVE_EVERY + 1) * SAVE_EVERY if writes else chance.randrange(1, STEPS)
+        points.append(
+            Point(
+                step=step,
+                place=place,
+                write=chance.randrange(_WRITES),
+                rank=0 if writes else chance.randrange(PROCESSES),
+                processes=1 if number % 4 == 3 else PROCESSES,
+            )
+        )
+    return points
+
+
+def overrides(shards: Path, *, exact_sums: bool) -> list[str]:
+    """A recipe of seconds; `exact_sums`: nothing in it depends on how a batch is spread over processes."""
+    alike = ["train.batchnorm=frozen", "model.dropout=0.0"] if exact_sums else ["model.dropout=0.1"]
+    return [
+        f"data.root={shards}", "data.input_size=64", "data.num_workers=1", "data.expressions_per_image=3",
+        "data.cache_gigabytes=0", "model.dim=32", "model.num_decoder_layers=1", "model.ffn_dim=64", "model.num_heads=4",
+        "train.epochs=10", f"train.max_steps={STEPS}", "train.global_batch=4", "train.log_every_steps=3",
+        f"train.checkpoint_every_steps={SAVE_EVERY}", "train.val_every_epochs=4", "train.ema_decay=0.9",
+        "train.trackers=[]", *alike,
+    ]  # fmt: skip
+
+
+def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | None = None) -> list[int]:
+    """Train in forked processes; exit codes by rank, negative: the signal."""
+    port = _free_port()
+    children = {}
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            _train(out, settings, rank=rank, processes=processes, port=port, point=point)
+        children[child] = rank
+    codes: dict[int, int] = {}
+    while children:
+        child, status = os.wait()
+        codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
+        if code:
+            for other in children:  # as the launcher's death ends them
+                os.kill(other, signal.SIGKILL)
+    return [codes[rank] for rank in range(processes)]
+
+
+def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, port: int, point: Point | None) -> None:
+    """What a forked process does; it does not return."""
+    code = _FAULT
+    try:
+        if processes > 1:
+            os.environ |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+        if point is not None and rank == point.rank:
+            _arm(point)
+        trainer.train(load_recipe("toy-quick", settings), out)
+        trainer.leave_process_group()
+        code = 0
+    except RefsegError as error:
+        if point is None:  # else the death of the other process is what was wanted
+            print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+    finally:  # a forked child must not return into the loop of its parent
+        if code == _FAULT and not isinstance(sys.exc_info()[1], RefsegError | None):
+            traceback.print_exc()
+        os._exit(code)
+
+
+def _arm(point: Point) -> None:
+    """Have this process die at a point."""
+    train_step, adam_step, save = trainer._Trainer._train_step, torch.optim.Adam.step, checkpoints.save_checkpoint
+    num_adam_steps = [0]
+
+    def before_step(self: Any, batch: Any) -> Any:
+        return _die() if self.step == point.step else train_step(self, batch)
+
+    def before_weights(self: Any, *given: Any, **named: Any) -> Any:
+        num_adam_steps[0] += 1
+        return _die() if num_adam_steps[0] > point.step else adam_step(self, *given, **named)
+
+    def while_saving(folder: Path, state: Any, **given: Any) -> Any:
+        if state.step == point.step:
+            _die_at_write(point.write)
+        return save(folder, state, **given)
+
+    if point.place == PLACES[0]:
+        trainer._Trainer._train_step = before_step  # type: ignore[method-assign]
+    elif point.place == PLACES[1]:
+        torch.optim.Adam.step = before_weights  # type: ignore[method-assign]
+    else:
+        trainer.save_checkpoint = while_saving  # type: ignore[assignment, attr-defined]
+
+
+def _die_at_write(number: int) -> None:
+    """Die at the n-th change of the disk from now on, of a file amid its bytes."""
+    left = [number]
+
+    def hook(owner: Any, name: str) -> None:
+        before: Callable[..., Any] = getattr(owner, name)
+
+        def hooked(*given: Any, **named: Any) -> Any:
+            if left[0] == 0:
+                if name == "write_text":
+                    given[0].write_bytes(given[1].encode()[: len(given[1]) // 2])
+                elif name == "save":
+                    given[1].write_bytes(b"half")
+                _die()
+            left[0] -= 1
+            return before(*given, **named)
+
+        setattr(owner, name, hooked)
+
+    for owner, name in ((Path, "rename"), (Path, "replace"), (os, "fsync"), (torch, "save"), (Path, "write_text")):
+        hook(owner, name)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def losses(out: Path) -> list[float]:
+    """Of the lines of the log."""
+    return [line["loss"] for line in read_metrics(out) if line["kind"] == "train"]
+
+
+def differences(out: Path, reference: Path) -> list[str]:
+    """What of a run's end is not that of another, bit for bit."""
+    found = []
+    mine, theirs = (
+        [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(folder)]
+        for folder in (out, reference)
+    )
+    if mine != theirs:
+        found.append("metrics.jsonl")
+    last = f"checkpoints/{checkpoints.checkpoint_name(STEPS)}"
+    for name in (checkpoints.MODEL_NAME, checkpoints.AVERAGE_NAME):
+        weights, expected = load_file(out / last / name), load_file(reference / last / name)
+        if any(not torch.equal(weights[key], expected[key]) for key in expected):
+            found.append(name)
+    states = [checkpoints.load_optimizer(folder / last)["optimizer"]["state"] for folder in (out, reference)]
+    if any(not torch.equal(states[0][key][name], value) for key in states[1] for name, value in states[1][key].items()):
+        found.append(checkpoints.OPTIMIZER_NAME)
+    return found
+
+
+def try_point(point: Point, *, base: Path, shards: Path, references: dict[int, Path]) -> str:
+    """Kill a run at a point and let it go on; what is wrong with its end, empty if nothing is."""
+    out = base / "killed"
+    shutil.rmtree(out, ignore_errors=True)
+    settings = overrides(shards, exact_sums=point.processes == 1)
+    codes = run(out, settings, processes=PROCESSES, point=point)
+    if codes[point.rank] != -signal.SIGKILL:
+        return f"was not killed (exit codes {codes})"
+    codes = run(out, settings, processes=point.processes)
+    if any(codes):
+        return f"did not go on (exit codes {codes})"
+    reference = references[point.processes]
+    if point.processes == PROCESSES:
+        differing = differences(out, reference)
+        return f"differs in {', '.join(differing)}" if differing else ""
+    furthest = max(abs(mine - theirs) for mine, theirs in zip(losses(out), losses(reference), strict=True))
+    return f"has losses {furthest:.1e} apart" if furthest > 1e-5 else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try all points.
+
+    Returns:
+        0 if each run ended as it must, else 1.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--points", type=int, default=20, help="runs to kill")
+    parser.add_argument("--seed", type=int, default=0, help="of the points")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # this process forks
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        shards = base / "shards"
+        draw_toy(base / "source", num_images=40, seed=0, image_size=(96, 96))
+        build_dataset(BuildOptions(dataset="toy/refseg", annotations=base / "source", out=shards, workers=1))
+        points = draw_points(args.points, args.seed)
+        references = {}
+        for processes in sorted({point.processes for point in points}):
+            references[processes] = base / f"reference-{processes}"
+            codes = run(references[processes], overrides(shards, exact_sums=processes == 1), processes=PROCESSES)
+            if any(codes):
+                print(f"the undisturbed run failed: exit codes {codes}", file=sys.stderr)
+                return 1
+        failed = 0
+        for number, point in enumerate(points):
+            if fault := try_point(point, base=base, shards=shards, references=references):
+                failed += 1
+                print(f"point {number} of seed {args.seed}: {point}: the run {fault}", file=sys.stderr)
+    num_alone = sum(point.processes == 1 for point in points)
+    print(
+        f"{len(points) - failed} of {len(points)} killed runs of {STEPS} steps ended as the undisturbed one "
+        f"({len(points) - num_alone} bit for bit with {PROCESSES} processes, {num_alone} to 1e-5 with 1), seed "
+        f"{args.seed}, {time.monotonic() - started:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
