@@ -1,0 +1,306 @@
+"""A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from refseg.apps.browse_files import PageFiles, open_page
+from refseg.data.manifests import check_files, find_tars, read_bytes
+from refseg.data.shard_files import HEADER_BYTES, ShardFiles
+from refseg.descriptor import REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.errors import DatasetError, UsageError
+from refseg.storage import Folder, open_folder
+
+ONE_FILE_IMAGES = 500
+"""Most images of a page that is one file: about 25 MB."""
+PICTURE_SIDE = 512
+"""Pixels of the longer side of a picture in the page; larger ones are made smaller."""
+
+_QUALITY = 80  # of the page's JPEGs
+_IMAGES_PER_PART = 16  # masks and ids, read when one of them is shown
+_REFS_PER_PART = 4000  # what filters look at, read one part after another when the page opens
+_NO_TARGET, _BOX_ONLY, _NOTHING = 1, 2, 4
+_COLUMNS = [
+    "dataset", "split_by", "split", "ref_id", "image_id", "file_name", "height", "width", "category", "box_xywh",
+    "area", "no_target", "box_only", "mask.counts",
+    *(f"sentences.list.element.{name}" for name in ("raw", "sent", "exists")),
+    "annotations.list.element.ann_id", "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowsePage:
+    """A page that was written.
+
+    Attributes:
+        path: What to open.
+        num_images: Images in it.
+        num_dataset_images: Images there are in the chosen splits.
+        num_refs: Refs in it.
+        num_sentences: Sentences in it.
+        num_rejects: Rejects in it: all of the dataset's.
+    """
+
+    path: Path
+    num_images: int
+    num_dataset_images: int
+    num_refs: int
+    num_sentences: int
+    num_rejects: int
+
+
+def write_browse_page(
+    folder: Path | str,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    num_images: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> BrowsePage:
+    """Write a page of a dataset; the same dataset gives the same bytes.
+
+    Args:
+        folder: Of a finished dataset: a path or a URL.
+        out: A file name that ends in `.html`: one file. Any other: a folder; one that holds an earlier page is
+            replaced.
+        splits: Shown; empty: all.
+        num_images: Most images, taken evenly from the chosen splits; None: all.
+        progress: Told after each shard how many images are done, and of how many; None: nobody.
+
+    Raises:
+        DatasetError: If the dataset is unfinished, damaged or changed.
+        StorageError: If remote storage refuses or fails.
+        UsageError: If there is no such split, too many images for one file, or something else lies at `out`.
+    """
+    descriptor = load_descriptor(folder)
+    if unknown := [split for split in splits if split not in descriptor.splits]:
+        raise UsageError(
+            f"{folder}: {descriptor.dataset} has no split {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(descriptor.splits)}"
+        )
+    entries = [entry for entry in descriptor.shards if not splits or entry.split in splits]
+    total = sum(entry.num_images for entry in entries)
+    shown = total if num_images is None else min(num_images, total)
+    if out.suffix == ".html" and shown > ONE_FILE_IMAGES:
+        raise UsageError(
+            f"--out: {out} would hold {shown:,} images, expected at most {ONE_FILE_IMAGES} in one file; "
+            f"give a folder (a name without .html), or --images {ONE_FILE_IMAGES}"
+        )
+    place = open_folder(folder)
+    sizes = place.list()
+    with open_page(out) as files, ThreadPoolExecutor() as pool:
+        writer = _Writer(files=files, splits=tuple(dict.fromkeys(entry.split for entry in entries)))
+        first = 0
+        for entry in entries:
+            check_files(place, sizes, entry)
+            # Position p of all images is shown where p * shown / total passes a whole number: evenly spread.
+            chosen = {
+                i for i in range(entry.num_images) if (first + i + 1) * shown // total > (first + i) * shown // total
+            }
+            first += entry.num_images
+            if chosen:
+                for image in _read_images(place, entry, descriptor, chosen, pool):
+                    writer.add(image)
+            if progress:
+                progress(writer.num_images, shown)
+        rejects = _read_rejects(place, descriptor)
+        writer.finish(descriptor, rejects, total)
+    return BrowsePage(
+        path=out if files.in_one_file else out / "index.html",
+        num_images=writer.num_images,
+        num_dataset_images=total,
+        num_refs=writer.num_refs,
+        num_sentences=writer.num_sentences,
+        num_rejects=len(rejects),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ShownImage:
+    """An image with its manifest rows and the page's JPEG of it."""
+
+    rows: list[dict[str, Any]]
+    jpeg: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class _Writer:
+    """Cuts images and refs into the page's parts as they come."""
+
+    files: PageFiles
+    splits: tuple[str, ...]
+    num_images: int = 0
+    num_refs: int = 0
+    num_sentences: int = 0
+    datasets: dict[str, int] = field(default_factory=dict)
+    categories: dict[str, int] = field(default_factory=dict)
+    per_split: Counter[str] = field(default_factory=Counter)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    refs: list[list[Any]] = field(default_factory=list)
+    num_image_parts: int = 0
+    num_ref_parts: int = 0
+
+    def add(self, image: _ShownImage) -> None:
+        """Take an image with all its refs."""
+        number, first = self.num_images, image.rows[0]
+        self.num_images += 1
+        details: dict[str, Any] = {
+            "id": first["image_id"], "file": first["file_name"], "height": first["height"], "width": first["width"],
+            "first": self.num_refs, "refs": [_details(row) for row in image.rows],
+        }  # fmt: skip
+        if picture := self.files.add_picture(number, image.jpeg):
+            details["picture"] = picture
+        self.images.append(details)
+        for row in image.rows:
+            self.refs.append(self._summary(row, number))
+            self.per_split[row["split"]] += 1
+            self.num_refs += 1
+            self.num_sentences += len(row["sentences"])
+            if len(self.refs) == _REFS_PER_PART:
+                self._end_refs()
+        if len(self.images) == _IMAGES_PER_PART:
+            self._end_images()
+
+    def finish(self, descriptor: Descriptor, rejects: list[dict[str, Any]], total: int) -> None:
+        """Write what is left, the rejects and the page."""
+        if self.refs:
+            self._end_refs()
+        if self.images:
+            self._end_images()
+        self.files.add_part(
+            "rejects", [[r["split"] or "", r["ref_id"], r["image_id"], r["reason"], r["message"]] for r in rejects]
+        )
+        self.files.finish(
+            {
+                "dataset": descriptor.dataset,
+                "digest": descriptor.digest,
+                "maskRule": descriptor.mask_rule,
+                "licences": list(descriptor.licences),
+                "splits": [[split, self.per_split[split]] for split in self.splits],
+                "datasets": list(self.datasets),
+                "categories": list(self.categories),
+                "numImages": self.num_images,
+                "numDatasetImages": total,
+                "numRefs": self.num_refs,
+                "numSentences": self.num_sentences,
+                "numRejects": len(rejects),
+                "rejectReasons": sorted(Counter(reject["reason"] for reject in rejects).items()),
+                "numRefParts": self.num_ref_parts,
+                "imagesPerPart": _IMAGES_PER_PART,
+            }
+        )
+
+    def _summary(self, row: dict[str, Any], image: int) -> list[Any]:
+        """What filters look at: places in the page's lists, part of the image, flags, sentences, which name nothing."""
+        dataset = self.datasets.setdefault(f"{row['dataset']}/{row['split_by']}", len(self.datasets))
+        category = self.categories.setdefault(row["category"], len(self.categories))
+        nothing = [number for number, sentence in enumerate(row["sentences"]) if not sentence["exists"]]
+        flags = _NO_TARGET * row["no_target"] + _BOX_ONLY * row["box_only"] + _NOTHING * bool(nothing)
+        part = float(f"{row['area'] / (row['height'] * row['width']):.4g}")
+        sentences = [sentence["sent"] for sentence in row["sentences"]]
+        return [image, self.splits.index(row["split"]), dataset, category, part, flags, sentences, nothing]
+
+    def _end_refs(self) -> None:
+        self.files.add_part(f"refs-{self.num_ref_parts}", self.refs)
+        self.num_ref_parts += 1
+        self.refs = []
+
+    def _end_images(self) -> None:
+        self.files.add_part(f"images-{self.num_image_parts}", self.images)
+        self.num_image_parts += 1
+        self.images = []
+
+
+def _details(row: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a ref beside its sentences."""
+    sentences = row["sentences"]
+    return {
+        "id": row["ref_id"],
+        "area": row["area"],
+        "box": [round(side, 2) for side in row["box_xywh"]],
+        "annotations": [annotation["ann_id"] for annotation in row["annotations"]],
+        "counts": row["mask"]["counts"],
+        # As typed, where that says more.
+        "raw": [sentence["raw"] if sentence["raw"] != sentence["sent"] else None for sentence in sentences],
+    }
+
+
+def _read_images(
+    place: Folder, entry: ShardEntry, descriptor: Descriptor, chosen: set[int], pool: ThreadPoolExecutor
+) -> Iterator[_ShownImage]:
+    """The chosen images of a shard, in order, by their positions in its manifest."""
+    table = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry))).read(columns=_COLUMNS)
+    groups = groupby(table.to_pylist(), key=lambda row: (row["shard"], row["image_offset"]))
+    images = [list(rows) for position, (_, rows) in enumerate(groups) if position in chosen]
+    names = list(dict.fromkeys(rows[0]["shard"] for rows in images))
+    tars = find_tars(place, names, descriptor)
+    shards = ShardFiles(tars)
+
+    def show(rows: list[dict[str, Any]]) -> _ShownImage:
+        row = rows[0]
+        shard = names.index(row["shard"])
+        where = f"{tars[shard]}: image {row['image_id']} ({row['file_name']})"
+        sample = shards.read_sample(
+            shard,
+            start=row["image_offset"] - HEADER_BYTES,
+            num_bytes=row["sample_bytes"],
+            xxh3=int(row["sample_xxh3"], 16),
+            where=where,
+        )
+        data = sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]]
+        return _ShownImage(rows=rows, jpeg=_shrink(data, (row["height"], row["width"]), where))
+
+    yield from pool.map(show, images)
+
+
+def _shrink(data: NDArray[np.uint8], size: tuple[int, int], where: str) -> bytes:
+    """A JPEG for the page, in the shape of the annotated picture however it was stored.
+
+    Args:
+        data: Bytes of the JPEG.
+        size: `(height, width)` as annotated.
+        where: The picture in words, for messages.
+    """
+    scale = min(1.0, PICTURE_SIDE / max(size))
+    shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
+    try:
+        with Image.open(BytesIO(data.tobytes())) as picture:
+            picture.draft("RGB", shown)  # decodes a large one at half or a quarter of its size
+            small = picture.convert("RGB").resize(shown, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{where}: cannot be decoded ({error}); `refseg verify` the dataset") from error
+    found = BytesIO()
+    small.save(found, "JPEG", quality=_QUALITY)
+    return found.getvalue()
+
+
+def _read_rejects(place: Folder, descriptor: Descriptor) -> list[dict[str, Any]]:
+    """Rows of `rejects.parquet`; none where the dataset has none."""
+    if not descriptor.num_rejects:
+        return []
+    try:
+        data = place.read(REJECTS_NAME)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{place.join(REJECTS_NAME)}: there is no such file, expected {descriptor.num_rejects} rejects; copy or "
+            "build the dataset again"
+        ) from error
+    if (found := hashlib.sha256(data).hexdigest()) != descriptor.rejects_sha256:
+        raise DatasetError(
+            f"{place.join(REJECTS_NAME)}: found sha256 {found}, expected {descriptor.rejects_sha256}; "
+            "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
+        )
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return rows

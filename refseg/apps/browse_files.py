@@ -1,0 +1,164 @@
+"""The files of a browse page: a folder with its parts beside it, or one file that holds them all.
+
+A page that is opened from the file system may not fetch, but it may add scripts: the parts of a folder are scripts
+that hand over their JSON. Whatever an annotation says stays JSON, in which no tag can begin or end.
+"""
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from refseg import __version__
+from refseg.errors import UsageError
+
+_INDEX = "index.html"
+_MARK = '<meta name="generator" content="refseg browse'
+_MARKED_BYTES = 4096
+"""The mark stands within so many bytes of a page."""
+_PICTURES_PER_FOLDER = 1000
+
+
+class PageFiles(Protocol):
+    """Where a page's pieces go while it is made; nothing is seen at its place before `finish`."""
+
+    in_one_file: bool
+
+    def add_part(self, name: str, content: Any) -> None:
+        """Keep a part, JSON types; `name` is of letters, digits and `-`."""
+
+    def add_picture(self, number: int, jpeg: bytes) -> str:
+        """Keep a picture; the answer is what the page must be told, empty where it follows from the number."""
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the page itself.
+
+        Args:
+            facts: What it must know at once, JSON types; `dataset` is its title.
+        """
+
+
+@contextmanager
+def open_page(out: Path) -> Iterator[PageFiles]:
+    """Begin a page that appears at its place whole or not at all.
+
+    Args:
+        out: A file name that ends in `.html`: one file. Any other: a folder, which may hold an earlier page.
+
+    Raises:
+        UsageError: If something else is there.
+    """
+    one_file = out.suffix == ".html"
+    if one_file and out.is_dir():
+        raise UsageError(f"--out: {out} is a folder, expected the name of a file or of a folder without .html")
+    if not one_file:
+        _refuse_foreign(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+        aside = Path(name) / "page"
+        if one_file:
+            yield _OneFile(aside)
+            aside.replace(out)
+        else:
+            yield _FolderPage(aside)
+            if out.exists():
+                out.replace(Path(name) / "earlier")  # removed with the rest
+            aside.replace(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to replace what no earlier call made."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out: {out} is a file, expected a folder, or a name that ends in .html for one file")
+    page = out / _INDEX
+    if page.is_file():
+        with page.open(encoding="utf-8", errors="replace") as file:
+            if _MARK in file.read(_MARKED_BYTES):
+                return
+    if any(out.iterdir()):
+        raise UsageError(
+            f"--out: {out} holds something else than a page of `refseg browse`, expected such a page, an empty folder "
+            "or none; name another folder"
+        )
+
+
+def to_json(content: Any) -> bytes:
+    """JSON in which no `<` stands, so that it can be put into a page or a script as it is."""
+    return orjson.dumps(content).replace(b"<", b"\\u003c")
+
+
+class _FolderPage:
+    """`index.html`, `parts/*.js`, `pictures/*/*.jpg`."""
+
+    in_one_file = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "parts").mkdir(parents=True)
+
+    def add_part(self, name: str, content: Any) -> None:
+        text = b'refsegPart("%s", %s);\n' % (name.encode(), to_json(content))
+        (self.path / "parts" / f"{name}.js").write_bytes(text)
+
+    def add_picture(self, number: int, jpeg: bytes) -> str:
+        path = self.path / "pictures" / str(number // _PICTURES_PER_FOLDER) / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg)
+        return ""
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        facts = {**facts, "picturesPerFolder": _PICTURES_PER_FOLDER}
+        (self.path / _INDEX).write_text(_render(facts, {}), encoding="utf-8")
+
+
+class _OneFile:
+    """All in one page: parts as blocks of JSON that are read when they are needed, pictures in them."""
+
+    in_one_file = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts: dict[str, bytes] = {}
+
+    def add_part(self, name: str, content: Any) -> None:
+        self.parts[name] = to_json(content)
+
+    def add_picture(self, number: int, jpeg: bytes) -> str:  # noqa: ARG002  (parts hold pictures in order)
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        self.path.write_text(_render(facts, self.parts), encoding="utf-8")
+
+
+def _render(facts: dict[str, Any], parts: dict[str, bytes]) -> str:
+    environment = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader("refseg.apps"), PackageLoader("refseg.evaluation")]
+        ),  # reports share look.css
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loader = environment.loader
+    assert loader is not None
+    script, look, style = (loader.get_source(environment, name)[0] for name in ("browse.js", "look.css", "browse.css"))
+    return environment.get_template("browse.html.j2").render(
+        facts=facts,
+        # Jinja would escape what a script block takes as it is; `to_json` has made it harmless.
+        facts_json=Markup(to_json(facts).decode()),
+        parts={name: Markup(content.decode()) for name, content in parts.items()},
+        script=Markup(script),
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(look + style),
+        version=__version__,
+    )
