@@ -4,11 +4,13 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from refseg import __version__
 from refseg.errors import RefsegError
 
+SHELLS = ("bash", "zsh", "tcsh")
 COMMANDS = {
     "quickstart": "the whole flow on the bundled sample, ending in a report",
     "build-shards": "annotations and images to verified shards",
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser(sys.argv[1:] if argv is None else argv)
     try:
         args = parser.parse_args(argv)
+        if args.print_completion:
+            print(_completion(args.print_completion))
+            return 0
         if not hasattr(args, "run"):
             parser.print_help()
             return 2
@@ -64,13 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
+    """The parser of the command that is called, or of all.
+
+    Args:
+        argv: What is called.
+        whole: Know the arguments of every command.
+    """
     parser = argparse.ArgumentParser(
         prog="refseg",
         description="Referring image segmentation: annotations to verified shards to models to scores.",
         epilog="training: accelerate launch refseg/train.py RECIPE.toml --set a.b=c",
     )
     parser.add_argument("--version", action="version", version=f"refseg {__version__}")
+    parser.add_argument("--print-completion", choices=SHELLS, help="print what completes these commands in a shell")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
@@ -80,12 +92,32 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == called:  # only the called command is imported: `refseg --help` stays quick
+        if whole or name == called:  # only the called command is imported: `refseg --help` stays quick
             module = importlib.import_module(f"refseg.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.epilog = f"example:\n  {module.EXAMPLE}"
             command.set_defaults(run=module.run)
     return parser
+
+
+def _completion(shell: str) -> str:
+    """The script by which a shell completes all commands with their options, and files where they are asked for."""
+    import shtab
+
+    parser = _parser([], whole=True)
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return shtab.complete(parser, shell)
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Options and arguments of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
 
 
 def _configure_logging() -> None:
