@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import Remainder, Sampling
-from refseg.data.transforms import CLIP_MEAN, Geometry
-from refseg.geometry import GeometryKind
+from refseg.data.transforms import Geometry
 
 
 class RefIds(NamedTuple):
@@ -127,9 +126,7 @@ class RefDataset(Dataset[Sample]):
         self,
         *,
         batch_size: int,
-        input_size: tuple[int, int] = (480, 480),
-        geometry: GeometryKind = "letterbox",
-        mean: tuple[float, float, float] = CLIP_MEAN,
+        geometry: Geometry,
         num_tokens: int = 17,
         sampling: Sampling = "ref",
         expressions_per_image: int | Literal["all"] = 1,
@@ -147,9 +144,7 @@ class RefDataset(Dataset[Sample]):
 
         Args:
             batch_size: Samples per step over all ranks.
-            input_size: `(height, width)` of the network's input in pixels.
-            geometry: `letterbox` keeps the aspect ratio and fills the border, `stretch` does neither.
-            mean: Colour of the border, RGB from 0 to 1: that of the model's normalisation.
+            geometry: To the network's input; evaluation asks for the same.
             num_tokens: Longer sentences are cut to this, keeping EOS.
             sampling: What a sample is: `ref` (with one random sentence), `sentence`, or `images`.
             expressions_per_image: With `images`, how many sentences share a decoded image.
@@ -166,7 +161,7 @@ class RefDataset(Dataset[Sample]):
         """
         return RefLoader(
             self.index,
-            geometry=Geometry(kind=geometry, size=input_size, mean=mean),
+            geometry=geometry,
             sampling=sampling,
             expressions_per_image=expressions_per_image,
             global_batch=batch_size,

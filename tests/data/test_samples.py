@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from refseg.data.index import ManifestIndex
 from refseg.data.samples import RefDataset
+from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
 
 
@@ -60,7 +61,8 @@ def test_torchs_own_loader_reads_samples_with_workers(train: RefDataset) -> None
 
 
 def test_the_loader_packs_the_same_refs_at_one_size(train: RefDataset) -> None:
-    loader = train.loader(batch_size=4, input_size=(64, 96), geometry="stretch", shuffle=False, remainder="pad")
+    geometry = Geometry(kind="stretch", size=(64, 96))
+    loader = train.loader(batch_size=4, geometry=geometry, shuffle=False, remainder="pad")
     batches = list(loader)
 
     assert len(batches) == 6
