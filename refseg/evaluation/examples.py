@@ -13,7 +13,7 @@ from PIL import Image
 from refseg.data.index import ManifestIndex
 from refseg.evaluation.explanation import Explain
 from refseg.evaluation.ground_truth import GroundTruth
-from refseg.evaluation.heat_maps import draw_heat_map
+from refseg.evaluation.heat_maps import draw_explanation, draw_heat_map
 from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import column_name, counts, has_predictions
@@ -36,8 +36,11 @@ class Example:
         sent_id: Of the sentence.
         picture: `data:` URL of the JPEG with target and prediction drawn in.
         alt: The picture in words.
+        target_share: Part of the picture that the target covers, 0 to 1.
+        predicted_share: Part of the picture that the prediction covers, 0 to 1.
         words: Where asked for: each word the model read and its share of the attention; empty for models without.
         location: `data:` URL of LTS's position prior over the picture; empty for other models.
+        key_maps: `data:` URL of FCNet's key maps over the picture; empty for other models.
     """
 
     sentence: str
@@ -47,8 +50,11 @@ class Example:
     sent_id: int
     picture: str
     alt: str
+    target_share: float
+    predicted_share: float
     words: tuple[tuple[str, float], ...] = ()
     location: str = ""
+    key_maps: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,13 @@ class ExampleGroup:
 
 
 def choose_examples(
-    table: pa.Table, protocol: Protocol, index: ManifestIndex, *, number: int, explain: Explain | None = None
+    table: pa.Table,
+    protocol: Protocol,
+    index: ManifestIndex,
+    *,
+    number: int,
+    num_worst: int | None = None,
+    explain: Explain | None = None,
 ) -> list[ExampleGroup]:
     """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
 
@@ -72,7 +84,8 @@ def choose_examples(
         protocol: For the IoU.
         index: The split's images.
         number: Examples per group.
-        explain: Asked for each example, so that its words can be shaded; None: they are not.
+        num_worst: Examples of the worst; None: `number`.
+        explain: Asked for each example, so that its words can be shaded and its maps shown; None: they are not.
     """
     if not has_predictions(table, protocol):
         return []
@@ -91,7 +104,9 @@ def choose_examples(
             name=name,
             examples=tuple(
                 _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), protocol, ground_truth, explain)
-                for place in _first_per_image(order.tolist(), images.tolist(), number)
+                for place in _first_per_image(
+                    order.tolist(), images.tolist(), num_worst if name == "Worst" and num_worst else number
+                )
             ),
         )
         for name, order in orders.items()
@@ -135,11 +150,15 @@ def _draw(
         np.asarray(Image.fromarray(target).resize(shown, Image.Resampling.NEAREST)),
     )
     words: tuple[tuple[str, float], ...] = ()
-    location = ""
+    location = key_maps = ""
     if explanation is not None and explanation.mean_weights is not None:
         words = tuple(zip(explanation.words, explanation.mean_weights, strict=True))
     if explanation is not None and explanation.location is not None:
         location = _data_url(draw_heat_map(picture, explanation.location))
+    if explanation is not None and explanation.key_maps is not None:
+        maps = draw_explanation(picture, explanation)
+        assert maps is not None, "there are key maps"
+        key_maps = _data_url(maps)
     return Example(
         sentence=str(row["sentence"]),
         iou=iou,
@@ -149,12 +168,15 @@ def _draw(
         picture=_data_url(drawn),
         alt=f"Picture {row['image_id']} with the target of “{row['sentence']}” outlined and the prediction filled: "
         f"the target covers {target.mean():.1%}, the prediction {predicted.mean():.1%} of it",
+        target_share=float(target.mean()),
+        predicted_share=float(predicted.mean()),
         words=words,
         location=location,
+        key_maps=key_maps,
     )
 
 
 def _data_url(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=85)
+    Image.fromarray(pixels).save(data, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,5 +1,7 @@
 """Templates filled in: each report is a page that needs nothing else, and the same in Markdown."""
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +42,7 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
     )
     environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     environment.filters["signed_percent"] = lambda share: f"{100 * share:+.2f}"
     known = {**values, "version": __version__, "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip()}
     return Report(

@@ -12,7 +12,7 @@ from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.explanation import Explain
-from refseg.evaluation.leaks import leak_warning
+from refseg.evaluation.leaks import leak_statement, leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.protocols import ORIGINAL
@@ -21,6 +21,8 @@ from refseg.evaluation.rows import has_predictions
 from refseg.evaluation.scores import Scores
 
 EXAMPLES_PER_GROUP = 6
+WORST_EXAMPLES = 24
+"""More of these: they are what a reader sorts and searches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,12 @@ class Section:
         if self.index is None:
             return []
         return choose_examples(
-            self.results.rows, self.scores.protocol, self.index, number=EXAMPLES_PER_GROUP, explain=self.explain
+            self.results.rows,
+            self.scores.protocol,
+            self.index,
+            number=EXAMPLES_PER_GROUP,
+            num_worst=WORST_EXAMPLES,
+            explain=self.explain,
         )
 
     @property
@@ -190,6 +197,7 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
     scored = {
         **subject,
         "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
+        **({"leaks": said} if (said := leak_warning(origin) or leak_statement(origin)) else {}),
         "again with": "; ".join(_command(other) for other in results),
     }
     packages = run.environment.get("packages", {})
@@ -213,6 +221,8 @@ def _command(results: Results) -> str:
     command = f"refseg {verb} --data {origin['data']} --split {origin['split']}"
     if (names := [protocol.name for protocol in results.protocols]) != [ORIGINAL.name]:
         command += f" --protocol {' '.join(names)}"
+    if (origin.get("leak_check") or {}).get("num_shared"):
+        command += " --allow-leak"
     return f"{command} --shuffled-sentences" if results.is_control else command
 
 
