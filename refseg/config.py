@@ -123,6 +123,8 @@ class TrainConfig(Section):
     """Newest checkpoints kept; the best by validation is kept beside them."""
     val_every_epochs: Natural = 1
     """Epochs between two validations; 0: none."""
+    val_images: Natural = 0
+    """Images validated on, the same in every run of a dataset; 0: all. Scores of a part say less than those of all."""
     patience: Natural = 0
     """Validations without a better one after which the run ends; 0: it goes to its end."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
@@ -311,7 +313,9 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind == "unknown_model":
-        return f"model.name: found {mistake['input'].get('name')!r}; {mistake['msg']}"
+        section = mistake["input"]
+        found = section.get("name") if isinstance(section, dict) else section
+        return f"model.name: found {found!r}; {mistake['msg']}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}" if path else message

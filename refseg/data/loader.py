@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refseg.data.batch import Batch
@@ -68,6 +69,7 @@ class RefLoader:
         decode: DecodePlace = "cpu",
         cache_bytes: int = 0,
         epoch: int = 0,
+        only: NDArray[np.int64] | None = None,
     ) -> None:
         """Plan the epochs of one rank.
 
@@ -90,6 +92,7 @@ class RefLoader:
             cache_bytes: Of this machine's disk, for resized images, which then are not decoded again (see
                 `ImageCache`); all processes and runs of one index and geometry share them.
             epoch: To start with.
+            only: Positions of the samples to read, where not all are wanted; only without `shuffle`.
 
         Raises:
             UsageError: If the numbers do not fit together.
@@ -116,6 +119,7 @@ class RefLoader:
             "remainder": remainder,
             "shuffle": shuffle,
             "seed": seed,
+            "only": only,
         }
         self._plans = _Plans(EpochOrder(**self._order_options, epoch=epoch), rank=rank, world_size=world_size)
         # torch's own pinning is for batches that other processes have packed.

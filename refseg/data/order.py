@@ -100,6 +100,7 @@ class EpochOrder:
             sentences stays random either way.
         seed: Of the order and of the choice of sentences.
         epoch: From 0.
+        only: The units there are, in order, where not all of the index's are wanted; only without `shuffle`.
 
     Raises:
         UsageError: If `expressions_per_image` is asked for without `images`, a number is below 1, a weight leaves
@@ -114,6 +115,7 @@ class EpochOrder:
     shuffle: bool
     seed: int
     epoch: int
+    only: NDArray[np.int64] | None = field(default=None, repr=False)
     _permutation: Permutation | None = field(init=False, repr=False)
     """Of the places of the epoch; None: they are in order."""
     _shares: "tuple[_Share, ...]" = field(init=False, repr=False)
@@ -127,6 +129,7 @@ class EpochOrder:
             )
         if self.expressions_per_image != "all" and self.expressions_per_image < 1:
             raise UsageError(f"expressions_per_image is {self.expressions_per_image}; expected at least 1, or 'all'")
+        assert self.only is None or not self.shuffle, "a part of the units is for evaluation"
         if self.global_batch < 1:
             raise UsageError(f"the global batch is {self.global_batch}; expected at least 1")
         # The dataclass is frozen because the epoch is a value; this is part of its construction.
@@ -142,6 +145,8 @@ class EpochOrder:
     @property
     def num_units(self) -> int:
         """Refs, sentences or images in the epoch, copies included, without padding."""
+        if self.only is not None:
+            return len(self.only)
         return sum(share.total for share in self._shares) or self._num_distinct
 
     @property
@@ -245,6 +250,8 @@ class EpochOrder:
 
     def _units_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers of the units (see `units`) at places 0 to `num_units - 1` of the epoch."""
+        if self.only is not None:
+            return self.only[places]
         if self._permutation is not None:
             places = self._permutation(places)
         if not self._shares:

@@ -49,6 +49,7 @@ def evaluate_model(
     protocols: Sequence[Protocol] = (ORIGINAL,),
     sentence_order: SentenceOrder = "own",
     save_predictions: bool = False,
+    only_images: NDArray[np.int64] | None = None,
 ) -> pa.Table:
     """Predict every sentence of an index and count pixels against its target, by the rules of each protocol.
 
@@ -68,6 +69,7 @@ def evaluate_model(
         protocols: How masks are made and what they are compared with; the headline's first.
         sentence_order: `shuffled`: the control that shows whether language is read.
         save_predictions: Keep the predicted masks, each at its protocol's size.
+        only_images: Positions of the images to score, ascending; None: all.
 
     Returns:
         Rows (`refseg.evaluation.rows`) in the order of the index, carrying `RowFacts`.
@@ -80,6 +82,9 @@ def evaluate_model(
     is_scored = np.repeat(targets >= 0, np.diff(index.sentence_start))
     if sentence_order != "own":
         is_scored &= index.sentence_exists  # a sentence that names nothing shows nothing about reading
+    if only_images is not None:
+        of_sentence = np.repeat(index.row_image, np.diff(index.sentence_start))
+        is_scored &= np.isin(of_sentence, only_images)
     loader = RefLoader(
         index,
         geometry=geometry,
@@ -94,6 +99,7 @@ def evaluate_model(
         world_size=accelerator.num_processes,
         num_workers=num_workers,
         decode=decode,
+        only=only_images,
     )
     ground_truth = GroundTruth(index, protocols)
     # Another's model may have states of any kind; ours are known.

@@ -67,6 +67,7 @@ from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
 from refseg.training.run_files import lock_run, write_run_facts
 from refseg.training.run_log import RunLog, open_run_log
+from refseg.training.validation_images import choose_images
 from refseg.training.window import MetricsWindow
 
 logger = logging.getLogger(__name__)
@@ -387,6 +388,7 @@ class _Trainer:
             num_workers=self.recipe.data.num_workers,
             decode=self.recipe.data.decode,
             protocols=[find_protocol(self.recipe.eval.protocol)],
+            only_images=choose_images(self.val_index, self.recipe.train.val_images),
         )
         self._train_mode()
         scores = score(rows, find_protocol(self.recipe.eval.protocol))
