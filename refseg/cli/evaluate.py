@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep predicted masks with the rows, as `refseg report` needs and `refseg score` reads",
     )
+    parser.add_argument(
+        "--allow-leak", action="store_true", help="score images that were trained on, too; the report says so in red"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
+    import dataclasses
     import time
 
     from refseg import __version__
@@ -73,6 +77,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     from refseg.data.transforms import Geometry
     from refseg.errors import UsageError
     from refseg.evaluation.evaluate import evaluate_model
+    from refseg.evaluation.leak_check import TrainedOn, check_leaks, refuse_leaks
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
     from refseg.training.checkpoint import load_checkpoint
@@ -85,6 +90,16 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     if not data:  # a published folder names no path
         raise UsageError(f"{args.checkpoint}: names no dataset, expected --data DIR beside a published model")
     index = ManifestIndex.open(data, [split])
+    trained_on = TrainedOn(
+        root=recipe.data.root,
+        split=recipe.data.train_split,
+        dataset=checkpoint.state.dataset,
+        digest=checkpoint.dataset_digest,
+        leaks=checkpoint.state.leaks,
+    )
+    leak_check = check_leaks(trained_on, index)
+    if not args.allow_leak:
+        refuse_leaks(leak_check, where=f"{data} {split}")
     started = time.monotonic()
     rows = evaluate_model(
         model,
@@ -105,6 +120,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         "trained_on_digest": checkpoint.dataset_digest,
         "leaks_allowed": checkpoint.state.leaks_allowed,
         "leaks": checkpoint.state.leaks,
+        "leak_check": dataclasses.asdict(leak_check),
         "data": data,
         "dataset": index.descriptor.dataset,
         "dataset_digest": index.descriptor.digest,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def print_results(results: "Results", rows: Path | None) -> None:
     """Print scores of each protocol with their intervals and rules, and where the rows are."""
     from refseg.evaluation.bootstrap import confidence_intervals
-    from refseg.evaluation.leaks import leak_warning
+    from refseg.evaluation.leaks import leak_statement, leak_warning
     from refseg.evaluation.results import INTERVAL_RULE
 
     origin = results.origin
@@ -24,8 +24,8 @@ def print_results(results: "Results", rows: Path | None) -> None:
         print()
         for rule in (*scores.rules(), INTERVAL_RULE):
             print(f"  - {rule}")
-    if warning := leak_warning(origin):
-        print(f"  - {warning}")
+    if said := leak_warning(origin) or leak_statement(origin):
+        print(f"  - {said}")
     if rows is not None:
         print()
         print(f"rows: {rows}")

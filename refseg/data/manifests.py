@@ -118,6 +118,11 @@ def read_masks(place: Folder, entry: ShardEntry) -> pa.ChunkedArray:
     return _open_manifest(place, entry).read(columns=[_MASKS], use_threads=False).column("mask")
 
 
+def read_columns(place: Folder, entry: ShardEntry, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of a manifest's rows; errors as of `read_bytes`."""
+    return _open_manifest(place, entry).read(columns=list(columns), use_threads=False)
+
+
 def _open_manifest(place: Folder, entry: ShardEntry) -> pq.ParquetFile:
     # Read without threads of its own: manifests are read several at a time.
     return pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)), read_dictionary=_FEW)

@@ -15,23 +15,41 @@ def describe_leaks(leaks: Leaks) -> str:
 
 
 def leak_warning(origin: Mapping[str, Any]) -> str:
-    """Say what stands beside every score of a model whose training set was mixed with leaks allowed.
+    """Say what stands beside every score of a model that was trained on images of the split, or of a leaky mix.
 
     Args:
-        origin: Of evaluation results: `leaks_allowed`, `leaks`, `trained_on`, `dataset`, `split`.
+        origin: Of evaluation results: `leaks_allowed`, `leaks`, `leak_check`, `trained_on`, `dataset`, `split`.
 
     Returns:
-        One sentence; empty where leaks were not allowed (results of earlier releases too).
+        One sentence; empty where nothing leaked (or nothing is known: results of earlier releases).
     """
-    if not origin.get("leaks_allowed"):
-        return ""
+    check = origin.get("leak_check") or {}
+    said = []
+    if check.get("num_shared"):
+        said.append(f"{check['num_shared']:,} of {check['num_images']:,} images were trained on ({check['says']})")
+    if origin.get("leaks_allowed"):
+        said.append(_describe_mix(origin))
+    return f"LEAKS ALLOWED: {'; '.join(said)}" if said else ""
+
+
+def _describe_mix(origin: Mapping[str, Any]) -> str:
     place = f"{origin['dataset']} {origin['split']}"
     own = {dataset: splits[place] for dataset, splits in origin["leaks"].items() if place in splits}
     here = ", ".join(f"{number:,} by way of {dataset}" for dataset, number in own.items())
     return (
-        f"LEAKS ALLOWED: {origin['trained_on']} was mixed with training images that members evaluate on; "
+        f"{origin['trained_on']} was mixed with training images that members evaluate on; "
         + (f"images of {place} trained on: {here}; " if here else f"none of {place} is known to be among them; ")
         + f"in all, {describe_leaks(origin['leaks'])}"
+    )
+
+
+def leak_statement(origin: Mapping[str, Any]) -> str:
+    """Say what was looked at for leaks, where nothing was found; empty where `leak_warning` speaks or nobody looked."""
+    check = origin.get("leak_check")
+    if not check or leak_warning(origin):
+        return ""
+    return (
+        f"trained on none of these images: {check['says']}" if check["num_shared"] == 0 else f"leaks: {check['says']}"
     )
 
 

@@ -69,16 +69,19 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     assert (facts["dataset"], facts["leaks_allowed"], facts["leaks"]) == ("mix/leaky", True, leaks)
 
     # Scored where the recipe validates, since the mix has no other split than train.
-    assert main(["evaluate", str(out)]) == 0
+    assert main(["evaluate", str(out)]) == 2
+    refusal = capsys.readouterr().err
+    assert f"{coco.leaked_images} of its" in refusal
+    assert "were trained on" in refusal
+    assert main(["evaluate", str(out), "--allow-leak"]) == 0
     warning = f"images of toy/refseg val trained on: {coco.leaked_images} by way of refcoco/unc"
     assert warning in capsys.readouterr().out
     scores = json.loads((out / "evaluation" / "scores-toy.refseg-val.json").read_text())
     assert (scores["dataset"], scores["leaks_allowed"], scores["leaks"]) == ("toy/refseg", True, leaks)
     assert main(["report", str(out)]) == 0
-    assert (
-        f"LEAKS ALLOWED: mix/leaky was mixed with training images that members evaluate on; {warning}"
-        in (out / "report.html").read_text()
-    )
+    page = (out / "report.html").read_text()
+    assert f"LEAKS ALLOWED: {coco.leaked_images} of " in page
+    assert f"mix/leaky was mixed with training images that members evaluate on; {warning}" in page
 
     # The best checkpoint is the best on one validation set, wherever that lies.
     shutil.copytree(shards / "toy-refseg", tmp_path / "moved")

@@ -1,0 +1,137 @@
+"""Whether a model was trained on the images of the split that it is to be scored on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from refseg.data.index import ManifestIndex
+from refseg.data.manifests import read_columns
+from refseg.descriptor import Descriptor, load_descriptor
+from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.schema import find_dataset
+from refseg.storage import open_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedOn:
+    """What a checkpoint knows of its training data.
+
+    Attributes:
+        root: Where they were; empty: not known.
+        split: Their split.
+        dataset: Their id.
+        digest: Of their descriptor.
+        leaks: What a mix says that it kept (`refseg.descriptor.Descriptor.leaks`).
+    """
+
+    root: str
+    split: str
+    dataset: str
+    digest: str
+    leaks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakCheck:
+    """What was found.
+
+    Attributes:
+        num_shared: Images of the split that were trained on; None: could not be looked at.
+        num_images: Images of the split.
+        says: What was compared with what, or why nothing was.
+    """
+
+    num_shared: int | None
+    num_images: int
+    says: str
+
+
+def check_leaks(trained: TrainedOn, index: ManifestIndex) -> LeakCheck:
+    """Compare the images that a model was trained on with those of a split.
+
+    Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the rule of
+    `refseg mix`, since copies that were resized or saved again have other bytes. Of training data that are not at
+    hand, only what a mix said of itself is known.
+
+    Args:
+        trained: Of the checkpoint.
+        index: The split or splits to score.
+
+    Raises:
+        DatasetError: If a manifest is another than was built.
+    """
+    place = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
+    mine = _read_images(index.folder, index.descriptor, index.splits)
+    num_images = _count(mine)
+    if index.descriptor.digest == trained.digest and trained.split in index.splits:
+        return LeakCheck(num_shared=num_images, num_images=num_images, says=f"{place} is what was trained on")
+    at_hand = _find(trained, index)
+    if isinstance(at_hand, str):
+        known = max((splits[place] for splits in trained.leaks.values() if place in splits), default=None)
+        says = f"not compared with the training images of {trained.dataset}: {at_hand}"
+        if known is not None:
+            says = f"as {trained.dataset} said when it was mixed ({at_hand})"
+        return LeakCheck(num_shared=known, num_images=num_images, says=says)
+    theirs = _read_images(*at_hand, [trained.split])
+    same = pc.is_in(mine["image_xxh3"], value_set=pc.unique(theirs["image_xxh3"]))
+    coco_ids = pc.unique(theirs.filter(theirs["is_coco"])["image_id"])
+    same = pc.or_(same, pc.and_(mine["is_coco"], pc.is_in(mine["image_id"], value_set=coco_ids)))
+    return LeakCheck(
+        num_shared=_count(mine.filter(same)),
+        num_images=num_images,
+        says=f"the {num_images:,} images of {place} against the {_count(theirs):,} of {trained.dataset} "
+        f"{trained.split}, by bytes and COCO's ids",
+    )
+
+
+def refuse_leaks(check: LeakCheck, *, where: str) -> None:
+    """Refuse to score a model on images that it was trained on.
+
+    Args:
+        check: Of the model and the split.
+        where: The split, for the message.
+
+    Raises:
+        UsageError: If there are any.
+    """
+    if check.num_shared:
+        raise UsageError(
+            f"{where}: {check.num_shared:,} of its {check.num_images:,} images were trained on ({check.says}); score "
+            "another split, or say --allow-leak, and the report says so in red"
+        )
+
+
+def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | str:
+    """Folder and descriptor of the training data, or why they cannot be had."""
+    if index.descriptor.digest == trained.digest:
+        return index.folder, index.descriptor
+    if not trained.root:
+        return "a published model names no folder"
+    try:
+        descriptor = load_descriptor(trained.root)
+    except (DatasetError, StorageError):
+        return f"{trained.root} is not at hand"
+    if descriptor.digest != trained.digest:
+        return f"{trained.root} holds another dataset now"
+    return trained.root, descriptor
+
+
+def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:
+    """`image_id`, `image_xxh3` and `is_coco` of the rows of some splits."""
+    place = open_folder(folder)
+    columns = ["dataset", "split_by", "image_id", "image_xxh3"]
+    entries = [entry for entry in descriptor.shards if entry.split in splits]
+    rows = pa.concat_tables([read_columns(place, entry, columns) for entry in entries])
+    dataset = pc.binary_join_element_wise(
+        pc.cast(rows["dataset"], pa.string()), pc.cast(rows["split_by"], pa.string()), "/"
+    )
+    coco = [name for name in pc.unique(dataset).to_pylist() if find_dataset(name).is_coco]
+    is_coco = pc.is_in(dataset, value_set=pa.array(coco, pa.string()))
+    return rows.select(["image_id", "image_xxh3"]).append_column("is_coco", is_coco)
+
+
+def _count(rows: pa.Table) -> int:
+    """Distinct images; ids are unique within a dataset, and within a mix together with the bytes."""
+    return rows.group_by(["image_id", "image_xxh3"]).aggregate([]).num_rows
