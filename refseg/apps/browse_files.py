@@ -7,10 +7,11 @@ that hand over their JSON. Whatever an annotation says stays JSON, in which no t
 import base64
 import hashlib
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -26,17 +27,20 @@ _MARKED_BYTES = 4096
 _PICTURES_PER_FOLDER = 1000
 
 
-class PageFiles(Protocol):
+class PageFiles(ABC):
     """Where a page's pieces go while it is made; nothing is seen at its place before `finish`."""
 
     in_one_file: bool
 
+    @abstractmethod
     def add_part(self, name: str, content: Any) -> None:
         """Keep a part, JSON types; `name` is of letters, digits and `-`."""
 
+    @abstractmethod
     def add_picture(self, number: int, jpeg: bytes) -> str:
         """Keep a picture; the answer is what the page must be told, empty where it follows from the number."""
 
+    @abstractmethod
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the page itself.
 
@@ -96,7 +100,7 @@ def to_json(content: Any) -> bytes:
     return orjson.dumps(content).replace(b"<", b"\\u003c")
 
 
-class _FolderPage:
+class _FolderPage(PageFiles):
     """`index.html`, `parts/*.js`, `pictures/*/*.jpg`."""
 
     in_one_file = False
@@ -120,7 +124,7 @@ class _FolderPage:
         (self.path / _INDEX).write_text(_render(facts, {}), encoding="utf-8")
 
 
-class _OneFile:
+class _OneFile(PageFiles):
     """All in one page: parts as blocks of JSON that are read when they are needed, pictures in them."""
 
     in_one_file = True
