@@ -1,7 +1,6 @@
 """What this machine and installation are: versions, cores, GPUs, the disk under a folder, extras."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -15,8 +14,6 @@ import torch
 
 from refseg import __version__
 
-_EXTRAS = {"s3": "s3fs", "ray": "ray", "bench": "lmdb"}
-"""A package of each extra, by which one sees that it is installed."""
 _PROBE_BYTES = 64 << 20
 
 
@@ -26,15 +23,14 @@ def describe_environment(folder: Path) -> dict[str, Any]:
     Args:
         folder: Whose disk is timed by a file of 64 MiB, which is gone afterwards.
     """
-    requirements = importlib.metadata.requires("refseg") or []
-    packages = [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
+    requirements = _requirements()
     write, read = _disk_speed(folder)
     return {
         "refseg": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "extras": {name: importlib.util.find_spec(module) is not None for name, module in _EXTRAS.items()},
+        "packages": {name: _version(name) or "missing" for name in requirements[""]},
+        "extras": {extra: all(map(_version, names)) for extra, names in requirements.items() if extra},
         "cores": len(os.sched_getaffinity(0)),
         "cores_of_machine": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -51,6 +47,37 @@ def describe_environment(folder: Path) -> dict[str, Any]:
         "open_files": _open_files_limit(),
         "executable": sys.executable,
     }
+
+
+def _requirements() -> dict[str, list[str]]:
+    """Packages that this installation declares, by extra; those of every installation under "".
+
+    An extra that contains others, as `refseg[s3]` does, needs theirs too.
+    """
+    found: dict[str, list[str]] = {"": []}
+    contains: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("refseg") or []:
+        match = re.match(r"([\w.-]+)(?:\[([^\]]*)\])?", line)
+        extra = re.search(r"extra == ['\"]([\w-]+)", line)
+        assert match is not None, line
+        names = found.setdefault(extra[1] if extra else "", [])
+        if match[1] == "refseg":
+            contains.setdefault(extra[1] if extra else "", []).extend(match[2].split(","))
+        else:
+            names.append(match[1])
+
+    def whole(extra: str) -> list[str]:
+        return [*found[extra], *(name for other in contains.get(extra, ()) for name in whole(other.strip()))]
+
+    return {extra: whole(extra) for extra in found}
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _disk_speed(folder: Path) -> tuple[float, float]:
