@@ -6,13 +6,15 @@ All that a browser asks for comes from here: no script, font or style of another
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi import FastAPI, File, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import InstanceOf, WithJsonSchema
+from starlette.datastructures import UploadFile
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from refseg import __version__
@@ -32,6 +34,13 @@ _GONE: dict[int | str, dict[str, Any]] = {
     404: {"model": Refusal, "description": "No picture of this id is kept: upload it."}
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
+# FastAPI's own UploadFile stands for Starlette's, of which forms are made; an annotation should say what comes.
+_Upload = Annotated[
+    UploadFile,
+    InstanceOf(),
+    WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"}),
+    File(description="The picture's file, with its name."),
+]
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -82,7 +91,7 @@ def make_demo(
         return kept
 
     @app.post("/api/images", responses=_REFUSALS)
-    def upload_picture(file: UploadFile) -> UploadedPicture:
+    def upload_picture(file: _Upload) -> UploadedPicture:
         """Upload a picture and encode it; the same file is encoded once."""
         started = time.perf_counter()
         name = file.filename or ""

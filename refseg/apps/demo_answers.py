@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refseg import tokenizer
 from refseg.apps.demo_pictures import KeptPicture
-from refseg.apps.predict import Prediction, Segmenter
+from refseg.apps.predict import Segmenter, box_xywh
 from refseg.errors import UsageError
 from refseg.evaluation.explanation import SentenceExplanation
 from refseg.evaluation.heat_maps import draw_explanation
@@ -94,7 +94,7 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
     Raises:
         UsageError: If the text is empty.
     """
-    text = question.text[:max_characters]
+    text = question.text[:max_characters].encode("utf-8", "replace").decode("utf-8")  # JSON can hold half characters
     if not text.strip():
         raise UsageError("the text is empty; expected an expression such as 'the woman in the red coat'")
     started = time.perf_counter()
@@ -104,14 +104,13 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
     probabilities = segmenter.probabilities(kept.encoded, mask_logits, _map_size(kept.encoded.size))
     explanation = segmenter.explain(kept.encoded, token_ids)
     maps = draw_explanation(kept.shown(), explanation) if question.maps else None
-    found = Prediction(picture=kept.shown(), texts=(text,), masks=mask[None])
     encoded = coco_masks.encode(np.asfortranarray(mask, np.uint8))
     return Answer(
         text=text,
         read_text=tokenizer.decode(token_ids),
         is_cut=len(text) < len(question.text) or len(token_ids) < len(tokenizer.encode(text)),
-        covered_share=found.covered_shares[0],
-        box_xywh=found.boxes_xywh[0],
+        covered_share=float(mask.mean()),
+        box_xywh=box_xywh(mask),
         highest_probability=float(probabilities.max()),
         threshold=_probability_threshold(segmenter),
         rle=RunLengths(size=kept.encoded.size, counts=encoded["counts"].decode("ascii")),

@@ -17,7 +17,7 @@ from refseg.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Kinds of images that uploads may be, by Pillow's names; some of its other readers start programs."""
 _LONGEST_NAME = 255
 _LONGEST_SHOWN_SIDE = 1280

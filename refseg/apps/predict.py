@@ -56,7 +56,7 @@ class Prediction:
     @property
     def boxes_xywh(self) -> list[tuple[int, int, int, int] | None]:
         """Box around each mask: left, top, width, height in pixels; None for an empty mask."""
-        return [_box_xywh(mask) for mask in self.masks]
+        return [box_xywh(mask) for mask in self.masks]
 
     def overlay(self, number: int) -> UInt8[np.ndarray, "H W 3"]:
         """The picture with the mask of one text drawn over it."""
@@ -266,7 +266,8 @@ def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     return np.array(upright.convert("RGB"))
 
 
-def _box_xywh(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int] | None:
+def box_xywh(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int] | None:
+    """Box around a mask: left, top, width, height in pixels; None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

@@ -1,0 +1,168 @@
+"""The demo's page as a person uses it: in headless Chromium, from an upload and a sentence to a mask."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def address(demo_port: int) -> str:
+    return f"http://127.0.0.1:{demo_port}/"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A page that must complain of nothing and ask no other host."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not _is_own(request.url, address) else None)
+    page.goto(address)
+    yield page
+    page.close()
+    # Chromium itself notes answers of status 4xx, which tests of refusals provoke.
+    assert [line for line in said if "responded with a status of 4" not in line] == []
+
+
+def _is_own(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", f"blob:{address}"))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 180, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def ask(page: Any, text: str) -> None:
+    page.get_by_label("What do you mean?").fill(text)
+    page.get_by_role("button", name="Find").click()
+    sync_api.expect(page.locator("#answer-text")).to_have_text(text)
+
+
+def shown_pixels(page: Any) -> Any:
+    """Of the canvas, as a list of 0 to 255: RGBA by rows."""
+    script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    return np.array(page.locator("#canvas").evaluate(script)).reshape(120, 180, 4)[:, :, :3]
+
+
+def test_an_upload_and_a_sentence_show_a_mask_probabilities_and_words(page: Any, photo: Path) -> None:
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    page.locator("#figure").wait_for()
+    plain = shown_pixels(page)
+
+    ask(page, "the red square")
+    masked = shown_pixels(page)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Mask (PNG)").click()
+    assert download.value.suggested_filename == "photo-the-red-square.mask.png"
+    mask = np.array(Image.open(download.value.path()))
+    assert mask.shape == (120, 180)
+    assert 0.1 < mask.mean() < 0.9
+    assert (masked[~mask] == plain[~mask]).all()
+    assert (masked[mask] != plain[mask]).any(axis=1).all()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="RLE (JSON)").click()
+    rle = json.loads(Path(download.value.path()).read_text())
+    assert np.array_equal(coco_masks.decode(rle), mask)
+
+    page.get_by_label("Probability").check()
+    heat = shown_pixels(page)
+    assert (heat != masked).any()
+    assert (heat[:, :, 0] >= heat[:, :, 2]).all()  # grey to yellow
+    page.get_by_label("Picture alone").check()
+    assert (shown_pixels(page) == plain).all()
+
+    rows = page.locator("#words tbody tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["[SOS]", "the", "red", "square", "[EOS]"]
+    page.get_by_text("Where it looked").click()
+    page.locator("#maps-picture").wait_for()
+    assert page.locator("#maps-picture").evaluate("image => image.naturalWidth") > 256
+
+
+def test_several_expressions_stay_at_hand(page: Any, photo: Path) -> None:
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "the red square")  # asked while the picture may still be on its way
+    ask(page, "the blue circle")
+
+    page.get_by_role("button", name="the red square", exact=True).click()
+
+    assert page.locator("#answer-text").inner_text() == "the red square"
+    assert "“the red square”" in page.locator("#canvas").get_attribute("aria-label")
+    assert page.get_by_role("button", name="the red square", exact=True).get_attribute("aria-pressed") == "true"
+
+
+def test_all_is_done_from_the_keyboard(page: Any) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "text"
+    page.locator("button.example").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#answer").wait_for()
+    assert page.locator("#answer-text").inner_text() == page.locator("button.example").first.inner_text()
+    page.locator("#text").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("it")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#answer-text")).to_have_text("it")
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert {"mask-file", "rle-file", "Where it looked"} <= reached
+    nameless = "[...document.querySelectorAll('input, button, a, img, canvas')].filter(e => !(e.labels?.length || "
+    nameless += "e.textContent.trim() || e.getAttribute('aria-label') || e.alt || e.hidden)).map(e => e.outerHTML)"
+    assert page.evaluate(nameless) == []
+
+
+def test_refusals_are_read_out_and_the_page_goes_on(page: Any, photo: Path, tmp_path: Path) -> None:
+    error = page.get_by_role("alert")
+    page.get_by_role("button", name="Find").click()
+    assert "There is no picture yet" in error.inner_text()
+    (tmp_path / "notes.png").write_text("no picture")
+    page.get_by_label("Choose a picture").set_input_files(tmp_path / "notes.png")
+    sync_api.expect(error).to_contain_text("notes.png: not an image")
+    (tmp_path / "large.png").write_bytes(bytes(21_000_000))
+    page.get_by_label("Choose a picture").set_input_files(tmp_path / "large.png")
+    sync_api.expect(error).to_contain_text("found 21.0 MB, expected at most 20 MB")
+
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "red " * 30)
+
+    assert error.is_hidden()
+    assert page.locator("#cut").inner_text().startswith("Too long for the model. It read: red red")
+
+
+@pytest.mark.parametrize("path", ["", "docs"])
+def test_pages_fit_a_phone(page: Any, address: str, photo: Path, path: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(address + path)
+    if not path:
+        page.get_by_label("Choose a picture").set_input_files(photo)
+        ask(page, "the red square")
+
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert Image.open(io.BytesIO(page.screenshot())).size == (360, 740)
