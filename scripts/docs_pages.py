@@ -15,6 +15,16 @@ ROOT = Path(__file__).parents[1]
 COLUMNS = "manifests/COLUMNS.md"
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the guides into the navigation: every page of `docs/` that it does not name."""
+    named = re.findall(r"[\w/.-]+\.md", json.dumps(config.nav))
+    guides = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]
+    for section in config.nav or ():
+        if "Guides" in section:
+            section["Guides"] = guides
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that do not lie in `docs/`."""
     made = {"columns.md": (ROOT / COLUMNS).read_text(encoding="utf-8")}

@@ -80,6 +80,7 @@ def test_the_site_has_guides_notebooks_and_the_reference(site: Path) -> None:
     assert 'href="columns.html"' in text("format.html")
     for page in PAGES:
         assert (site / f"{page.stem}.html").is_file()
+        assert f'href="{page.stem}.html"' in text("columns.html")  # in the navigation
 
 
 def test_the_examples_of_the_first_page_run(
