@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -98,7 +99,9 @@ class _Archive:
             # The unpickler makes room for all places below one that is named: a few bytes could ask for 64 GB.
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
                 raise ValueError(f"the pickle keeps a value at place {argument}")
-        return self._unpickler(io.BytesIO(data)).load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged strings
+            return self._unpickler(io.BytesIO(data)).load()
 
     def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
         """Make an unpickler of fresh functions and classes: a pickle may set attributes on what it is given."""
@@ -109,13 +112,20 @@ class _Archive:
                     raise ValueError("a module's state is no dictionary by name")
                 self.attributes = state
 
+        num_bytes = 0
+
         def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Tensor:
-            return _view(storage, offset, size, stride)
+            nonlocal num_bytes
+            tensor = _view(storage, offset, size, stride)
+            num_bytes += tensor.nbytes
+            if num_bytes > file_bytes:  # many tensors over one storage would make much of little
+                raise ValueError(f"its tensors have more bytes than the file's {file_bytes:,}")
+            return tensor
 
         def keep(value: Any, *_tag: Any) -> Any:
             return value
 
-        path, read_storage = self._path, self._read_storage
+        path, read_storage, file_bytes = self._path, self._read_storage, self._path.stat().st_size
 
         class Unpickler(pickle.Unpickler):
             def find_class(self, module: str, name: str) -> Any:

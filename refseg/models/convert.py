@@ -192,13 +192,17 @@ def _read_checkpoint(path: Path, rules: _Rules, *, allow_namespace: bool) -> tup
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: found no weights by name, expected them under {' or '.join(rules.sections)}")
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
+        if not isinstance(name, str) or not plain:
             raise CheckpointError(
-                f"{path}: found {name!r}, which is no tensor, expected weights by name "
+                f"{path}: found {name!r}, which is no plain tensor, expected weights by name "
                 f"under {' or '.join(rules.sections)}"
             )
     others = [] if section is None else [str(key) for key in content if key != section]
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, others
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        _put(found, name.removeprefix("module."), tensor, path)
+    return found, others
 
 
 def _describe_refusal(error: Exception) -> str:
@@ -223,7 +227,7 @@ def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) ->
         for pattern, replacement in rules.kept:
             renamed, hits = re.subn(pattern, replacement, name, count=1)
             if hits:
-                kept[renamed] = tensor
+                _put(kept, renamed, tensor, source)
                 break
         else:
             raise CheckpointError(
@@ -233,3 +237,9 @@ def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) ->
     if not kept:
         raise CheckpointError(f"{source}: found no encoder weights, expected names such as {rules.example}")
     return kept, left_out
+
+
+def _put(weights: dict[str, Tensor], name: str, tensor: Tensor, path: Path) -> None:
+    if name in weights:
+        raise CheckpointError(f"{path}: holds {name} twice, with and without a prefix; expected each weight once")
+    weights[name] = tensor

@@ -109,21 +109,22 @@ class PublishedModel:
         """
         folder = Path(folder)
         config = _read_config(folder / CONFIG_NAME)
+        release = config.get("refseg", "unknown")
         try:
             sections = {name: config[name] for name in Recipe.model_fields}
             recipe = make_recipe(sections, where=str(folder / CONFIG_NAME))
             origin = Origin(**config["origin"])
             expected_sha256 = config["weights_sha256"]
             preprocessing = config["preprocessing"]
+            model = build_model(recipe.model, input_size=recipe.data.input_size)
         except RecipeError as error:
-            raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {config['refseg']}") from error
-        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
+        except (KeyError, TypeError, RuntimeError) as error:  # the last for sizes that no machine has
             raise CheckpointError(f"{folder / CONFIG_NAME}: unexpected content ({error}); fetch it again") from error
-        model = build_model(recipe.model, input_size=recipe.data.input_size)
         if preprocessing != _preprocessing(model):
             raise CheckpointError(
                 f"{folder / CONFIG_NAME}: found preprocessing {preprocessing}, expected {_preprocessing(model)}; "
-                f"use the refseg release that wrote it: {config['refseg']}"
+                f"use the refseg release that wrote it: {release}"
             )
         weights = folder / WEIGHTS_NAME
         try:

@@ -114,6 +114,8 @@ class PriorSegmenter(nn.Module):
 class LTS(SegmentationModel):
     """LTS composed of its parts.
 
+    The sentence feature is CLIP's projection as it is (512 wide beside ResNet-101, 1024 beside ResNet-50): one more
+    linear map before the gate's and the locator's own would add nothing.
     Language enters in the neck, so that encoder and the neck's first convolutions are all that sentences can share.
     """
 

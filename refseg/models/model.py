@@ -89,7 +89,7 @@ class SegmentationModel(nn.Module):
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainable parameters by how they are trained: `backbone` (pretrained encoders) and `rest`.
 
-        CRIS's rule: both encoders are the backbone, except what it creates anew or what its name says is a position.
+        CRIS's rule: both encoders are the backbone, what is new in them too, except what its name says is a position.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "rest": []}
         for name, parameter in self.named_parameters():

@@ -139,22 +139,38 @@ def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
     published, metadata = _read(path, rules)
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}  # ours to the file's
+    unknown: list[str] = []
     for name, tensor in published.items():
         if not re.search(rules.ignored, name):
             own_name = _rename(name, rules.renames)
-            state[own_name], names[own_name] = tensor, name
+            if own_name is None:
+                unknown.append(name)
+            elif own_name in state:
+                raise CheckpointError(f"{path}: {names[own_name]} and {name} are one weight; expected each once")
+            else:
+                state[own_name], names[own_name] = tensor, name
     own = module.state_dict()
     # Counters of batch norms are in no rule of ours and change nothing at a fixed momentum.
     missing = [
         n for n in own if n not in state and not re.search(rules.new, n) and not n.endswith("num_batches_tracked")
     ]
-    unknown = [names[n] for n in state if n not in own]
+    unknown += [names[n] for n in state if n not in own]
+    types = [
+        f"{names[n]} ({state[n].dtype}, expected {own[n].dtype})"
+        for n in state
+        if n in own and state[n].is_floating_point() != own[n].is_floating_point()
+    ]
     shapes = [
         f"{names[n]} ({tuple(state[n].shape)}, expected {tuple(own[n].shape)})"
         for n in state
         if n in own and state[n].shape != own[n].shape
     ]
-    for fault, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+    for fault, found in (
+        ("missing", missing),
+        ("unknown", unknown),
+        ("of another shape", shapes),
+        ("of another type", types),
+    ):
         if found:
             raise CheckpointError(
                 f"{path}: {len(found)} weights are {fault}, the first is {found[0]}; expected the file published for "
@@ -174,16 +190,17 @@ def _read(path: Path, rules: _Rules) -> tuple[dict[str, Tensor], dict[str, str]]
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {rules.remedy}") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: found no safetensors file ({error}); {rules.remedy}") from error
 
 
-def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
+    """Our name for a published one; None if no rule knows it."""
     for pattern, replacement in renames:
         renamed, hits = re.subn(pattern, replacement, name)
         if hits:
             return _stage_from_zero(renamed)
-    return name
+    return None
 
 
 def _stage_from_zero(name: str) -> str:

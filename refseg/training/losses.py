@@ -51,7 +51,7 @@ def training_loss(
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy at the decoder's resolution, plus what `weights` asks for.
 
-    Source: FCNet Sec. 3.5 names the loss; CRIS's code takes it at a quarter of the input and keeps soft edges.
+    Source: FCNet Sec. 3.4 names the loss; CRIS's code takes it at a quarter of the input and keeps soft edges.
     There the mask is warped softly and sampled at every fourth pixel; here a target pixel is the object's share
     of the pixels it stands for, which is what soft edges mean. The Dice loss (Milletari et al. 2016, V-Net, Sec. 3;
     sums instead of squares, 1 added to both terms) is not in the paper: from random weights cross-entropy alone

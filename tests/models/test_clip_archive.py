@@ -241,6 +241,24 @@ def test_a_tensor_outside_its_storage_is_refused(
         read_archive(crafted)
 
 
+def test_many_tensors_over_one_storage_are_refused(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = ("storage", torch.FloatStorage, "90", "cpu", 50_000)
+
+    def fill(root: Any, _module: type) -> None:
+        for number in range(20):
+            view = (_Storage(*pid), 0, (50_000,), (1,), False, OrderedDict())
+            setattr(root, f"weight{number}", _Runs(torch._utils._rebuild_tensor_v2, *view))
+
+    crafted = with_pickle(archive, tmp_path / "crafted.pt", module_pickle(monkeypatch, fill))
+    with zipfile.ZipFile(crafted, "a") as zipped:
+        zipped.writestr("cell/data/90", torch.zeros(50_000).numpy().tobytes())
+
+    with pytest.raises(CheckpointError, match="its tensors have more bytes than the file's"):
+        read_archive(crafted)
+
+
 def test_a_view_of_a_storage_is_read_as_it_lies(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(root: Any, _module: type) -> None:
         root.weight = _Runs(torch._utils._rebuild_tensor_v2, _Storage(*FLOATS), 1, (2, 2), (1, 3), False, OrderedDict())

@@ -206,8 +206,13 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, num_bytes: int, new_f
     [
         ({"state_dict": {"module.fc.weight": torch.zeros(1)}}, "found fc.weight, a name that no rule for cris knows"),
         ({"state_dict": {"neck.x": torch.zeros(1)}}, "found no encoder weights, expected names such as backbone.vis"),
-        ({"state_dict": {"backbone.visual.x": 1}}, "found 'backbone.visual.x', which is no tensor"),
-        ({"epoch": 1}, "found 'epoch', which is no tensor, expected weights by name under state_dict"),
+        ({"state_dict": {"backbone.visual.x": 1}}, "found 'backbone.visual.x', which is no plain tensor"),
+        ({"state_dict": {"backbone.visual.x": torch.ones(2, dtype=torch.complex64)}}, "which is no plain tensor"),
+        (
+            {"state_dict": {"module.backbone.visual.x": torch.ones(1), "backbone.visual.x": torch.ones(1)}},
+            "holds backbone.visual.x twice, with and without a prefix",
+        ),
+        ({"epoch": 1}, "found 'epoch', which is no plain tensor, expected weights by name under state_dict"),
         ([1, 2], "found no weights by name, expected them under state_dict"),
     ],
 )

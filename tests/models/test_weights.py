@@ -20,7 +20,6 @@ from refseg.models.fcnet import FCNet
 from refseg.models.model import SegmentationModel
 from refseg.models.weight_sources import file_sha256
 from refseg.models.weights import load_pretrained
-from refseg.tokenizer import encode
 
 
 @pytest.fixture(scope="module")
@@ -51,50 +50,6 @@ def model(clip_file: tuple[torch.nn.Module, Path]) -> FCNet:
     model = build_model(config, input_size=(64, 64))
     load_pretrained(model, config)
     return model.eval()
-
-
-@torch.no_grad()
-def test_text_encoder_equals_open_clip(clip_file: tuple[torch.nn.Module, Path], model: FCNet) -> None:
-    sentences = ["the lady with the blue shirt", "dog", "a man, left of the 2nd car!"]
-    ids = [encode(sentence) for sentence in sentences]
-    token_ids = torch.zeros(3, 77, dtype=torch.long)
-    for row, one in zip(token_ids, ids, strict=True):
-        row[: len(one)] = torch.tensor(one)
-    expected = clip_file[0].encode_text(token_ids)
-
-    length = max(map(len, ids))
-    mask = torch.arange(length) < torch.tensor([len(one) for one in ids])[:, None]
-    _, sentence = model.text_encoder(token_ids[:, :length], mask)
-
-    torch.testing.assert_close(sentence, expected, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_image_stages_equal_open_clip(clip_file: tuple[torch.nn.Module, Path], model: FCNet) -> None:
-    visual = clip_file[0].visual
-    images = torch.randn(2, 3, 96, 64)
-    x = visual.layer1(visual.stem(images))
-    c2 = visual.layer2(x)
-    c3 = visual.layer3(c2)
-
-    found = model.image_encoder.backbone(images)
-
-    for ours, theirs in zip(found, (c2, c3, visual.layer4(c3)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_dense_pool_of_uniform_maps_equals_clips_pool_without_class_token(
-    clip_file: tuple[torch.nn.Module, Path], model: FCNet
-) -> None:
-    # With one 1x1 map the only position queries itself: softmax is 1 and the pool is W_c W_v (x + p).
-    pool, reference = model.image_encoder.attnpool, clip_file[0].visual.attnpool
-    x = torch.randn(1, 2048, 1, 1)
-    table = reference.positional_embedding[1:].T.reshape(1, 2048, 7, 7)
-    position = torch.nn.functional.interpolate(table, size=(1, 1), mode="bicubic").flatten(1)
-    expected = torch.relu(reference.c_proj(reference.v_proj(x.flatten(1) + position)) + pool.connect(x).flatten(1))
-
-    torch.testing.assert_close(pool(x).flatten(1), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
@@ -174,6 +129,14 @@ def test_where_the_weights_are_from_is_logged(
         (
             lambda w: w.update({"positional_embedding": torch.ones(76, 32)}),
             r"of another shape, the first is positional_embedding \(\(76, 32\), expected \(77, 32\)\)",
+        ),
+        (
+            lambda w: w.update({"resblocks.0.ln_1.bias": torch.ones(32)}),
+            r"unknown, the first is resblocks\.0\.ln_1\.bias;",
+        ),
+        (
+            lambda w: w.update({"ln_final.bias": torch.ones(32, dtype=torch.int64)}),
+            r"of another type, the first is ln_final\.bias \(torch\.int64, expected torch\.float32\)",
         ),
     ],
 )
