@@ -425,4 +425,18 @@ def cache_folder(kind: str) -> Path:
     Args:
         kind: For example `decoded`.
     """
-    return Path(os.environ.get("REFSEG_CACHE") or Path.home() / ".cache" / "refseg") / kind
+    chosen = os.environ.get("REFSEG_CACHE")
+    # A shell expands `~` in some places and not in others, such as a quoted value or a unit's Environment=.
+    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "refseg") / kind
+
+
+def reserve_space(descriptor: int, num_bytes: int) -> None:
+    """Make an open file at least so long, and take the disk space where the system can (macOS cannot).
+
+    Raises:
+        OSError: If there is not so much space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    elif os.fstat(descriptor).st_size < num_bytes:
+        os.truncate(descriptor, num_bytes)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refseg.errors import DatasetError, UsageError
-from refseg.storage import cache_folder, is_remote, open_folder
+from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.storage import cache_folder, is_remote, open_folder, reserve_space
 
 logger = logging.getLogger(__name__)
 
@@ -74,37 +74,41 @@ class ShardCache:
     """A folder of tars of bounded size, from which the least recently used go first, and none in use."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """Use a folder, made if absent.
+        """Use a folder, made when needed.
 
         Args:
             folder: On a disk of this machine: network file systems are slow here and may not know `flock`.
             limit_bytes: What it holds at most, unfinished downloads included.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self._has_failed = False
 
     @classmethod
-    def of_this_machine(cls) -> "ShardCache":
+    def of_this_machine(cls) -> "ShardCache | None":
         """The cache that `REFSEG_CACHE` and `REFSEG_CACHE_GIGABYTES` say; by default 80 % of what the disk can give.
 
+        None, and a warning, if its folder cannot be made or looked into.
+
         Raises:
-            UsageError: If the limit is no number.
+            UsageError: If the limit is no number, or below 0.
         """
         folder = cache_folder("shards")
-        folder.mkdir(parents=True, exist_ok=True)
         text = os.environ.get(LIMIT_VARIABLE, "")
         try:
             asked = int(float(text) * 1e9) if text else None
-        except (ValueError, OverflowError) as error:
-            raise UsageError(
-                f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes, for example 200"
-            ) from error
-        held = sum(size for _, size, _ in _entries(folder))
-        possible = shutil.disk_usage(folder).free + held
-        if asked is None:
-            return cls(folder, int(_DEFAULT_PART_OF_DISK * possible))
-        return cls(folder, min(asked, possible))
+        except (ValueError, OverflowError):
+            asked = -1
+        if asked is not None and asked < 0:
+            raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes from 0 on, for example 200")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = sum(size for _, size, _ in _entries(folder))
+            possible = shutil.disk_usage(folder).free + held
+        except OSError as error:
+            logger.warning("%s", _no_cache(folder, error))
+            return None
+        return cls(folder, int(_DEFAULT_PART_OF_DISK * possible) if asked is None else min(asked, possible))
 
     def open(self, tar: Tar) -> int | None:
         """A file descriptor of a tar that is here, None if it is not. While it is open the tar stays in the cache."""
@@ -112,17 +116,20 @@ class ShardCache:
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            except OSError:  # or it cannot be read: as if it were not here
                 return None
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if _is_at(descriptor, path):
-                with suppress(PermissionError):  # of another user in a shared cache: it ages a little faster
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if is_at(descriptor, path):
+                with suppress(OSError):  # of another user in a shared cache, or read-only: it ages a little faster
                     os.utime(descriptor)  # used just now
                 return descriptor
             os.close(descriptor)  # removed between opening and locking
 
     def fetch(self, tar: Tar, *, wait: bool = True) -> Fetched:
         """Bring a tar here; of several processes and threads one downloads.
+
+        Where the folder cannot be written a warning says so, once, and there is "no room".
 
         Args:
             tar: A remote one.
@@ -132,15 +139,27 @@ class ShardCache:
             DatasetError: If the object is missing, or twice another than was built.
             StorageError: If storage refuses or fails.
         """
+        try:
+            return self._fetch(tar, wait=wait)
+        except StorageError:
+            raise
+        except OSError as error:
+            if not self._has_failed:
+                logger.warning("%s", _no_cache(self.folder, error))
+            self._has_failed = True
+            return "no room"
+
+    def _fetch(self, tar: Tar, *, wait: bool) -> Fetched:
         final = self._path(tar)
         part = final.with_suffix(".part")
         while True:
             if final.exists():
                 return "here"
+            self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if not _is_at(descriptor, part):
+                if not is_at(descriptor, part):
                     continue  # who held the lock finished or gave up meanwhile
                 done = False
                 try:
@@ -164,7 +183,8 @@ class ShardCache:
 
     def discard(self, tar: Tar) -> None:
         """Remove a tar that turned out to be damaged; who reads it goes on reading it."""
-        self._path(tar).unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or the cache is read-only
+            self._path(tar).unlink()
 
     def _path(self, tar: Tar) -> Path:
         return self.folder / f"{tar.sha256}.tar"
@@ -177,12 +197,12 @@ class ShardCache:
             for path, size, _ in sorted(held, key=lambda entry: entry[2]):
                 if total <= self.limit_bytes:
                     break
-                if _remove_unused(path):
+                if remove_unused(path):
                     total -= size
             if total > self.limit_bytes:
                 return False
             try:
-                os.posix_fallocate(descriptor, 0, num_bytes)  # now, so that others count it
+                reserve_space(descriptor, num_bytes)  # now, so that others count it
             except OSError as error:
                 logger.warning("%s: no space for %d bytes (%s)", self.folder, num_bytes, error.strerror)
                 return False
@@ -198,6 +218,13 @@ class ShardCache:
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def _no_cache(folder: Path, error: OSError) -> str:
+    return (
+        f"{folder}: the cache of remote shards cannot be used ({error}): images that are not in it are read over the "
+        "network in every epoch, one request each; set REFSEG_CACHE to a folder of this machine that can be written"
+    )
 
 
 def _download(tar: Tar, descriptor: int) -> None:
@@ -241,15 +268,15 @@ def _entries(folder: Path) -> list[tuple[Path, int, float]]:
     return found
 
 
-def _remove_unused(path: Path) -> bool:
-    """Remove a file of the cache unless somebody reads or downloads it."""
+def remove_unused(path: Path) -> bool:
+    """Remove a file unless somebody holds a lock on it, as who uses it does; True if it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             path.unlink()
         return True
     except BlockingIOError:
@@ -259,8 +286,8 @@ def _remove_unused(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """True if an open file still has this name."""
+def is_at(descriptor: int, path: Path) -> bool:
+    """True if an open file still has this name: it was not removed, or replaced, since it was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
