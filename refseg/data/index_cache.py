@@ -66,7 +66,7 @@ class StoredIndex:
             if (folder / name).stat().st_size != length * np.dtype(kind).itemsize:
                 raise OSError(f"{folder / name}: expected {length} values of type {kind}")
         self._cannot_fill = False
-        with suppress(PermissionError):  # of another user: it is removed a little earlier
+        with suppress(OSError):  # of another user, or read-only: it is removed a little earlier
             os.utime(folder / _FACTS)  # used just now
 
     def arrays(self) -> Arrays:

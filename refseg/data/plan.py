@@ -71,8 +71,8 @@ class ReadPlan:
 
     @property
     def memory_per_node(self) -> int:
-        """Bytes of index and batches of all ranks of a node, without models."""
-        return self.num_ranks // self.num_nodes * (self.index_bytes + self.num_workers * self.worker_bytes)
+        """Bytes of index and batches of all ranks of a node, without models; without workers the process packs."""
+        return self.num_ranks // self.num_nodes * (self.index_bytes + max(1, self.num_workers) * self.worker_bytes)
 
 
 def plan_reading(
@@ -103,10 +103,12 @@ def plan_reading(
         num_tokens: Token ids per expression.
 
     Raises:
-        UsageError: If a number is below 1, or the order cannot be (see `EpochOrder`).
+        UsageError: If a number is too low, or the order cannot be (see `EpochOrder`).
     """
     if num_nodes < 1 or ranks_per_node < 1:
         raise UsageError(f"a world of {num_nodes} nodes with {ranks_per_node} processes; expected at least 1 of each")
+    if num_workers < 0:
+        raise UsageError(f"num_workers is {num_workers}; expected at least 0 (0: the training process packs)")
     num_ranks = num_nodes * ranks_per_node
     order = EpochOrder(
         index=index, sampling=sampling, expressions_per_image=expressions_per_image, global_batch=global_batch,
@@ -123,7 +125,8 @@ def plan_reading(
     images_per_batch = global_batch / num_ranks
     batch_bytes = height * width * (3 * images_per_batch + expressions) + 9 * num_tokens * expressions
     remote_bytes = sum(tar.num_bytes for tar in index.shards if tar.is_remote)
-    cache_bytes = ShardCache.of_this_machine().limit_bytes if remote_bytes else None
+    cache = ShardCache.of_this_machine() if remote_bytes else None
+    cache_bytes = (cache.limit_bytes if cache else 0) if remote_bytes else None
     cursor = Cursor(digest=index.digest, seed=2**31, epoch=9999, samples_done=planned)
     return ReadPlan(
         dataset=index.descriptor.dataset,

@@ -1,5 +1,6 @@
 """Read-ahead: threads that bring remote shards into the node's cache in the order in which they will be needed."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -7,6 +8,8 @@ from collections.abc import Iterable
 
 from refseg.data.cache import ShardCache, Tar
 from refseg.errors import RefsegError
+
+logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2  # of each process: a node has several
 _PAUSE_SECONDS = 0.2  # before asking again for what other processes are downloading
@@ -25,9 +28,9 @@ class ReadAhead:
         self._cache = cache
         self._waiting = deque(tars)
         self._stopped = threading.Event()
-        self._failure: RefsegError | OSError | None = None
+        self._failure: RefsegError | None = None
         self._threads = [
-            threading.Thread(target=self._work, name=f"refseg-read-ahead-{number}", daemon=True)
+            threading.Thread(target=self._run, name=f"refseg-read-ahead-{number}", daemon=True)
             for number in range(_NUM_THREADS)
         ]
         for thread in self._threads:
@@ -39,7 +42,6 @@ class ReadAhead:
         Raises:
             DatasetError: If an object is missing, or twice another than was built.
             StorageError: If storage refuses or fails.
-            OSError: If the cache cannot be written.
         """
         if self._failure is not None:
             raise self._failure
@@ -59,6 +61,15 @@ class ReadAhead:
             thread.join()
         self.check()
 
+    def _run(self) -> None:
+        has_ended = False
+        try:
+            self._work()
+            has_ended = True
+        finally:
+            if not has_ended:  # by a mistake of ours, which stops no run: images are read one by one
+                logger.error("a thread that fetches remote shards ahead broke off: fewer or none follow", exc_info=True)
+
     def _work(self) -> None:
         while not self._stopped.is_set():
             try:
@@ -67,7 +78,7 @@ class ReadAhead:
                 return
             try:
                 found = self._cache.fetch(tar, wait=False)
-            except (RefsegError, OSError) as error:
+            except RefsegError as error:
                 self._failure = error
                 self.stop()
                 return

@@ -43,7 +43,7 @@ class ShardFiles:
         remote = [number for number, tar in enumerate(self.tars) if tar.is_remote]
         if remote:
             self._cache = ShardCache.of_this_machine()
-            self.cached = self._choose(remote, self._cache)
+            self.cached = self._choose(remote, self._cache) if self._cache is not None else frozenset()
 
     def read_sample(self, shard: int, *, start: int, num_bytes: int, xxh3: int, where: str) -> NDArray[np.uint8]:
         """`(num_bytes,)` bytes of a whole sample, writable.
@@ -130,8 +130,8 @@ class ShardFiles:
         if opened is not None:
             return opened
         tar = self.tars[shard]
-        if self._cache is not None and tar.is_remote:
-            descriptor = self._cache.open(tar)
+        if tar.is_remote:
+            descriptor = None if self._cache is None else self._cache.open(tar)
             if descriptor is None:
                 return None
         else:

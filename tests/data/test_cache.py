@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from refseg.data import cache as cache_module
 from refseg.data.cache import ShardCache, Tar
 from refseg.data.read_ahead import ReadAhead
 from refseg.errors import DatasetError, UsageError
+from refseg.storage import cache_folder
 
 Put = Callable[[str, bytes], Tar]
 
@@ -210,6 +212,7 @@ def test_who_waited_for_a_download_that_gave_up_waits_for_the_next(tmp_path: Pat
     cache = ShardCache(tmp_path / "cache", 100)
     tar = put("a.tar", b"12345")
     part = cache.folder / f"{tar.sha256}.part"
+    part.parent.mkdir()
     with part.open("w") as gave_up:
         fcntl.flock(gave_up, fcntl.LOCK_EX)
         waiting = threading.Thread(target=cache.fetch, args=(tar,))
@@ -228,6 +231,7 @@ def test_who_waited_for_a_download_that_gave_up_waits_for_the_next(tmp_path: Pat
 
 def test_what_a_killed_download_left_makes_room(tmp_path: Path, put: Put) -> None:
     cache = ShardCache(tmp_path / "cache", 5)
+    cache.folder.mkdir()
     (cache.folder / f"{'0' * 64}.part").write_bytes(b"12345")
 
     assert cache.fetch(put("a.tar", b"12345")) == "here"
@@ -271,32 +275,95 @@ def test_read_ahead_brings_all_and_raises_what_it_meets(tmp_path: Path, put: Put
         ReadAhead(cache, [bad]).join()
 
 
-def test_a_cache_that_cannot_be_written_is_no_silent_end(
+def fail(*_: object, **__: object) -> Any:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_cache_that_cannot_be_written_is_told_once_and_stops_no_run(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tars = [put(f"{digit}.tar", digit.encode() * 5) for digit in "12"]
+    cache = ShardCache(tmp_path / "cache", 100)
+    for place in (os, "pwrite"), (Path, "mkdir"):
+        monkeypatch.setattr(*place, fail)
+        assert [cache.fetch(tar) for tar in tars] == ["no room", "no room"]
+    ReadAhead(cache, tars).join()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{tmp_path}/cache: the cache of remote shards cannot be used ([Errno 30] Read-only file")
+    assert "set REFSEG_CACHE to a folder of this machine that can be written" in message
+
+
+def test_what_a_read_only_cache_holds_is_used(tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(tmp_path / "cache", 100)
+    tar = put("a.tar", b"12345")
+    cache.fetch(tar)
+    for name in ("utime", "unlink"):
+        monkeypatch.setattr(os, name, fail)
+    assert content(cache, tar) == b"12345"
+    cache.discard(tar)
+
+
+def test_a_cache_that_cannot_be_made_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "file"))
+    assert ShardCache.of_this_machine() is None
+    assert "file/shards: the cache of remote shards cannot be used ([Errno 20] Not a directory" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_breaks_off_by_a_mistake_says_so(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def divide(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(ShardCache, "fetch", divide)
+    ReadAhead(ShardCache(tmp_path / "cache", 100), [put("a.tar", b"12345")]).join()
+    assert "a thread that fetches remote shards ahead broke off" in caplog.text
+    assert "ZeroDivisionError: a mistake" in caplog.text
+
+
+def test_a_system_that_cannot_take_space_does_without(
     tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "pwrite", write)
-    with pytest.raises(OSError, match="Input/output error"):
-        ReadAhead(ShardCache(tmp_path / "cache", 100), [put("a.tar", b"12345")]).join()
+    monkeypatch.delattr(os, "posix_fallocate")
+    cache = ShardCache(tmp_path / "cache", 100)
+    assert cache.fetch(put("a.tar", b"12345")) == "here"
+    assert held(cache) == 5
 
 
 def test_folder_and_limit_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "here"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "0.5")
     cache = ShardCache.of_this_machine()
+    assert cache is not None
     assert (cache.folder, cache.limit_bytes) == (tmp_path / "here" / "shards", 500_000_000)
 
     monkeypatch.delenv("REFSEG_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "1e9")  # more than any disk
     cache = ShardCache.of_this_machine()
+    assert cache is not None
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     assert cache.folder == tmp_path / ".cache" / "refseg" / "shards"
     assert cache.limit_bytes == pytest.approx(free, rel=0.05)
     monkeypatch.delenv("REFSEG_CACHE_GIGABYTES")
-    assert ShardCache.of_this_machine().limit_bytes == pytest.approx(0.8 * free, rel=0.05)
-    monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "much")
-    with pytest.raises(UsageError, match="REFSEG_CACHE_GIGABYTES is 'much'; expected a number of gigabytes"):
+    cache = ShardCache.of_this_machine()
+    assert cache is not None
+    assert cache.limit_bytes == pytest.approx(0.8 * free, rel=0.05)
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
+    monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", text)
+    with pytest.raises(UsageError, match=f"REFSEG_CACHE_GIGABYTES is '{text}'; expected a number of gigabytes from 0"):
         ShardCache.of_this_machine()
+
+
+def test_the_folder_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REFSEG_CACHE", "~/rc")
+    assert cache_folder("shards") == tmp_path / "rc" / "shards"

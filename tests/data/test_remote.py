@@ -65,6 +65,17 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
+def test_without_a_cache_samples_are_requested_one_by_one(
+    dataset: Path, train_index: ManifestIndex, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.parent.write_text("a file where the cache's folder should be")
+    index = ManifestIndex.open(f"file://{dataset}", ["train"])
+    assert same(loader(index), loader(train_index))
+    index.check_ahead(wait=True)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{cache}: the cache of remote shards cannot be used")
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_those_of_the_local_dataset(
     remote: str, dataset: Path, train_index: ManifestIndex, cache: Path, num_workers: int
