@@ -23,7 +23,10 @@ from refseg.errors import TrainingError
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
 _LOCK_NAME = ".lock"
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pyarrow", "safetensors")
+_PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pyarrow", "pycocotools", "pydantic",
+    "safetensors",
+)  # fmt: skip
 
 
 @contextmanager
@@ -108,19 +111,35 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_run_facts(out: Path, recipe: Recipe, descriptor: Descriptor, *, num_processes: int, device: str) -> None:
-    """Write `recipe.json` and `environment.json`: what the run is made of and where it ran last."""
+def write_run_facts(
+    out: Path, recipe: Recipe, descriptor: Descriptor, *, val_digest: str, num_processes: int, device: str
+) -> None:
+    """Write `recipe.json` and `environment.json`: what the run is made of and where it ran last.
+
+    Args:
+        out: The run's folder.
+        recipe: Its settings, resolved.
+        descriptor: Of the dataset trained on.
+        val_digest: Of the dataset validated on; empty without validation.
+        num_processes: Ranks.
+        device: Kind of device.
+    """
     facts = {
         "refseg": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "num_processes": num_processes,
         "command": shlex.join(sys.argv),
         "dataset": descriptor.dataset,
         "dataset_digest": descriptor.digest,
+        "val_dataset_digest": val_digest,
         "leaks_allowed": descriptor.leaks_allowed,
         "leaks": descriptor.leaks,
     }
@@ -128,6 +147,16 @@ def write_run_facts(out: Path, recipe: Recipe, descriptor: Descriptor, *, num_pr
         aside = out / f".{name}.part"
         aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         aside.replace(out / name)
+
+
+def _cpu_name() -> str:
+    """The processor's name; Python itself knows it on few systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -257,7 +257,14 @@ class _Trainer:
     def _say_what_it_is(self) -> None:
         """Write down what the run is."""
         device = self.accelerator.device.type
-        write_run_facts(self.out, self.recipe, self.index.descriptor, num_processes=self.num_processes, device=device)
+        write_run_facts(
+            self.out,
+            self.recipe,
+            self.index.descriptor,
+            val_digest=self._val_digest,
+            num_processes=self.num_processes,
+            device=device,
+        )
         logger.info(
             "training %s on %s: %s epochs of %d steps, %d processes on %s",
             self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,

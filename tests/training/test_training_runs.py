@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,12 @@ def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe,
     facts = json.loads((out / "environment.json").read_text())
     checkpoint = load_checkpoint(out)
     assert (facts["dataset"], facts["dataset_digest"]) == ("toy/refseg", checkpoint.dataset_digest)
+    assert facts["val_dataset_digest"] == checkpoint.dataset_digest
+    assert torch.__version__.startswith(facts["packages"]["torch"])
+    assert (facts["cores"], facts["num_processes"]) == (len(os.sched_getaffinity(0)), 1)
+    assert facts["device"] == facts["cpu"] != ""
+    assert facts["memory_gigabytes"] > 0
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["git_commit"] or "0" * 40)
     assert (checkpoint.step, checkpoint.recipe) == (12, recipe)
     assert checkpoint.state.cursor["samples_done"] == 0  # the third epoch's start
     assert checkpoint.state.epoch == 2
