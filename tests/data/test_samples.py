@@ -73,7 +73,7 @@ def test_the_loader_packs_the_same_refs_at_one_size(train: RefDataset) -> None:
 
 def test_the_loader_says_what_does_not_fit(train: RefDataset) -> None:
     with pytest.raises(UsageError, match="a global batch of 5 cannot be cut evenly for 2 processes"):
-        train.loader(batch_size=5, world_size=2)
+        train.loader(batch_size=5, geometry=Geometry(kind="letterbox", size=(64, 64)), world_size=2)
 
 
 def test_its_repr_says_what_it_holds(train: RefDataset) -> None:
