@@ -1,7 +1,6 @@
 """The page of a dataset without a browser: what is in its files, what is refused, what stays text."""
 
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -20,28 +19,6 @@ from refseg.apps import browse
 from refseg.apps.browse import write_browse_page
 from refseg.cli import main
 from refseg.errors import DatasetError, UsageError
-
-EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> & <!--"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 toy scenes of 96 x 128 pixels: one sentence is markup, one ref was rejected."""
-    folder = tmp_path_factory.mktemp("browse")
-    draw_toy(folder / "source", num_images=24, seed=0, image_size=(96, 128))
-    path = folder / "source/toy/refs(refseg).p"
-    refs = pickle.loads(path.read_bytes())
-    train = [ref for ref in refs if ref["split"] == "train"]
-    train[0]["sentences"][0]["sent"] = EVIL
-    train[1]["image_id"] = 999_999
-    path.write_bytes(pickle.dumps(refs))
-    build_dataset(
-        BuildOptions(
-            dataset="toy/refseg", annotations=folder / "source", out=folder / "shards", workers=1,
-            images_per_shard=8, on_bad_sample="skip",
-        )
-    )  # fmt: skip
-    return folder / "shards"
 
 
 def rows_of(dataset: Path) -> list[dict[str, Any]]:
@@ -88,7 +65,7 @@ def test_every_ref_and_mask_of_the_dataset_is_in_the_page(dataset: Path, tmp_pat
             assert picture.size == (128, 96)
 
 
-def test_one_file_holds_what_the_folder_holds(dataset: Path, tmp_path: Path) -> None:
+def test_one_file_holds_what_the_folder_holds(dataset: Path, evil: str, tmp_path: Path) -> None:
     write_browse_page(dataset, tmp_path / "page")
     one = write_browse_page(dataset, tmp_path / "one.html")
 
@@ -110,12 +87,12 @@ def test_the_same_dataset_gives_the_same_bytes(dataset: Path, tmp_path: Path) ->
     assert contents(first) == contents(second)
 
 
-def test_markup_in_an_annotation_is_nowhere_markup(dataset: Path, tmp_path: Path) -> None:
+def test_markup_in_an_annotation_is_nowhere_markup(dataset: Path, evil: str, tmp_path: Path) -> None:
     write_browse_page(dataset, tmp_path / "page")
     one = write_browse_page(dataset, tmp_path / "one.html").path
 
-    assert any(EVIL in ref[6] for ref in parts_of(tmp_path / "page")["refs-0"])
-    assert any(EVIL in ref[6] for ref in blocks_of(one)["part-refs-0"])
+    assert any(evil in ref[6] for ref in parts_of(tmp_path / "page")["refs-0"])
+    assert any(evil in ref[6] for ref in blocks_of(one)["part-refs-0"])
     for text in (one.read_text("utf-8"), *(path.read_text("utf-8") for path in tmp_path.rglob("*.js"))):
         assert "<script>document" not in text
         assert "<img src=x" not in text

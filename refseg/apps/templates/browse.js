@@ -215,7 +215,7 @@
       shown = now.map(key);
     }
     const sentences = found.reduce((sum, ref) => sum + ref.matches.length, 0);
-    status.textContent = `${count(found.length, "ref")} with ${count(sentences, "sentence")} of ${count(facts.numRefs, "ref")}`
+    status.textContent = `${found.length.toLocaleString("en")} of ${count(facts.numRefs, "ref")}, ${count(sentences, "sentence")}`
       + (reading ? `, reading … ${Math.round((100 * refs.length) / facts.numRefs)} %` : "");
     turn(find("#samples .pages"), page, pages);
     remember(wish.fields);

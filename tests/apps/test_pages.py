@@ -1,0 +1,282 @@
+"""The pages of `refseg browse` and `refseg report` as a person uses them: in headless Chromium, without a server."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFilter
+
+from refseg.apps.browse import write_browse_page
+from refseg.cli import main
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+
+Open = Callable[..., Any]
+
+UNNAMED = """() => {
+  const named = (element) => [element.ariaLabel, element.alt, element.title, element.textContent.trim(),
+    element.labels?.[0]?.textContent, element.getAttribute("aria-labelledby"),
+    element.matches("img") && element.closest("button")?.ariaLabel].some(Boolean);
+  const all = document.querySelectorAll("button, input, select, img, summary, dialog, form, nav, section");
+  return [...all].filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML.slice(0, 80));
+}"""
+ALPHA = """(canvas) => {
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return [canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Opens a page that must complain of nothing and read nothing but its own files."""
+    said: list[str] = []
+    pages = []
+
+    def open_page(path: Path, *, width: int = 1200, fragment: str = "") -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        pages.append(page)
+        own = (path.parent.as_uri() + "/", "data:")
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(own) else said.append(request.url))
+        page.goto(path.as_uri() + fragment)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == []
+
+
+@pytest.fixture(scope="module", params=["folder", "one.html"])
+def browse_page(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_browse_page(dataset, tmp_path_factory.mktemp("browse") / request.param).path
+
+
+@pytest.fixture(scope="module")
+def report_page(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny run, with its maps."""
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    run = shutil.copytree(toy_run, out.parent / "run")
+    assert main(["evaluate", str(run), "--save-predictions"]) == 0
+    assert main(["report", str(run), "--explain", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(dataset: Path) -> list[dict[str, Any]]:
+    names = [entry["name"] for entry in json.loads((dataset / "refseg.json").read_text())["shards"]]
+    return [row for name in names for row in pq.read_table(dataset / f"{name}.parquet").to_pylist()]
+
+
+def settled(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#status').textContent.startsWith(text)", arg=text)
+
+
+def counted(rows: list[dict[str, Any]], keep: Callable[[dict[str, Any], str], bool]) -> tuple[int, int]:
+    """Refs with a sentence that is kept, and such sentences."""
+    kept = [sum(keep(row, sentence["sent"]) for sentence in row["sentences"]) for row in rows]
+    return sum(map(bool, kept)), sum(kept)
+
+
+def said_of(rows: list[dict[str, Any]], keep: Callable[[dict[str, Any], str], bool]) -> str:
+    refs, sentences = counted(rows, keep)
+    assert 0 < refs < len(rows)
+    return f"{refs} of {len(rows)} refs, {sentences} sentence"
+
+
+def test_samples_are_filtered_by_what_they_are_and_say(
+    open_page: Open, browse_page: Path, rows: list[dict[str, Any]]
+) -> None:
+    page = open_page(browse_page)
+    settled(page, f"{len(rows)} of {len(rows)} refs")
+
+    page.get_by_label("Sentence", exact=True).fill("the SQUARE")
+    settled(page, said_of(rows, lambda row, text: "square" in text and "the" in text))
+    assert page.locator("mark").first.inner_text() in ("the", "square")
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Sentence", exact=True).fill('"the square"')
+    settled(page, said_of(rows, lambda row, text: "the square" in text))
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Split").select_option(label=f"val ({sum(row['split'] == 'val' for row in rows)})")
+    settled(page, said_of(rows, lambda row, text: row["split"] == "val"))
+    page.get_by_label("Category").select_option(label="triangle")
+    page.get_by_label("Split").select_option("")
+    settled(page, said_of(rows, lambda row, text: row["category"] == "triangle"))
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Words, at least").fill("3")
+    page.get_by_label("Words, at most").fill("4")
+    settled(page, said_of(rows, lambda row, text: 3 <= len(text.split()) <= 4))
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Target in percent of the picture, at least").fill("3")
+    settled(page, said_of(rows, lambda row, text: row["area"] >= 0.03 * 96 * 128))
+    page.get_by_label("Kind").select_option(label="no target")
+    settled(page, "0 of")
+    assert page.get_by_text("No sample fits these filters.").is_visible()
+
+
+def test_samples_are_put_in_order_and_the_address_keeps_it(
+    open_page: Open, browse_page: Path, rows: list[dict[str, Any]]
+) -> None:
+    page = open_page(browse_page)
+    page.get_by_label("Order").select_option(label="smallest target first")
+    smallest = min(rows, key=lambda row: row["area"])["ref_id"]
+    page.wait_for_function(f"() => document.querySelector('.card .ids').textContent.includes('ref {smallest}')")
+    page.get_by_label("Order").select_option(label="longest sentence first")
+    page.wait_for_function("() => location.hash.includes('order=long')")
+    longest = max(len(sentence["sent"].split()) for row in rows for sentence in row["sentences"])
+    assert max(
+        len(line.split()) for line in page.locator(".card .sentences").first.locator("li").all_inner_texts()
+    ) == (longest)
+    again = open_page(browse_page, fragment=page.evaluate("location.hash"))
+    settled(again, f"{len(rows)} of")
+    assert again.locator(".card .open").first.get_attribute("aria-label") == page.locator(
+        ".card .open"
+    ).first.get_attribute("aria-label")
+
+
+def test_a_sample_is_opened_walked_and_closed_by_keyboard(
+    open_page: Open, browse_page: Path, rows: list[dict[str, Any]]
+) -> None:
+    page = open_page(browse_page)
+    page.wait_for_selector(".card")
+    page.locator("#masks").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    dialog = page.get_by_role("dialog")
+    assert dialog.get_by_role("heading").first.inner_text() == rows[0]["sentences"][0]["sent"]
+    assert str(rows[0]["file_name"]) in dialog.inner_text()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => location.hash === '#open=1'")
+    assert f"{rows[1]['ref_id']}" in dialog.locator("dl").inner_text()
+    assert page.evaluate(UNNAMED) == []
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.className") == "open"
+    page.keyboard.press("m")
+    assert not page.locator(".card canvas").first.is_visible()
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.name") == "text"
+
+
+def test_the_mask_drawn_is_the_target(open_page: Open, browse_page: Path, rows: list[dict[str, Any]]) -> None:
+    page = open_page(browse_page)
+    page.wait_for_function("() => document.querySelector('.card .ids').textContent.includes('ref ')")
+    height, width, alpha = page.locator(".card canvas").first.evaluate(ALPHA)
+
+    counts = rows[0]["mask"]["counts"]
+    target = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(128, 96).T
+    found = np.array(alpha).reshape(height, width)
+    assert found.shape == target.shape == (96, 128)
+    assert np.abs(found[target] - 0.35 * 255).max() < 3  # the fill; what lies under it is seen
+    near = np.asarray(Image.fromarray(target).convert("L").filter(ImageFilter.MaxFilter(9))) > 0
+    assert (found[~near] == 0).all()
+    edge = near & ~target & (np.asarray(Image.fromarray(target).convert("L").filter(ImageFilter.MaxFilter(3))) > 0)
+    assert (found[edge] > 200).all()
+
+
+def test_markup_in_a_sentence_stays_text(open_page: Open, browse_page: Path, evil: str) -> None:
+    page = open_page(browse_page)
+    page.get_by_label("Sentence", exact=True).fill("onerror")
+    settled(page, "1 of")
+
+    assert page.locator(".card .sentences li").all_inner_texts()[0] == evil
+    page.locator(".card .open").click()
+    page.wait_for_selector("dialog[open]")
+    assert page.get_by_role("dialog").get_by_role("heading").first.inner_text() == evil
+    assert page.title() == "toy/refseg – refseg browse"
+    assert page.locator("main script, main img[src=x], dialog script").count() == 0
+
+
+def test_rejects_are_listed_with_their_reasons(open_page: Open, browse_page: Path) -> None:
+    page = open_page(browse_page)
+    page.get_by_role("button", name="Rejects 1").click()
+
+    page.wait_for_selector("#rejects tbody tr")
+    assert "unknown_image" in page.locator("#rejects tbody").inner_text()
+    assert page.locator("#reject-status").inner_text() == "1 of 1 reject"
+    page.locator("#reject-filters").get_by_label("Text").fill("nothing like it")
+    page.wait_for_function("() => document.querySelector('#reject-status').textContent === '0 of 1 reject'")
+    assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("view", ["#", "#open=0", "#view=rejects"])
+def test_the_page_fits_a_phone_and_names_its_controls(open_page: Open, browse_page: Path, view: str) -> None:
+    page = open_page(browse_page, width=360, fragment=view)
+    page.wait_for_selector({"#": ".card", "#open=0": "dialog[open]", "#view=rejects": "#rejects tbody tr"}[view])
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.querySelector('dialog').scrollWidth") <= 360
+    assert page.evaluate(UNNAMED) == []
+
+
+def test_a_folder_that_is_not_whole_says_so(browser: Any, dataset: Path, tmp_path: Path) -> None:
+    path = write_browse_page(dataset, tmp_path / "page").path
+    (tmp_path / "page/parts/images-0.js").unlink()
+    page = browser.new_page()
+    page.goto(path.as_uri())
+
+    page.wait_for_selector("#fault:not([hidden])")
+    assert "parts/images-0.js cannot be read: this folder is not whole" in page.inner_text("#fault")
+    page.close()
+
+
+@pytest.mark.slow
+def test_examples_of_a_report_are_sorted_and_searched(open_page: Open, report_page: Path) -> None:
+    page = open_page(report_page)
+    worst = page.locator(".examples").nth(1)
+    shares = "(group) => [...group.children].filter((f) => !f.hidden).map((f) => Number(f.dataset.target))"
+
+    page.get_by_label("Order").select_option(label="largest target first")
+    large = worst.evaluate(shares)
+    assert large == sorted(large, reverse=True)
+    assert len(set(large)) > 1
+    page.get_by_label("Order").select_option(label="smallest target first")
+    assert worst.evaluate(shares) == sorted(large)
+    word = worst.locator("q").first.inner_text().strip("“”").split()[0]
+    page.get_by_role("searchbox", name="Sentence").fill(word)
+    assert 0 < len(worst.evaluate(shares)) <= len(large)
+    assert all(word in text for text in page.locator("figure.example:not([hidden]) q").all_inner_texts())
+    assert "shown" in page.locator(".tools output").inner_text()
+
+
+@pytest.mark.slow
+def test_an_example_of_a_report_opens_with_its_maps(open_page: Open, report_page: Path) -> None:
+    page = open_page(report_page)
+    button = page.locator(".example .open").first
+    sentence = page.locator(".example q").first.inner_text()
+    button.focus()
+    page.keyboard.press("Enter")
+
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator("q").inner_text() == sentence
+    assert dialog.get_by_alt_text("The picture once for each emphasis").evaluate("(map) => map.naturalWidth") > 500
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator("q").inner_text() == page.locator(".example q").nth(1).inner_text()
+    assert page.evaluate(UNNAMED) == []
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+@pytest.mark.slow
+def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_page: Path) -> None:
+    page = open_page(report_page, width=360)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(UNNAMED) == []
