@@ -1,13 +1,24 @@
-"""A dataset for the pages that show one."""
+"""A dataset for the pages that show one, and a running demo."""
 
 import pickle
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import uvicorn
 
+from manifests import sample_folder
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
+from refseg.apps.demo import make_demo
+from refseg.apps.predict import Segmenter
+from refseg.models.folding import fold_batch_norms
+from refseg.training.checkpoint import load_checkpoint
 
 _EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> & <!--"
 
@@ -36,3 +47,33 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evil() -> str:
     """The sentence of `dataset` that is markup."""
     return _EVIL
+
+
+@pytest.fixture(scope="session")
+def segmenter(toy_run: Path) -> Segmenter:
+    """A model that knows little; its scores are shifted so that half of each input is object."""
+    checkpoint = load_checkpoint(toy_run)
+    model = fold_batch_norms(checkpoint.model)
+    decode = model.decode
+
+    def decode_shifted(*states: Any) -> torch.Tensor:
+        mask_logits = decode(*states)
+        return mask_logits - mask_logits.median()
+
+    model.decode = decode_shifted  # type: ignore[method-assign]
+    return Segmenter(model=model, recipe=checkpoint.recipe)
+
+
+@pytest.fixture(scope="session")
+def demo_port(segmenter: Segmenter) -> Iterator[int]:
+    """Port on 127.0.0.1 of a demo of that model."""
+    app = make_demo(
+        segmenter, sample=sample_folder(), facts={"model": "tiny <fcnet>"}, allowed_hosts=["127.0.0.1", "localhost"]
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="off"))
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        yield listener.getsockname()[1]
+        running.should_exit = True
+        thread.join()
