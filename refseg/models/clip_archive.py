@@ -95,12 +95,12 @@ class _Archive:
                 f"{self._path}: data.pkl has {info.file_size} bytes, expected at most {_MAX_PICKLE_BYTES}"
             )
         data = self._zip.read(info)
-        for opcode, argument, _ in pickletools.genops(data):
-            # The unpickler makes room for all places below one that is named: a few bytes could ask for 64 GB.
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
-                raise ValueError(f"the pickle keeps a value at place {argument}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged strings
+            for opcode, argument, _ in pickletools.genops(data):
+                # The unpickler makes room for all places below one that is named: a few bytes could ask for 64 GB.
+                if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
+                    raise ValueError(f"the pickle keeps a value at place {argument}")
             return self._unpickler(io.BytesIO(data)).load()
 
     def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
