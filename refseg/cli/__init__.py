@@ -16,6 +16,7 @@ COMMANDS = {
     "build-shards": "annotations and images to verified shards",
     "verify": "check a built dataset; exit 1 on any fault, each named",
     "stats": "counts against the published ones, lengths, areas, rejects",
+    "browse": "a page of images, sentences and masks that opens without a server",
     "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
     "doctor": "time reading, decoding and the rest on this machine; name what holds a run up",
     "mix": "leak-free union of datasets: no training image that any of them evaluates on",
