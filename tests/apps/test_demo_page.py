@@ -103,8 +103,10 @@ def test_an_upload_and_a_sentence_show_a_mask_probabilities_and_words(page: Any,
 
 
 def test_several_expressions_stay_at_hand(page: Any, photo: Path) -> None:
+    later = "new Promise((done) => setTimeout(done, where === '/api/images' ? 500 : 0))"
+    page.evaluate(f"const send = window.fetch; window.fetch = (where, how) => {later}.then(() => send(where, how))")
     page.get_by_label("Choose a picture").set_input_files(photo)
-    ask(page, "the red square")  # asked while the picture may still be on its way
+    ask(page, "the red square")  # while the picture is on its way
     ask(page, "the blue circle")
 
     page.get_by_role("button", name="the red square", exact=True).click()
