@@ -151,7 +151,8 @@ def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
     others = sorted((other for other in path.parent.iterdir() if other != path), key=_last_use)
     for other in (*others, None):
         try:
-            return reserve_space(descriptor, num_bytes)  # never cut: another process may have a larger cache
+            reserve_space(descriptor, num_bytes)  # never cut: another process may have a larger cache
+            return
         except OSError as error:
             if other is None or error.errno not in _NO_SPACE:
                 os.truncate(descriptor, size)  # what it has taken until there

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refseg.data.batch import Batch
+from refseg.data.checks import check_number, check_word
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
 from refseg.data.jpegs import DecodePlace
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, Remainder, Sampling
-from refseg.data.packer import Packed, Packer
+from refseg.data.packer import Failed, Packed, Packer
 from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import DatasetError, TrainingError, UsageError
@@ -95,14 +96,20 @@ class RefLoader:
             only: Positions of the samples to read, where not all are wanted; only without `shuffle`.
 
         Raises:
-            UsageError: If the numbers do not fit together.
+            UsageError: If a name is unknown, a number too low, or the numbers do not fit together.
         """
+        check_word("worker_kind", worker_kind, WorkerKind)
+        check_word("decode", decode, DecodePlace)
+        check_number("num_workers", num_workers, least=0)
+        check_number("cache_bytes", cache_bytes, least=0)
+        check_number("global_batch", global_batch, least=1)
+        check_number("world_size", world_size, least=1)
+        check_number("rank", rank, least=0)
+        check_number("num_tokens", num_tokens, least=2, more=" (SOS and EOS)")
         if global_batch % world_size:
             raise UsageError(f"a global batch of {global_batch} cannot be cut evenly for {world_size} processes")
-        if not 0 <= rank < world_size:
+        if rank >= world_size:
             raise UsageError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
-        if num_tokens < 2:
-            raise UsageError(f"num_tokens is {num_tokens}; expected at least 2 (SOS and EOS)")
         if decode == "device" and cache_bytes:
             raise UsageError(
                 "images decoded on the device do not come back to this machine's cache of decoded images; "
@@ -136,7 +143,7 @@ class RefLoader:
         )
         # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
-        self.dataloader: DataLoader[Packed]
+        self.dataloader: DataLoader[Packed | Failed]
         """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
         if worker_kind == "threads" and num_workers:
             ahead = _Ahead(self._plans, packer, num_workers)
@@ -189,7 +196,11 @@ class RefLoader:
                 and accelerate read ahead, so the loader cannot know.
         """
         return Cursor(
-            digest=self.index.digest, seed=self.seed, epoch=self.epoch, samples_done=steps_done * self.global_batch
+            digest=self.index.digest,
+            seed=self.seed,
+            epoch=self.epoch,
+            samples_done=steps_done * self.global_batch,
+            order=self._plans.order.name,
         )
 
     def load_cursor(self, cursor: Cursor) -> None:
@@ -213,8 +224,13 @@ class RefLoader:
             raise DatasetError(
                 f"the run was stopped with seed {cursor.seed}, found {self.seed}; resume with the same seed"
             )
-        start, left = divmod(cursor.samples_done, self.global_batch)
         order = EpochOrder(**self._order_options, epoch=cursor.epoch)
+        if cursor.order != order.name:
+            raise DatasetError(
+                f"the run was stopped in the order {cursor.order!r}, found {order.name!r}, which would repeat some "
+                "samples and leave others out; resume with the same sampling, expressions_per_image and shuffle"
+            )
+        start, left = divmod(cursor.samples_done, self.global_batch)
         if left or not 0 <= start <= order.num_steps:
             raise DatasetError(
                 f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is no end of "
@@ -245,7 +261,7 @@ class PreparedLoader:
         return len(self._dataloader)
 
 
-def _unpacked(dataloader: "DataLoader[Packed] | DataLoaderShard", device: torch.device) -> Iterator[Batch]:
+def _unpacked(dataloader: "DataLoader[Packed | Failed] | DataLoaderShard", device: torch.device) -> Iterator[Batch]:
     death = named_worker_death(signal_seconds=_SIGNAL_SECONDS) if dataloader.num_workers else nullcontext()
     with death:
         for packed in dataloader:
@@ -331,7 +347,7 @@ class _Plans(Sampler[list[BatchPlan]]):
         return self.order.num_steps - self.start
 
 
-class _Ahead(Sampler[list["Future[Packed]"]]):
+class _Ahead(Sampler[list["Future[Packed | Failed]"]]):
     """Batches that threads are packing, in order, some ahead of the one that is asked for."""
 
     def __init__(self, plans: _Plans, packer: Packer, num_threads: int) -> None:
@@ -339,9 +355,9 @@ class _Ahead(Sampler[list["Future[Packed]"]]):
         self._packer = packer
         self._num_threads = num_threads
 
-    def __iter__(self) -> Iterator[list["Future[Packed]"]]:
+    def __iter__(self) -> Iterator[list["Future[Packed | Failed]"]]:
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="refseg-loader")
-        at_work: deque[Future[Packed]] = deque()
+        at_work: deque[Future[Packed | Failed]] = deque()
         try:
             for (plan,) in self._plans:
                 at_work.append(pool.submit(self._packer.__getitem__, plan))
@@ -356,12 +372,12 @@ class _Ahead(Sampler[list["Future[Packed]"]]):
         return len(self._plans)
 
 
-class _Results(Dataset[Packed]):
+class _Results(Dataset[Packed | Failed]):
     """Waits for what `_Ahead` is packing."""
 
-    def __getitem__(self, future: "Future[Packed]") -> Packed:
+    def __getitem__(self, future: "Future[Packed | Failed]") -> Packed | Failed:
         return future.result()
 
 
-def _only(batches: Sequence[Packed]) -> Packed:
+def _only(batches: Sequence[Packed | Failed]) -> Packed | Failed:
     return batches[0]

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg.data.checks import check_number, check_word
 from refseg.data.index import ManifestIndex
 from refseg.data.permutation import Permutation, key_of, scramble
 from refseg.errors import DatasetError, UsageError
@@ -53,6 +54,7 @@ class Cursor:
         seed: Of the order.
         epoch: From 0.
         samples_done: Units of this epoch, over all ranks, whose step is done.
+        order: What else the order depends on (`EpochOrder.name`).
         order_version: `ORDER_VERSION` of the release that made the order.
     """
 
@@ -60,6 +62,7 @@ class Cursor:
     seed: int
     epoch: int
     samples_done: int
+    order: str
     order_version: int = ORDER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,18 +74,17 @@ class Cursor:
         """Read what `to_dict` gave.
 
         Raises:
-            DatasetError: If the fields are others.
+            DatasetError: If a field is missing, no whole number, or below 0.
         """
-        try:
-            return cls(
-                digest=str(fields["digest"]),
-                **{name: int(fields[name]) for name in ("seed", "epoch", "samples_done", "order_version")},
-            )
-        except (KeyError, TypeError, ValueError) as error:
+        words = {name: fields.get(name) for name in ("digest", "order")}
+        numbers = {name: fields.get(name) for name in ("seed", "epoch", "samples_done", "order_version")}
+        is_whole = all(type(number) is int and number >= 0 for number in numbers.values())
+        if not is_whole or not all(isinstance(word, str) for word in words.values()):
             raise DatasetError(
-                f"cursor {fields!r}: expected digest, seed, epoch, samples_done and order_version ({error}); "
-                "use another checkpoint"
-            ) from error
+                f"cursor {fields!r}: expected the words {' and '.join(words)}, and {', '.join(numbers)} as whole "
+                "numbers from 0 on; use another checkpoint, or start a new run"
+            )
+        return cls(**words, **numbers)  # type: ignore[arg-type]  # compared above
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,8 +105,8 @@ class EpochOrder:
         only: The units there are, in order, where not all of the index's are wanted; only without `shuffle`.
 
     Raises:
-        UsageError: If `expressions_per_image` is asked for without `images`, a number is below 1, a weight leaves
-            nothing of a member, or, with `drop`, the global batch is larger than the epoch.
+        UsageError: If `expressions_per_image` is asked for without `images`, a name is unknown, a number is too low, a
+            weight leaves nothing of a member, or, with `drop`, the global batch is larger than the epoch.
     """
 
     index: ManifestIndex
@@ -122,16 +124,19 @@ class EpochOrder:
     """Of the members of a mix; empty: each unit is there once."""
 
     def __post_init__(self) -> None:
+        check_word("sampling", self.sampling, Sampling)
+        check_word("remainder", self.remainder, Remainder)
+        check_number("global_batch", self.global_batch, least=1)
+        check_number("seed", self.seed, least=0)
+        check_number("epoch", self.epoch, least=0)
         if self.sampling != "images" and self.expressions_per_image != 1:
             raise UsageError(
                 f"expressions_per_image is {self.expressions_per_image} with sampling {self.sampling!r}, "
                 "which has one per image; expected sampling 'images'"
             )
-        if self.expressions_per_image != "all" and self.expressions_per_image < 1:
-            raise UsageError(f"expressions_per_image is {self.expressions_per_image}; expected at least 1, or 'all'")
+        if self.expressions_per_image != "all":
+            check_number("expressions_per_image", self.expressions_per_image, least=1, more=", or 'all'")
         assert self.only is None or not self.shuffle, "a part of the units is for evaluation"
-        if self.global_batch < 1:
-            raise UsageError(f"the global batch is {self.global_batch}; expected at least 1")
         # The dataclass is frozen because the epoch is a value; this is part of its construction.
         object.__setattr__(self, "_shares", self._weigh() if self.shuffle else ())
         permutation = Permutation(self.num_units, self._key("order")) if self.shuffle else None
@@ -141,6 +146,12 @@ class EpochOrder:
                 f"{self.index.folder}: an epoch by {self.sampling} has {self.num_units} samples, fewer than one "
                 f"global batch of {self.global_batch}, so nothing is left to train on; make the batch smaller"
             )
+
+    @property
+    def name(self) -> str:
+        """What the order depends on beside dataset, seed and epoch, for example `images 4`."""
+        number = f" {self.expressions_per_image}" if self.sampling == "images" else ""
+        return f"{self.sampling}{number}{'' if self.shuffle else ' in order'}"
 
     @property
     def num_units(self) -> int:

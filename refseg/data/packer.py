@@ -1,6 +1,8 @@
 """One batch from its plan: read, decode, resize, draw, all straight into a few flat tensors."""
 
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.jpegs import DecodePlace, Jpegs
 from refseg.data.order import BatchPlan
 from refseg.data.transforms import Geometry
+from refseg.errors import RefsegError
 from refseg.tokenizer import EOS_ID
 
 
@@ -64,7 +67,31 @@ def _receive(large: dict[str, Tensor], small: dict[str, Any], jpegs: Jpegs | Non
     return Packed(Batch(**large, **tensors), jpegs, is_lent)
 
 
-class Packer(Dataset[Packed]):
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a worker process hands over instead: torch would raise an error with a text of its own around ours."""
+
+    error: RefsegError
+    where: str
+    """The worker's traceback."""
+
+    def unpack(self, device: torch.device) -> Batch:  # noqa: ARG002  # as of `Packed`
+        """Raise the error where the batch was to be.
+
+        Raises:
+            RefsegError: Ours, its cause the worker's traceback.
+        """
+        raise self.error from WorkerTraceback(self.where)
+
+
+class WorkerTraceback(Exception):
+    """Where in a worker process an error was raised: shown above it, as its cause."""
+
+    def __str__(self) -> str:
+        return f"in a worker process:\n{self.args[0]}"
+
+
+class Packer(Dataset[Packed | Failed]):
     """Turns plans into batches; keeps no state between them, so any worker packs any batch.
 
     Args:
@@ -100,8 +127,20 @@ class Packer(Dataset[Packed]):
         self._own_buffers = Buffers(pin=pin)
         self._shared_buffers = SharedBuffers()
 
-    def __getitem__(self, plan: BatchPlan) -> Packed:
-        """Read, decode, draw."""
+    def __getitem__(self, plan: BatchPlan) -> Packed | Failed:
+        """Read, decode, draw.
+
+        Raises:
+            DatasetError: If a sample cannot be read; a worker process hands it over instead.
+        """
+        try:
+            return self._pack(plan)
+        except RefsegError as error:
+            if get_worker_info() is None:
+                raise
+            return Failed(error, traceback.format_exc())
+
+    def _pack(self, plan: BatchPlan) -> Packed:
         pictures = self.index.row_image[plan.row_index]
         if self.share_images:
             is_first = np.append(True, np.diff(pictures) != 0)  # expressions of one image are adjacent

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from refseg.data.cache import LIMIT_VARIABLE, ShardCache
+from refseg.data.checks import check_number
 from refseg.data.index import ManifestIndex
 from refseg.data.order import BatchDiversity, Cursor, EpochOrder, Remainder, Sampling, batch_diversity
 from refseg.errors import UsageError
@@ -107,8 +108,7 @@ def plan_reading(
     """
     if num_nodes < 1 or ranks_per_node < 1:
         raise UsageError(f"a world of {num_nodes} nodes with {ranks_per_node} processes; expected at least 1 of each")
-    if num_workers < 0:
-        raise UsageError(f"num_workers is {num_workers}; expected at least 0 (0: the training process packs)")
+    check_number("num_workers", num_workers, least=0)
     num_ranks = num_nodes * ranks_per_node
     order = EpochOrder(
         index=index, sampling=sampling, expressions_per_image=expressions_per_image, global_batch=global_batch,
@@ -127,7 +127,7 @@ def plan_reading(
     remote_bytes = sum(tar.num_bytes for tar in index.shards if tar.is_remote)
     cache = ShardCache.of_this_machine() if remote_bytes else None
     cache_bytes = (cache.limit_bytes if cache else 0) if remote_bytes else None
-    cursor = Cursor(digest=index.digest, seed=2**31, epoch=9999, samples_done=planned)
+    cursor = Cursor(digest=index.digest, seed=2**31, epoch=9999, samples_done=planned, order=order.name)
     return ReadPlan(
         dataset=index.descriptor.dataset,
         splits=index.splits,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from refseg.data.checks import check_number, check_word
 from refseg.geometry import GeometryKind, place
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -32,11 +33,19 @@ class Geometry:
             the input (LAVT).
         size: `(height, width)` of the network's input, in pixels.
         mean: Mean colour behind the border, RGB from 0 to 1: that of the normalisation, so that the border is zero.
+
+    Raises:
+        UsageError: If there is no such kind, or no such size.
     """
 
     kind: GeometryKind
     size: tuple[int, int]
     mean: tuple[float, float, float] = CLIP_MEAN
+
+    def __post_init__(self) -> None:
+        check_word("geometry", self.kind, GeometryKind)
+        for side in self.size:
+            check_number("a side of the input", side, least=1)
 
     def placed(self, original_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Where the picture lies in the input: `(top, left, height, width)` in pixels.

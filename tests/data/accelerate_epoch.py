@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
-from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.errors import TrainingError
 
@@ -60,7 +59,7 @@ for epoch in range(2):
             batches.append({"pairs": pairs(batch), "sync": accelerator.sync_gradients})
     epochs.append(batches)
     workers.append(sorted(child.pid for child in multiprocessing.active_children()))
-loader.load_cursor(Cursor(digest=loader.index.digest, seed=0, epoch=1, samples_done=3 * global_batch))
+loader.load_cursor(loader.cursor(3))
 resumed = [pairs(batch) for batch in prepared]
 evaluation = prepare_loader(accelerator, make_loader(shuffle=False, num_workers=2, worker_kind="threads"))
 less = make_loader(few, global_batch=world_size, num_workers=0)

@@ -19,7 +19,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, StorageError, UsageError
 
 from .conftest import Picture, Ref, grid_pictures
 
@@ -239,9 +239,9 @@ def test_what_packs_batches_can_be_sent_to_a_spawned_worker(train_index: Manifes
     assert_equal(packer[plan].batch, expected)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "threads"), (1, "threads"), (1, "processes")])
 def test_a_damaged_picture_stops_the_epoch_with_its_name(
-    tmp_path: Path, write: Callable[..., Path], num_workers: int
+    tmp_path: Path, write: Callable[..., Path], num_workers: int, kind: str
 ) -> None:
     folder = write(tmp_path / "d", {"train-00000": grid_pictures(0, 3)})
     index = ManifestIndex.open(folder, ["train"])
@@ -249,13 +249,26 @@ def test_a_damaged_picture_stops_the_epoch_with_its_name(
     data[index.image_offset[1] + 50] ^= 1
     (folder / "train-00000.tar").write_bytes(data)
 
-    with pytest.raises(DatasetError, match=r"image 1 \(.*the shard is damaged"):
-        list(make_loader(index, num_workers=num_workers))
+    with pytest.raises(DatasetError, match=r"^[^\n]*image 1 \([^\n]*the shard is damaged[^\n]*$") as caught:
+        list(make_loader(index, num_workers=num_workers, worker_kind=kind))
+    if kind == "processes":
+        assert "in _images" in str(caught.value.__cause__)  # where in the worker
+
+
+def test_an_error_of_storage_keeps_its_words_over_processes(
+    train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageError(5, "reading is refused", "s3://bucket/a.tar")
+
+    monkeypatch.setattr(ManifestIndex, "decode_image", refuse)
+    with pytest.raises(StorageError, match=r"^s3://bucket/a.tar: reading is refused$"):
+        list(make_loader(train_index, num_workers=1, worker_kind="processes"))
 
 
 def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> None:
     loader = make_loader(train_index)
-    cursor = {"digest": train_index.digest, "seed": 0, "epoch": 0, "samples_done": 6, "order_version": 1}
+    cursor = loader.cursor(1).to_dict()
 
     with pytest.raises(
         DatasetError, match=r"stopped on the dataset with digest aaaaaaaaaaaa, found \w{12}; resume with"
@@ -279,11 +292,35 @@ def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> No
 
 
 @pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"sampling": "sentence"}, "sentence"),
+        ({"shuffle": False}, "ref in order"),
+        ({"sampling": "images", "expressions_per_image": 2}, "images 2"),
+        ({"sampling": "images", "expressions_per_image": "all"}, "images all"),
+    ],
+)
+def test_a_cursor_of_another_order_is_refused(train_index: ManifestIndex, options: dict[str, Any], name: str) -> None:
+    other = make_loader(train_index, **options)
+    with pytest.raises(DatasetError) as caught:
+        other.load_cursor(make_loader(train_index).cursor(1))
+    assert str(caught.value) == (
+        f"the run was stopped in the order 'ref', found '{name}', which would repeat some samples and leave others "
+        "out; resume with the same sampling, expressions_per_image and shuffle"
+    )
+    other.load_cursor(other.cursor(1))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"world_size": 4}, "a global batch of 6 cannot be cut evenly for 4 processes"),
         ({"world_size": 2, "rank": 2}, "rank 2 of 2 processes; expected 0 to 1"),
-        ({"num_tokens": 1}, "num_tokens is 1; expected at least 2"),
+        ({"num_tokens": 1}, r"num_tokens is 1; expected a whole number, at least 2 \(SOS and EOS\)"),
+        ({"world_size": 0}, "world_size is 0; expected a whole number, at least 1"),
+        ({"rank": -1}, "rank is -1; expected a whole number, at least 0"),
+        ({"num_workers": -1}, "num_workers is -1; expected a whole number, at least 0"),
+        ({"cache_bytes": -5}, "cache_bytes is -5; expected a whole number, at least 0"),
         ({"remainder": "drop", "global_batch": 30}, "has 21 samples, fewer than one global batch of 30"),
     ],
 )

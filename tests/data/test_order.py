@@ -240,18 +240,42 @@ def sentences_per_image(index: ManifestIndex) -> list[int]:
 
 
 def test_a_cursor_is_small_and_survives_json() -> None:
-    cursor = Cursor(digest="f" * 64, seed=2**31, epoch=9_999, samples_done=99_999_999, order_version=999)
+    cursor = Cursor(
+        digest="f" * 64,
+        seed=2**31,
+        epoch=9_999,
+        samples_done=99_999_999,
+        order="images all in order",
+        order_version=999,
+    )
     text = json.dumps(cursor.to_dict())
 
     assert len(text) < 200
     assert Cursor.from_dict(json.loads(text)) == cursor
 
 
-def test_a_damaged_cursor_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"expected digest, seed, epoch, .*; use another checkpoint"):
-        Cursor.from_dict({"digest": "x", "seed": 1, "epoch": None, "samples_done": 3, "order_version": 1})
-    with pytest.raises(DatasetError, match="expected digest, seed, epoch, samples_done and order_version"):
-        Cursor.from_dict({"digest": "x", "seed": 1, "epoch": 0, "samples_done": 3})
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": None},
+        {"epoch": -3},
+        {"samples_done": 80.7},
+        {"samples_done": "80"},
+        {"seed": True},
+        {"order": 4},
+        {"x": 1},
+    ],
+)
+def test_a_damaged_cursor_is_refused(change: dict[str, object]) -> None:
+    fields: dict[str, object] = {"digest": "x", "seed": 1, "epoch": 0, "samples_done": 3, "order": "ref"}
+    if "x" not in change:
+        fields["order_version"] = 1
+    with pytest.raises(DatasetError) as caught:
+        Cursor.from_dict({**fields, **change})
+    assert str(caught.value).endswith(
+        "expected the words digest and order, and seed, epoch, samples_done, order_version as whole numbers from 0 on; "
+        "use another checkpoint, or start a new run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,9 +284,11 @@ def test_a_damaged_cursor_is_refused() -> None:
         ({"expressions_per_image": 2}, "expressions_per_image is 2 with sampling 'ref'.*expected sampling 'images'"),
         (
             {"sampling": "images", "expressions_per_image": 0},
-            "expressions_per_image is 0; expected at least 1, or 'all'",
+            "expressions_per_image is 0; expected a whole number, at least 1, or 'all'",
         ),
-        ({"global_batch": 0}, "the global batch is 0; expected at least 1"),
+        ({"epoch": -1}, "epoch is -1; expected a whole number, at least 0"),
+        ({"seed": -1}, "seed is -1; expected a whole number, at least 0"),
+        ({"global_batch": 0}, "global_batch is 0; expected a whole number, at least 1"),
         (
             {"global_batch": 22, "remainder": "drop"},
             "an epoch by ref has 21 samples, fewer than one global batch of 22",

@@ -1,0 +1,46 @@
+"""A wrong name or number is told by the loader itself, without the type checks that tests switch on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+WRONG = {
+    "sampling": ("image", "'ref' or 'sentence' or 'images'"),
+    "remainder": ("keep", "'drop' or 'pad'"),
+    "worker_kind": ("process", "'threads' or 'processes'"),
+    "decode": ("gpu", "'cpu' or 'device'"),
+    "geometry": ("box", "'letterbox' or 'stretch'"),
+    "a side of the input": (0, "a whole number, at least 1"),
+    "global_batch": (2.5, "a whole number, at least 1"),
+    "num_workers": ("two", "a whole number, at least 0"),
+    "expressions_per_image": ("some", "a whole number, at least 1, or 'all'"),
+}
+PROGRAM = """
+import json, sys
+from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
+from refseg.data.transforms import Geometry
+from refseg.errors import UsageError
+
+index, found = ManifestIndex.open(sys.argv[1], ["train"]), {}
+for name, value in json.loads(sys.argv[2]).items():
+    options = {"geometry": "stretch", "side": 8, "sampling": "images", "global_batch": 4, "num_tokens": 12, "seed": 0,
+               "shuffle": True, "remainder": "pad", {"a side of the input": "side"}.get(name, name): value}
+    try:
+        geometry = Geometry(kind=options.pop("geometry"), size=(8, options.pop("side")))
+        RefLoader(index, geometry=geometry, **options)
+    except UsageError as error:
+        found[name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_name_or_number_that_cannot_be_is_refused_with_what_can(dataset: Path) -> None:
+    values = json.dumps({name: value for name, (value, _) in WRONG.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(dataset), values], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == {
+        name: f"{name} is {value!r}; expected {expected}" for name, (value, expected) in WRONG.items()
+    }
