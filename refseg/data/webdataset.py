@@ -5,7 +5,8 @@ It is approximate, and `loader.RefLoader` is not. What is approximate:
 - Order: shards are permuted, images only within a buffer; sentences of one image come one after the other.
 - Division: ranks and workers take whole shards, so they get unequal numbers of samples, and nothing where there are
   fewer shards than rank × worker. An epoch ends on each when its shards do: do not train DDP on it without `join`.
-- Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked.
+- Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked (a tar that is
+  cut short is noticed).
 - Mixtures: weights are not known, and k sentences of an image cannot be asked for.
 
 Every expression of the shards still comes exactly once per epoch over all ranks and workers. A tar knows only the refs
@@ -15,6 +16,7 @@ it was built with: of a dataset whose images lie in another's tars (image pool, 
 import io
 import json
 import random
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,9 +33,11 @@ from refseg import tokenizer
 from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
-from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.errors import DatasetError, ImageError, StorageError, UsageError
 from refseg.storage import is_remote, open_folder
 
+_TAR_END_BYTES = 1024
+_REMEDY = "copy the shard again from its source or build the dataset again"
 _BLOCK_BYTES = 8 << 20  # of a remote tar, by one request
 
 
@@ -112,8 +116,7 @@ def stream(
         wds.SimpleShardList(urls),
         wds.split_by_node,
         wds.split_by_worker,
-        _open_and_close,
-        tar_file_expander,
+        _members,
         group_by_keys,
         *([wds.shuffle(shuffle_images, initial=shuffle_images, rng=rng)] if shuffle_images else []),
         partial(_expressions, geometry=geometry, num_tokens=num_tokens),
@@ -130,13 +133,52 @@ def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
         )
 
 
-def _open_and_close(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The library's opener, but one that closes (its own leaves a descriptor open for each shard) and knows fsspec."""
+def _members(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The library's opener and expander, but closing (its own leaves a descriptor open for each shard), with fsspec.
+
+    Raises:
+        DatasetError: If a tar is missing, or not there to its end; the library takes one that is cut between two
+            members for a whole one.
+    """
     for source in sources:
         url = source["url"]
         by_library = not is_remote(url) or url.partition(":")[0] in ("http", "https", "pipe")
-        with wds.gopen(url) if by_library else io.BufferedReader(_RemoteFile(url), _BLOCK_BYTES) as opened:
-            yield {**source, "stream": opened}
+        try:
+            with wds.gopen(url) if by_library else io.BufferedReader(_RemoteFile(url), _BLOCK_BYTES) as opened:
+                watched = _Watched(opened)
+                yield from tar_file_expander([{**source, "stream": watched}])
+                watched.check_end()
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            raise DatasetError(f"{url}: there is no such tar; copy or build the shard again") from error
+        except tarfile.ReadError as error:
+            found = str(error.args[0]).partition(" @ ")[0]  # the library adds its stream's repr
+            raise DatasetError(f"{url}: {found}: the tar is cut short or damaged; {_REMEDY}") from error
+
+
+class _Watched:
+    """A stream whose last bytes are remembered: a tar ends with two blocks of zeros, and a sample never does."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._end = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._end = (self._end + data[-_TAR_END_BYTES:])[-_TAR_END_BYTES:]
+        return data
+
+    def check_end(self) -> None:
+        """Read what is left.
+
+        Raises:
+            ReadError: If the last bytes are not those of a tar.
+        """
+        while self.read(1 << 16):
+            pass
+        if self._end != bytes(_TAR_END_BYTES):
+            raise tarfile.ReadError("ends without the mark of a tar's end")
 
 
 class _RemoteFile(io.RawIOBase):

@@ -101,7 +101,7 @@ def test_tars_in_object_storage_are_streamed_through_failures(
 
     found = [(s.ref_id, s.sent_id) for s in stream(remote, geometry=GEOMETRY, num_tokens=12)]
     assert found == [(s.ref_id, s.sent_id) for s in stream(urls(dataset), geometry=GEOMETRY, num_tokens=12)]
-    with pytest.raises(FileNotFoundError, match=f"{bucket}/toy/none.tar"):
+    with pytest.raises(DatasetError, match=f"{bucket}/toy/none.tar: there is no such tar"):
         list(stream([f"{bucket}/toy/none.tar"], geometry=GEOMETRY, num_tokens=12))
 
 
@@ -114,6 +114,25 @@ def test_shuffling_changes_with_seed_and_epoch(dataset: Path) -> None:
     assert order() != order(epoch=1)
     assert order() != order(seed=1)
     assert sorted(order()) == sorted(order(shuffle_images=0))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("sample", "more", "message"),
+    [
+        (3, 0, "ends without the mark of a tar's end"),  # after three samples: nothing else tells
+        (3, 512, "ends without|unexpected end of data"),
+        (3, 600, "unexpected end of data"),
+        (0, 0, "empty file"),
+    ],
+)
+def test_a_tar_that_is_cut_short_is_named(
+    dataset: Path, train_index: ManifestIndex, tmp_path: Path, scheme: str, sample: int, more: int, message: str
+) -> None:
+    tar = tmp_path / "cut.tar"
+    tar.write_bytes((dataset / "train-00000.tar").read_bytes()[: int(train_index.image_offset[sample]) - 512 + more])
+    with pytest.raises(DatasetError, match=rf"cut.tar: ({message}): the tar is cut short or damaged; copy the shard"):
+        list(stream([f"{scheme}{tar}"], geometry=GEOMETRY, num_tokens=12))
 
 
 def test_a_tar_of_someone_else_is_refused(tmp_path: Path) -> None:
