@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from refseg.errors import UsageError
 if TYPE_CHECKING:
     from refseg.apps.doctor import Diagnosis, Measured
     from refseg.apps.stage_times import Workload
+    from refseg.data.index import ManifestIndex
 
 EXAMPLE = """refseg doctor shards/refcoco-unc --recipe fcnet-refcoco-r101
   refseg doctor shards/refcoco-unc --batch 32 --workers 8 --samples-per-second 400
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         return _environment(args)
     if args.folder is None:
         raise UsageError("found no DIR; expected a dataset's folder, or --env")
+    _check_numbers(args)
     from dataclasses import asdict
 
     from refseg.apps.doctor import diagnose, examine
@@ -51,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
     split = args.split or (recipe.data.train_split if recipe else "train")
     index = ManifestIndex.open(args.folder, [split])
     load = _workload(args, recipe)
+    if args.batch is not None and args.batch > (samples := _samples(index, load.sampling)):
+        raise UsageError(
+            f"--batch {args.batch}: {index.folder} has {samples} samples by {load.sampling} in {split}; "
+            "expected at most as many"
+        )
     found = examine(index, load, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
     diagnosis = diagnose(found)
     if args.json:
@@ -67,6 +75,22 @@ def run(args: argparse.Namespace) -> int:
             print('data.decode = "device" is not timed: here workers decode')
         print(_page(found, diagnosis))
     return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, by the option's name, before anything is read."""
+    limits: dict[str, tuple[float, bool, str]] = {
+        "batch": (1, True, "at least 1"),
+        "workers": (0, True, "at least 0"),
+        "cache_gigabytes": (0, True, "at least 0"),
+        "samples_per_second": (0, False, "above 0"),
+        "seconds": (0, False, "above 0"),
+    }
+    for name, (limit, is_allowed, expected) in limits.items():
+        found = getattr(args, name)
+        if found is None or (math.isfinite(found) and (found > limit or (is_allowed and found == limit))):
+            continue
+        raise UsageError(f"--{name.replace('_', '-')} {found}: expected a number, {expected}")
 
 
 def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
@@ -97,6 +121,11 @@ def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
         worker_kind=chosen(args.worker_kind, data.worker_kind),
         cache_bytes=int(1e9 * chosen(args.cache_gigabytes, data.cache_gigabytes)),
     )
+
+
+def _samples(index: "ManifestIndex", sampling: str) -> int:
+    numbers = {"ref": index.num_rows, "sentence": index.num_sentences, "images": index.num_images}
+    return numbers[sampling]
 
 
 def _environment(args: argparse.Namespace) -> int:

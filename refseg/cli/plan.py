@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from refseg.errors import UsageError
+
 if TYPE_CHECKING:
     from refseg.data.plan import ReadPlan
 
@@ -50,6 +52,8 @@ def count_or_all(text: str) -> object:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.workers < 0:
+        raise UsageError(f"--workers {args.workers}: expected a number, at least 0 (the training process packs)")
     from refseg.data.index import ManifestIndex
     from refseg.data.plan import plan_reading
 

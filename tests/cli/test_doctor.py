@@ -73,3 +73,26 @@ def test_wrong_usage_is_named(shards: Path, capsys: pytest.CaptureFixture[str]) 
     assert "found no DIR; expected a dataset's folder, or --env" in capsys.readouterr().err
     assert main(["doctor", str(shards), "--recipe", "toy-quick", "--input-size", "96"]) == 2
     assert "the recipe's model has its own size; give one of the two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--samples-per-second", "0", "above 0"),
+        ("--samples-per-second", "nan", "above 0"),
+        ("--samples-per-second", "-5", "above 0"),
+        ("--workers", "-2", "at least 0"),
+        ("--batch", "0", "at least 1"),
+        ("--batch", "100000", "at most as many"),
+        ("--cache-gigabytes", "-1", "at least 0"),
+        ("--cache-gigabytes", "inf", "at least 0"),
+        ("--seconds", "0", "above 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(
+    shards: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, expected: str
+) -> None:
+    assert main(["doctor", str(shards), option, value]) == 2
+    message = capsys.readouterr().err
+    assert f"{option} {value}" in message.replace(f"{value}.0", value)
+    assert expected in message

@@ -56,3 +56,8 @@ def test_an_option_that_is_none_is_wrong_usage(
         main(["plan", "anywhere", option, value])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_fewer_than_no_workers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "anywhere", "--workers", "-3"]) == 2
+    assert "--workers -3: expected a number, at least 0" in capsys.readouterr().err

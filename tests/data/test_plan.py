@@ -64,6 +64,8 @@ def test_memory_and_cursor(train_index: ManifestIndex) -> None:
     assert found.index_bytes > 21 * 8
     assert found.memory_per_node == 2 * (found.index_bytes + 2 * found.worker_bytes)
     assert found.cursor_bytes < 200
+    alone = plan(train_index, global_batch=4, ranks_per_node=2, num_workers=0)  # each process packs its batches itself
+    assert alone.memory_per_node == 2 * (alone.index_bytes + alone.worker_bytes)
 
 
 def test_more_expressions_of_an_image_make_a_batch_less_varied(train_index: ManifestIndex) -> None:
