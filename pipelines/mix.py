@@ -28,6 +28,7 @@ from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 _PLAN = f"{BUILD_FOLDER}/mix.json"
+_MOST_REPEATED = 1000  # times the refs there are, in an epoch
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RULES = {
     False: "drop images of other splits: same image_xxh3, or same COCO image_id",
@@ -141,6 +142,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
     """
     out = open_folder(options.out)
     members = open_members(options.members, options.weights or (1.0,) * len(options.members))
+    _refuse_absurd_weights(members)
     pools = find_pools(members, out)
     keys = _plan_keys(options, members, pools)
     if out.size(DESCRIPTOR_NAME) is not None:
@@ -184,6 +186,18 @@ def mix_datasets(options: MixOptions) -> MixResult:
         out.publish(temporary, DESCRIPTOR_NAME)
     out.remove(BUILD_FOLDER)
     return MixResult(descriptor=descriptor, was_complete=False)
+
+
+def _refuse_absurd_weights(members: Sequence[Member]) -> None:
+    """A weight says how often an epoch has each sample: one meant as a part of a whole, or mistyped, ends no epoch."""
+    refs = [sum(entry.num_refs for entry in member.train_entries) for member in members]
+    wanted = sum(member.weight * number for member, number in zip(members, refs, strict=True))
+    if wanted > _MOST_REPEATED * sum(refs):
+        raise UsageError(
+            f"--weights {' '.join(f'{member.weight:g}' for member in members)}: an epoch would have {wanted:,.0f} refs "
+            f"of the {sum(refs):,} there are, expected at most {_MOST_REPEATED:,} times as many; a weight says how "
+            "often an epoch has each sample of a dataset"
+        )
 
 
 def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[ImagePool]) -> dict[str, str]:

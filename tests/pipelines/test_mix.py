@@ -362,6 +362,16 @@ def test_options_that_make_no_sense_are_refused(changes: dict[str, Any], message
         MixOptions(**{"members": (Path("a"), Path("b")), "out": Path("all"), **changes})
 
 
+def test_weights_that_end_no_epoch_are_refused_with_the_numbers(members: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"--weights 1e\+09 1: an epoch would have [\d,]+,000,00\d refs of the \d+ there are, expected at most 1,",
+    ):
+        mix(members, tmp_path / "all", weights=(1e9, 1.0))
+    assert not (tmp_path / "all").exists()
+    mix(members, tmp_path / "all", weights=(900.0, 1.0))
+
+
 def test_the_command_tells_what_was_dropped(
     members: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
