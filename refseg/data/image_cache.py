@@ -32,8 +32,8 @@ class ImageCache:
     """The first images of an index, as the network sees them; filled as they are first decoded.
 
     A slot is the XXH3-64 of an image's pixels, then the pixels. A slot whose pixels have another hash (0: nothing was
-    written yet) counts as empty; each process compares a slot once. So slots are filled in any order by any process, and
-    whatever is cut, lost or written over, also by a power cut, is decoded anew.
+    written yet) counts as empty; each process compares a slot once. So slots are filled in any order by any process,
+    and whatever is cut, lost or written over, also by a power cut, is decoded anew.
 
     Args:
         folder: Of the machine's caches; made if it is not there.
