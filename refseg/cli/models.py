@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="sides of the input, multiples of 32 (default: 480)",
     )
+    parser.add_argument("--model", nargs="+", metavar="NAME", help="some architectures (default: all)")
+    parser.add_argument("--encoder", nargs="+", metavar="NAME", help="some image encoders (default: all)")
     parser.add_argument("--num-tokens", type=int, default=17, metavar="N", help="token ids of a sentence (default: 17)")
     parser.add_argument("--parts", action="store_true", help="also parameters and GMAC of each part")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -50,11 +52,17 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--input-size: found {side}, expected a multiple of 32, such as 480")
     if not 3 <= args.num_tokens <= 77:
         raise UsageError(f"--num-tokens: found {args.num_tokens}, expected 3 to 77")
+    known = {"model": tuple(MODEL_CONFIGS), "encoder": get_args(ImageEncoderName)}
+    chosen = {option: getattr(args, option) or names for option, names in known.items()}
+    for option, names in known.items():
+        for name in chosen[option]:
+            if name not in names:
+                raise UsageError(f"--{option}: found {name}, expected some of {', '.join(names)}")
     section: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     rows = [
         (name, encoder, side, count_cost(section.validate_python({"name": name, "image_encoder": encoder}),
                                          input_size=(side, side), num_tokens=args.num_tokens))
-        for name in MODEL_CONFIGS for encoder in get_args(ImageEncoderName) for side in args.input_size
+        for name in chosen["model"] for encoder in chosen["encoder"] for side in args.input_size
     ]  # fmt: skip
     if args.json:
         print(json.dumps({"num_tokens": args.num_tokens, "models": [_to_dict(*row) for row in rows]}, indent=1))

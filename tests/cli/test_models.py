@@ -7,15 +7,29 @@ import pytest
 from refseg.cli import main
 
 
-def test_models_counts_every_model_with_every_encoder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--json"]) == 0
+def test_models_counts_those_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json", "--encoder", "clip_resnet101", "--model", "fcnet", "cris"]) == 0
 
     rows = {(row["model"], row["image_encoder"]): row for row in json.loads(capsys.readouterr().out)["models"]}
-    assert {model for model, _ in rows} == {"fcnet", "crformer", "lts", "cris"}
-    assert rows["fcnet", "clip_resnet50"]["total_parameters"] == 147_057_266
+    assert list(rows) == [("fcnet", "clip_resnet101"), ("cris", "clip_resnet101")]
     assert rows["fcnet", "clip_resnet101"]["total_parameters"] == 162_902_130
-    assert rows["fcnet", "swin_base"]["total_parameters"] == 190_047_882
     assert rows["fcnet", "clip_resnet101"]["total_macs"] == 82_693_304_320
+    assert rows["cris", "clip_resnet101"]["published"] == "188.85 M, 79.45 G"
+
+
+@pytest.mark.slow
+def test_models_counts_every_model_with_every_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+
+    out = capsys.readouterr().out
+    assert "swin_base        480   190.048" in out
+    assert sum(line.startswith(("fcnet", "crformer", "lts", "cris")) for line in out.splitlines()) == 20 + 3
+
+
+def test_models_names_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--encoder", "vgg"]) == 2
+
+    assert "--encoder: found vgg, expected some of clip_resnet50" in capsys.readouterr().err
 
 
 def test_models_refuses_a_size_the_encoders_cannot_halve(capsys: pytest.CaptureFixture[str]) -> None:
