@@ -62,6 +62,8 @@ def open_page(out: Path) -> Iterator[PageFiles]:
     one_file = out.suffix == ".html"
     if one_file and out.is_dir():
         raise UsageError(f"--out: {out} is a folder, expected the name of a file or of a folder without .html")
+    if one_file and out.exists() and not _is_ours(out):
+        raise UsageError(f"--out: {out} is no page of `refseg browse`; remove it, or name another file")
     if not one_file:
         _refuse_foreign(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,15 +86,18 @@ def _refuse_foreign(out: Path) -> None:
     if not out.is_dir():
         raise UsageError(f"--out: {out} is a file, expected a folder, or a name that ends in .html for one file")
     page = out / _INDEX
-    if page.is_file():
-        with page.open(encoding="utf-8", errors="replace") as file:
-            if _MARK in file.read(_MARKED_BYTES):
-                return
+    if page.is_file() and _is_ours(page):
+        return
     if any(out.iterdir()):
         raise UsageError(
             f"--out: {out} holds something else than a page of `refseg browse`, expected such a page, an empty folder "
             "or none; name another folder"
         )
+
+
+def _is_ours(page: Path) -> bool:
+    with page.open(encoding="utf-8", errors="replace") as file:
+        return _MARK in file.read(_MARKED_BYTES)
 
 
 def to_json(content: Any) -> bytes:

@@ -248,7 +248,8 @@ def _read(
         expected = "JPEG, PNG, WebP, ..." if kinds is None else ", ".join(kinds)
         raise ImageError(f"{name}: not an image of a kind that is read here; expected {expected}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too large ({error}); scale it down first") from error
+        limit = f"; expected at most {max_pixels / 1e6:g} million pixels" if max_pixels is not None else ""
+        raise ImageError(f"{name}: too large ({error}){limit}; scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on damaged files
         raise ImageError(f"{name}: cannot be read as an image ({error}); take an undamaged file") from error
 

@@ -1,6 +1,7 @@
 """The command line: each command is a thin module of this package, imported only when it is called."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -34,6 +35,10 @@ COMMANDS = {
 }
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a write says of a disk without naming its file."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -62,11 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _OF_THE_DISK:
             raise
-        print(
-            f"refseg: error: {error.filename}: {error.strerror}; see to the path, its rights and space", file=sys.stderr
-        )
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"refseg: error: {where}{error.strerror}; see to the path, its rights and space", file=sys.stderr)
         return 1
 
 
