@@ -113,7 +113,7 @@ class TrainConfig(Section):
     """Compile the image side and the decoder with `torch.compile`; needs a C++ compiler, minutes at the start."""
     batchnorm: Literal["local", "sync", "frozen"] = "local"
     """Batch statistics per process, over all GPUs, or those the weights came with (scale and shift train on)."""
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of samples and dropout."""
     log_every_steps: Count = 10
     """Steps between two lines of the log and of `metrics.jsonl`."""

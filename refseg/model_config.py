@@ -14,7 +14,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Section(BaseModel):
     """A section of a recipe: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class _AnyModel(Section):

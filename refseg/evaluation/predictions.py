@@ -74,7 +74,7 @@ def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> l
             own = zip(protocols, columns, strict=True)
             return [_collect(_read_records(path, split, _own_records(path, *one))) for one in own]
         return [_collect(_read_records(path, split, _records(path)))] * len(protocols)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise PredictionError(
             f"{path}: cannot be read ({error}); see `refseg score --help` for what it may hold"
         ) from error

@@ -78,6 +78,7 @@ class CheckpointState:
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
         leaks: Of such a mix, how many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
         num_processes: Ranks that trained.
+        owes_validation: True if the run was asked to leave when a validation was due: it comes first.
         refseg_version: Version of the package that wrote it.
     """
 
@@ -91,6 +92,7 @@ class CheckpointState:
     dataset_digest: str
     num_processes: int
     val_dataset_digest: str = ""
+    owes_validation: bool = False
     leaks_allowed: bool = False
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)
     refseg_version: str = __version__
@@ -176,6 +178,8 @@ def save_checkpoint(
     aside = checkpoints / f".{folder.name}.part"
     try:
         _write(aside, state, weights=weights, optimizer=optimizer)
+        if folder.exists():  # of the same step, before the validation that it owed
+            drop_checkpoint(folder)
         aside.rename(folder)
         sync_path(checkpoints)
         write_best(checkpoints, state)

@@ -106,7 +106,9 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
     accelerator = start_accelerator(recipe.train, out)
     others = named_rank_death(accelerator.num_processes)
     with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
-        return _Trainer(recipe, out, accelerator).run()
+        preemption = Preemption()
+        with preemption.listening():
+            return _Trainer(recipe, out, accelerator).run(preemption)
 
 
 def leave_process_group() -> None:
@@ -154,22 +156,27 @@ class _Trainer:
         self.average = WeightAverage(model, decay=decay) if decay else None
         self.step = 0
         self.best: Best | None = None
+        self.owes_validation = False
         self.window = MetricsWindow(accelerator)
         if resumed is not None and state is not None:
             self._restore(resumed, state)
 
-    def run(self) -> TrainResult:
+    def run(self, preemption: Preemption) -> TrainResult:
         """Train to the end."""
         if self.step >= self.total_steps:
             logger.info("%s is trained: %d of %d steps are done", self.out, self.step, self.total_steps)
         if self.is_main:
             self._say_what_it_is()
         self._train_mode()
-        preemption = Preemption()
         opened = open_run_log(
             self.accelerator, self.out, self.recipe, step=self.step, total_steps=self.total_steps
         )  # fmt: skip
-        with preemption.listening(), opened as log:
+        with opened as log:
+            if self.owes_validation:  # the run was asked to leave when it was due
+                self.owes_validation = False
+                self._validate(log)
+                self._end_by_patience()
+                self._save(log)
             for batch in self._steps():
                 self.window.add(self._train_step(batch), batch.num_global)
                 self.step += 1
@@ -192,11 +199,10 @@ class _Trainer:
             self._refuse_non_finite(*self.window.flush())
         if log_due:
             self._log(log)
-        if val_due and not leave and self._validate(log):
-            save_due = True
-        if self._is_patience_at_end():
-            logger.info("no better validation for %d: the run ends here", config.patience)
-            self.total_steps, save_due = self.step, True
+        self.owes_validation = val_due and leave  # it may take longer than there is time
+        if val_due and not leave:
+            save_due = self._validate(log) or save_due
+            save_due = self._end_by_patience() or save_due
         if save_due or leave:
             self._save(log)
         if leave:
@@ -234,7 +240,7 @@ class _Trainer:
         )
 
     def _restore(self, folder: Path, state: CheckpointState) -> None:
-        self.step, self.best = state.step, state.best
+        self.step, self.best, self.owes_validation = state.step, state.best, state.owes_validation
         self.window.load(state.window)
         if self.average is not None:
             load_weights(self.average.model, folder, averaged=True)
@@ -249,6 +255,8 @@ class _Trainer:
                     drop_checkpoint(torn)
             write_best(folder.parent, state)  # a crash may have come between the checkpoint and its mark
         logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
+        if not self.owes_validation:
+            self._end_by_patience()
 
     @property
     def _val_digest(self) -> str:
@@ -374,11 +382,16 @@ class _Trainer:
         epoch, into_epoch = divmod(self.step, self.steps_per_epoch)
         return every > 0 and into_epoch == 0 and (epoch % every == 0 or epoch == self.recipe.train.epochs)
 
-    def _is_patience_at_end(self) -> bool:
+    def _end_by_patience(self) -> bool:
+        """Let the run end where it stands if the last validations were not better; called after one."""
         config = self.recipe.train
         if not config.patience or self.best is None or not self._validation_due():
             return False
-        return (self.step - self.best.step) // (self.steps_per_epoch * config.val_every_epochs) >= config.patience
+        if (self.step - self.best.step) // (self.steps_per_epoch * config.val_every_epochs) < config.patience:
+            return False
+        logger.info("no better validation for %d: the run ends here", config.patience)
+        self.total_steps = self.step
+        return True
 
     def _validate(self, log: RunLog) -> bool:
         """Score the validation split on all processes; True if it is the best so far."""
@@ -441,6 +454,7 @@ class _Trainer:
                     cursor=dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch).to_dict(),
                     window=self.window.to_dict(),
                     best=self.best,
+                    owes_validation=self.owes_validation,
                     dataset=self.index.descriptor.dataset,
                     dataset_digest=self.index.descriptor.digest,
                     val_dataset_digest=self._val_digest,

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from refseg.config import Recipe, load_recipe
 from refseg.data.batch import Batch
-from refseg.errors import RecipeError
+from refseg.errors import PreemptedError, RecipeError
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint
 from refseg.training.micro_batches import split_batch
+from refseg.training.preemption import Preemption
 from refseg.training.run_files import read_metrics
 from tests.training.test_training_runs import TWO_PROCESSES, assert_same_run, start, trace
 
@@ -138,3 +139,28 @@ def test_sigterm_saves_and_the_same_command_goes_on(processes: list[str], overri
     output, _ = (second := start([*command, str(tmp_path / "stopped")])).communicate(timeout=300)
     assert second.returncode == 0, output
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_validation_that_was_due_when_the_run_left_comes_first(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*overrides, "train.epochs=3", "train.max_steps=18", "train.val_every_epochs=1", "train.trackers=[]"]
+    trainer.train(load_recipe("toy-quick", settings), tmp_path / "whole")
+    asked = iter([False] * 5 + [True])  # after step 6, the end of an epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "is_asked", lambda self, accelerator: next(asked))
+        with pytest.raises(PreemptedError, match="after step 6 of 18; all is saved"):
+            trainer.train(load_recipe("toy-quick", settings), tmp_path / "left")
+    trainer.train(load_recipe("toy-quick", settings), tmp_path / "left")
+
+    assert_same_run(tmp_path / "left", tmp_path / "whole")
+    assert load_checkpoint(tmp_path / "left").step == load_checkpoint(tmp_path / "whole").step
+
+
+def test_a_run_that_ended_by_patience_is_left_as_it_is(overrides: list[str], tmp_path: Path) -> None:
+    settings = [*overrides, "train.epochs=8", "train.max_steps=48", "train.val_every_epochs=1", "train.patience=1",
+                "train.lr=1e-20", "train.batchnorm=frozen", "train.trackers=[]"]  # fmt: skip
+    first = trainer.train(load_recipe("toy-quick", settings), tmp_path)
+    again = trainer.train(load_recipe("toy-quick", settings), tmp_path)
+
+    assert first.step == again.step == 12
