@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refseg.cli.score_text import print_results
 
 if TYPE_CHECKING:
+    from refseg.evaluation.partial import CountedParts
     from refseg.evaluation.results import Results
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
@@ -57,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
     # Scores are computed in float32 whatever precision the run trained in: TrainConfig's default.
     accelerator = start_accelerator(TrainConfig())
-    results = _evaluate(args, accelerator)
+    out = args.out or args.checkpoint / "evaluation"
+    results, parts = _evaluate(args, accelerator, out)
     if accelerator.is_main_process:
-        rows = save_results(args.out or args.checkpoint / "evaluation", results)
+        rows = save_results(out, results)
+        parts.remove()
         if args.json:
             print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
         else:
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
+def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[Results, CountedParts]":
     import dataclasses
     import time
 
@@ -78,8 +81,10 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     from refseg.errors import UsageError
     from refseg.evaluation.evaluate import evaluate_model
     from refseg.evaluation.leak_check import TrainedOn, check_leaks, refuse_leaks
+    from refseg.evaluation.partial import CountedParts, weights_digest
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
+    from refseg.evaluation.rows import SentenceOrder
     from refseg.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(args.checkpoint, accelerator.device)
@@ -100,6 +105,12 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
     leak_check = check_leaks(trained_on, index)
     if not args.allow_leak:
         refuse_leaks(leak_check, where=f"{data} {split}")
+    sentence_order: SentenceOrder = "shuffled" if args.shuffled_sentences else "own"
+    names = [index.descriptor.dataset.replace("/", "."), split, *(protocol.name for protocol in protocols)]
+    parts = CountedParts(
+        out / ".parts-{}".format("-".join([*names, sentence_order])),
+        {"weights": weights_digest(model), "model": recipe.to_dict()["model"]},
+    )
     started = time.monotonic()
     rows = evaluate_model(
         model,
@@ -110,8 +121,9 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         images_per_batch=recipe.eval.images_per_batch,
         num_workers=recipe.data.num_workers,
         protocols=protocols,
-        sentence_order="shuffled" if args.shuffled_sentences else "own",
+        sentence_order=sentence_order,
         save_predictions=args.save_predictions,
+        parts=parts,
     )
     origin = {
         "checkpoint": str(checkpoint.folder),
@@ -129,4 +141,4 @@ def _evaluate(args: argparse.Namespace, accelerator: Any) -> "Results":
         "seconds": round(time.monotonic() - started, 2),
         "refseg": __version__,
     }
-    return Results(rows=rows, origin=origin)
+    return Results(rows=rows, origin=origin), parts

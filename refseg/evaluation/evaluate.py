@@ -1,19 +1,20 @@
 """One prediction pass over a dataset: one row of pixel counts per sentence, by any protocols, on any processes."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from refseg import __version__
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.jpegs import DecodePlace
@@ -23,6 +24,7 @@ from refseg.errors import TrainingError
 from refseg.evaluation.control import target_rows
 from refseg.evaluation.ground_truth import GroundTruth
 from refseg.evaluation.inference import ReferringModel, compared_masks
+from refseg.evaluation.partial import CountedParts, Found
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import Counted, RowFacts, SentenceOrder, make_table
 from refseg.models.model import SegmentationModel
@@ -50,6 +52,7 @@ def evaluate_model(
     sentence_order: SentenceOrder = "own",
     save_predictions: bool = False,
     only_images: NDArray[np.int64] | None = None,
+    parts: CountedParts | None = None,
 ) -> pa.Table:
     """Predict every sentence of an index and count pixels against its target, by the rules of each protocol.
 
@@ -70,13 +73,15 @@ def evaluate_model(
         sentence_order: `shuffled`: the control that shows whether language is read.
         save_predictions: Keep the predicted masks, each at its protocol's size.
         only_images: Positions of the images to score, ascending; None: all.
+        parts: Keeps what is counted as the pass goes, and leaves out what it kept of an interrupted one, on a file
+            system that all processes see; the caller removes it once the rows are safe. None: begin anew.
 
     Returns:
         Rows (`refseg.evaluation.rows`) in the order of the index, carrying `RowFacts`.
 
     Raises:
         DatasetError: If an image cannot be read.
-        TrainingError: If the processes together did not see every sentence exactly once.
+        TrainingError: If the processes together did not see every sentence exactly once, or `parts` cannot be written.
     """
     targets = target_rows(index, sentence_order)
     is_scored = np.repeat(targets >= 0, np.diff(index.sentence_start))
@@ -85,6 +90,31 @@ def evaluate_model(
     if only_images is not None:
         of_sentence = np.repeat(index.row_image, np.diff(index.sentence_start))
         is_scored &= np.isin(of_sentence, only_images)
+    found = Found()
+    images_left = only_images
+    if parts is not None:
+        settings = {
+            "dataset": index.digest,
+            "geometry": asdict(geometry),
+            "num_tokens": num_tokens,
+            "images_per_batch": images_per_batch,
+            "decode": decode,
+            "protocols": [asdict(protocol) for protocol in protocols],
+            "sentence_order": sentence_order,
+            "save_predictions": save_predictions,
+            "only_images": None if only_images is None else only_images.tolist(),
+            "device": accelerator.device.type,
+            "versions": [__version__, torch.__version__],
+        }
+        parts.open(settings)
+        if accelerator.is_main_process:  # alone: others may see other files, later
+            wanted = np.arange(index.num_images) if only_images is None else only_images
+            found = parts.read()
+            images_left = _images_left(found, index, wanted, images_per_batch, is_scored)
+            if found.rows:
+                logger.info("going on: %d of %d sentences were counted", len(found.rows), np.count_nonzero(is_scored))
+        (images_left,) = broadcast_object_list([images_left])
+        parts.skip(found)
     loader = RefLoader(
         index,
         geometry=geometry,
@@ -99,18 +129,18 @@ def evaluate_model(
         world_size=accelerator.num_processes,
         num_workers=num_workers,
         decode=decode,
-        only=only_images,
+        only=images_left,
     )
     ground_truth = GroundTruth(index, protocols)
     # Another's model may have states of any kind; ours are known.
     encode_text = TextCache(model) if isinstance(model, SegmentationModel) else model.encode_text
-    found = _Found()
     was_training = model.training
     model.train(False)
     try:
+        batches: Iterable[Batch] = prepare_loader(accelerator, loader) if len(loader) else ()
         # `disable=None`: a bar on a terminal, silence elsewhere.
         progress = tqdm(
-            prepare_loader(accelerator, loader),
+            batches,
             desc=f"evaluate {'+'.join(index.splits)}",
             unit="batch",
             disable=None if accelerator.is_main_process else True,
@@ -130,6 +160,10 @@ def evaluate_model(
                 found=found,
                 save_predictions=save_predictions,
             )
+            if parts is not None:
+                parts.keep(found)
+        if parts is not None:
+            parts.keep(found, at_once=True)
     finally:
         model.train(was_training)
 
@@ -149,14 +183,31 @@ def evaluate_model(
     return make_table(index, targets, counted, facts)
 
 
-@dataclass(slots=True)
-class _Found:
-    """What one process counted, and the predictions where asked for."""
+def _images_left(
+    found: Found,
+    index: ManifestIndex,
+    images: NDArray[np.int64],
+    images_per_batch: int,
+    is_scored: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Positions of the images that an interrupted pass has left, in their order.
 
-    rows: list[tuple[int, ...]] = field(default_factory=list)
-    """Row, sentence; then intersection, predicted area and target area by each protocol."""
-    predictions: list[list[NDArray[np.uint32]]] = field(default_factory=list)
-    """By sentence, then by protocol."""
+    Those of whole batches, as parts hold whole ones, so that the batches left are those of an unbroken pass: a
+    convolution's last bit may depend on how many images go through it together.
+
+    Args:
+        found: Of the interrupted pass.
+        index: What is scored.
+        images: All that are to be scored.
+        images_per_batch: Of one process.
+        is_scored: Whether a sentence is, shape (sentences,).
+    """
+    of_sentence = np.repeat(index.row_image, np.diff(index.sentence_start))
+    places = np.array([row[:2] for row in found.rows], np.int64).reshape(-1, 2)
+    is_left = is_scored.copy()
+    is_left[index.sentence_start[places[:, 0]] + places[:, 1]] = False
+    batch = np.arange(len(images)) // images_per_batch
+    return images[np.isin(batch, batch[np.isin(images, of_sentence[is_left])])]
 
 
 def _evaluate_batch(
@@ -170,7 +221,7 @@ def _evaluate_batch(
     is_scored: NDArray[np.bool_],
     geometry: Geometry,
     protocols: Sequence[Protocol],
-    found: _Found,
+    found: Found,
     save_predictions: bool,
 ) -> None:
     """Encode the images of a batch once, decode its sentences a chunk at a time, and count."""
@@ -217,7 +268,7 @@ def _count(mask: Tensor, target: Tensor) -> list[int]:
     return counts
 
 
-def _gather(found: _Found, *, num_protocols: int, save_predictions: bool) -> Counted:
+def _gather(found: Found, *, num_protocols: int, save_predictions: bool) -> Counted:
     """Put the findings of all processes together, in the order of the index.
 
     Objects are gathered, of any length on each rank; accelerate's `gather_for_metrics` would trim by its own count.
