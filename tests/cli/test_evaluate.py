@@ -95,7 +95,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_pat
     assert main(["report", str(evaluated), "--out", str(tmp_path / "page.html")]) == 0
 
     page = (tmp_path / "page.html").read_text()
-    for outside in ("http:", "https:", "<script", "<link", "url(", "@import"):
+    for outside in ("http:", "https:", "<script src", "<link", "url(", "@import"):
         assert outside not in page
     assert page.count("data:image/jpeg;base64,") > 6
     assert page.count("<svg") == 4  # histogram and three curves
