@@ -81,9 +81,12 @@ class VisionLanguageFusion(nn.Module):
         """Fuse; the map has at least two positions, every row of `token_mask` at least one True."""
         grid = (features.shape[2], features.shape[3])
         pixels = features.flatten(2).transpose(1, 2)  # (B, h*w, d)
-        heard = F.scaled_dot_product_attention(
-            _normalise(self.query(pixels)), self.key(words), self.value(words), attn_mask=token_mask[:, None, :]
-        )
+        heard = F.scaled_dot_product_attention(  # of one head, which ONNX wants to see
+            _normalise(self.query(pixels))[:, None],
+            self.key(words)[:, None],
+            self.value(words)[:, None],
+            attn_mask=token_mask[:, None, None, :],
+        )[:, 0]
         fused = F.gelu(self.mix(F.gelu(self.pixel(pixels)) * _normalise(self.out(heard))))
         gate = self.gate_out(F.relu(self.gate_in(fused))).tanh()
         return features + (gate * fused).transpose(1, 2).unflatten(2, grid)  # in the layout that `features` has
@@ -319,7 +322,7 @@ class CRFormer(SegmentationModel):
         layer = cast("DecoderLayer", self.layers[number])
         grid = (features.shape[2], features.shape[3])
         pixel_code = self.codes.of_pixels(grid, features)
-        token_code = self.codes.of_tokens(queries.shape[1], features)
+        token_code = self.codes.of_tokens(queries)
         pixels = layer.hear_pixels(features.flatten(2).transpose(1, 2), pixel_code)
         pixels = layer.hear_tokens(pixels, pixel_code, queries, token_code, None)
         return pixels.transpose(1, 2).unflatten(2, grid)

@@ -264,7 +264,7 @@ class FCNet(SegmentationModel):
             if self.ecm is not None:
                 tokens = self.ecm(tokens, text_state.sentence)
         pixel_code = self.codes.of_pixels(image_state.grid, pixels)
-        token_code = self.codes.of_tokens(tokens.shape[1], tokens)
+        token_code = self.codes.of_tokens(tokens)
         for number, layer in enumerate(self._decoder_layers):
             if number > 0:  # the first layer's self-attention is the image's part
                 pixels = layer.hear_pixels(pixels, pixel_code)

@@ -50,10 +50,11 @@ class SineCodes(nn.Module):
         """Codes of `(h, w)` positions in row order, of the device and type of `like`."""
         return (self.pixel_code if grid == self.grid else sine_code_2d(grid, self.dim)).to(like)
 
-    def of_tokens(self, length: int, like: Tensor) -> Float[Tensor, "n C"]:
-        """Codes of the first `length` tokens."""
+    def of_tokens(self, tokens: Float[Tensor, "B n C"]) -> Float[Tensor, "n C"]:
+        """Codes of as many tokens, of their device and type."""
+        length = tokens.shape[1]
         kept = length <= self.token_code.shape[0]
-        return (self.token_code[:length] if kept else sine_code_1d(length, self.dim)).to(like)
+        return (self.token_code[:length] if kept else sine_code_1d(length, self.dim)).to(tokens)
 
 
 class DecoderLayer(nn.Module):

@@ -54,7 +54,7 @@ class WordDecoder(nn.Module):
         """Pixels after the last layer, and what each layer heard where that is wanted."""
         pixels = x.flatten(2).transpose(1, 2)
         pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
-        word_code = self.codes.of_tokens(words.shape[1], words)
+        word_code = self.codes.of_tokens(words)
         heard: list[Tensor] = []
         for layer in cast("list[DecoderLayer]", list(self.layers)):
             pixels = layer.hear_pixels(pixels, pixel_code)
