@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'model':9} {'image encoder':15} {'side':>4} {'params M':>9} {'image G':>8} {'text G':>7} {'pair G':>7} "
           f"{'one G':>7} {'of 7 G':>7}  published")  # fmt: skip
     for name, encoder, side, cost in rows:
-        giga = (cost.image_macs, cost.text_macs, cost.expression_macs, cost.total_macs, cost.macs_per_expression(7))
+        giga = (cost.image_macs, cost.text_macs, cost.expression_macs, cost.total_macs, cost.macs_per_expression(7.0))
         print(f"{name:9} {encoder:15} {side:>4} {cost.total_parameters / 1e6:>9.3f} "
               f"{giga[0] / 1e9:>8.2f} {giga[1] / 1e9:>7.2f} {giga[2] / 1e9:>7.2f} {giga[3] / 1e9:>7.2f} "
               f"{giga[4] / 1e9:>7.2f}  {PUBLISHED.get((name, encoder), ('',))[0]}".rstrip())  # fmt: skip
