@@ -6,10 +6,11 @@ from refseg.errors import RecipeError
 from refseg.model_config import FCNetConfig, ModelConfig
 from refseg.models.crformer import build_crformer
 from refseg.models.cris import build_cris
+from refseg.models.decoders import build_codes, build_decoder_layers, native_grid
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisCalibration, EmphasisGeneration, FCNet
 from refseg.models.lts import build_lts
-from refseg.models.mask_decoder import DecoderLayer, MaskHead, PlainMaskHead, SineCodes
+from refseg.models.mask_decoder import MaskHead, PlainMaskHead
 from refseg.models.model import SegmentationModel
 from refseg.models.neck import ConvNormReLU, VisionNeck
 
@@ -65,7 +66,7 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
         text_encoder=text_encoder,
         neck=VisionNeck(in_dims=image_encoder.channels, dim=config.dim),
         emphasis_generation=EmphasisGeneration(
-            grid=(input_size[0] // 16, input_size[1] // 16),
+            grid=native_grid(input_size),
             word_dim=text_encoder.width,
             dim=config.dim,
             num_heads=config.egm_heads or config.num_heads,
@@ -78,20 +79,11 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
         )
         if config.ecm
         else None,
-        layers=[
-            DecoderLayer(
-                dim=config.dim,
-                num_heads=config.num_heads,
-                ffn_dim=config.ffn_dim,
-                dropout=config.dropout,
-                extra_norms=config.extra_norms,
-            )
-            for _ in range(config.num_decoder_layers)
-        ],
+        layers=build_decoder_layers(config),
         head=MaskHead(dim=config.dim) if config.head == "slim" else PlainMaskHead(dim=config.dim),
         key_conv=_build_key_conv(config) if config.egm else None,
         global_projection=nn.Linear(text_encoder.output_dim, config.dim) if config.ecm and not keeps_sentence else None,
-        codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=config.dim),
+        codes=build_codes(config, input_size),
     )
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from refseg.errors import RecipeError
 from refseg.model_config import CRFormerConfig
 from refseg.models.attention import MultiHeadAttention
+from refseg.models.decoders import build_codes, build_decoder_layers, native_grid
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisGeneration
 from refseg.models.image_encoder import ImageEncoder
@@ -262,11 +263,6 @@ class CRFormer(SegmentationModel):
             return CRFormerImageState(self.image_encoder.to_c2(images))
         return CRFormerImageState(self.neck(*self.image_encoder(images)))
 
-    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
-        words, sentence = self.text_encoder(token_ids, token_mask)
-        return TextState(words=words, sentence=sentence, token_mask=token_mask)
-
     def decode_all(
         self, image_state: CRFormerImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> ModelOutput:
@@ -344,7 +340,7 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
         return QueryGeneration(
             key_conv=nn.Conv2d(dim, config.num_queries, 3, padding=1),
             emphasis_generation=EmphasisGeneration(
-                grid=(input_size[0] // 16, input_size[1] // 16),
+                grid=native_grid(input_size),
                 word_dim=word_dim,
                 dim=dim,
                 num_heads=config.num_heads,
@@ -364,16 +360,7 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
             QueryCalibration(generation=generation(), dim=dim, residual=config.residual)
             for _ in range(num_calibrations)
         ],
-        layers=[
-            DecoderLayer(
-                dim=dim,
-                num_heads=config.num_heads,
-                ffn_dim=config.ffn_dim,
-                dropout=config.dropout,
-                extra_norms=config.extra_norms,
-            )
-            for _ in range(config.num_decoder_layers)
-        ],
+        layers=build_decoder_layers(config),
         head=MaskHead(dim=dim),
         reconstruction=LanguageReconstruction(
             dim=dim,
@@ -384,5 +371,5 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
         )
         if reconstructs
         else None,
-        codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=dim),
+        codes=build_codes(config, input_size),
     )

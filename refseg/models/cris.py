@@ -7,14 +7,14 @@ Ours: any encoder, the sentence's width apart from the image's; padding is found
 is a word piece; and one image's work serves all its sentences.
 """
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from refseg.errors import RecipeError
 from refseg.model_config import CRISConfig
+from refseg.models.decoders import build_codes, build_decoder_layers
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, SineCodes
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
 from refseg.models.sentence_filter import SentenceFilter
@@ -84,11 +84,6 @@ class CRIS(SegmentationModel):
         """Encode normalised images whose sides are multiples of 32."""
         return self.neck.levels(*self.image_encoder(images))
 
-    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
-        words, sentence = self.text_encoder(token_ids, token_mask)
-        return TextState(words=words, sentence=sentence, token_mask=token_mask)
-
     def decode_all(
         self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> ModelOutput:
@@ -120,16 +115,7 @@ def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
         raise RecipeError(
             f"model.dim: found {config.dim}, expected {text_encoder.width}: the decoder hears the words as they are"
         )
-    layers = [
-        DecoderLayer(
-            dim=config.dim,
-            num_heads=config.num_heads,
-            ffn_dim=config.ffn_dim,
-            dropout=config.dropout,
-            extra_norms=config.extra_norms,
-        )
-        for _ in range(config.num_decoder_layers)
-    ]
+    layers = build_decoder_layers(config)
     sentence_dim = text_encoder.output_dim
     return CRIS(
         image_encoder=image_encoder,
@@ -141,7 +127,7 @@ def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
         ),
         decoder=WordDecoder(
             layers=layers,
-            codes=SineCodes(grid=(input_size[0] // 16, input_size[1] // 16), dim=config.dim),
+            codes=build_codes(config, input_size),
             has_final_norm=True,
         ),
         projector=Projector(sentence_dim=sentence_dim, dim=config.dim),

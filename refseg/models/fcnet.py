@@ -246,10 +246,10 @@ class FCNet(SegmentationModel):
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
         """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
-        words, sentence = self.text_encoder(token_ids, token_mask)
-        if self.global_projection is not None:
-            sentence = self.global_projection(sentence)
-        return TextState(words=words, sentence=sentence, token_mask=token_mask)
+        state = super().encode_text(token_ids, token_mask)
+        if self.global_projection is None:
+            return state
+        return state._replace(sentence=self.global_projection(state.sentence))
 
     def decode_all(
         self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]

@@ -9,15 +9,15 @@ widths and formulas, the encoders of the default, what the prior learns and how 
 """
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from refseg.errors import RecipeError
 from refseg.model_config import LTSConfig
+from refseg.models.decoders import build_codes, build_decoder_layers
 from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.gru_encoder import BiGruTextEncoder
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, SineCodes
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
 from refseg.models.sentence_filter import SentenceFilter
@@ -149,11 +149,6 @@ class LTS(SegmentationModel):
         """Encode normalised images whose sides are multiples of 32."""
         return self.neck.levels(*self.image_encoder(images))
 
-    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
-        words, sentence = self.text_encoder(token_ids, token_mask)
-        return TextState(words=words, sentence=sentence, token_mask=token_mask)
-
     def decode_all(
         self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> ModelOutput:
@@ -205,13 +200,13 @@ def build_lts(config: LTSConfig, *, input_size: tuple[int, int]) -> LTS:
             dim=config.dim,
             gate=TextGate(sentence_dim=text_encoder.output_dim, dim=2 * config.dim),
         ),
-        locator=_build_locator(config, text_encoder, grid=(input_size[0] // 16, input_size[1] // 16)),
+        locator=_build_locator(config, text_encoder, input_size),
         segmenter=PriorSegmenter(dim=config.dim),
     )
 
 
 def _build_locator(
-    config: LTSConfig, text_encoder: ClipTextEncoder | BiGruTextEncoder, *, grid: tuple[int, int]
+    config: LTSConfig, text_encoder: ClipTextEncoder | BiGruTextEncoder, input_size: tuple[int, int]
 ) -> FilterLocator | TransformerLocator:
     if config.locator == "filter":
         return FilterLocator(sentence_dim=text_encoder.output_dim, dim=config.dim, size=config.filter_size)
@@ -219,15 +214,6 @@ def _build_locator(
         raise RecipeError(
             f"model.dim: found {config.dim}, expected {text_encoder.width}: the locator hears the words as they are"
         )
-    layers = [
-        DecoderLayer(
-            dim=config.dim,
-            num_heads=config.num_heads,
-            ffn_dim=config.ffn_dim,
-            dropout=config.dropout,
-            extra_norms=config.extra_norms,
-        )
-        for _ in range(config.num_decoder_layers)
-    ]
-    codes = SineCodes(grid=grid, dim=config.dim)
+    layers = build_decoder_layers(config)
+    codes = build_codes(config, input_size)
     return TransformerLocator(decoder=WordDecoder(layers=layers, codes=codes, has_final_norm=False), dim=config.dim)

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from refseg.models.image_encoder import ImageEncoder
+from refseg.models.states import TextState
 
 
 class ModelOutput(NamedTuple):
@@ -35,7 +36,7 @@ class Explanation(NamedTuple):
 class SegmentationModel(nn.Module):
     """A referring segmentation model in three calls, so that one image's work serves all its sentences.
 
-    A model defines `encode_image`, `encode_text` and `decode_all`; what never hears language goes into the first.
+    A model defines `encode_image` and `decode_all`; what never hears language goes into the first.
     The image state is a NamedTuple of the model's own kind; only its own `decode_all` reads it.
 
     Attributes:
@@ -54,9 +55,10 @@ class SegmentationModel(nn.Module):
         """Encode normalised images whose sides are multiples of 32."""
         raise NotImplementedError
 
-    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> Any:
+    def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
         """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
-        raise NotImplementedError
+        words, sentence = self.text_encoder(token_ids, token_mask)
+        return TextState(words=words, sentence=sentence, token_mask=token_mask)
 
     def decode_all(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> ModelOutput:
         """Segment, with all that training wants.
