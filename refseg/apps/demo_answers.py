@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import time
+import unicodedata
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,10 @@ from refseg.evaluation.heat_maps import draw_explanation
 
 _LONGEST_MAP_SIDE = 512
 """Of the probability map; the model itself gives a quarter of its input's size."""
+
+
+_NUM_BOUNDS = 2
+"""Tokens of a sentence without a word: SOS and EOS."""
 
 
 class Refusal(BaseModel):
@@ -65,7 +70,7 @@ class Word(BaseModel):
 class Answer(BaseModel):
     """What the model found."""
 
-    text: str = Field(description="As asked.")
+    text: str = Field(description="As asked; control characters are spaces.")
     read_text: str = Field(description="As the model read it: lower case, cut where it was too long.")
     is_cut: bool = Field(description="The end of the text was not read.")
     covered_share: float = Field(description="Share of the picture that the mask covers, 0 to 1.")
@@ -92,13 +97,13 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
         max_characters: More of the text are not looked at, which the answer says.
 
     Raises:
-        UsageError: If the text is empty.
+        UsageError: If the text is empty, or nothing in it can be read.
     """
-    text = question.text[:max_characters].encode("utf-8", "replace").decode("utf-8")  # JSON can hold half characters
-    if not text.strip():
-        raise UsageError("the text is empty; expected an expression such as 'the woman in the red coat'")
     started = time.perf_counter()
+    text = _readable(question.text[:max_characters])
     token_ids = segmenter.read_text(text)
+    if len(token_ids) <= _NUM_BOUNDS:
+        raise UsageError("the text is empty; expected an expression such as 'the woman in the red coat'")
     mask_logits = segmenter.score(kept.encoded, token_ids)
     mask = segmenter.mask(kept.encoded, mask_logits)
     probabilities = segmenter.probabilities(kept.encoded, mask_logits, _map_size(kept.encoded.size))
@@ -120,6 +125,12 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
         maps_png=None if maps is None else _png(Image.fromarray(maps)),
         seconds=time.perf_counter() - started,
     )
+
+
+def _readable(text: str) -> str:
+    """A text without what JSON can hold and nobody can type: half characters, and control characters, now spaces."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in whole)
 
 
 def _words(explanation: SentenceExplanation) -> list[Word] | None:

@@ -22,8 +22,9 @@ _HEADERS: Mapping[str, str] = {
 class RequestGuard:
     """Refuses what other sites send, and bodies over a limit, as they arrive; adds headers to every answer.
 
-    A browser lets any page on the web send a form to a server on loopback, and tells where from in `Origin`. That the
-    page cannot read the answer is the browser's rule; that it cannot set this machine to work is ours.
+    A browser lets any page on the web send a form to a server on loopback, or show its pictures, and tells where from
+    in `Origin` or `Sec-Fetch-Site`. That the page cannot read the answer is the browser's rule; that it cannot set
+    this machine to work is ours. Following a link to here is no such request.
     Starlette's own limit of bodies gives no reason, and its answer is lost on who is still sending.
     """
 
@@ -43,9 +44,8 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            refusal = f"found a request of {origin}, expected this server's own pages; open the demo by its address"
+        if (sender := _foreign_sender(headers, scope["method"])) is not None:
+            refusal = f"found a request of {sender}, expected this server's own pages; open the demo by its address"
             await JSONResponse({"detail": refusal}, 403)(scope, receive, send_guarded)
             return
         declared = headers.get("content-length", "0")
@@ -71,6 +71,16 @@ class RequestGuard:
 
     def _too_large(self, found: str) -> str:
         return f"found {found}, expected at most {self.max_bytes / 1e6:g} MB; scale the picture down first"
+
+
+def _foreign_sender(headers: Headers, method: str) -> str | None:
+    """What another site is called whose page sent a request; None for our own pages and for programs."""
+    origin = headers.get("origin")
+    if origin is not None:
+        return origin if urlsplit(origin).netloc != headers.get("host") else None
+    is_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    is_foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+    return "another site" if is_foreign and not is_link else None
 
 
 async def _read_off(receive: Receive, max_bytes: int) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from refseg.apps.predict import EncodedPicture, Segmenter, decode_picture
+from refseg.apps.predict import EncodedPicture, PictureSize, Segmenter, decode_picture
 from refseg.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Kinds of images that uploads may be, by Pillow's names; some of its other readers start programs."""
+_LARGEST_PICTURE = PictureSize(pixels=50_000_000, side=20_000, aspect=50.0)
 _LONGEST_NAME = 255
 _LONGEST_SHOWN_SIDE = 1280
 
@@ -29,13 +30,13 @@ class Limits:
 
     Attributes:
         upload_bytes: Of one request.
-        pixels: Of one image, by its header.
+        picture: Of one image, by its header.
         text_characters: Of one text; the rest is not looked at.
         kept_pictures: Encoded pictures in memory; the one not asked about for longest goes first.
     """
 
     upload_bytes: int = 20_000_000
-    pixels: int = 50_000_000
+    picture: PictureSize = _LARGEST_PICTURE
     text_characters: int = 1000
     kept_pictures: int = 32
 
@@ -82,7 +83,7 @@ class PictureShelf:
 
         Raises:
             UsageError: If the name is a path.
-            ImageError: If it is not an image of `KINDS`, or is damaged or too large.
+            ImageError: If it is not an image of `KINDS`, or is damaged, too large or too long.
         """
         check_name(name)
         image_id = hashlib.sha256(data).hexdigest()
@@ -91,7 +92,7 @@ class PictureShelf:
             if kept is not None:
                 return kept, True
             started = time.perf_counter()
-            picture = decode_picture(data, name=name, kinds=KINDS, max_pixels=self.limits.pixels)
+            picture = decode_picture(data, name=name, kinds=KINDS, largest=self.limits.picture)
             kept = KeptPicture(
                 image_id=image_id, encoded=self.segmenter.encode(picture), shown_jpeg=_shown_jpeg(picture)
             )

@@ -204,43 +204,69 @@ class Segmenter:
         return next(self.model.parameters()).device
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureSize:
+    """How large a picture may be.
+
+    Attributes:
+        pixels: In all.
+        side: Pixels of the longer side. Resizing a line of millions of pixels takes far longer than their number tells.
+        aspect: The longer side over the shorter one. Of a longer strip the network sees lines thinner than a pixel.
+    """
+
+    pixels: int
+    side: int
+    aspect: float
+
+    def check(self, name: str, width: int, height: int) -> None:
+        """See that a picture of `width` x `height` pixels is within.
+
+        Raises:
+            ImageError: If it is not.
+        """
+        found = f"{name}: found {width} x {height} pixels, expected at most"
+        if width * height > self.pixels:
+            raise ImageError(f"{found} {self.pixels / 1e6:g} million; scale it down first")
+        if max(width, height) > self.side:
+            raise ImageError(f"{found} {self.side:,} a side; scale it down first")
+        if max(width, height) > self.aspect * min(width, height):
+            raise ImageError(f"{found} {self.aspect:g} times as long as wide; cut it into pieces first")
+
+
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """Read an image of any kind as upright RGB: EXIF rotation applied, transparency laid on white.
 
     Raises:
         ImageError: If there is no such file, or it is not an image, or is damaged or too large to be meant.
     """
-    return _read(path, name=str(path), kinds=None, max_pixels=None)
+    return _read(path, name=str(path), kinds=None, largest=None)
 
 
-def decode_picture(data: bytes, *, name: str, kinds: Sequence[str], max_pixels: int) -> UInt8[np.ndarray, "H W 3"]:
+def decode_picture(data: bytes, *, name: str, kinds: Sequence[str], largest: PictureSize) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image that a stranger may have sent, as `read_picture` does.
 
     Args:
         data: The file's bytes.
         name: For messages.
         kinds: Pillow's names of the kinds that are tried; no other reader sees the bytes.
-        max_pixels: More are refused by the image's header, before memory is asked for.
+        largest: What is beyond is refused by the image's header, before memory is asked for.
 
     Raises:
-        ImageError: If it is not an image of these kinds, or is damaged or has too many pixels.
+        ImageError: If it is not an image of these kinds, or is damaged, too large or too long.
     """
-    return _read(io.BytesIO(data), name=name, kinds=kinds, max_pixels=max_pixels)
+    return _read(io.BytesIO(data), name=name, kinds=kinds, largest=largest)
 
 
 def _read(
-    source: Path | io.BytesIO, *, name: str, kinds: Sequence[str] | None, max_pixels: int | None
+    source: Path | io.BytesIO, *, name: str, kinds: Sequence[str] | None, largest: PictureSize | None
 ) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels and refuses from 179; a warning is no reason to fail.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of what it can read all the same: damaged EXIF, 89 megapixels; from 179 it refuses.
+            warnings.simplefilter("ignore")
             with Image.open(source, formats=kinds) as picture:
-                if max_pixels is not None and picture.width * picture.height > max_pixels:
-                    raise ImageError(
-                        f"{name}: found {picture.width} x {picture.height} pixels, expected at most "
-                        f"{max_pixels / 1e6:g} million; scale it down first"
-                    )
+                if largest is not None:
+                    largest.check(name, picture.width, picture.height)
                 return _to_rgb(picture)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file; expected an image") from error
@@ -248,7 +274,7 @@ def _read(
         expected = "JPEG, PNG, WebP, ..." if kinds is None else ", ".join(kinds)
         raise ImageError(f"{name}: not an image of a kind that is read here; expected {expected}") from error
     except Image.DecompressionBombError as error:
-        limit = f"; expected at most {max_pixels / 1e6:g} million pixels" if max_pixels is not None else ""
+        limit = f"; expected at most {largest.pixels / 1e6:g} million pixels" if largest is not None else ""
         raise ImageError(f"{name}: too large ({error}){limit}; scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on damaged files
         raise ImageError(f"{name}: cannot be read as an image ({error}); take an undamaged file") from error
@@ -257,9 +283,10 @@ def _read(
 def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I") or upright.mode == "F":
-        # 16-bit and float greyscale: Pillow would clip at 255 and leave white.
-        grey = np.asarray(upright).astype(np.float64)
-        top = 65535 if grey.max() > 255 else 255
+        # 16-bit and float greyscale: Pillow would clip at 255 and leave white. Floats are 0 to 1 or as integers.
+        grey = np.nan_to_num(np.asarray(upright).astype(np.float64))
+        whites = (1, 255, 65535) if upright.mode == "F" else (255, 65535)
+        top = next((white for white in whites if grey.max() <= white), 65535)
         upright = Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8))
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")

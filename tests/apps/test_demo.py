@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,27 @@ def test_a_small_file_of_very_many_pixels_is_refused_by_its_header(server: Serve
     assert message in refusal["detail"]
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (49_000_000, 1, "found 49000000 x 1 pixels, expected at most 20,000 a side; scale it down first"),
+        (1, 49_000_000, "found 1 x 49000000 pixels, expected at most 20,000 a side; scale it down first"),
+        (5100, 100, "found 5100 x 100 pixels, expected at most 50 times as long as wide; cut it into pieces first"),
+    ],
+)
+def test_a_strip_within_the_limit_of_pixels_is_refused_at_once(
+    server: Server, width: int, height: int, message: str
+) -> None:
+    strip = png_bomb(width, height)
+    started = time.perf_counter()
+
+    status, refusal = server.upload(strip, "strip.png")
+
+    assert time.perf_counter() - started < 1
+    assert (status, refusal["detail"]) == (422, f"strip.png: {message}")
+    assert server.upload(png_bomb(5000, 100))[0] == 200
+
+
 def test_an_upload_of_fifty_megabytes_is_refused(server: Server) -> None:
     status, refusal = server.upload(bytes(50 * MB))
     assert (status, refusal["detail"]) == (
@@ -245,7 +267,7 @@ def test_a_form_without_a_file_is_refused(server: Server) -> None:
         assert isinstance(refusal["detail"], str)
 
 
-@pytest.mark.parametrize("text", ["", " \t\n"])
+@pytest.mark.parametrize("text", ["", " \t\n", "\0", "\x1b\x7f\x85", "\ufeff"])
 def test_an_empty_text_is_refused(server: Server, text: str) -> None:
     image_id = server.upload(photo())[1]["image_id"]
 
@@ -275,7 +297,26 @@ def test_emoji_and_markup_are_words_like_others(server: Server) -> None:
     assert answer["text"] == "the 🐈 <b>&amp;</b> 猫"
     assert "🐈" in answer["read_text"]
     assert answer["words"][2]["word"] == "🐈"
-    assert server.ask(image_id, "half a \ud83d character")[1]["text"] == "half a ? character"
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("half a \ud83d character", "half a ? character"),
+        ("\udfff\ud800", "??"),
+        ("the\0red\x1bsquare", "the red square"),
+        ("the\r\nred\x9fone", "the  red one"),
+        ("right\u202eto left", "right\u202eto left"),
+        ("\uffff\U0010ffff", "\uffff\U0010ffff"),
+    ],
+)
+def test_characters_that_nobody_can_type_are_answered(server: Server, text: str, taken: str) -> None:
+    image_id = server.upload(photo())[1]["image_id"]
+
+    status, answer = server.ask(image_id, text, maps=True)
+
+    assert (status, answer["text"]) == (200, taken)
+    assert "\0" not in answer["read_text"]
 
 
 def test_questions_of_another_form_are_refused_field_by_field(server: Server) -> None:
@@ -283,7 +324,20 @@ def test_questions_of_another_form_are_refused_field_by_field(server: Server) ->
 
     assert "body.image_id: String should match pattern" in server.ask("../secret", "it")[1]["detail"]
     assert "body.txt: Extra inputs are not permitted" in server.ask(image_id, "it", txt="that")[1]["detail"]
-    assert server.send("POST", "/api/segment", "{", Content_Type="application/json")[0] == 422
+    for body in (
+        "{",
+        "[" * 100_000,
+        b"\xff",
+        '{"text": "\\ud800", "\\ud800": 1}',
+        '{"text": ' + "9" * 5000 + "}",
+        "null",
+        "",
+    ):
+        status, refusal, _ = server.send("POST", "/api/segment", body, Content_Type="application/json")
+        assert status in (400, 422)
+        assert isinstance(refusal["detail"], str)
+    for path in ("/api/images/%ED%A0%80%00", f"/api/images/{'a' * 60_000}", f"/examples/{'9' * 5000}.jpg"):
+        assert server.send("GET", path)[0] in (404, 422)
 
 
 def test_pictures_are_turned_upright_and_laid_on_white(server: Server) -> None:
@@ -305,13 +359,6 @@ def test_pictures_are_turned_upright_and_laid_on_white(server: Server) -> None:
     shown = server.send("GET", f"/api/images/{clear['image_id']}")[1]
     assert (np.asarray(Image.open(io.BytesIO(shown))) > 250).all()
 
-    cmyk = io.BytesIO()
-    Image.new("CMYK", (60, 40)).save(cmyk, "JPEG")
-    status, uploaded = server.upload(cmyk.getvalue(), "print.jpg")
-    assert status == 200
-    shown = server.send("GET", f"/api/images/{uploaded['image_id']}")[1]
-    assert (np.asarray(Image.open(io.BytesIO(shown))) > 250).all()
-
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF"])
 def test_pictures_of_the_usual_kinds_are_read(server: Server, kind: str) -> None:
@@ -321,6 +368,60 @@ def test_pictures_of_the_usual_kinds_are_read(server: Server, kind: str) -> None
     status, uploaded = server.upload(file.getvalue())
 
     assert (status, uploaded["width"], uploaded["height"]) == (200, 60, 40)
+
+
+def ramp(mode: str) -> Image.Image:
+    """60 x 40 pixels, black at the left to white at the right, as `mode` holds them."""
+    grey = np.tile(np.linspace(0, 1, 60), (40, 1))
+    if mode == "F":
+        return Image.fromarray(grey.astype(np.float32))
+    if mode.startswith("I"):
+        return Image.fromarray(np.rint(65535 * grey).astype(np.uint16 if mode == "I;16" else np.int32))
+    return Image.fromarray(np.rint(255 * grey).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG"),
+        ("L", "JPEG"), ("CMYK", "JPEG"), ("L", "WEBP"), ("P", "GIF"),
+        ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("I;16", "TIFF"), ("I", "TIFF"), ("F", "TIFF"),
+    ],
+)  # fmt: skip
+def test_black_is_black_and_white_is_white_however_pixels_are_kept(server: Server, mode: str, kind: str) -> None:
+    file = io.BytesIO()
+    ramp(mode).save(file, kind)
+
+    status, uploaded = server.upload(file.getvalue())
+    shown = pixels_of(server.send("GET", f"/api/images/{uploaded['image_id']}")[1])
+
+    assert (status, shown.shape) == (200, (40, 60, 3))
+    assert shown[:, :2].max() < 30
+    assert shown[:, -2:].min() > 225
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_a_moving_picture_the_first_frame_is_taken(server: Server, kind: str) -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+
+    status, uploaded = server.upload(file.getvalue())
+    shown = pixels_of(server.send("GET", f"/api/images/{uploaded['image_id']}")[1])
+
+    assert status == 200
+    assert shown[:, :, 0].min() > 250
+    assert shown[:, :, 2].max() < 5
+
+
+def test_damage_that_hides_no_pixel_is_no_matter(server: Server) -> None:
+    for extra in ({"exif": b"Exif\0\0II*\0\xff\xff\xff\xff"}, {"icc_profile": b"none"}):
+        file = io.BytesIO()
+        ramp("RGB").save(file, "JPEG", **extra)
+        assert server.upload(file.getvalue())[0] == 200
+    holes = io.BytesIO()
+    Image.fromarray(np.full((40, 60), np.nan, np.float32)).save(holes, "TIFF")
+    assert server.upload(holes.getvalue())[0] == 200
 
 
 def test_a_large_picture_is_shown_smaller_and_its_mask_given_in_full(server: Server) -> None:
@@ -343,6 +444,15 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(server: Server)
         status, refusal = server.upload(photo(), Origin=origin)
         assert (status, refusal["detail"].split(",")[0]) == (403, f"found a request of {origin}")
     assert server.upload(photo(), Origin=f"http://{own}")[0] == 200
+
+    assert server.send("GET", "/demo.js", Host=f"[::1]:{server.port}")[0] == 400  # not among this server's names
+    for site in ("cross-site", "same-site"):  # as a picture or script of their page, where browsers name no origin
+        status, refusal, _ = server.send("GET", "/", Sec_Fetch_Site=site, Sec_Fetch_Mode="no-cors")
+        assert (status, refusal["detail"].split(",")[0]) == (403, "found a request of another site")
+        assert server.upload(photo(), Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate")[0] == 403
+        assert server.send("GET", "/", Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate")[0] == 200  # a link was followed
+    for site in ("same-origin", "none"):
+        assert server.upload(photo(), Sec_Fetch_Site=site)[0] == 200
 
     _, _, headers = server.send("GET", "/", Origin=f"http://{own}")
     assert not [name for name in headers if name.lower().startswith("access-control")]
