@@ -189,9 +189,9 @@ RELA = Protocol(
     empty_iou=0.0,
     epsilon=0.0,
     no_target="own output",
-    precision_thresholds=(0.7, 0.8, 0.9),
+    precision_thresholds=_TENTHS,
     precision_comparison=">=",
-    note="the paper's headlines are gIoU and cIoU; its oIoU, mIoU and Pr@X are of sentences with a target",
+    note="the paper's headlines are gIoU and cIoU; its oIoU, mIoU, Pr@X (from 0.7) are of sentences with a target",
 )
 """ReLA (gRefCOCO): `refer_evaluation.py`, `refcoco_mapper.py`."""
 

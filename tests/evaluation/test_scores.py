@@ -35,10 +35,10 @@ def test_an_iou_of_exactly_one_half_passes_where_the_protocol_says_at_least(prot
     assert score(rows((5, 10), protocol=protocol), protocol).precision[0.5] == passed
 
 
-def test_rela_counts_from_seven_tenths_on_and_a_tie_passes() -> None:
+def test_rela_lets_a_tie_pass_at_every_tenth() -> None:
     scores = score(rows((7, 10), (6, 10), protocol=RELA), RELA)
 
-    assert scores.precision == {0.7: 0.5, 0.8: 0.0, 0.9: 0.0}
+    assert scores.precision == {0.5: 1.0, 0.6: 1.0, 0.7: 0.5, 0.8: 0.0, 0.9: 0.0}
 
 
 @pytest.mark.parametrize(("protocol", "worth"), [(ORIGINAL, 1.0), (CRIS, 0.0), (LAVT, 0.0), (LISA, 1.0), (RELA, 0.0)])
