@@ -54,6 +54,7 @@ def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerat
         _refuse_gpu_settings(config, accelerator.num_processes)
         threads = cpu_threads(os.environ, num_cores=len(os.sched_getaffinity(0)), num_local=num_local)
         torch.set_num_threads(threads)
+        _repeat_every_bit()
         logger.info("%d CPU processes here, %d threads each", num_local, threads)
     return accelerator
 
@@ -108,6 +109,16 @@ def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -
     if wanted.isdigit() and (int(wanted) > 1 or _launcher_has("OMP_NUM_THREADS")):
         return int(wanted)
     return max(1, num_cores // num_local)
+
+
+def _repeat_every_bit() -> None:
+    """Have torch take the same sums in the same order each time, also with several threads.
+
+    Else the gradient of an image that several sentences share is added up by the threads as they come (the backward
+    pass of `features[image_index]`): equal runs, and a resumed one and an unbroken one, differ in the last bits.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find faults, at a price for each tensor
 
 
 def _launcher_has(name: str) -> bool:
