@@ -115,6 +115,8 @@ class TrainConfig(Section):
     """Batch statistics per process, over all GPUs, or those the weights came with (scale and shift train on)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of samples and dropout."""
+    init_from: str = ""
+    """A trained model to start from: a run's folder, a checkpoint's, or a published model's; empty: from the start."""
     log_every_steps: Count = 10
     """Steps between two lines of the log and of `metrics.jsonl`."""
     checkpoint_every_steps: Count = 500

@@ -64,6 +64,7 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
             num_processes=state.num_processes,
             leaks_allowed=state.leaks_allowed,
             leaks=state.leaks,
+            ancestors=state.ancestors,
         ),
     )
     results = _results_of(checkpoint, run / "evaluation")

@@ -80,7 +80,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
     from refseg.data.transforms import Geometry
     from refseg.errors import UsageError
     from refseg.evaluation.evaluate import evaluate_model
-    from refseg.evaluation.leak_check import TrainedOn, check_leaks, refuse_leaks
+    from refseg.evaluation.leak_check import check_leaks, refuse_leaks
     from refseg.evaluation.partial import CountedParts, weights_digest
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
@@ -95,14 +95,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
     if not data:  # a published folder names no path
         raise UsageError(f"{args.checkpoint}: names no dataset, expected --data DIR beside a published model")
     index = ManifestIndex.open(data, [split])
-    trained_on = TrainedOn(
-        root=recipe.data.root,
-        split=recipe.data.train_split,
-        dataset=checkpoint.state.dataset,
-        digest=checkpoint.dataset_digest,
-        leaks=checkpoint.state.leaks,
-    )
-    leak_check = check_leaks(trained_on, index)
+    leak_check = check_leaks(checkpoint.state.trained_on(), index)
     if not args.allow_leak:
         refuse_leaks(leak_check, where=f"{data} {split}")
     sentence_order: SentenceOrder = "shuffled" if args.shuffled_sentences else "own"
@@ -133,6 +126,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
         "leaks_allowed": checkpoint.state.leaks_allowed,
         "leaks": checkpoint.state.leaks,
         "leak_check": dataclasses.asdict(leak_check),
+        "ancestors": [dataclasses.asdict(ancestor) for ancestor in checkpoint.state.ancestors],
         "data": data,
         "dataset": index.descriptor.dataset,
         "dataset_digest": index.descriptor.digest,

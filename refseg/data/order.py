@@ -144,7 +144,8 @@ class EpochOrder:
         if self.remainder == "drop" and self.num_units < self.global_batch:
             raise UsageError(
                 f"{self.index.folder}: an epoch by {self.sampling} has {self.num_units} samples, fewer than one "
-                f"global batch of {self.global_batch}, so nothing is left to train on; make the batch smaller"
+                f"global batch of {self.global_batch}, so nothing is left to train on; make global_batch smaller, or "
+                'fill the last batch with repeats: remainder = "pad"'
             )
 
     @property

@@ -16,7 +16,7 @@ from refseg.storage import open_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedOn:
-    """What a checkpoint knows of its training data.
+    """What a checkpoint knows of one training set that its weights come from.
 
     Attributes:
         root: Where they were; empty: not known.
@@ -24,6 +24,7 @@ class TrainedOn:
         dataset: Their id.
         digest: Of their descriptor.
         leaks: What a mix says that it kept (`refseg.descriptor.Descriptor.leaks`).
+        by: The model that was trained on them and whose weights the checkpoint's training started from; empty: itself.
     """
 
     root: str
@@ -31,6 +32,7 @@ class TrainedOn:
     dataset: str
     digest: str
     leaks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,8 @@ class LeakCheck:
     """What was found.
 
     Attributes:
-        num_shared: Images of the split that were trained on; None: could not be looked at.
+        num_shared: Images of the split that were trained on, at the least; None: could not all be looked at, and none
+            was found.
         num_images: Images of the split.
         says: What was compared with what, or why nothing was.
     """
@@ -48,7 +51,7 @@ class LeakCheck:
     says: str
 
 
-def check_leaks(trained: TrainedOn, index: ManifestIndex) -> LeakCheck:
+def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck:
     """Compare the images that a model was trained on with those of a split.
 
     Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the rule of
@@ -56,33 +59,48 @@ def check_leaks(trained: TrainedOn, index: ManifestIndex) -> LeakCheck:
     hand, only what a mix said of itself is known.
 
     Args:
-        trained: Of the checkpoint.
+        trained: Of the checkpoint: its own training set, and those of the weights that it started from.
         index: The split or splits to score.
 
     Raises:
         DatasetError: If a manifest is another than was built.
     """
-    place = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
     mine = _read_images(index.folder, index.descriptor, index.splits)
     num_images = _count(mine)
+    shared = pc.is_null(mine["image_id"])  # none so far
+    told: list[int | None] = []
+    says = []
+    for each in trained:
+        found, said = _compare(each, index, mine)
+        says.append(f"{said} (by {each.by}, whose weights it started from)" if each.by else said)
+        if isinstance(found, pa.ChunkedArray):
+            shared = pc.or_(shared, found)
+        else:
+            told.append(found)
+    num_shared = max(_count(mine.filter(shared)), *(number or 0 for number in told), 0)
+    unknown = not num_shared and None in told
+    return LeakCheck(num_shared=None if unknown else num_shared, num_images=num_images, says="; ".join(says))
+
+
+def _compare(trained: TrainedOn, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
+    """Which rows of `mine` were trained on (or how many images a mix told of, or None: not known), and in words."""
+    place = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
     if index.descriptor.digest == trained.digest and trained.split in index.splits:
-        return LeakCheck(num_shared=num_images, num_images=num_images, says=f"{place} is what was trained on")
+        return pc.is_valid(mine["image_id"]), f"{place} is what was trained on"
     at_hand = _find(trained, index)
     if isinstance(at_hand, str):
         known = max((splits[place] for splits in trained.leaks.values() if place in splits), default=None)
         says = f"not compared with the training images of {trained.dataset}: {at_hand}"
         if known is not None:
             says = f"as {trained.dataset} said when it was mixed ({at_hand})"
-        return LeakCheck(num_shared=known, num_images=num_images, says=says)
+        return known, says
     theirs = _read_images(*at_hand, [trained.split])
     same = pc.is_in(mine["image_xxh3"], value_set=pc.unique(theirs["image_xxh3"]))
     coco_ids = pc.unique(theirs.filter(theirs["is_coco"])["image_id"])
     same = pc.or_(same, pc.and_(mine["is_coco"], pc.is_in(mine["image_id"], value_set=coco_ids)))
-    return LeakCheck(
-        num_shared=_count(mine.filter(same)),
-        num_images=num_images,
-        says=f"the {num_images:,} images of {place} against the {_count(theirs):,} of {trained.dataset} "
-        f"{trained.split}, by bytes and COCO's ids",
+    return same, (
+        f"the {_count(mine):,} images of {place} against the {_count(theirs):,} of {trained.dataset} "
+        f"{trained.split}, by bytes and COCO's ids"
     )
 
 

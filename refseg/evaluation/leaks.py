@@ -18,7 +18,8 @@ def leak_warning(origin: Mapping[str, Any]) -> str:
     """Say what stands beside every score of a model that was trained on images of the split, or of a leaky mix.
 
     Args:
-        origin: Of evaluation results: `leaks_allowed`, `leaks`, `leak_check`, `trained_on`, `dataset`, `split`.
+        origin: Of evaluation results: `leaks_allowed`, `leaks`, `leak_check`, `trained_on`, `dataset`, `split`, and
+            the same of each of the `ancestors` that the model's weights come from.
 
     Returns:
         One sentence; empty where nothing leaked (or nothing is known: results of earlier releases).
@@ -27,19 +28,22 @@ def leak_warning(origin: Mapping[str, Any]) -> str:
     said = []
     if check.get("num_shared"):
         said.append(f"{check['num_shared']:,} of {check['num_images']:,} images were trained on ({check['says']})")
+    place = f"{origin['dataset']} {origin['split']}"
     if origin.get("leaks_allowed"):
-        said.append(_describe_mix(origin))
+        said.append(_describe_mix(origin["trained_on"], origin["leaks"], place))
+    for ancestor in origin.get("ancestors", ()):
+        if ancestor["leaks_allowed"]:
+            said.append(_describe_mix(ancestor["dataset"], ancestor["leaks"], place))
     return f"LEAKS ALLOWED: {'; '.join(said)}" if said else ""
 
 
-def _describe_mix(origin: Mapping[str, Any]) -> str:
-    place = f"{origin['dataset']} {origin['split']}"
-    own = {dataset: splits[place] for dataset, splits in origin["leaks"].items() if place in splits}
+def _describe_mix(mix: str, leaks: Leaks, place: str) -> str:
+    own = {dataset: splits[place] for dataset, splits in leaks.items() if place in splits}
     here = ", ".join(f"{number:,} by way of {dataset}" for dataset, number in own.items())
     return (
-        f"{origin['trained_on']} was mixed with training images that members evaluate on; "
+        f"{mix} was mixed with training images that members evaluate on; "
         + (f"images of {place} trained on: {here}; " if here else f"none of {place} is known to be among them; ")
-        + f"in all, {describe_leaks(origin['leaks'])}"
+        + f"in all, {describe_leaks(leaks)}"
     )
 
 

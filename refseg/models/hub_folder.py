@@ -18,6 +18,7 @@ from refseg import __version__, tokenizer
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError, UsageError
 from refseg.models import build_model
+from refseg.models.ancestry import Ancestor
 from refseg.models.model import SegmentationModel
 from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import file_sha256
@@ -41,6 +42,7 @@ class Origin:
         num_processes: Ranks that trained.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
         leaks: How many images of which splits those are.
+        ancestors: The models that its weights come from, the nearest first; of a folder that was read, without paths.
     """
 
     dataset: str
@@ -50,6 +52,7 @@ class Origin:
     num_processes: int
     leaks_allowed: bool = False
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)
+    ancestors: tuple[Ancestor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,8 @@ class PublishedModel:
         try:
             sections = {name: config[name] for name in Recipe.model_fields}
             recipe = make_recipe(sections, where=str(folder / CONFIG_NAME))
-            origin = Origin(**config["origin"])
+            ancestors = tuple(Ancestor(**each) for each in config["origin"].get("ancestors", ()))
+            origin = Origin(**{**config["origin"], "ancestors": ancestors})
             expected_sha256 = config["weights_sha256"]
             preprocessing = config["preprocessing"]
             model = build_model(recipe.model, input_size=recipe.data.input_size)
@@ -148,15 +152,22 @@ class PublishedModel:
             **without_paths(self.recipe).to_dict(),
             "preprocessing": _preprocessing(self.model),
             "weights_sha256": weights_sha256,
-            "origin": dataclasses.asdict(self.origin),
+            "origin": {
+                **dataclasses.asdict(self.origin),
+                "ancestors": [
+                    {**dataclasses.asdict(each), "path": Path(each.path).name, "root": ""}
+                    for each in self.origin.ancestors
+                ],
+            },
         }
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The recipe without the folders of the machine it ran on; start weights keep their file's name."""
+    """The recipe without the folders of the machine it ran on; start weights keep the last part of their name."""
     data = recipe.data.model_copy(update={"root": "", "val_root": ""})
     named = {key: Path(getattr(recipe.model, key)).name for key in ("image_weights", "text_weights")}
-    return recipe.model_copy(update={"data": data, "model": recipe.model.model_copy(update=named)})
+    train = recipe.train.model_copy(update={"init_from": Path(recipe.train.init_from).name})
+    return recipe.model_copy(update={"data": data, "train": train, "model": recipe.model.model_copy(update=named)})
 
 
 def _preprocessing(model: SegmentationModel) -> dict[str, Any]:

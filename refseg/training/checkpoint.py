@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from refseg import __version__
-from refseg.config import Recipe, make_recipe
+from refseg.config import Recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
 from refseg.models.hub_folder import CONFIG_NAME, PublishedModel
 from refseg.models.model import SegmentationModel
 from refseg.models.weight_file import save_weights
 from refseg.storage import sync_path
+from refseg.training.checkpoint_state import CheckpointState
 
 logger = logging.getLogger(__name__)
 
@@ -46,74 +46,6 @@ _FOLDER = re.compile(r"step-(\d{8})")
 
 class TornCheckpointError(CheckpointError):
     """A checkpoint lost a file or bytes after it was written."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
-    """The best validation so far.
-
-    Attributes:
-        overall_iou: oIoU, 0 to 1.
-        step: After which it was reached.
-    """
-
-    overall_iou: float
-    step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointState:
-    """The content of `state.json`: what a run must know to go on, besides tensors.
-
-    Attributes:
-        recipe: Resolved settings of the run.
-        step: Optimiser steps done.
-        epoch: Epochs done.
-        cursor: The loader's place in the data.
-        window: What has been summed up since the last line of `metrics.jsonl`.
-        best: The best validation, this step's included; None before the first.
-        dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.descriptor.Descriptor.digest` of what was trained on.
-        val_dataset_digest: Digest of what was validated on; empty without validation.
-        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: Of such a mix, how many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
-        num_processes: Ranks that trained.
-        owes_validation: True if the run was asked to leave when a validation was due: it comes first.
-        refseg_version: Version of the package that wrote it.
-    """
-
-    recipe: Recipe
-    step: int
-    epoch: int
-    cursor: dict[str, Any]
-    window: dict[str, float]
-    best: Best | None
-    dataset: str
-    dataset_digest: str
-    num_processes: int
-    val_dataset_digest: str = ""
-    owes_validation: bool = False
-    leaks_allowed: bool = False
-    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
-    refseg_version: str = __version__
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        best = None if self.best is None else dataclasses.asdict(self.best)
-        return {**fields, "recipe": self.recipe.to_dict(), "best": best}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], *, where: str) -> "CheckpointState":
-        """Undo `to_dict`; `where` is named in errors about the recipe."""
-        best = fields["best"]
-        return cls(
-            **{
-                **fields,
-                "recipe": make_recipe(fields["recipe"], where=where),
-                "best": None if best is None else Best(**best),
-            }
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,14 +234,25 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """
     if (path / CONFIG_NAME).is_file():
         published = PublishedModel.from_pretrained(path, device=device)
-        origin = dataclasses.asdict(published.origin)
+        origin = {entry.name: getattr(published.origin, entry.name) for entry in dataclasses.fields(published.origin)}
         state = CheckpointState(recipe=published.recipe, cursor={}, window={}, best=None, **origin)
         return Checkpoint(model=published.model, state=state, folder=path)
     folder = _resolve(path)
     state = read_state(folder)
     model = build_model(state.recipe.model, input_size=state.recipe.data.input_size)
-    load_weights(model, folder, averaged=state.recipe.train.ema_decay > 0)
+    _load(model, weights_file(folder))
     return Checkpoint(model=model.to(device).eval(), state=state, folder=folder)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of the weights that `load_checkpoint` takes from a folder: averaged ones where there are such.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`.
+    """
+    folder = path if (path / CONFIG_NAME).is_file() else _resolve(path)
+    average = folder / AVERAGE_NAME
+    return average if average.is_file() else folder / MODEL_NAME
 
 
 def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False) -> None:
@@ -318,11 +261,29 @@ def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False
     Raises:
         CheckpointError: If names or shapes differ.
     """
-    path = folder / (AVERAGE_NAME if averaged else MODEL_NAME)
+    _load(model, folder / (AVERAGE_NAME if averaged else MODEL_NAME))
+
+
+def _load(model: torch.nn.Module, path: Path) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+    fit_weights(model, weights, where=str(path), remedy="use the release of refseg that wrote it")
+
+
+def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where: str, remedy: str) -> None:
+    """Put weights into a model that has exactly these.
+
+    Args:
+        model: Built, on any device.
+        weights: By name.
+        where: They are from, for the error.
+        remedy: What to do if they do not fit.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
     own = model.state_dict()
     wrong = {
         "missing": own.keys() - weights.keys(),
@@ -332,10 +293,10 @@ def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False
     for fault, names in wrong.items():
         if names:
             raise CheckpointError(
-                f"{path}: does not fit the recipe's model: {len(names)} weights are {fault}, the first is "
-                f"{min(names)}; use the release of refseg that wrote it"
+                f"{where}: does not fit the recipe's model: {len(names)} weights are {fault}, the first is "
+                f"{min(names)}; {remedy}"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict(dict(weights))
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

@@ -7,16 +7,19 @@ from accelerate.utils import broadcast_object_list
 
 from refseg.config import Recipe, recipe_differences
 from refseg.errors import CheckpointError, RecipeError
-from refseg.training.checkpoint import CheckpointState, latest_checkpoint
+from refseg.training.checkpoint import latest_checkpoint
+from refseg.training.checkpoint_state import CheckpointState
+from refseg.training.start_weights import refuse_another_start
 
 _MAY_CHANGE = {
     "data.root", "data.val_root", "data.num_workers", "data.worker_kind", "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "train.compile", "train.accumulate_steps", "train.patience", "train.trackers",
+    "train.init_from",
     "eval.images_per_batch",
 }  # fmt: skip
 """Keys that may differ on resume: none of them moves a weight, except that batch norms see the parts in which a batch
-is accumulated. (That the data is the same, its digest says.)"""
+is accumulated. (That the data is the same, its digest says; that it began from the same weights, theirs.)"""
 
 
 def find_checkpoint(out: Path, accelerator: Accelerator) -> Path | None:
@@ -58,6 +61,7 @@ def refuse_another_run(state: CheckpointState, recipe: Recipe, *, out: Path, dig
             f"{out} holds a run of another recipe ({', '.join(differing)} differ); "
             "choose another --out, or the same settings to go on"
         )
+    refuse_another_start(state, recipe, out=out)
     if state.dataset_digest != digest:
         raise RecipeError(
             f"{out} holds a run on {state.dataset} with digest {state.dataset_digest[:12]}, "

@@ -1,5 +1,6 @@
 """What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
 
+import dataclasses
 import errno
 import fcntl
 import importlib.metadata
@@ -9,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from refseg import __version__
 from refseg.config import Recipe
 from refseg.descriptor import Descriptor
 from refseg.errors import TrainingError
+from refseg.models.ancestry import Ancestor
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
 _LOCK_NAME = ".lock"
@@ -112,7 +114,14 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def write_run_facts(
-    out: Path, recipe: Recipe, descriptor: Descriptor, *, val_digest: str, num_processes: int, device: str
+    out: Path,
+    recipe: Recipe,
+    descriptor: Descriptor,
+    *,
+    val_digest: str,
+    ancestors: Sequence[Ancestor],
+    num_processes: int,
+    device: str,
 ) -> None:
     """Write `recipe.json` and `environment.json`: what the run is made of and where it ran last.
 
@@ -121,6 +130,7 @@ def write_run_facts(
         recipe: Its settings, resolved.
         descriptor: Of the dataset trained on.
         val_digest: Of the dataset validated on; empty without validation.
+        ancestors: The models that its start weights come from.
         num_processes: Ranks.
         device: Kind of device.
     """
@@ -142,6 +152,7 @@ def write_run_facts(
         "val_dataset_digest": val_digest,
         "leaks_allowed": descriptor.leaks_allowed,
         "leaks": descriptor.leaks,
+        "ancestors": [dataclasses.asdict(each) for each in ancestors],
     }
     for name, content in ((RECIPE_NAME, recipe.to_dict()), (ENVIRONMENT_NAME, facts)):
         aside = out / f".{name}.part"

@@ -28,7 +28,7 @@ from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry, normalise
 from refseg.data.worker_death import named_worker_death
-from refseg.errors import PreemptedError, RecipeError, TrainingError
+from refseg.errors import PreemptedError, RecipeError, TrainingError, UsageError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.leaks import describe_leaks
 from refseg.evaluation.protocols import find_protocol
@@ -40,8 +40,6 @@ from refseg.training.averaging import WeightAverage
 from refseg.training.checkpoint import (
     AVERAGE_NAME,
     MODEL_NAME,
-    Best,
-    CheckpointState,
     checkpoint_name,
     drop_checkpoint,
     list_checkpoints,
@@ -51,6 +49,7 @@ from refseg.training.checkpoint import (
     save_checkpoint,
     write_best,
 )
+from refseg.training.checkpoint_state import Best, CheckpointState
 from refseg.training.compilation import CompiledModel
 from refseg.training.launch import start_accelerator
 from refseg.training.losses import LossWeights, training_loss
@@ -67,6 +66,7 @@ from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
 from refseg.training.run_files import lock_run, write_run_facts
 from refseg.training.run_log import RunLog, open_run_log
+from refseg.training.start_weights import StartWeights, load_start_weights
 from refseg.training.validation_images import choose_images
 from refseg.training.window import MetricsWindow
 
@@ -98,7 +98,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
 
     Raises:
         RecipeError: If the recipe asks for what cannot be, or `out` holds a run of another recipe.
-        CheckpointError: If `out` holds checkpoints but no sound one.
+        CheckpointError: If `out` holds checkpoints but no sound one, or weights to start from cannot be used.
         DatasetError: If the dataset is unusable, or not the one the run began with.
         TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
         PreemptedError: If SIGTERM came; the work is saved.
@@ -126,9 +126,7 @@ class _Trainer:
         self.is_main: bool = accelerator.is_main_process
         self.num_processes: int = accelerator.num_processes
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
-        self.val_index: ManifestIndex | None = None
-        if recipe.train.val_every_epochs:
-            self.val_index = ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
+        self.val_index = _open_validation(recipe) if recipe.train.val_every_epochs else None
 
         resumed = find_checkpoint(out, accelerator)
         state = None
@@ -136,7 +134,9 @@ class _Trainer:
             state = read_state(resumed)
             refuse_another_run(state, recipe, out=out, digest=self.index.descriptor.digest, val_digest=self._val_digest)
 
-        model = _build(recipe, accelerator)
+        start = load_start_weights(recipe) if recipe.train.init_from and state is None else None
+        self.ancestors = start.ancestors if start is not None else state.ancestors if state is not None else ()
+        model = _build(recipe, accelerator, start, goes_on=state is not None)
         self.geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
         self.loader = self._build_loader()
         self.batches = prepare_loader(accelerator, self.loader)
@@ -270,6 +270,7 @@ class _Trainer:
             self.recipe,
             self.index.descriptor,
             val_digest=self._val_digest,
+            ancestors=self.ancestors,
             num_processes=self.num_processes,
             device=device,
         )
@@ -460,6 +461,7 @@ class _Trainer:
                     val_dataset_digest=self._val_digest,
                     leaks_allowed=self.index.descriptor.leaks_allowed,
                     leaks=self.index.descriptor.leaks,
+                    ancestors=self.ancestors,
                     num_processes=self.num_processes,
                 ),
                 weights=weights,
@@ -473,17 +475,30 @@ class _Trainer:
         self.window.forget_time()
 
 
+def _open_validation(recipe: Recipe) -> ManifestIndex:
+    try:
+        return ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
+    except UsageError as error:
+        raise RecipeError(
+            f"data.val_split: {error}; name one with data.val_split=, or train without validation: "
+            "train.val_every_epochs=0"
+        ) from error
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the random generators in one step of one rank: unrelated for neighbours, equal on every machine."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:7], "little")
 
 
-def _build(recipe: Recipe, accelerator: Accelerator) -> SegmentationModel:
-    """The model with its start weights on the device, the same on every rank."""
+def _build(recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, goes_on: bool) -> SegmentationModel:
+    """The model on the device with its start weights, the same on every rank; one that goes on reads none."""
     torch.manual_seed(recipe.train.seed)
     model = build_model(recipe.model, input_size=recipe.data.input_size)
-    load_pretrained(model, recipe.model)
+    if start is not None:
+        start.put_into(model)
+    elif not goes_on:
+        load_pretrained(model, recipe.model)
     if recipe.train.batchnorm == "sync" and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model)
     if accelerator.device.type == "cuda":

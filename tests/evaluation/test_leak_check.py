@@ -40,7 +40,7 @@ def trained_on(folder: str, **changes: object) -> TrainedOn:
 
 
 def test_a_split_of_other_images_is_clean(ten: str) -> None:
-    check = check_leaks(trained_on(ten), ManifestIndex.open(ten, ["val"]))
+    check = check_leaks([trained_on(ten)], ManifestIndex.open(ten, ["val"]))
 
     refuse_leaks(check, where="here")
     assert check.num_shared == 0
@@ -52,7 +52,7 @@ def test_a_split_of_other_images_is_clean(ten: str) -> None:
 
 def test_the_split_that_was_trained_on_is_refused(ten: str) -> None:
     index = ManifestIndex.open(ten, ["train"])
-    check = check_leaks(trained_on(ten, root=""), index)
+    check = check_leaks([trained_on(ten, root="")], index)
 
     assert check.num_shared == check.num_images == index.num_images
     with pytest.raises(UsageError, match=r"here: 6 of its 6 images were trained on \(toy/refseg train is what .*leak"):
@@ -64,7 +64,7 @@ def test_another_datasets_split_is_compared_by_the_ids_of_coco(ten: str, twenty:
     val = set(ManifestIndex.open(ten, ["val"]).image_id.tolist())
     assert val & train
 
-    check = check_leaks(trained_on(twenty), ManifestIndex.open(ten, ["val"]))
+    check = check_leaks([trained_on(twenty)], ManifestIndex.open(ten, ["val"]))
 
     assert (check.num_shared, check.num_images) == (len(val & train), len(val))
     origin = {**ORIGIN, "leak_check": {"num_shared": 2, "num_images": 3, "says": "x against y"}}
@@ -81,7 +81,7 @@ def test_another_datasets_split_is_compared_by_the_ids_of_coco(ten: str, twenty:
     ],
 )
 def test_what_could_not_be_compared_is_said(ten: str, twenty: str, changes: dict[str, object], says: str) -> None:
-    check = check_leaks(trained_on(twenty, **changes), ManifestIndex.open(ten, ["val"]))
+    check = check_leaks([trained_on(twenty, **changes)], ManifestIndex.open(ten, ["val"]))
 
     refuse_leaks(check, where="here")
     assert check.num_shared is None
@@ -95,7 +95,7 @@ def test_what_a_mix_said_of_itself_counts_when_its_images_are_not_at_hand(ten: s
     leaks = {"refcoco/unc": {"toy/refseg val": 2, "toy/refseg testA": 1}}
     trained = TrainedOn(root="", split="train", dataset="mix/all", digest="a" * 64, leaks=leaks)
 
-    check = check_leaks(trained, ManifestIndex.open(ten, ["val"]))
+    check = check_leaks([trained], ManifestIndex.open(ten, ["val"]))
 
     assert check == LeakCheck(
         num_shared=2, num_images=2, says="as mix/all said when it was mixed (a published model names no folder)"

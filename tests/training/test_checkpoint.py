@@ -9,8 +9,6 @@ from refseg.config import Recipe
 from refseg.errors import CheckpointError
 from refseg.models import build_model
 from refseg.training.checkpoint import (
-    Best,
-    CheckpointState,
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -18,6 +16,7 @@ from refseg.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
+from refseg.training.checkpoint_state import Best, CheckpointState
 
 
 @pytest.fixture

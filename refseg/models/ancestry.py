@@ -1,0 +1,30 @@
+"""The models that a model's weights come from, by way of `train.init_from`: what they were trained on counts too."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A model whose weights another training started from.
+
+    Attributes:
+        path: As `train.init_from` named it; of a published model's ancestor, its last part alone.
+        weights_sha256: SHA-256 of the file of weights, in hex: who it was, wherever it lies now.
+        step: Optimiser steps it had done.
+        root: Where its training data were; empty: not known.
+        split: Their split.
+        dataset: Their id.
+        dataset_digest: `refseg.descriptor.Descriptor.digest` of them.
+        leaks_allowed: True if they were a mix that kept training images although a member evaluates on them.
+        leaks: How many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
+    """
+
+    path: str
+    weights_sha256: str
+    step: int
+    root: str
+    split: str
+    dataset: str
+    dataset_digest: str
+    leaks_allowed: bool = False
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
