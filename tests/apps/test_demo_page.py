@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
+
+from refseg.apps.demo_pictures import Limits
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,18 +33,29 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """A page that must complain of nothing and ask no other host."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+def open_tab(browser: Any, address: str) -> Iterator[Callable[[], Any]]:
+    """Opens pages, which must complain of nothing and ask no other host."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
     said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url) if not _is_own(request.url, address) else None)
-    page.goto(address)
-    yield page
-    page.close()
+
+    def open_one() -> Any:
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if not _is_own(request.url, address) else None)
+        page.goto(address)
+        return page
+
+    yield open_one
+    context.close()
     # Chromium itself notes answers of status 4xx, which tests of refusals provoke.
     assert [line for line in said if "responded with a status of 4" not in line] == []
+
+
+@pytest.fixture
+def page(open_tab: Callable[[], Any]) -> Any:
+    """One such page."""
+    return open_tab()
 
 
 def _is_own(url: str, address: str) -> bool:
@@ -116,6 +129,48 @@ def test_several_expressions_stay_at_hand(page: Any, photo: Path) -> None:
     assert page.get_by_role("button", name="the red square", exact=True).get_attribute("aria-pressed") == "true"
 
 
+def test_two_tabs_do_not_mix_up_their_pictures(open_tab: Callable[[], Any], photo: Path, tmp_path: Path) -> None:
+    # The other picture is this one upside down, so its size is the same and its mask another.
+    with Image.open(photo) as picture:
+        picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png")
+    tabs = {photo: open_tab(), tmp_path / "turned.png": open_tab()}
+    for path, page in tabs.items():
+        page.get_by_label("Choose a picture").set_input_files(path)
+        page.get_by_label("What do you mean?").fill("the red square")
+    for page in tabs.values():
+        page.get_by_role("button", name="Find").click()
+    masks = []
+    for page in tabs.values():
+        sync_api.expect(page.locator("#answer-text")).to_have_text("the red square")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Mask (PNG)").click()
+        masks.append(np.array(Image.open(download.value.path())))
+    shown = [shown_pixels(page) for page in tabs.values()]
+    for (path, page), pixels, mask in zip(tabs.items(), shown, masks, strict=True):
+        page.get_by_label("Picture alone").check()
+        plain = shown_pixels(page)
+        assert np.abs(plain.astype(int) - np.array(Image.open(path))).mean() < 60  # a JPEG of noise; of two noises 85
+        assert ((pixels != plain).any(axis=2) == mask).all()
+    assert (masks[0] != masks[1]).any()
+
+
+def test_a_picture_that_the_server_forgot_is_sent_again(page: Any, photo: Path) -> None:
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "the red square")
+    upload = """async (seed) => {
+        const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 + seed });
+        canvas.getContext("2d").fillRect(0, 0, 4, 4);
+        const form = new FormData();
+        form.append("file", await new Promise((take) => canvas.toBlob(take)), "other.png");
+        return (await fetch("/api/images", { method: "POST", body: form })).status;
+    }"""
+    assert {page.evaluate(upload, seed) for seed in range(Limits().kept_pictures)} == {200}
+
+    ask(page, "the blue circle")
+
+    assert page.get_by_role("alert").is_hidden()
+
+
 def test_all_is_done_from_the_keyboard(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
@@ -164,7 +219,12 @@ def test_pages_fit_a_phone(page: Any, address: str, photo: Path, path: str) -> N
     page.goto(address + path)
     if not path:
         page.get_by_label("Choose a picture").set_input_files(photo)
+        page.locator("#figure").wait_for()
+        plain = shown_pixels(page)
         ask(page, "the red square")
+        assert (shown_pixels(page) != plain).any()
+        page.get_by_text("Where it looked").click()
+        page.locator("#maps-picture").wait_for()
 
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert Image.open(io.BytesIO(page.screenshot())).size == (360, 740)
