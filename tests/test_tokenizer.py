@@ -78,6 +78,7 @@ def _strings(tree: object) -> Iterator[str]:
             yield from _strings(value)
 
 
+@pytest.mark.slow
 def test_ids_equal_open_clip_on_every_real_evaluation_sentence(shared_data: Path, open_clip_tokenizer) -> None:
     strings: list[str] = []
     for path in sorted((shared_data / "refcoco-eval-json").glob("*.json")):

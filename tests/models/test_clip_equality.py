@@ -119,6 +119,7 @@ def test_dense_pool_equals_clips_pool_asked_from_each_position(pair: Pair, grid:
     close(pool(x).flatten(2)[:, :, positions], (pooled + residual).clamp(min=0))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_swin_equals_timms_own_model_where_windows_are_shifted_and_padded() -> None:
     # Maps of 36, 18 and 9 beside a window of 12: shifted, shifted and padded, smaller than one window.

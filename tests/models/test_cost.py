@@ -16,13 +16,13 @@ def cost_of(name: str, encoder: str, side: int) -> Cost:
     [
         ("fcnet", "clip_resnet50", 480, 66.24),
         ("fcnet", "clip_resnet101", 480, 82.693),
-        ("fcnet", "clip_resnet101", 416, 61.80),
-        ("fcnet", "swin_base", 480, 118.61),
-        ("fcnet", "swin_base", 416, 97.8),
+        pytest.param("fcnet", "clip_resnet101", 416, 61.80, marks=pytest.mark.slow),
+        pytest.param("fcnet", "swin_base", 480, 118.61, marks=pytest.mark.slow),
+        pytest.param("fcnet", "swin_base", 416, 97.8, marks=pytest.mark.slow),
         ("crformer", "clip_resnet101", 480, 94.7),
         ("lts", "clip_resnet101", 480, 71.6),
         ("cris", "clip_resnet101", 480, 104.72),
-        ("cris", "clip_resnet101", 416, 78.32),
+        pytest.param("cris", "clip_resnet101", 416, 78.32, marks=pytest.mark.slow),
         ("cris", "clip_resnet50", 416, 65.96),
     ],
 )

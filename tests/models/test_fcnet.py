@@ -78,7 +78,14 @@ def resnet101() -> FCNet:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(480, 480), (416, 416), (480, 640)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((480, 480), marks=pytest.mark.slow),
+        pytest.param((416, 416), marks=pytest.mark.slow),
+        (480, 640),
+    ],
+)
 def test_shapes_at_the_sizes_of_the_papers(resnet101: FCNet, size: tuple[int, int]) -> None:
     h, w = size[0] // 16, size[1] // 16
     images = torch.zeros(1, 3, *size)

@@ -30,7 +30,7 @@ def trained(name: str, encoder: str) -> SegmentationModel:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("encoder", ["tiny", "clip_resnet50"])
+@pytest.mark.parametrize("encoder", ["tiny", pytest.param("clip_resnet50", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODEL_CONFIGS)
 def test_a_folded_model_gives_the_same_scores(name: str, encoder: str) -> None:
     model = trained(name, encoder)

@@ -60,6 +60,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_swin_loads_timms_file_by_its_name_and_equals_timm(hub_cache: Path) -> None:
     torch.manual_seed(0)

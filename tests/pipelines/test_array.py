@@ -75,6 +75,7 @@ def command(tiny: Any, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_script_for_slurm_submits_three_jobs_and_builds_the_same_bytes(
     tiny: Any, tmp_path: Path, slurm: Path, contents: Contents, expected: dict[str, bytes]
 ) -> None:
