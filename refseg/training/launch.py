@@ -118,7 +118,8 @@ def _repeat_every_bit() -> None:
     pass of `features[image_index]`): equal runs, and a resumed one and an unbroken one, differ in the last bits.
     """
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find faults, at a price for each tensor
+    # A help to find faults, at a price for each tensor. (The module stands behind a class that type checkers miss.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _launcher_has(name: str) -> bool:
