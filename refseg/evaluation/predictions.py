@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from refseg.evaluation.rows import RowFacts, column_name
 from refseg.run_lengths import encode_runs, expand_counts
 
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
+
+_NUM_NAMED = 10
+"""Files a note names before it only counts them."""
 
 
 class Key(NamedTuple):
@@ -46,34 +50,50 @@ class GivenMask:
     predicted_none: bool | None = None
 
 
-def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> list[dict[Key, GivenMask]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What was read.
+
+    Attributes:
+        masks: Of each protocol, in the order of the protocols.
+        notes: What was found and left out, or is odd; a line each, to stand beside every score.
+    """
+
+    masks: Sequence[Mapping[Key, GivenMask]]
+    notes: tuple[str, ...] = ()
+
+
+def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> Predictions:
     """Read predicted masks, for each protocol those that are compared under it.
 
     A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
-    text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`. JSON holds
-    a list of records, JSON lines one a line, Parquet one a row. A folder holds `REF_SENT.png`, whose object is what is
-    not 0. All these are the same masks for every protocol; rows that `refseg evaluate --save-predictions` wrote hold
-    those of each protocol.
+    text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`; null is as
+    good as absent. JSON holds a list of records, JSON lines one a line, Parquet one a row. A folder holds
+    `REF_SENT.png`, whose object is what is not 0. All these are the same masks for every protocol; rows that
+    `refseg evaluate --save-predictions` wrote hold those of each protocol.
 
     Args:
         path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
         protocols: Under which masks are compared.
-        split: Records that name another are left out.
+        split: Records that name another are left out, and counted in a note.
 
     Raises:
         UsageError: If the path is of another kind.
-        PredictionError: If it holds no masks, a record is no such thing, or a sentence is predicted twice.
+        PredictionError: If it holds no masks of the split, a record is no such thing, or a sentence is predicted twice.
     """
     if path.is_dir():
-        return [_collect(_read_folder(path))] * len(protocols)
+        notes: list[str] = []
+        return Predictions(masks=[_collect(_read_folder(path, notes))] * len(protocols), notes=tuple(notes))
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
     try:
         if path.suffix == ".parquet" and _is_rows(schema := pq.read_schema(path)):
             columns = [_own_columns(path, schema, protocol) for protocol in protocols]
-            own = zip(protocols, columns, strict=True)
-            return [_collect(_read_records(path, split, _own_records(path, *one))) for one in own]
-        return [_collect(_read_records(path, split, _records(path)))] * len(protocols)
+            own = (_own_records(path, *one) for one in zip(protocols, columns, strict=True))
+            found = [_of_split(path, split, records) for records in own]
+            return Predictions(masks=[masks for masks, _ in found], notes=found[0][1])
+        masks, notes_of_file = _of_split(path, split, _records(path))
+        return Predictions(masks=[masks] * len(protocols), notes=notes_of_file)
     except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise PredictionError(
             f"{path}: cannot be read ({error}); see `refseg score --help` for what it may hold"
@@ -89,27 +109,53 @@ def _collect(found: Iterable[tuple[str, Key, GivenMask]]) -> dict[Key, GivenMask
     return masks
 
 
-def _read_records(path: Path, split: str, records: Iterable[Any]) -> Iterator[tuple[str, Key, GivenMask]]:
+def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key, GivenMask], tuple[str, ...]]:
+    """The masks of a split, and a note where records name others."""
+    others: Counter[str] = Counter()
+    masks = _collect(_read_records(path, split, records, others))
+    counted = ", ".join(f"{number:,} of {other}" for other, number in others.items())
+    if not masks:
+        raise PredictionError(f"{path}: found no mask of split {split}{counted and f', but {counted}'}; expected some")
+    return masks, (f"{path}: records that name another split were left out: {counted}",) if others else ()
+
+
+def _read_records(
+    path: Path, split: str, records: Iterable[Any], others: Counter[str]
+) -> Iterator[tuple[str, Key, GivenMask]]:
     for number, record in enumerate(records, 1):
         where = f"{path} record {number}"
         if not isinstance(record, dict):
             raise PredictionError(f"{where}: found {record!r:.60}, expected an object with ref_id, sent_id and a mask")
-        if record.get("split", split) == split:
+        of_split = record.get("split")
+        if of_split is not None and not isinstance(of_split, str):
+            raise PredictionError(f"{where}: found split {of_split!r:.40}, expected a name")
+        if of_split in (None, split):
             yield where, *_read_record(where, record)
+        else:
+            others[of_split] += 1
 
 
 def _records(path: Path) -> Iterator[Any]:
     """Records of a file, one after the other where its kind allows."""
     if path.suffix == ".json":
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
         if not isinstance(records, list):
             raise PredictionError(f"{path}: found {type(records).__name__}, expected a list of records")
         yield from records
     elif path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+            yield from (json.loads(line, object_pairs_hook=_object) for line in lines if line.strip())
     else:
         yield from _parquet_records(path)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values under one name, Python's reader would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
+        raise ValueError(f"an object has {twice!r:.40} twice")
+    return found
 
 
 def _parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -149,11 +195,13 @@ def _read_record(where: str, record: Mapping[str, Any]) -> tuple[Key, GivenMask]
             f"{where}: found ref_id {ref_id!r:.40} and sent_id {sent_id!r:.40}, expected two whole numbers"
         )
     key = Key(ref_id, sent_id)
-    rle = record.get("segmentation", record)
+    rle = record if record.get("segmentation") is None else record["segmentation"]
+    if rle is not record and record.get("counts") is not None:
+        raise PredictionError(f"{where}, {key}: found segmentation and counts beside it, expected one mask")
     none = record.get("no_target")
     if none is not None and type(none) is not bool:
         raise PredictionError(f"{where}, {key}: found no_target {none!r:.40}, expected true or false")
-    if not isinstance(rle, dict) or "counts" not in rle:
+    if not isinstance(rle, dict) or rle.get("counts") is None:
         raise PredictionError(f"{where}, {key}: found no mask, expected segmentation with size and counts (COCO's RLE)")
     size = rle.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
@@ -181,30 +229,53 @@ def _read_counts(where: str, key: Key, counts: Any, size: list[int]) -> NDArray[
     return np.array(counts, np.uint32)
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, Key, GivenMask]]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".png")
+def _read_folder(folder: Path, notes: list[str]) -> Iterator[tuple[str, Key, GivenMask]]:
+    """Masks of a folder; what else lies there goes into the notes."""
+    entries = sorted(folder.iterdir())
+    paths = [path for path in entries if path.suffix.lower() == ".png"]
     if not paths:
         raise PredictionError(f"{folder}: found no .png, expected masks named REF_SENT.png, for example 12_34.png")
+    if others := [path.name + "/" * path.is_dir() for path in entries if path.suffix.lower() != ".png"]:
+        more = f" and {len(others) - _NUM_NAMED:,} more" if len(others) > _NUM_NAMED else ""
+        notes.append(f"{folder}: what is no .png was left out: {', '.join(others[:_NUM_NAMED])}{more}")
+    object_values: Counter[int] = Counter()
     for path in paths:
         match = _PNG.fullmatch(path.name)
         if match is None:
             raise PredictionError(f"{path}: expected a name like REF_SENT.png, for example 12_34.png")
-        yield str(path), Key(int(match[1]), int(match[2])), _read_png(path)
+        mask, value = _read_png(path)
+        if value is not None:
+            object_values[value] += 1
+        yield str(path), Key(int(match[1]), int(match[2])), mask
+    if len(object_values) > 1:
+        counted = ", ".join(f"{value} in {number:,}" for value, number in sorted(object_values.items()))
+        notes.append(
+            f"{folder}: the object's value is not the same in all pictures, each was taken as object: {counted}"
+        )
 
 
-def _read_png(path: Path) -> GivenMask:
+def _read_png(path: Path) -> tuple[GivenMask, int | None]:
+    """The mask of a picture, and the value of its object; None: it has none."""
     try:
         with Image.open(path) as picture:
             values = np.asarray(picture)
+            background = picture.getpalette("RGB")[:3] if picture.mode == "P" else [0, 0, 0]
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise PredictionError(f"{path}: cannot be read as a picture ({error}); write it again") from error
     if values.ndim != 2:
         raise PredictionError(
             f"{path}: found a picture of {values.shape[2]} channels, expected one: 0 and another value"
         )
-    object_values = np.unique(values[values != 0])
+    if any(background):
+        raise PredictionError(
+            f"{path}: found a palette that shows 0, the background, as {tuple(background)}, expected black; save the "
+            "mask as a picture in shades of grey"
+        )
+    found = np.unique(values).tolist()
+    object_values = [value for value in found if value]
     if len(object_values) > 1:
         raise PredictionError(
-            f"{path}: found {len(object_values) + 1} values, expected 0 and another one; apply the threshold first"
+            f"{path}: found {len(found)} values, expected 0 and another one; apply the threshold first"
         )
-    return GivenMask(size=(values.shape[0], values.shape[1]), counts=encode_runs(values != 0))
+    mask = GivenMask(size=(values.shape[0], values.shape[1]), counts=encode_runs(values != 0))
+    return mask, int(object_values[0]) if object_values else None

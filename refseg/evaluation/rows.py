@@ -70,6 +70,7 @@ class RowFacts:
         sentence_order: `own`: each sentence against its ref. `shuffled`: against another target of its image.
         num_left_out: Sentences without a row: in shuffled order those of images with a single target.
         given_masks: The masks were not made here: `refseg score`.
+        notes: What of the given masks was left out or looked odd, a line each.
     """
 
     protocols: tuple[Protocol, ...]
@@ -77,6 +78,7 @@ class RowFacts:
     sentence_order: SentenceOrder
     num_left_out: int
     given_masks: bool = False
+    notes: tuple[str, ...] = ()
 
     def attach(self, table: pa.Table) -> pa.Table:
         """The table with these facts in its schema's metadata, which Parquet keeps."""
@@ -95,7 +97,8 @@ class RowFacts:
         fields = json.loads(text)
         if "protocols" not in fields:
             raise UsageError("the rows were written by an earlier release; run `refseg evaluate` again")
-        return cls(protocols=tuple(map(protocol_from_json, fields.pop("protocols"))), **fields)
+        protocols = tuple(map(protocol_from_json, fields.pop("protocols")))
+        return cls(protocols=protocols, notes=tuple(fields.pop("notes", ())), **fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Pixel counts of masks that were given, as `evaluate.py` makes them of a model's."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 from refseg.data.index import ManifestIndex
 from refseg.errors import PredictionError
 from refseg.evaluation.ground_truth import GroundTruth, stretch
-from refseg.evaluation.predictions import GivenMask, Key
+from refseg.evaluation.predictions import GivenMask, Key, Predictions
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import Counted, RowFacts, make_table
 from refseg.run_lengths import count_ones, count_shared, draw_runs
@@ -19,10 +20,8 @@ logger = logging.getLogger(__name__)
 NUM_NAMED = 10
 """Keys a message names before it only counts them."""
 
-Predictions = Mapping[Key, GivenMask]
 
-
-def score_masks(index: ManifestIndex, predictions: Sequence[Predictions], protocols: Sequence[Protocol]) -> pa.Table:
+def score_masks(index: ManifestIndex, predictions: Predictions, protocols: Sequence[Protocol]) -> pa.Table:
     """Compare masks with the targets of every sentence of a split, by the rules of each protocol.
 
     Masks are of the image's size, or of the protocol's where that is another: then they are compared as they are,
@@ -30,15 +29,15 @@ def score_masks(index: ManifestIndex, predictions: Sequence[Predictions], protoc
 
     Args:
         index: One split.
-        predictions: The masks of each protocol, in the order of the protocols.
+        predictions: What `read_predictions` read for these protocols.
         protocols: How they are compared; the headline's first.
 
     Returns:
-        Rows as `evaluate_model` returns them.
+        Rows as `evaluate_model` returns them, with the predictions' notes.
 
     Raises:
         PredictionError: If a sentence has no mask, or one of another size; both are named. Masks of sentences that the
-            split does not have are left out and named in a warning.
+            split does not have are left out and named in a note.
     """
     num_sentences = np.diff(index.sentence_start)
     row = np.repeat(np.arange(index.num_rows), num_sentences)
@@ -46,12 +45,14 @@ def score_masks(index: ManifestIndex, predictions: Sequence[Predictions], protoc
     keys = [Key(*ids) for ids in zip(index.ref_id[row].tolist(), index.sent_id.tolist(), strict=True)]
     pixels = np.empty((len(keys), len(protocols), 3), np.int64)
     ground_truth = GroundTruth(index, protocols)
-    for number, (protocol, masks) in enumerate(zip(protocols, predictions, strict=True)):
-        check_keys(index, keys, masks)
+    notes = predictions.notes + _check_keys(index, keys, predictions.masks[0])
+    for note in notes:
+        logger.warning("%s", note)
+    for number, (protocol, masks) in enumerate(zip(protocols, predictions.masks, strict=True)):
         for place, key in enumerate(keys):
             of_row, of_sentence = int(row[place]), int(sentence[place])
             pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, masks[key])
-    said = [predictions[0][key].predicted_none for key in keys]
+    said = [predictions.masks[0][key].predicted_none for key in keys]
     counted = Counted(row=row, sentence=sentence, pixels=pixels, predicted_none=said)
     facts = RowFacts(
         protocols=tuple(protocols),
@@ -59,20 +60,27 @@ def score_masks(index: ManifestIndex, predictions: Sequence[Predictions], protoc
         sentence_order="own",
         num_left_out=0,
         given_masks=True,
+        notes=notes,
     )
     return make_table(index, np.arange(index.num_rows), counted, facts)
 
 
-def check_keys(index: ManifestIndex, keys: Sequence[Key], masks: Predictions) -> None:
-    """Name the sentences without a mask, which is an error, and the masks without a sentence, which is not."""
+def _check_keys(index: ManifestIndex, keys: Sequence[Key], masks: Mapping[Key, GivenMask]) -> tuple[str, ...]:
+    """Name the sentences without a mask, which is an error, and the masks without a sentence, which is a note."""
     where = f"{index.folder} {'+'.join(index.splits)}"
-    if extra := sorted(set(masks) - set(keys)):
-        logger.warning("%s: %d masks are of no sentence there and left out: %s", where, len(extra), _name(extra))
+    if len(known := set(keys)) < len(keys):
+        twice = next(key for key, number in Counter(keys).items() if number > 1)
+        raise PredictionError(
+            f"{where}: {twice} is there more than once, so that a mask of it is of none; score the members of a mix "
+            "one by one"
+        )
     if missing := [key for key in keys if key not in masks]:
         raise PredictionError(
             f"{where}: {len(missing):,} of {len(keys):,} sentences have no mask: {_name(missing)}; predict all, with "
             "an empty mask where the model finds nothing"
         )
+    extra = sorted(set(masks) - known)
+    return (f"{len(extra):,} masks are of no sentence of the split and were left out: {_name(extra)}",) if extra else ()
 
 
 def _name(keys: Sequence[Key]) -> str:

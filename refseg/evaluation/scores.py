@@ -32,7 +32,7 @@ class Scores:
         num_refs: Refs they belong to.
         num_images: Images they speak of.
         num_no_target: Sentences that name nothing in their image.
-        has_head: The model says by an output of its own which sentences name nothing.
+        num_said: Sentences of which the model says by an output of its own whether they name nothing.
         facts: What the rows were made with.
     """
 
@@ -42,7 +42,7 @@ class Scores:
     num_refs: int
     num_images: int
     num_no_target: int
-    has_head: bool
+    num_said: int
     facts: RowFacts
 
     @property
@@ -68,12 +68,15 @@ class Scores:
         """The lines that stand beside every score, one rule each."""
         facts = self.facts
         lines = self.protocol.rules(facts.mask_rule, given_masks=facts.given_masks)
+        lines.append("oIoU: sum of intersections over sum of unions, in pixels; mIoU: mean IoU of the sentences")
         lines.append(
             f"all sentences: {self.num_sentences:,} of {self.num_refs:,} refs in {self.num_images:,} images, "
             f"{self.num_no_target:,} without a target"
         )
         if _speaks_of_none(self.protocol, self.num_no_target):
-            says = "the model's own output" if self.has_head else "an empty mask"
+            says = "the model's own output" if self.num_said else "an empty mask"
+            if 0 < self.num_said < self.num_sentences:
+                says += f" where there is one ({self.num_said:,} sentences), else by an empty mask"
             lines += [
                 f"no target: {_NO_TARGET[self.protocol.no_target]}; it is predicted by {says}",
                 "gIoU: mean IoU, a no-target sentence is worth 1 if predicted so, else 0; cIoU: a missed one adds its "
@@ -83,6 +86,7 @@ class Scores:
                 "rIoU: mean over refs of their IoU, to whose union negative sentences add their predicted pixels "
                 "(RefSegformer)",
             ]
+        lines += facts.notes
         if facts.sentence_order == "shuffled":
             lines.append(
                 "SHUFFLED CONTROL: each sentence is scored against another target of the same image; "
@@ -137,7 +141,7 @@ def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
         num_refs=len(table.select(["split", "ref_id"]).group_by(["split", "ref_id"]).aggregate([])),
         num_images=len(table.column("image_id").unique()),
         num_no_target=int(np.count_nonzero(table.column("no_target").to_numpy())),
-        has_head=table.column("predicted_none").null_count < len(table),
+        num_said=len(table) - table.column("predicted_none").null_count,
         facts=facts,
     )
 

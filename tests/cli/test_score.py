@@ -98,7 +98,7 @@ def test_what_cannot_be_scored_says_what_to_do(
     assert main(["score", str(saved), *data, "--protocol", "cris"]) == 1
     assert "masks of protocol original, lavt, expected those of cris" in capsys.readouterr().err
     assert main(["score", str(saved), "--data", shards, "--split", "testB"]) == 1
-    assert "sentences have no mask: ref " in capsys.readouterr().err
+    assert "found no mask of split testB, but" in capsys.readouterr().err
     shutil.copy(saved, tmp_path / "masks.npz")
     assert main(["score", str(tmp_path / "masks.npz"), *data]) == 2
     assert "expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from refseg.data.transforms import Geometry
 from refseg.evaluation.bootstrap import compare, confidence_intervals
 from refseg.evaluation.breakdown import BREAKDOWNS
 from refseg.evaluation.evaluate import evaluate_model
-from refseg.evaluation.predictions import GivenMask, Key
+from refseg.evaluation.predictions import GivenMask, Key, Predictions
 from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.rows import counts
 from refseg.evaluation.score_masks import score_masks
@@ -188,7 +188,7 @@ def of_all_sizes(masks: dict[Key, np.ndarray]) -> dict[str, list[np.ndarray]]:
 
 def scored(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> Any:
     runs = {key: GivenMask(size=SIZE, counts=encode_runs(mask)) for key, mask in masks.items()}
-    return score_masks(index, [runs] * 5, EVERY)
+    return score_masks(index, Predictions(masks=[runs] * 5), EVERY)
 
 
 def test_four_rules_give_four_areas_of_one_annotation() -> None:

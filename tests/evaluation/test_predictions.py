@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.errors import PredictionError, UsageError
 from refseg.evaluation.evaluate import evaluate_model
-from refseg.evaluation.predictions import GivenMask, Key, read_predictions
+from refseg.evaluation.predictions import GivenMask, Key, Predictions, read_predictions
 from refseg.evaluation.protocols import CRIS, LAVT, LISA, ORIGINAL, PROTOCOLS, RELA
 from refseg.evaluation.rows import RowFacts
 from refseg.evaluation.score_masks import score_masks
@@ -56,11 +57,12 @@ def masks() -> dict[Key, np.ndarray]:
     return {key: random.random(SIZE) < 0.5 for key in keys[:3]} | {keys[3]: np.zeros(SIZE, bool)}
 
 
-def given(masks: dict[Key, np.ndarray], **fields: Any) -> dict[Key, GivenMask]:
-    return {
+def given(masks: dict[Key, np.ndarray], *, num_protocols: int = 1, **fields: Any) -> Predictions:
+    found = {
         key: GivenMask(size=(mask.shape[0], mask.shape[1]), counts=encode_runs(mask), **fields)
         for key, mask in masks.items()
     }
+    return Predictions(masks=[found] * num_protocols)
 
 
 def records(masks: dict[Key, np.ndarray], *, compressed: bool = False) -> list[dict[str, Any]]:
@@ -88,10 +90,10 @@ def write(path: Path, found: list[dict[str, Any]]) -> Path:
 def test_masks_are_read_from_every_kind_of_file(
     masks: dict[Key, np.ndarray], tmp_path: Path, name: str, compressed: bool
 ) -> None:
-    flat = [{**record, **record.pop("segmentation")} for record in records(masks, compressed=compressed)]
+    flat = [record.pop("segmentation") | record for record in records(masks, compressed=compressed)]
     for number, found in enumerate((records(masks, compressed=compressed), flat)):
         path = write(tmp_path / f"{number}-{name}", found)
-        (read,) = read_predictions(path, [ORIGINAL], "val")
+        (read,) = read_predictions(path, [ORIGINAL], "val").masks
         assert read.keys() == masks.keys()
         for key, mask in masks.items():
             assert np.array_equal(draw_runs(read[key].counts, read[key].size), mask)
@@ -107,22 +109,54 @@ def test_masks_are_read_from_a_folder_of_pngs(masks: dict[Key, np.ndarray], tmp_
         if kind == "palette":
             picture.putpalette([0, 0, 0, 255, 255, 255])
         picture.save(tmp_path / f"{key.ref_id}_{key.sent_id}.png")
-    (read,) = read_predictions(tmp_path, [ORIGINAL], "val")
+    (read,) = read_predictions(tmp_path, [ORIGINAL], "val").masks
 
     assert all(np.array_equal(draw_runs(read[key].counts, read[key].size), mask) for key, mask in masks.items())
 
 
-def test_a_file_of_several_splits_gives_those_of_the_one_asked_for(
-    masks: dict[Key, np.ndarray], tmp_path: Path
+@pytest.mark.parametrize("name", ["masks.parquet", "masks.json", "masks.jsonl"])
+def test_a_file_of_several_splits_gives_those_of_the_one_asked_for_and_counts_the_others(
+    masks: dict[Key, np.ndarray], tmp_path: Path, name: str
 ) -> None:
-    found = records(masks)
-    of_splits = [{**found[0], "split": "val", "no_target": True}, {**found[1], "split": "testA"}]
-    path = write(tmp_path / "masks.jsonl", of_splits)
+    splits = [("val", True), ("testA", None), (None, None), ("vall", None)]
+    of_splits = [
+        {**record, "split": split, "no_target": none}
+        for record, (split, none) in zip(records(masks), splits, strict=True)
+    ]
+    path = write(tmp_path / name, of_splits)
 
-    (read,) = read_predictions(path, [ORIGINAL], "val")
+    predictions = read_predictions(path, [ORIGINAL, LAVT], "val")
 
-    assert list(read) == [Key(10, 1000)]
-    assert read[Key(10, 1000)].predicted_none is True
+    for read in predictions.masks:
+        assert list(read) == [Key(10, 1000), Key(11, 1100)]  # a split that is null is one that is not named
+        assert [mask.predicted_none for mask in read.values()] == [True, None]
+    assert predictions.notes == (f"{path}: records that name another split were left out: 1 of testA, 1 of vall",)
+
+
+def test_a_file_without_a_mask_of_the_split_says_what_it_has(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
+    others = [{**record, "split": "testA"} for record in records(masks)]
+    with pytest.raises(PredictionError, match=r"others\.json: found no mask of split val, but 4 of testA; expected"):
+        read_predictions(write(tmp_path / "others.json", others), [ORIGINAL], "val")
+    for name, content in (("a.jsonl", ""), ("b.jsonl", "\n\n"), ("c.json", "[]")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(PredictionError, match=f"{name}: found no mask of split val; expected some"):
+            read_predictions(tmp_path / name, [ORIGINAL], "val")
+    empty = pa.table({"ref_id": pa.array([], pa.int64()), "sent_id": pa.array([], pa.int64())})
+    pq.write_table(empty, tmp_path / "d.parquet")
+    with pytest.raises(PredictionError, match=r"d\.parquet: found no mask of split val; expected some"):
+        read_predictions(tmp_path / "d.parquet", [ORIGINAL], "val")
+    (tmp_path / "e.json").write_text("")
+    with pytest.raises(PredictionError, match=r"e\.json: cannot be read"):
+        read_predictions(tmp_path / "e.json", [ORIGINAL], "val")
+
+
+@pytest.mark.parametrize("name", ["masks.json", "masks.jsonl"])
+def test_an_object_that_names_a_thing_twice_is_refused(tmp_path: Path, name: str) -> None:
+    record = '{"ref_id": 1, "sent_id": 2, "sent_id": 3, "size": [1, 1], "counts": [1]}'
+    (tmp_path / name).write_text(f"[{record}]" if name.endswith(".json") else record)
+
+    with pytest.raises(PredictionError, match="an object has 'sent_id' twice"):
+        read_predictions(tmp_path / name, [ORIGINAL], "val")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +170,14 @@ def test_a_file_of_several_splits_gives_those_of_the_one_asked_for(
         ({"segmentation": {"size": [2, 2], "counts": [5, -1]}}, "counts are not run lengths"),
         ({"segmentation": {"size": [2, 2], "counts": [2.0, 2.0]}}, "counts are not run lengths"),
         ({"segmentation": {"size": [2, 2], "counts": "é"}}, "compressed run lengths are damaged"),
+        ({"segmentation": {"size": [2, 2], "counts": [float("nan"), 2]}}, "counts are not run lengths"),
+        ({"segmentation": {"size": [2, 2], "counts": [True, 3]}}, "counts are not run lengths"),
+        ({"size": [2, 2], "counts": [4]}, "found segmentation and counts beside it, expected one mask"),
         ({"no_target": 1}, "found no_target 1, expected true or false"),
+        ({"no_target": float("nan")}, "found no_target nan, expected true or false"),
+        ({"ref_id": True}, "found ref_id True and sent_id 1000, expected two whole numbers"),
+        ({"sent_id": float("nan")}, "sent_id nan, expected two whole numbers"),
+        ({"split": 3}, "found split 3, expected a name"),
     ],
 )
 def test_a_record_that_is_no_mask_is_refused_with_its_place(
@@ -160,20 +201,55 @@ def test_files_that_are_no_predictions_are_refused(masks: dict[Key, np.ndarray],
 
 
 def test_pngs_that_are_no_masks_are_refused(tmp_path: Path) -> None:
-    def refuse(message: str) -> None:
+    path = tmp_path / "12_34.png"
+
+    def refuse(message: str, picture: Image.Image | None = None) -> None:
+        if picture is not None:
+            picture.save(path)
         with pytest.raises(PredictionError, match=message):
             read_predictions(tmp_path, [ORIGINAL], "val")
 
     refuse("found no .png, expected masks named REF_SENT.png")
-    path = tmp_path / "12_34.png"
     path.write_bytes(b"PNG")
     refuse("12_34.png: cannot be read as a picture")
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
-    refuse("found a picture of 3 channels, expected one")
-    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).save(path)
-    refuse("found 16 values, expected 0 and another one; apply the threshold first")
-    path.rename(tmp_path / "mask-12.png")
-    refuse("mask-12.png: expected a name like REF_SENT.png")
+    mask = Image.fromarray(np.eye(4, dtype=bool))
+    for mode, number in (("RGB", 3), ("RGBA", 4), ("LA", 2)):
+        refuse(f"found a picture of {number} channels, expected one", mask.convert("L").convert(mode))
+    refuse("found 16 values, expected 0 and", Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)))
+    refuse("found 2 values, expected 0 and another one", Image.fromarray(np.eye(4, dtype=np.uint8) + 1))
+    refuse("found 3 values", Image.fromarray(np.array([[0, 1, 65535]], np.uint16)))
+    white_first = Image.fromarray(np.eye(4, dtype=np.uint8))
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    refuse(r"a palette that shows 0, the background, as \(255, 255, 255\), expected black", white_first)
+    for name in ("mask-12.png", "12_34.PNG", "._12_34.png"):
+        path.rename(tmp_path / name)
+        refuse(f"{name}: expected a name like REF_SENT.png")
+        (tmp_path / name).rename(path)
+    (tmp_path / "012_34.png").write_bytes(path.read_bytes())
+    mask.save(path)
+    mask.save(tmp_path / "012_34.png")
+    refuse("ref 12 sentence 34 is predicted twice")
+
+
+def test_what_else_lies_in_a_folder_and_objects_of_several_values_are_noted(tmp_path: Path) -> None:
+    for number, value in enumerate((0, 1, 1, 255, 65535)):
+        mask = (value * np.eye(4)).astype(np.uint16 if value > 255 else np.uint8)
+        Image.fromarray(mask).save(tmp_path / f"1_{number}.png")
+    assert "1 in 2, 255 in 1, 65535 in 1" in read_predictions(tmp_path, [ORIGINAL], "val").notes[0]
+    (tmp_path / "testA").mkdir()
+    for name in ("notes.txt", "1_9.jpg", ".DS_Store"):
+        (tmp_path / name).touch()
+
+    predictions = read_predictions(tmp_path, [ORIGINAL, LAVT], "val")
+
+    assert predictions.notes == (
+        f"{tmp_path}: what is no .png was left out: .DS_Store, 1_9.jpg, notes.txt, testA/",
+        f"{tmp_path}: the object's value is not the same in all pictures, each was taken as object: 1 in 2, 255 in 1, "
+        "65535 in 1",
+    )
+    expected = [np.zeros((4, 4), bool)] + 4 * [np.eye(4, dtype=bool)]
+    for mask, wanted in zip(predictions.masks[0].values(), expected, strict=True):
+        assert np.array_equal(draw_runs(mask.counts, mask.size), wanted)
 
 
 def test_missing_masks_are_named_and_extra_ones_warned_of(
@@ -184,12 +260,33 @@ def test_missing_masks_are_named_and_extra_ones_warned_of(
         PredictionError,
         match=r"val: 2 of 4 sentences have no mask: ref 11 sentence 1100, ref 12 sentence 1200; predict all",
     ):
-        score_masks(index, [given(few)], [ORIGINAL])
+        score_masks(index, given(few), [ORIGINAL])
 
     with caplog.at_level(logging.WARNING):
-        more = score_masks(index, [given({**masks, Key(7, 8): masks[Key(10, 1000)]})], [ORIGINAL])
-    assert "1 masks are of no sentence there and left out: ref 7 sentence 8" in caplog.text
-    assert more.equals(score_masks(index, [given(masks)], [ORIGINAL]))
+        more = score_masks(index, given({**masks, Key(7, 8): masks[Key(10, 1000)]}), [ORIGINAL])
+    said = "1 masks are of no sentence of the split and were left out: ref 7 sentence 8"
+    assert said in caplog.text
+    assert said in score(more).rules()
+    assert more.equals(score_masks(index, given(masks), [ORIGINAL]))
+
+
+def test_what_was_left_out_stands_beside_every_score(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> None:
+    predictions = replace(given(masks, num_protocols=2), notes=("masks.jsonl: something was left out",))
+    table = score_masks(index, predictions, [ORIGINAL, LAVT])
+
+    for protocol in (ORIGINAL, LAVT):
+        assert "masks.jsonl: something was left out" in score(table, protocol).rules()
+        assert "masks.jsonl: something was left out" in score(table, protocol).to_json()["rules"]
+
+
+def test_a_sentence_that_is_there_twice_is_scored_by_no_mask(write_stripes: Callable[..., Path]) -> None:
+    """As in the mix of two data sets that number their refs alike."""
+    picture = {"size": SIZE, "stripes": {}, "refs": [((0, 16), ["one"])]}
+    index = ManifestIndex.open(write_stripes(picture, picture), ["val"])
+    index.ref_id[:], index.sent_id[:] = 10, 1000
+
+    with pytest.raises(PredictionError, match=r"ref 10 sentence 1000 is there more than once, .* score the members"):
+        score_masks(index, given({Key(10, 1000): np.zeros(SIZE, bool)}), [ORIGINAL])
 
 
 def test_many_missing_masks_are_counted(write_stripes: Callable[..., Path]) -> None:
@@ -197,7 +294,7 @@ def test_many_missing_masks_are_counted(write_stripes: Callable[..., Path]) -> N
     index = ManifestIndex.open(write_stripes(picture), ["val"])
 
     with pytest.raises(PredictionError, match=r"14 of 14 sentences have no mask: ref 10 .* 1009 and 4 more; predict"):
-        score_masks(index, [{}], [ORIGINAL])
+        score_masks(index, given({}), [ORIGINAL])
 
 
 @pytest.mark.parametrize(("protocol", "expected"), [(ORIGINAL, "32 x 64"), (LAVT, "32 x 64 or 480 x 480")])
@@ -207,7 +304,7 @@ def test_a_mask_of_another_size_is_refused_with_its_key(
     masks[Key(11, 1100)] = masks[Key(11, 1100)].T
 
     with pytest.raises(PredictionError, match=f"ref 11 sentence 1100: found a mask of 64 x 32 .* expected {expected};"):
-        score_masks(index, [given(masks)], [protocol])
+        score_masks(index, given(masks), [protocol])
 
 
 def test_counts_are_those_of_drawn_masks(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> None:
@@ -215,7 +312,7 @@ def test_counts_are_those_of_drawn_masks(index: ManifestIndex, masks: dict[Key, 
     union[4:28, 30:60] = True
     once = union.copy()
     once[:, 40:50] = False
-    table = score_masks(index, [given(masks)] * 3, [ORIGINAL, LISA, LAVT])
+    table = score_masks(index, given(masks, num_protocols=3), [ORIGINAL, LISA, LAVT])
 
     row, mask = table.to_pylist()[2], masks[Key(11, 1100)]
     for name, target in (("original", union), ("lisa", once)):
@@ -230,10 +327,24 @@ def test_counts_are_those_of_drawn_masks(index: ManifestIndex, masks: dict[Key, 
 
 
 def test_what_a_model_says_of_its_own_goes_into_the_scores(index: ManifestIndex, masks: dict[Key, np.ndarray]) -> None:
-    table = score_masks(index, [given(masks, predicted_none=True)], [RELA])
+    table = score_masks(index, given(masks, predicted_none=True), [RELA])
 
-    scores = score(table, RELA).by_name()
-    assert (scores["N-acc"], scores["T-acc"], scores["gIoU"]) == (1.0, 0.0, 0.25)
+    scores = score(table, RELA)
+    assert [scores.values[name] for name in ("N-acc", "T-acc", "gIoU")] == [1.0, 0.0, 0.25]
+    assert any(rule.endswith("it is predicted by the model's own output") for rule in scores.rules())
+
+
+def test_where_a_model_speaks_of_some_sentences_alone_the_rules_say_so(
+    index: ManifestIndex, masks: dict[Key, np.ndarray]
+) -> None:
+    silent, says = (given(masks, predicted_none=word).masks[0] for word in (None, True))
+    mixed = {**silent, Key(10, 1000): says[Key(10, 1000)]}
+
+    scores = score(score_masks(index, Predictions(masks=[mixed]), [RELA]), RELA)
+
+    assert scores.values["T-acc"] == 2 / 3
+    expected = "predicted by the model's own output where there is one (1 sentences), else by an empty mask"
+    assert any(rule.endswith(expected) for rule in scores.rules())
 
 
 @pytest.mark.parametrize("kind", ["letterbox", "stretch"])
@@ -262,7 +373,7 @@ def test_saved_predictions_are_scored_as_when_they_were_made(
 def test_rows_without_a_protocols_masks_are_refused(
     index: ManifestIndex, masks: dict[Key, np.ndarray], tmp_path: Path
 ) -> None:
-    pq.write_table(score_masks(index, [given(masks)], [CRIS]), tmp_path / "rows.parquet")
+    pq.write_table(score_masks(index, given(masks), [CRIS]), tmp_path / "rows.parquet")
 
     with pytest.raises(PredictionError, match=r"masks of protocol none, .* --protocol cris --save-predictions"):
         read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
