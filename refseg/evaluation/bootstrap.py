@@ -68,8 +68,7 @@ def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Diffe
     Raises:
         UsageError: If the tables are not of the same sentences and targets.
     """
-    keys = ["dataset", "split", "ref_id", "sent_id", "target_ref_id", "no_target"]
-    if not first.select(keys).replace_schema_metadata(None).equals(second.select(keys).replace_schema_metadata(None)):
+    if not are_of_same_sentences(first, second):
         raise UsageError(
             f"the runs were not scored on the same sentences ({_describe(first)}; {_describe(second)}); evaluate both "
             "on the same split of the same dataset"
@@ -91,6 +90,13 @@ def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Diffe
             )
         )
     return found
+
+
+def are_of_same_sentences(first: pa.Table, second: pa.Table) -> bool:
+    """Whether two tables hold rows of the same sentences and targets, in the same order."""
+    keys = ["dataset", "split", "ref_id", "sent_id", "target_ref_id", "no_target"]
+    ours, theirs = (table.select(keys).replace_schema_metadata(None) for table in (first, second))
+    return bool(ours.equals(theirs))
 
 
 def _draw(table: pa.Table, scores: dict[str, Ratio]) -> dict[str, _Floats]:

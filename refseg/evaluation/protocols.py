@@ -6,7 +6,7 @@ codes do during training (the first sentence, a random one) is not copied.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from refseg.errors import UsageError
@@ -34,7 +34,7 @@ class Protocol:
             `left out`, or left out and a target that the model denies counts as missed (`own output`).
         precision_thresholds: The X of Pr@X.
         precision_comparison: Of IoU and X.
-        note: What readers of its papers should know.
+        note: What readers of its papers should know; no rule, and not compared.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Protocol:
     no_target: Literal["empty mask", "left out", "own output"]
     precision_thresholds: tuple[float, ...]
     precision_comparison: Literal[">", ">="]
-    note: str
+    note: str = field(compare=False)
 
     def compared_size(self, original_size: tuple[int, int]) -> tuple[int, int]:
         """`(height, width)` in pixels of the masks of an image of the given size."""

@@ -99,6 +99,8 @@ def test_masks_made_under_other_rules_are_not_scored() -> None:
     with pytest.raises(UsageError, match="of protocol original by other rules than today's, expected original"):
         score(rows((1, 2), protocol=other))
     assert score(rows((1, 2), protocol=other), other).num_sentences == 1
+    reworded = replace(ORIGINAL, note="said in other words")
+    assert score(rows((1, 2), protocol=reworded)).num_sentences == 1
     with pytest.raises(UsageError, match="hold masks of protocol original, expected cris; evaluate again under it"):
         score(rows((1, 2)), CRIS)
 
