@@ -1,5 +1,6 @@
 """Images of shards as files of a folder, each written when a client first takes its name."""
 
+import logging
 import os
 import secrets
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -7,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from refseg.compat.file_names import path_inside
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.errors import DatasetError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,7 @@ class ImagePlace:
         shard: Position of the tar.
         image_offset: Of the JPEG in the tar.
         image_bytes: Length of the JPEG.
+        image_xxh3: Of the JPEG.
         sample_bytes: Length of the whole sample.
         sample_xxh3: Of the whole sample.
     """
@@ -29,6 +35,7 @@ class ImagePlace:
     shard: int
     image_offset: int
     image_bytes: int
+    image_xxh3: int
     sample_bytes: int
     sample_xxh3: int
 
@@ -37,13 +44,16 @@ class ImageFolder:
     """A folder that fills with the images asked for; any number of processes may ask at once.
 
     Args:
-        path: Of the folder; made with the first image. Files that are there already are used.
+        path: Of the folder; made with the first image. Files that are there already are used, each compared once.
+        is_ours: The folder is a cache, in which a file with other bytes (cut by a power cut, written over) is written
+            anew. In a user's own folder it may be another picture, and is left alone.
         shards: The tars.
         places: By image id.
     """
 
-    def __init__(self, path: Path, shards: ShardFiles, places: Mapping[int, ImagePlace]) -> None:
+    def __init__(self, path: Path, *, is_ours: bool, shards: ShardFiles, places: Mapping[int, ImagePlace]) -> None:
         self.path = path
+        self._is_ours = is_ours
         self._shards = shards
         self._places = places
         self._there: set[int] = set()
@@ -52,7 +62,8 @@ class ImageFolder:
         """Write an image's file, with the JPEG's own bytes, unless it is there.
 
         Raises:
-            DatasetError: If the sample is damaged, its name leads out of the folder, or another file has it.
+            DatasetError: If the sample is damaged, its name leads out of the folder, or another file of the user's
+                has it.
             StorageError: If storage refuses or fails.
             OSError: If the folder cannot be written.
         """
@@ -60,12 +71,15 @@ class ImageFolder:
         path = path_inside(self.path, place.file_name)
         if image_id in self._there:
             return path
-        if not path.exists():
+        found = path.read_bytes() if path.is_file() else None
+        if found is None or (self._is_ours and not _is_image(found, place)):
+            if found is not None:
+                logger.warning("%s: found %d bytes that are not the image's; it is written anew", path, len(found))
             self._write(path, place)
-        elif (num_bytes := path.stat().st_size) != place.image_bytes:
+        elif not _is_image(found, place):
             raise DatasetError(
-                f"{path}: found {num_bytes} bytes, expected {place.image_bytes} as in the shards; it is another "
-                "picture's: remove it"
+                f"{path}: found {len(found)} bytes, expected the {place.image_bytes} of the shards; it is another "
+                "picture's, or damaged: remove it, and it is written again"
             )
         self._there.add(image_id)
         return path
@@ -85,6 +99,10 @@ class ImageFolder:
             temporary.replace(path)  # whoever opens the name finds the whole file
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_image(data: bytes, place: ImagePlace) -> bool:
+    return len(data) == place.image_bytes and xxhash.xxh3_64_intdigest(data) == place.image_xxh3
 
 
 class ImageRecord(dict[str, Any]):

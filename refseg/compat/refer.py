@@ -343,7 +343,7 @@ class G_REFER(_Index):
         return {"mask": parts.sum(axis=2).astype(np.uint8), "area": int(parts.sum())}
 
     def getMaskByRef(self, ref: Record | None = None, ref_id: int | None = None, merge: bool = False) -> Any:
-        """The mask of a ref: crowds among its annotations are left out, as by `grefer.py`.
+        """The mask of a ref, without the crowds among its annotations: `grefer.py` leaves them out.
 
         Returns:
             `{"mask", "empty": True}` for no target; with `merge` the union and `"empty": False`; else a list of

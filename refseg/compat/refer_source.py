@@ -27,7 +27,7 @@ IMAGE_LAYOUTS = (
 """Folders below the root in which clients look for COCO's images; the first that is there is used and filled."""
 REFCLEF_IMAGES = "images/saiapr_tc-12"
 """The same for RefClef's."""
-_LOCATION = ("shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3")
+_LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +73,18 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
     names = sorted({row["shard"] for row in images.values()})
     numbers = {name: number for number, name in enumerate(names)}
+    own = _find_own_folder(data_root, spec)
     folder = ImageFolder(
-        _find_image_folder(data_root, spec, descriptor),
-        ShardFiles(find_tars(place, names, descriptor)),
-        {
+        own or cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{descriptor.digest[:16]}",
+        is_ours=own is None,
+        shards=ShardFiles(find_tars(place, names, descriptor)),
+        places={
             image_id: ImagePlace(
                 file_name=row["file_name"],
                 shard=numbers[row["shard"]],
                 image_offset=row["image_offset"],
                 image_bytes=row["image_bytes"],
+                image_xxh3=int(row["image_xxh3"], 16),
                 sample_bytes=row["sample_bytes"],
                 sample_xxh3=int(row["sample_xxh3"], 16),
             )
@@ -137,10 +140,9 @@ def _folders(root: Folder) -> Iterator[Folder]:
     yield from (open_folder(root.join(name)) for name in names)
 
 
-def _find_image_folder(data_root: Path | str, spec: DatasetSpec, descriptor: Descriptor) -> Path:
-    if not is_remote(data_root):
-        layouts = IMAGE_LAYOUTS if spec.is_coco else (REFCLEF_IMAGES,) if spec.dataset == "refclef" else ()
-        for layout in layouts:
-            if (folder := Path(data_root) / layout).is_dir():
-                return folder
-    return cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{descriptor.digest[:16]}"
+def _find_own_folder(data_root: Path | str, spec: DatasetSpec) -> Path | None:
+    """The user's folder of images below the root, if there is one."""
+    layouts = IMAGE_LAYOUTS if spec.is_coco else (REFCLEF_IMAGES,) if spec.dataset == "refclef" else ()
+    if is_remote(data_root):
+        return None
+    return next((folder for layout in layouts if (folder := Path(data_root) / layout).is_dir()), None)

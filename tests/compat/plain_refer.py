@@ -60,6 +60,12 @@ class PlainTables:
 
 
 class PlainREFER(PlainTables):
+    def __init__(
+        self, data_root: str | Path, dataset: str, splitBy: str, ref_root: str | Path | None = None, mix: bool = False
+    ) -> None:
+        assert not mix
+        super().__init__(data_root if ref_root is None else ref_root, dataset, splitBy)
+
     def getRefIds(self, split: str = "") -> list[int]:
         letter = {"testA": "A", "testB": "B", "testC": "C", "test": "test"}.get(split)
         chosen = (ref for ref in self.refs if (letter in ref["split"] if letter else split in ("", ref["split"])))
@@ -73,6 +79,12 @@ class PlainREFER(PlainTables):
 
     def getPolygon(self, ref: dict[str, Any]) -> dict[str, Any]:
         return {"polygon": self.Anns[ref["ann_id"]]["segmentation"], "area": self.getMask(ref)["area"]}
+
+
+class PlainMergedREFER(PlainREFER):
+    def getMask(self, ref: dict[str, Any]) -> dict[str, Any]:
+        mask = (super().getMask(ref)["mask"] > 0).astype(np.uint8)
+        return {"mask": mask, "area": int(mask.sum())}
 
 
 class PlainG_REFER(PlainTables):

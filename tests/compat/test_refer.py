@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,41 @@ def test_a_folder_of_images_below_the_root_is_used_and_filled(built: Path) -> No
     assert files(folder) == [name]
 
 
-def test_another_file_of_the_name_is_not_taken_for_the_image(built: Path) -> None:
-    folder = built / "train2014"
-    folder.mkdir()
-    (folder / "COCO_train2014_000000000007.jpg").write_bytes(b"short")
+def same_length(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
 
-    with pytest.raises(DatasetError, match=r"000000000007\.jpg: found 5 bytes, expected \d+ as in the shards"):
+
+@pytest.mark.parametrize(
+    "damage", [same_length, lambda path: path.write_bytes(b"short"), lambda path: path.write_bytes(b"")]
+)
+def test_a_damaged_file_of_the_cache_is_written_anew(
+    damage: Callable[[Path], None], refer: REFER, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(refer.IMAGE_DIR, refer.Imgs[7]["file_name"])
+    whole = path.read_bytes()
+    damage(path)
+
+    again = REFER(refer.ROOT_DIR)
+
+    assert Path(again.IMAGE_DIR, again.Imgs[7]["file_name"]).read_bytes() == whole
+    assert "bytes that are not the image's; it is written anew" in caplog.text
+    assert files(refer.IMAGE_DIR) == [path.name]
+
+
+@pytest.mark.parametrize("damage", [same_length, lambda path: path.write_bytes(b"short")])
+def test_a_file_of_the_users_own_is_never_written_over(damage: Callable[[Path], None], built: Path) -> None:
+    (built / "train2014").mkdir()
+    path = built / "train2014" / str(REFER(built).Imgs[7]["file_name"])
+    damage(path)
+    left = path.read_bytes()
+
+    with pytest.raises(
+        DatasetError, match=rf"000000000007\.jpg: found {len(left)} bytes, expected the \d+ of the shards"
+    ):
         REFER(built).Imgs[7]["file_name"]
+    assert path.read_bytes() == left
 
 
 def test_workers_ask_for_one_image_at_once(refer: REFER) -> None:

@@ -1,16 +1,16 @@
 """Clients see the same through our REFER as through the original files: images, masks, sentences, in one order."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.export.run import ExportOptions, export_dataset
 from refseg.compat.refer import G_REFER, REFER, MergedREFER
 
-from .clients import CLIENTS, caris, lavt, lisa, rela_general
+from .clients import CLIENTS, GENERAL_CLIENTS, LISAS_IMAGES, Client, caris, dmmi, files, lavt, lisa
 from .conftest import OVERLAPPING, SQUARE, WriteSource, annotation, build, ref
-from .plain_refer import PlainG_REFER, PlainREFER
+from .plain_refer import PlainG_REFER, PlainMergedREFER, PlainREFER
 
 MINI = [
     ("refcoco", "unc", ("val", "testA", "test")),
@@ -20,19 +20,48 @@ MINI = [
 ]
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
+def with_images(built: Path, root: Path) -> Path:
+    """A root with the built datasets and the folder in which LISA looks for images."""
+    (root / LISAS_IMAGES).mkdir(parents=True)
+    for folder in [built] if (built / "refseg.json").exists() else built.iterdir():
+        (root / folder.name).symlink_to(folder)
+    return root
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 @pytest.mark.parametrize(("dataset", "split_by", "splits"), MINI)
 def test_a_client_sees_the_same_on_real_data(
-    client: Any, dataset: str, split_by: str, splits: tuple[str, ...], mini_shards: Path, shared_data: Path
+    client: Client,
+    dataset: str,
+    split_by: str,
+    splits: tuple[str, ...],
+    mini_shards: Path,
+    shared_data: Path,
+    tmp_path: Path,
 ) -> None:
-    ours, plain = REFER(mini_shards, dataset, split_by), PlainREFER(shared_data / "refer-mini", dataset, split_by)
+    root, source = with_images(mini_shards, tmp_path / "root"), shared_data / "refer-mini"
+    ours = client.open(MergedREFER if client.merges else REFER, root, dataset, split_by)
+    plain = client.open(PlainMergedREFER if client.merges else PlainREFER, source, dataset, split_by)
 
     for split in splits:
-        if client.__name__ == "rela" and split == "test" and dataset == "refcoco":
+        if client.name == "rela" and split == "test" and dataset == "refcoco":
             continue  # it asserts the split's exact name
-        seen = list(client(ours, split))
+        seen = list(client.see(ours, split, root))
         assert len(seen) > 1
-        assert seen == list(client(plain, split))
+        assert seen == list(client.see(plain, split, source))
+
+
+@pytest.mark.parametrize(("dataset", "split_by", "splits"), MINI)
+def test_who_reads_the_files_themselves_sees_the_same_in_an_export(
+    dataset: str, split_by: str, splits: tuple[str, ...], mini_shards: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    folder = mini_shards / f"{dataset.replace('+', 'plus')}-{split_by}"
+    export_dataset(ExportOptions(folder=folder, to="refer", out=tmp_path / "out"))
+
+    for split in set(splits) - ({"test"} if dataset == "refcoco" else set()):
+        seen = list(files(tmp_path / "out", dataset, split_by, split))
+        assert len(seen) > 1
+        assert seen == list(files(shared_data / "refer-mini", dataset, split_by, split))
 
 
 def test_parts_that_overlap_are_summed_as_in_refer_and_merged_as_in_caris(
@@ -74,11 +103,11 @@ def test_several_targets_none_and_crowds_are_seen_as_through_grefer(
     split: str, write_source: WriteSource, tmp_path: Path
 ) -> None:
     source = gref_source(write_source)
-    ours = G_REFER(build("grefcoco/unc", source, tmp_path / "built"))
-    plain = PlainG_REFER(source)
-
-    assert list(rela_general(ours, split)) == list(rela_general(plain, split))
-    assert list(lisa(ours, split)) == list(lisa(plain, split))
+    root = with_images(build("grefcoco/unc", source, tmp_path / "built"), tmp_path / "root")
+    for client in GENERAL_CLIENTS:
+        ours = client.open(G_REFER, root, "grefcoco", "unc")
+        plain = client.open(PlainG_REFER, source, "grefcoco", "unc")
+        assert list(client.see(ours, split, root)) == list(client.see(plain, split, source))
     for ref_id in plain.getRefIds(split):
         found, expected = (opened.getMaskByRef(opened.Refs[ref_id], merge=False) for opened in (ours, plain))
         if not plain.Refs[ref_id]["no_target"]:
@@ -103,6 +132,11 @@ def test_ref_zom_counts_its_targets(write_source: WriteSource, tmp_path: Path) -
     source = write_source("ref-zom", "refs(final).json", refs, annotations)
     ours = MergedREFER(build("refzom/final", source, tmp_path / "built"), "ref-zom", "final")
 
+    assert [seen[1] for seen in dmmi(ours, "val") if len(seen) == 2 and isinstance(seen[1], str)] == [
+        "many",
+        "one",
+        "zero",
+    ]
     assert [ours.Refs[ref_id]["source"] for ref_id in ours.getRefIds(split="val")] == ["many", "one", "zero"]
     # All of the square lies within the first part of the other.
     assert [int(ours.getMask(ours.Refs[ref_id])["mask"].sum()) for ref_id in (1, 2, 3)] == [32, 16, 0]
@@ -113,8 +147,12 @@ def test_refclefs_run_lengths_are_text_again(write_source: WriteSource, tmp_path
     packed = {"size": [10, 20], "counts": "g064000000000e3"}
     refs = [ref(1, 7, 70)]
     source = write_source("refclef", "refs(unc).json", refs, [annotation(70, 7, [packed])], name="{}.jpg")
-    ours = REFER(build("refclef/unc", source, tmp_path / "built"), "refclef", "unc")
+    build("refclef/unc", source, tmp_path / "root" / "built")
+    images = tmp_path / "root/images/saiapr_tc-12"  # where LISA looks
+    images.mkdir(parents=True)
+    ours = REFER(tmp_path / "root", "refclef", "unc")
 
     (part,) = ours.Anns[70]["segmentation"]
     assert part == packed
-    assert list(lisa(ours, "val")) == list(lisa(PlainREFER(source, "refclef", "unc"), "val"))
+    plain = PlainREFER(source, "refclef", "unc")
+    assert list(lisa(ours, "val", images)) == list(lisa(plain, "val", source / LISAS_IMAGES))
