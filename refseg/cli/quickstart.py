@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     plain = _evaluate(run_folder, shards, "testA")
     related = _evaluate(run_folder, shards, "testB")
     _call("report", run_folder)
+    _call("browse", shards, "--split", "val", "--out", out / "browse")
 
     _call("build-shards", "sample/ccby", "--annotations", sample_folder(), "--out", sample)
     _call("verify", sample)
@@ -58,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     own_iou, control_iou = (result["scores"]["oIoU"] for result in (own, control))
     print(f"""
 Done in {minutes:.1f} minutes: drew {args.images:,} scenes, built and verified their shards, trained FCNet with small
-encoders on two processes, scored it on unseen scenes, wrote the report, and ran the bundled photographs through build
-and predict (the model has seen drawn shapes alone: its mask of a photograph shows that the path works, not that it
-understands photographs). Each object named has a twin that shares the named shape or colour.
+encoders on two processes, scored it on unseen scenes, wrote the report and a page of the dataset, and ran the bundled
+photographs through build and predict (the model has seen drawn shapes alone: its mask of a photograph shows that the
+path works, not that it understands photographs). Each object named has a twin that shares the named shape or colour.
 
   oIoU, unseen scenes ({own["num_sentences"]:,} sentences)         {own_iou:.3f}
   oIoU, sentences shuffled within each image   {control_iou:.3f}   {_share(control_iou, own_iou)}
@@ -68,6 +69,7 @@ understands photographs). Each object named has a twin that shares the named sha
   oIoU, testB (relations only)                 {related["scores"]["oIoU"]:.3f}
 
   report       {(run_folder / "report.html").resolve()}
+  dataset      {(out / "browse/index.html").resolve()}
   prediction   {(out / "predictions").resolve()}""")
     return 0
 

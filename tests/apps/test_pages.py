@@ -280,3 +280,26 @@ def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.slow
+def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Open, tmp_path: Path) -> None:
+    assert main(["quickstart", "--out", str(tmp_path), "--images", "80"]) == 0
+
+    page = open_page(tmp_path / "browse/index.html")
+    page.wait_for_selector(".card")
+    everything = page.inner_text("#status")
+    page.get_by_label("Sentence", exact=True).fill("circle")
+    page.wait_for_function("text => document.querySelector('#status').textContent !== text", arg=everything)
+    page.get_by_label("Order").select_option(label="largest target first")
+    page.wait_for_function("() => location.hash.includes('order=')")
+    page.locator(".card .open").first.click()
+    assert "circle" in page.get_by_role("dialog").inner_text()
+
+    page = open_page(tmp_path / "run/report.html")
+    page.get_by_label("Order").select_option(label="smallest target first")
+    page.get_by_role("searchbox", name="Sentence").fill("circle")
+    sentence = page.locator("figure.example:not([hidden]) q").first.inner_text()
+    assert "circle" in sentence
+    page.locator("figure.example:not([hidden]) .open").first.click()
+    assert page.get_by_role("dialog").locator("q").inner_text() == sentence

@@ -22,6 +22,7 @@ def test_quickstart_goes_from_drawing_to_a_report_and_may_be_run_again(
     for text in ("oIoU, unseen scenes", "oIoU, sentences shuffled within each image", "report.html"):
         assert text in first.out.split("Done in")[1]
     assert (out / "run/report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert (out / "browse/index.html").is_file()
     assert list((out / "predictions").glob("*.png"))
     assert re.search(r"step (\d+)/\1 ", first.err)  # trained to its last step
     assert "is trained" in second.err  # what is done is not done again
