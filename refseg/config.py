@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -24,7 +25,7 @@ def _as_size(value: object) -> object:
 
 
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
+Size = Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(_as_size)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -97,7 +98,7 @@ class TrainConfig(Section):
     """Decay of weights; norms and biases have none."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """`multistep` multiplies by `gamma` at each milestone, `cosine` falls to zero at the last step."""
-    milestones: tuple[Count, ...] = (35,)
+    milestones: Annotated[tuple[Count, ...], Field(strict=False)] = (35,)
     """Epochs after which the rate is multiplied by `gamma`: (35,) means from the 36th epoch on."""
     gamma: Rate = 0.1
     """Factor at a milestone."""
@@ -129,7 +130,7 @@ class TrainConfig(Section):
     """Images validated on, the same in every run of a dataset; 0: all. Scores of a part say less than those of all."""
     patience: Natural = 0
     """Validations without a better one after which the run ends; 0: it goes to its end."""
-    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ("tensorboard",)
     """Where numbers go besides `metrics.jsonl`, by Accelerate's names; some need a login."""
 
     @model_validator(mode="after")
@@ -293,13 +294,28 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     settings[keys[-1]] = value
 
 
+_SAME_START = re.compile(r"^(input should be|expected) ")
+
+
 def _describe_all(error: ValidationError) -> list[str]:
     found: dict[str, str] = {}
     for mistake in error.errors(include_url=False):
         subject, _, expected = _describe(mistake).partition("; ")
         # A key that may be of two kinds is complained of once per kind.
-        found[subject] = f"{found[subject]}, or {expected.removeprefix('input ')}" if subject in found else expected
+        found[subject] = f"{found[subject]}, or {_SAME_START.sub('', expected)}" if subject in found else expected
     return [f"{subject}; {expected}" if expected else subject for subject, expected in found.items()]
+
+
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "model_type": "a section",
+}
+"""What pydantic's errors of type want, as TOML calls it."""
+_UNQUOTED = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|true|false", re.IGNORECASE)
 
 
 def _describe(mistake: Mapping[str, Any]) -> str:
@@ -321,7 +337,12 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}" if path else message
-    return f"{path}: found {mistake['input']!r}; {message[0].lower()}{message[1:]}"
+    found = mistake["input"]
+    value = str(found).lower() if isinstance(found, bool) else repr(found)
+    if kind in _TYPES:
+        quoted = kind != "string_type" and isinstance(found, str) and _UNQUOTED.fullmatch(found)
+        return f"{path}: found {value}; expected {_TYPES[kind]}{' (without quotes)' if quoted else ''}"
+    return f"{path}: found {value}; {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:

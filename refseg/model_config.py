@@ -12,9 +12,14 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A section of a recipe: frozen, and unknown keys are refused."""
+    """A section of a recipe: frozen; unknown keys are refused, and values of another type than TOML says they are.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    A whole number will do for a fraction, and a list for a tuple, which TOML has not.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class _AnyModel(Section):

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,44 @@ def test_a_missing_key_is_named(recipe_file: Path) -> None:
 def test_a_wrong_value_is_refused(recipe_file: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr='1e-3'", "train.lr: found '1e-3'; expected a number (without quotes)"),
+        ("train.lr=fast", "train.lr: found 'fast'; expected a number"),
+        ("train.epochs=true", "train.epochs: found true; expected a whole number"),
+        ("train.max_steps=5.0", "train.max_steps: found 5.0; expected a whole number"),
+        ("train.compile=1", "train.compile: found 1; expected true or false"),
+        ("model.egm='false'", "model.egm: found 'false'; expected true or false (without quotes)"),
+        ("data.root=3", "data.root: found 3; expected a string"),
+        ("train.milestones=3", "train.milestones: found 3; expected a list"),
+        ("train.milestones=[true]", "train.milestones.0: found true; expected a whole number"),
+        ("data.expressions_per_image=true",
+         "data.expressions_per_image: found true; expected a whole number, or 'all'"),
+        ("data=3", "data: found 3; expected a section"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_than_tomls_is_refused(recipe_file: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file, [override])
+
+    assert str(error.value) == f"{recipe_file}: found 1 mistake in the recipe\n  {message}"
+
+
+def test_a_whole_number_will_do_for_a_fraction_and_a_list_for_a_tuple(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.lr=1", "train.gamma=1e-1", "train.milestones=[]", "train.trackers=[]"])
+
+    assert (recipe.train.lr, type(recipe.train.lr), recipe.train.gamma) == (1.0, float, 0.1)
+    assert (recipe.train.milestones, recipe.train.trackers) == ((), ())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_survives_json(name: str) -> None:
+    recipe = load_recipe(name)
+
+    assert make_recipe(json.loads(json.dumps(recipe.to_dict())), where="saved") == recipe
 
 
 def test_decoding_on_the_device_and_the_cache_of_decoded_images_exclude_each_other(recipe_file: Path) -> None:
