@@ -12,14 +12,15 @@ from refseg.training.checkpoint_state import CheckpointState
 from refseg.training.start_weights import refuse_another_start
 
 _MAY_CHANGE = {
+    "model.image_weights", "model.text_weights",
     "data.root", "data.val_root", "data.num_workers", "data.worker_kind", "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "train.compile", "train.accumulate_steps", "train.patience", "train.trackers",
     "train.init_from",
     "eval.images_per_batch",
 }  # fmt: skip
-"""Keys that may differ on resume: none of them moves a weight, except that batch norms see the parts in which a batch
-is accumulated. (That the data is the same, its digest says; that it began from the same weights, theirs.)"""
+"""Keys that may differ on resume: none of them moves a weight any more, except that batch norms see the parts in which
+a batch is accumulated. (That the data is the same, its digest says; that it began from the same weights, theirs.)"""
 
 
 def find_checkpoint(out: Path, accelerator: Accelerator) -> Path | None:

@@ -165,6 +165,17 @@ def test_another_recipe_in_the_same_folder_is_refused(
         trainer.train(other, out)
 
 
+def test_pretrained_files_are_not_read_again_and_may_have_moved(
+    overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
+) -> None:
+    reference = unbroken_run(recipe, unbroken)
+    trainer.train(load_recipe("toy-quick", [*overrides, "train.max_steps=7"]), tmp_path)
+    # Of this encoder such a name would be refused, if it were looked at.
+    trainer.train(load_recipe("toy-quick", [*overrides, "model.image_weights=moved", "model.text_weights=x"]), tmp_path)
+
+    assert_same_run(tmp_path, reference)
+
+
 def test_another_dataset_under_the_same_name_is_refused(
     recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
