@@ -1,5 +1,6 @@
 """How `refseg evaluate` and `refseg score` print scores."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ def print_results(results: "Results", rows: Path | None) -> None:
         intervals = confidence_intervals(results.rows, scores.protocol)
         for name, value in scores.by_name().items():
             low, high = intervals[name]
-            print(f"  {name:8}{100 * value:6.2f} %  [{100 * low:5.2f}, {100 * high:5.2f}]")
+            if math.isnan(value):
+                print(f"  {name:8}     –    no sentence counts for it")
+            else:
+                print(f"  {name:8}{100 * value:6.2f} %  [{100 * low:5.2f}, {100 * high:5.2f}]")
         print()
         for rule in (*scores.rules(), INTERVAL_RULE):
             print(f"  - {rule}")

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,9 +42,9 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
         lstrip_blocks=True,
     )
     environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
-    environment.filters["percent"] = lambda share: f"{100 * share:.2f}"
+    environment.filters["percent"] = lambda share: "–" if math.isnan(share) else f"{100 * share:.2f}"
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    environment.filters["signed_percent"] = lambda share: f"{100 * share:+.2f}"
+    environment.filters["signed_percent"] = lambda share: "–" if math.isnan(share) else f"{100 * share:+.2f}"
     known = {**values, "version": __version__, "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip()}
     return Report(
         html=environment.get_template(f"{name}.html.j2").render(known),

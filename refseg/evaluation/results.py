@@ -1,6 +1,7 @@
 """Evaluation results on disk: rows as Parquet and, beside them, the scores with their rules and origin as JSON."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,14 @@ class Results:
 
     def _of_one(self, scores: Scores) -> dict[str, Any]:
         intervals = confidence_intervals(self.rows, scores.protocol)
-        return {**scores.to_json(), "intervals": {name: list(interval) for name, interval in intervals.items()}}
+        found = scores.to_json()
+        found["scores"] = {name: _finite(value) for name, value in found["scores"].items()}
+        return {**found, "intervals": {name: [_finite(end) for end in ends] for name, ends in intervals.items()}}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN: a score that no sentence counts for is null."""
+    return None if math.isnan(value) else value
 
 
 INTERVAL_RULE = f"intervals: {LEVEL:.0%} of {NUM_DRAWS:,} draws of the images with replacement"

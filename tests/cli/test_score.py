@@ -87,6 +87,27 @@ def test_scores_are_printed_with_intervals_and_rules(
     assert "rows:" not in printed
 
 
+def test_a_score_that_no_sentence_counts_for_is_a_dash_and_null_in_json(
+    saved: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Every toy sentence has a target: under `rela` there is nothing for N-acc to count.
+    lines = tmp_path / "masks.jsonl"
+    with lines.open("w") as file:
+        for row in pq.read_table(saved).to_pylist():
+            ids = {name: row[name] for name in ("ref_id", "sent_id")}
+            size, counts = [row["height"], row["width"]], row["original_predicted_counts"]
+            file.write(json.dumps({**ids, "size": size, "counts": counts}) + "\n")
+    asked = (str(lines), "--data", shards, "--split", "testA", "--protocol", "rela")
+
+    printed = scores_of(capsys, *asked, "--out", str(tmp_path / "theirs"))
+    assert (printed["scores"]["N-acc"], printed["intervals"]["N-acc"]) == (None, [None, None])
+    assert main(["score", *asked]) == 0
+    assert "  N-acc        –    no sentence counts for it" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "theirs")]) == 0
+    assert "| rela | N-acc | – | – to – |" in (tmp_path / "theirs" / "report.md").read_text()
+    assert "nan" not in json.dumps(printed)
+
+
 def test_what_cannot_be_scored_says_what_to_do(
     saved: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
