@@ -8,6 +8,7 @@ Values are pickles of plain values, protocol 4. CRIS's own writer used `pyarrow.
 so its reader needs one line: in `loads_pyarrow`, `return pickle.loads(buf)`.
 """
 
+import errno
 import io
 import pickle
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ def write(dataset: BuiltDataset, out: Path, _options: ExportOptions, progress: P
 
     Raises:
         UsageError: If `lmdb` is not installed.
+        OSError: If a file cannot be written.
     """
     try:
         import lmdb
@@ -58,26 +60,30 @@ def write(dataset: BuiltDataset, out: Path, _options: ExportOptions, progress: P
         entries = [entry for entry in dataset.entries if entry.split == split]
         places, map_bytes = _plan(dataset, split)
         anns: list[Any] = [None] * len(places)
-        # No lock file: it would lie beside the records in the export.
-        with lmdb.open(str(folders["lmdb"] / f"{split}.lmdb"), map_size=map_bytes, subdir=False, lock=False) as base:
-            for entry in entries:
+        path = folders["lmdb"] / f"{split}.lmdb"
+        try:
+            # No lock file: it would lie beside the records in the export.
+            with lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False) as base:
+                for entry in entries:
+                    with base.begin(write=True) as transaction:
+                        for row in dataset.rows(entry, _COLUMNS):
+                            record = cris_record(row, dataset.image(row), draw_png(row["mask"]), dataset.spec)
+                            num_absent += len(row["sentences"]) - record["num_sents"]
+                            if not record["num_sents"]:
+                                continue
+                            place = places[row["ref_id"]]
+                            transaction.put(str(place).encode("ascii"), pickle.dumps(record, protocol=_PROTOCOL))
+                            (folders["masks"] / f"{row['ref_id']}.png").write_bytes(record["mask"])
+                            anns[place] = _ann(row, record)
+                    done += 1
+                    progress(done, len(dataset.entries))
                 with base.begin(write=True) as transaction:
-                    for row in dataset.rows(entry, _COLUMNS):
-                        record = cris_record(row, dataset.image(row), draw_png(row["mask"]), dataset.spec)
-                        num_absent += len(row["sentences"]) - record["num_sents"]
-                        if not record["num_sents"]:
-                            continue
-                        place = places[row["ref_id"]]
-                        transaction.put(str(place).encode("ascii"), pickle.dumps(record, protocol=_PROTOCOL))
-                        (folders["masks"] / f"{row['ref_id']}.png").write_bytes(record["mask"])
-                        anns[place] = _ann(row, record)
-                done += 1
-                progress(done, len(dataset.entries))
-            with base.begin(write=True) as transaction:
-                keys = [str(place).encode("ascii") for place in range(len(places))]
-                transaction.put(b"__keys__", pickle.dumps(keys, protocol=_PROTOCOL))
-                transaction.put(b"__len__", pickle.dumps(len(keys), protocol=_PROTOCOL))
-            base.sync(True)
+                    keys = [str(place).encode("ascii") for place in range(len(places))]
+                    transaction.put(b"__keys__", pickle.dumps(keys, protocol=_PROTOCOL))
+                    transaction.put(b"__len__", pickle.dumps(len(keys), protocol=_PROTOCOL))
+                base.sync(True)
+        except lmdb.Error as error:  # no OSError, and of a full disk it tells no more than of a broken one
+            raise OSError(errno.EIO, f"cannot be written ({error}), as where the disk is full", str(path)) from error
         (folders["anns"] / f"{split}.json").write_bytes(canonical_json(anns))
     return _differences(num_absent)
 

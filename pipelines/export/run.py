@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pipelines.export.dataset import BuiltDataset
+from refseg.descriptor import DESCRIPTOR_NAME
 from refseg.errors import UsageError
 from refseg.storage import is_remote, sync_path
 
@@ -96,13 +97,14 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
         progress: Called after each shard.
 
     Raises:
-        UsageError: If the dataset cannot be had in this form, or `out` holds something.
+        UsageError: If the dataset cannot be had in this form, or `out` holds something or lies within a dataset.
         DatasetError: If the dataset is unfinished or damaged.
         OSError: If `out` cannot be written.
     """
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: is there already, expected a new or empty folder; nothing is overwritten")
+    _refuse_within_dataset(out)
     dataset = BuiltDataset(options.folder, options.splits)
     module = import_module(FORMATS[options.to])
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -122,9 +124,20 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
         (aside / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
         aside.replace(out.absolute())
         sync_path(out.absolute().parent)
+    except OSError as error:
+        if error.filename is None:  # a write says what is wrong, and not where
+            raise OSError(error.errno, error.strerror or str(error), str(out)) from error
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return report
+
+
+def _refuse_within_dataset(out: Path) -> None:
+    """A dataset's folder holds its own files alone: `verify` names others, and tars or Parquet are taken for shards."""
+    for folder in out.resolve().parents:
+        if (folder / DESCRIPTOR_NAME).is_file():
+            raise UsageError(f"--out {out}: lies within the dataset {folder}; give a folder outside of it")
 
 
 def _ignore(_done: int, _in_all: int) -> None:

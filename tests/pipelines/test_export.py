@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_an_export_builds_to_the_dataset_it_came_from(dataset: str, mini: dict[s
     assert load_descriptor(again).digest == load_descriptor(mini[dataset]).digest
 
 
+@pytest.mark.parametrize("dataset", ["rrefcoco/unc", "refzom/final", "refclef/unc", "toy/refseg"])
+def test_exports_of_the_other_families_build_again_too(dataset: str, tiny: TinyRefer, tmp_path: Path) -> None:
+    spec = find_dataset(dataset)
+    tiny.folder, tiny.split_by = spec.folder, spec.split_by
+    if spec.dataset == "rrefcoco":
+        tiny.refs[0]["sentences"][0]["exist"] = False
+    if spec.dataset == "refzom":
+        for ref, kind in zip(tiny.refs, ("zero", "one", "one", "many", "one"), strict=True):
+            ref |= {"source": kind, "split": "val"}
+        tiny.annotations.append({**tiny.annotations[3], "id": 111})
+        tiny.refs[3]["ann_id"] = [110, 111]
+    if spec.dataset == "refclef":
+        for annotation in tiny.annotations:
+            annotation["segmentation"] = [{"size": [10, 20], "counts": "g064000000000e3"}]
+    built = build(dataset, tiny.write(), tmp_path / "built", images=tiny.root)
+
+    again = build(dataset, export(built, "refer", tmp_path / "out"), tmp_path / "again")
+
+    assert load_descriptor(again).digest == load_descriptor(built).digest
+
+
 def test_refs_that_name_nothing_come_back(sample: Path, tmp_path: Path) -> None:
     again = build("sample/ccby", export(sample, "refer", tmp_path / "out"), tmp_path / "again")
 
@@ -156,6 +178,8 @@ def test_a_users_own_boxes_and_names_come_back_as_the_same_masks(tmp_path: Path)
     assert annotation["bbox"] == [-3.0, 4.5, 9.0, 20.0]
     assert (out / "images/one/a.jpg").read_bytes() == (source / "one/a.jpg").read_bytes()
     coco = COCO(export(built, "coco", tmp_path / "coco") / "annotations/instances_val.json")
+    with pytest.raises(UsageError, match=r"found no sentences\.csv"):  # a user's own data are a table
+        build("custom/mine", out, tmp_path / "again")
     (found,) = rows_of(built)
     assert coco.annToMask(coco.anns[annotation["id"]]).sum() == found.record.area
 
@@ -343,6 +367,40 @@ def test_nothing_is_overwritten(built: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert (export(built, "refer", tmp_path / "empty") / "refcoco").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "data", "empty", "out"]
+
+
+@pytest.mark.parametrize("name", ["out", "a/b/out", "empty"])
+def test_nothing_is_written_into_a_dataset(name: str, built: Path, tmp_path: Path) -> None:
+    (built / "empty").mkdir()
+    (tmp_path / "link").symlink_to(built)
+    before = sorted(built.rglob("*"))
+
+    for out in (built / name, tmp_path / "link" / name):
+        with pytest.raises(UsageError, match=f"--out {out}: lies within the dataset {built}; give a folder outside"):
+            export(built, "coco", out)
+    with pytest.raises(UsageError, match="is there already, expected a new or empty folder"):
+        export(built, "coco", built)
+    assert sorted(built.rglob("*")) == before
+
+
+@pytest.mark.parametrize("to", ["refer", "cris-lmdb", "coco", "parquet-hf"])
+def test_a_full_disk_is_one_line_and_nothing_is_left(
+    to: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # masks fit, and no picture does
+    try:
+        code = main(["export", str(built), "--to", to, "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 1
+    assert line.startswith(f"refseg: error: {tmp_path}")
+    assert line.endswith("; see to the path, its rights and space")
+    assert ("val.lmdb: cannot be written (" in line) == (to == "cris-lmdb")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_path: Path) -> None:
