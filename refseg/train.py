@@ -10,6 +10,8 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import signal
+import threading
 from collections.abc import Sequence
 
 EXAMPLE = """examples:
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train.
 
     Returns:
-        0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
+        0 done, 1 the data or the run is at fault, 2 wrong usage, 75 asked to leave, 130 interrupted.
     """
     args = _parser().parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
@@ -60,6 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def leave_at_sigterm() -> None:
+    """Until training hears SIGTERM itself, end by it as a run that has saved its work does: here there is none to save.
+
+    A thread does it at once: the main one may be in torch, waiting for other machines, and Python's handlers wait with
+    it. Only the main thread may call this.
+    """
+    from refseg.errors import PreemptedError
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def listen() -> None:
+        while os.read(reading, 1) != bytes([signal.SIGTERM]):
+            pass
+        if os.environ.get("RANK", "0") == "0":
+            said = "refseg: error: asked to leave (SIGTERM) while no step was under way; the same command goes on\n"
+            os.write(sys.stderr.fileno(), said.encode())
+        os._exit(PreemptedError.exit_code)
+
+    threading.Thread(target=listen, daemon=True).start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # what writes to the pipe is what stands before such a handler
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="accelerate launch refseg/train.py",
@@ -81,4 +107,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    leave_at_sigterm()
     sys.exit(main())

@@ -16,12 +16,13 @@ class Preemption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a question instead of an end, as long as this is entered."""
-        before = signal.signal(signal.SIGTERM, lambda *_: self._hear())
+        """Take SIGTERM as a question instead of an end, as long as this is entered; who heard it before does not."""
+        before = signal.signal(signal.SIGTERM, lambda *_: self._hear()), signal.set_wakeup_fd(-1)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before[0])
+            signal.set_wakeup_fd(before[1])
 
     def is_asked(self, accelerator: Accelerator) -> bool:
         """True if any process was asked; called by all of them together, so that all leave after the same step."""

@@ -106,9 +106,10 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
     accelerator = start_accelerator(recipe.train, out)
     others = named_rank_death(accelerator.num_processes)
     with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
+        trainer = _Trainer(recipe, out, accelerator)
         preemption = Preemption()
-        with preemption.listening():
-            return _Trainer(recipe, out, accelerator).run(preemption)
+        with preemption.listening():  # from here on there is work to save
+            return trainer.run(preemption)
 
 
 def leave_process_group() -> None:

@@ -1,0 +1,92 @@
+"""SIGTERM before the first step: there is nothing to save, and the exit code is the one that queues a job again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refseg.training.preemption import Preemption
+from tests.training.test_training_runs import ROOT
+
+
+def ask_to_leave(out: Path, overrides: list[str], *, when: Callable[[int], bool], **environ: str) -> tuple[int, str]:
+    """Start a run, send SIGTERM as soon as `when(pid)` says so; exit code and output of a run that must end at once."""
+    run = subprocess.Popen(
+        [sys.executable, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides],
+        cwd=ROOT, env={**os.environ, **environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while not when(run.pid):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=20)
+    return run.returncode, output
+
+
+def hears_sigterm(pid: int) -> bool:
+    """Whether a process has put a handler in the place of the end that SIGTERM is."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGTERM - 1))
+
+
+def has_loaded(name: str) -> Callable[[int], bool]:
+    return lambda pid: name in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("when", [hears_sigterm, has_loaded("libtorch_cpu")])
+def test_a_run_that_is_asked_to_leave_while_it_starts_ends_with_75(
+    when: Callable[[int], bool], overrides: list[str], tmp_path: Path
+) -> None:
+    code, output = ask_to_leave(tmp_path / "run", overrides, when=when)
+
+    assert code == 75
+    assert output == ("refseg: error: asked to leave (SIGTERM) while no step was under way; the same command goes on\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str], tmp_path: Path) -> None:
+    # Rank 0 of 2 opens the meeting place and waits in torch for the other, which never comes.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def waits(pid: int) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    code, output = ask_to_leave(
+        tmp_path / "run", overrides, when=waits, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **group
+    )
+
+    assert code == 75
+    assert "asked to leave (SIGTERM) while no step was under way" in output
+
+
+def test_who_heard_sigterm_before_hears_it_again_afterwards() -> None:
+    heard: list[int] = []
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    handler, wakeup = (
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number)),
+        signal.set_wakeup_fd(writing),
+    )
+    try:
+        with Preemption().listening():
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == []
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        assert os.read(reading, 8) == bytes([signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(reading)
+        os.close(writing)
