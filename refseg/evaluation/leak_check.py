@@ -68,18 +68,19 @@ def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck
     mine = _read_images(index.folder, index.descriptor, index.splits)
     num_images = _count(mine)
     shared = pc.is_null(mine["image_id"])  # none so far
-    told: list[int | None] = []
-    says = []
+    most, numbers, says = 0, [], []
     for each in trained:
         found, said = _compare(each, index, mine)
-        says.append(f"{said} (by {each.by}, whose weights it started from)" if each.by else said)
         if isinstance(found, pa.ChunkedArray):
             shared = pc.or_(shared, found)
-        else:
-            told.append(found)
-    num_shared = max(_count(mine.filter(shared)), *(number or 0 for number in told), 0)
-    unknown = not num_shared and None in told
-    return LeakCheck(num_shared=None if unknown else num_shared, num_images=num_images, says="; ".join(says))
+            found = _count(mine.filter(found))
+        most = max(most, found or 0)
+        numbers.append(found)
+        says.append(f"{said} (by {each.by}, whose weights it started from)" if each.by else said)
+    if most:  # what found nothing would only hide what did
+        says = [said for said, number in zip(says, numbers, strict=True) if number]
+    num_shared = max(most, _count(mine.filter(shared))) if most or None not in numbers else None
+    return LeakCheck(num_shared=num_shared, num_images=num_images, says="; ".join(says))
 
 
 def _compare(trained: TrainedOn, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
