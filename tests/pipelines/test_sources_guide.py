@@ -1,6 +1,7 @@
 """The guide to one's own data does what it says."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def my_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = re.findall(r"^    \$ refseg (.*)$", GUIDE, re.MULTILINE)
+    shown = re.findall(r"^    \$ refseg (.*)$", GUIDE.split("## Columns")[0], re.MULTILINE)
 
     assert [line.split()[0] for line in shown] == ["build-shards", "verify", "stats"]
     for line in shown:
@@ -39,6 +40,28 @@ def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert "2 shards, 3 images, 4 refs, 5 sentences, 0 rejects" in printed  # table.jpg is in both splits
     assert "no fault" in printed
+
+
+def test_the_commands_shown_lead_from_pictures_to_a_mask(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from refseg import train
+
+    section = GUIDE.split("## Fine-tuning on them")[1].split("\n## ")[0]
+    shown = [line[4:] for line in section.splitlines() if line.startswith("    ")]
+    program = "accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py "
+    built, browsed, trained, predicted = shown
+    assert main(shlex.split(built)[2:]) == main(shlex.split(browsed)[2:]) == 0
+    assert Path("browse/index.html").is_file()
+
+    # In the place of quickstart's model, one that is as large and was trained for a step.
+    quick = ["train.max_steps=1", "train.val_every_epochs=0", "train.trackers=[]", "data.num_workers=0"]
+    assert train.main(["toy-quick", "--out", "quickstart/run", "--set", "data.root=shards/my-photos", *quick]) == 0
+    assert trained.startswith(program)
+    assert train.main([*shlex.split(trained.removeprefix(program)), "train.max_steps=2", "train.trackers=[]"]) == 0
+    assert main(shlex.split(predicted)[2:]) == 0
+    assert "shelf.mask.png" in capsys.readouterr().out
+
+    assert main(["evaluate", "runs/my-photos", "--split", "train"]) == 2
+    assert "images were trained on" in capsys.readouterr().err
 
 
 def test_the_mistakes_shown_are_what_is_said(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
