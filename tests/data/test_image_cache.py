@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from refseg.data.image_cache import ImageCache
 from refseg.data.transforms import Geometry
@@ -80,6 +81,25 @@ def test_what_is_removed_cut_or_written_over_is_not_there_and_can_be_put_again(
     assert found(cache) == ([0, 1, 2] if in_use and damage is Path.unlink else left)
     fill(make_cache(tmp_path))
     assert found(make_cache(tmp_path)) == [0, 1, 2]
+
+
+def test_a_picture_is_hashed_once_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(tmp_path)
+    file = fill(cache)
+    hashed = []
+    digest = xxhash.xxh3_64_intdigest
+    monkeypatch.setattr(xxhash, "xxh3_64_intdigest", lambda data: hashed.append(data[0]) or digest(data))
+
+    assert found(cache) == found(cache) == found(cache) == [0, 1, 2]
+    assert hashed == [10, 11, 12]  # the first byte of each picture
+    copy = pickle.loads(pickle.dumps(cache))  # as another process gets it
+    assert found(copy) == found(copy) == [0, 1, 2]
+    assert hashed == [10, 11, 12] * 2
+    write_over(file)
+    # What has been compared is not compared again; what is damaged is, each time.
+    later = make_cache(tmp_path)
+    assert found(later) == found(later) == [0, 2]
+    assert hashed[6:] == [10, 11, 12, 11]
 
 
 def test_damage_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
