@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from refseg.errors import RecipeError
-from refseg.model_config import MODEL_CONFIGS, Count, ModelConfig, Natural, Section
+from refseg.model_config import MODEL_CONFIGS, Count, CRFormerConfig, FieldsAbove, ModelConfig, Natural, Section
 
 Geometry = Literal["letterbox", "stretch"]
 Sampling = Literal["ref", "sentence", "images"]
@@ -61,18 +61,23 @@ class DataConfig(Section):
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Disk of each machine for decoded, resized images, below `REFSEG_CACHE`; 0: decode every time."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
-        if self.sampling != "images" and self.expressions_per_image != 1:
+    @field_validator("expressions_per_image")
+    @classmethod
+    def _check_expressions(cls, value: int | str, info: FieldsAbove) -> int | str:
+        sampling = info.data.get("sampling", "images")
+        if sampling != "images" and value != 1:
+            raise ValueError(f'has a meaning only with sampling = "images", not {sampling!r}')
+        return value
+
+    @field_validator("cache_gigabytes")
+    @classmethod
+    def _check_cache(cls, value: float, info: FieldsAbove) -> float:
+        if value and info.data.get("decode") == "device":
             raise ValueError(
-                f'expressions_per_image has a meaning only with sampling = "images", not {self.sampling!r}'
+                f'found {value:g}, but images decoded with decode = "device" do not come back to a cache: set it to 0, '
+                'or decode = "cpu"'
             )
-        if self.decode == "device" and self.cache_gigabytes:
-            raise ValueError(
-                f'cache_gigabytes is {self.cache_gigabytes:g}, but images decoded with decode = "device" do not come '
-                'back to a cache: set it to 0, or decode = "cpu"'
-            )
-        return self
+        return value
 
 
 class TrainConfig(Section):
@@ -133,11 +138,12 @@ class TrainConfig(Section):
     trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ("tensorboard",)
     """Where numbers go besides `metrics.jsonl`, by Accelerate's names; some need a login."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if self.patience and not self.val_every_epochs:
-            raise ValueError("patience counts validations: set val_every_epochs, or leave it out")
-        return self
+    @field_validator("patience")
+    @classmethod
+    def _check_patience(cls, value: int, info: FieldsAbove) -> int:
+        if value and info.data.get("val_every_epochs") == 0:
+            raise ValueError("counts validations: set val_every_epochs, or leave it out")
+        return value
 
 
 class EvalConfig(Section):
@@ -161,19 +167,20 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     """The scoring."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "Recipe":
-        model = self.model
+    @field_validator("data")
+    @classmethod
+    def _check_tokens(cls, value: DataConfig, info: FieldsAbove) -> DataConfig:
+        model = info.data.get("model")  # absent if anything in that section is wrong: then this comes with the next try
         if (
-            model.name == "crformer"
+            isinstance(model, CRFormerConfig)
             and model.reconstruction_weight
-            and self.data.num_tokens > model.reconstruction_positions
+            and value.num_tokens > model.reconstruction_positions
         ):
             raise ValueError(
-                f"data.num_tokens {self.data.num_tokens} is more than model.reconstruction_positions "
+                f"num_tokens {value.num_tokens} is more than model.reconstruction_positions "
                 f"{model.reconstruction_positions}: a longer sentence could not be rebuilt"
             )
-        return self
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as JSON types, nested by section; `make_recipe` takes them back."""
@@ -336,7 +343,7 @@ def _describe(mistake: Mapping[str, Any]) -> str:
         return f"model.name: found {found!r}; {mistake['msg']}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
-        return f"{path}: {message}" if path else message
+        return f"{path}: {message}"
     found = mistake["input"]
     value = str(found).lower() if isinstance(found, bool) else repr(found)
     if kind in _TYPES:

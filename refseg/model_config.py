@@ -1,24 +1,33 @@
 """The recipe's `[model]` section: one class per architecture, told apart by `name`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "darknet53", "tiny"]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FieldsAbove: TypeAlias = Any
+"""pydantic's `ValidationInfo`, a protocol that cannot be checked at run time; `data` holds what is right by itself."""
 
 
 class Section(BaseModel):
     """A section of a recipe: frozen; unknown keys are refused, and values of another type than TOML says they are.
 
-    A whole number will do for a fraction, and a list for a tuple, which TOML has not.
+    A whole number will do for a fraction, and a list for a tuple, which TOML has not. What two keys may not be together
+    is checked with the one that stands below, if the other is right by itself: so such mistakes are listed with all
+    others, which pydantic's validators of whole sections would not do.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -44,11 +53,13 @@ class _AnyModel(Section):
     text_weights: str = ""
     """Safetensors file the text encoder starts from; empty: random."""
 
-    @model_validator(mode="after")
-    def _check_heads(self) -> "_AnyModel":
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
-        return self
+    @field_validator("num_heads")
+    @classmethod
+    def _check_heads(cls, value: int, info: FieldsAbove) -> int:
+        dim = info.data.get("dim", 0)
+        if dim % value:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {value}")
+        return value
 
 
 class FCNetConfig(_AnyModel):
@@ -58,10 +69,10 @@ class FCNetConfig(_AnyModel):
     """Architecture."""
     num_key_channels: Count = 16
     """Channels of the key map, N_k: as many emphases of the expression are made."""
-    key_conv: Literal["plain", "norm_relu"] = "plain"
-    """What makes the key map: a convolution alone, or with batch norm and ReLU."""
     egm: bool = True
     """Make emphases of the expression from the image; without them the words are the decoder's memory."""
+    key_conv: Literal["plain", "norm_relu"] = "plain"
+    """What makes the key map: a convolution alone, or with batch norm and ReLU."""
     egm_heads: Count | None = None
     """Heads of their attention; absent: `num_heads`. 1 gives the one map of emphases by words that the paper names."""
     egm_word_code: Literal["none", "sine"] = "none"
@@ -77,18 +88,29 @@ class FCNetConfig(_AnyModel):
     head: Literal["slim", "plain"] = "slim"
     """Pixel features to a mask: twice up-sampling and a convolution, or once."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "FCNetConfig":
-        if self.ecm and not self.egm:
-            raise ValueError("ecm weighs what egm makes: set egm = true, or both to false")
-        if self.egm_heads and self.dim % self.egm_heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of egm_heads {self.egm_heads}")
-        of = {"egm": ("key_conv", "egm_heads", "egm_word_code"), "ecm": ("ecm_concat", "alpha", "sentence_projection")}
-        for part, keys in of.items():
-            idle = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
-            if idle and not getattr(self, part):
-                raise ValueError(f"{', '.join(idle)}: no meaning with {part} = false; leave it out")
-        return self
+    @field_validator("ecm")
+    @classmethod
+    def _check_ecm(cls, value: bool, info: FieldsAbove) -> bool:
+        if value and info.data.get("egm") is False:
+            raise ValueError("weighs what egm makes: set egm = true, or both to false")
+        return value
+
+    @field_validator("egm_heads")
+    @classmethod
+    def _check_egm_heads(cls, value: int | None, info: FieldsAbove) -> int | None:
+        dim = info.data.get("dim", 0)
+        if value and dim % value:
+            raise ValueError(f"dim {dim} is not a multiple of egm_heads {value}")
+        return value
+
+    @field_validator("key_conv", "egm_heads", "egm_word_code", "ecm_concat", "alpha", "sentence_projection")
+    @classmethod
+    def _check_idle(cls, value: int | str | None, info: FieldsAbove) -> int | str | None:
+        key = str(info.field_name)
+        part = "egm" if key in ("key_conv", "egm_heads", "egm_word_code") else "ecm"
+        if value != cls.model_fields[key].default and info.data.get(part) is False:
+            raise ValueError(f"no meaning with {part} = false; leave it out")
+        return value
 
 
 class CRFormerConfig(_AnyModel):
@@ -109,11 +131,12 @@ class CRFormerConfig(_AnyModel):
     reconstruction_positions: Count = 22
     """Tokens of the longest sentence that can be rebuilt; at least the recipe's `data.num_tokens`."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "CRFormerConfig":
-        if not (self.calibration or self.residual):
-            raise ValueError("residual: no meaning with calibration = false; leave it out")
-        return self
+    @field_validator("residual")
+    @classmethod
+    def _check_residual(cls, value: bool, info: FieldsAbove) -> bool:
+        if not value and info.data.get("calibration") is False:
+            raise ValueError("no meaning with calibration = false; leave it out")
+        return value
 
 
 class LTSConfig(_AnyModel):
@@ -134,13 +157,19 @@ class LTSConfig(_AnyModel):
     location_weight: Weight = 0.1
     """Weight of the locator's loss."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "LTSConfig":
-        if self.locator == "transformer" and self.filter_size != 1:
-            raise ValueError('filter_size is the filter\'s: leave it out with locator = "transformer"')
-        if self.text_encoder == "bigru" and self.text_weights:
-            raise ValueError('text_weights is CLIP\'s: a GRU (text_encoder = "bigru") has no published weights')
-        return self
+    @field_validator("filter_size")
+    @classmethod
+    def _check_filter(cls, value: int, info: FieldsAbove) -> int:
+        if value != 1 and info.data.get("locator") == "transformer":
+            raise ValueError('is the filter\'s: leave it out with locator = "transformer"')
+        return value
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _check_text_weights(cls, value: str, info: FieldsAbove) -> str:
+        if value == "bigru" and info.data.get("text_weights"):
+            raise ValueError('leave text_weights out: a GRU (text_encoder = "bigru") has no published weights')
+        return value
 
 
 class CRISConfig(_AnyModel):

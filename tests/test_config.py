@@ -77,7 +77,7 @@ def test_a_missing_key_is_named(recipe_file: Path) -> None:
         ("data.input_size=100", r"data\.input_size\.0: found 100; input should be a multiple of 32"),
         ("data.expressions_per_image=2", "only with sampling = \"images\", not 'ref'"),
         ("model.dim=130", "dim 130 is not a multiple of num_heads 8"),
-        ("model.egm=false", "ecm weighs what egm makes"),
+        ("model.egm=false", "ecm: weighs what egm makes"),
         ("train.lr=nan", r"train\.lr: found nan"),
         ("train.lr", "expected section.key=value"),
         ("model.image_encoder.x=1", "image_encoder is a value, not a section"),
@@ -126,9 +126,53 @@ def test_every_shipped_recipe_survives_json(name: str) -> None:
     assert make_recipe(json.loads(json.dumps(recipe.to_dict())), where="saved") == recipe
 
 
+def test_what_two_keys_may_not_be_together_is_listed_with_all_other_mistakes(recipe_file: Path) -> None:
+    recipe_file.write_text(
+        """
+        [model]
+        image_encoder = "tiny"
+        dim = 130
+        egm = false
+        egm_heads = 7
+        num_decoder_layers = 0
+        [data]
+        expressions_per_image = 2
+        decode = "device"
+        cache_gigabytes = 1
+        [train]
+        val_every_epochs = 0
+        patience = 2
+        lr = -1
+        """
+    )
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file)
+
+    assert str(error.value).splitlines()[1:] == [
+        "  model.num_heads: dim 130 is not a multiple of num_heads 8",
+        "  model.num_decoder_layers: found 0; input should be greater than or equal to 1",
+        "  model.egm_heads: dim 130 is not a multiple of egm_heads 7",
+        "  model.ecm: weighs what egm makes: set egm = true, or both to false",
+        "  data.root: missing; it has no default",
+        "  data.expressions_per_image: has a meaning only with sampling = \"images\", not 'ref'",
+        '  data.cache_gigabytes: found 1, but images decoded with decode = "device" do not come back to a cache: '
+        'set it to 0, or decode = "cpu"',
+        "  train.lr: found -1; input should be greater than 0",
+        "  train.patience: counts validations: set val_every_epochs, or leave it out",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [["model.dim='x'", "model.num_heads=7"], ["train.val_every_epochs=-1", "train.patience=2"]]
+)
+def test_a_key_is_not_blamed_for_one_that_is_wrong_by_itself(recipe_file: Path, wrong: list[str]) -> None:
+    with pytest.raises(RecipeError, match="found 1 mistake in the recipe"):
+        load_recipe(recipe_file, wrong)
+
+
 def test_decoding_on_the_device_and_the_cache_of_decoded_images_exclude_each_other(recipe_file: Path) -> None:
     assert load_recipe(recipe_file, ["data.decode=device"]).data.decode == "device"
-    with pytest.raises(RecipeError, match=r"data: cache_gigabytes is 1, but images decoded .* do not come back"):
+    with pytest.raises(RecipeError, match=r"data\.cache_gigabytes: found 1, but images decoded .* do not come back"):
         load_recipe(recipe_file, ["data.decode=device", "data.cache_gigabytes=1"])
 
 

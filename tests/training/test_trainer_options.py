@@ -97,7 +97,7 @@ def test_a_run_ends_when_validations_stop_getting_better(overrides: list[str], t
 
 
 def test_patience_without_validation_is_refused(overrides: list[str]) -> None:
-    with pytest.raises(RecipeError, match="patience counts validations"):
+    with pytest.raises(RecipeError, match=r"train\.patience: counts validations"):
         load_recipe("toy-quick", [*overrides, "train.patience=2", "train.val_every_epochs=0"])
 
 
