@@ -2,11 +2,13 @@
 
     python benchmarks/evaluation.py [--images 8] [--masks 21586] [--shared FOLDER]
 
-The first part runs FCNet-R50 with random weights at 480 x 480 on the CPU over pictures with RefCOCO's 7.1 sentences
-each (see `corpus.py`), once as `refseg evaluate` does and once with the image encoded anew for each sentence. Random
-weights leave every probability near one half, where the last bit of a sum decides on a pixel: the counts of both may
-differ by a few. The second part writes a predicted mask for each of as many sentences as RefCOCO's val and test splits
-have, the target moved by some pixels, and times `refseg score` over them.
+The first part runs FCNet-R50 at 480 x 480 on the CPU over pictures with RefCOCO's 7.1 sentences each (see `corpus.py`),
+once as `refseg evaluate` does and once with the image encoded anew for each sentence, and compares their rows under all
+five protocols. Its weights are random, but its last layer is scaled so that masks depend on picture and sentence and
+cover anything from little to most of a picture. In float32 the last bit of a sum depends on how many sentences are
+decoded together, and may turn a pixel that lies on the threshold; in float64, where none lies that close, rows must be
+identical. The second part writes a predicted mask for each of as many sentences as RefCOCO's val and test splits have,
+the target moved by some pixels, and times `refseg score` over them.
 """
 
 import argparse
@@ -32,8 +34,8 @@ from pipelines.options import BuildOptions
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.evaluation.evaluate import evaluate_model
-from refseg.evaluation.protocols import ORIGINAL, PROTOCOLS
-from refseg.evaluation.rows import counts
+from refseg.evaluation.protocols import ORIGINAL, PROTOCOLS, Protocol
+from refseg.evaluation.rows import COUNTED, counts
 from refseg.model_config import FCNetConfig
 from refseg.models import build_model
 from refseg.run_lengths import draw_runs
@@ -69,6 +71,20 @@ class OneByOne(nn.Module):
         return torch.cat(found)
 
 
+class InDouble(nn.Module):
+    """A model of float64 weights, which takes pictures of float32."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.image_mean, self.image_std = model.image_mean, model.image_std
+        self.encode_text, self.decode = model.encode_text, model.decode
+
+    def encode_image(self, images: Tensor) -> Any:
+        """Widen first."""
+        return self.model.encode_image(images.double())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8, help="pictures of the first part; 0: leave it out")
@@ -86,7 +102,7 @@ def main() -> int:
 def build(root: Path, num_train_images: int, shared: Path | None) -> Path:
     """A dataset whose train split has about that many images."""
     material = find_material(shared)
-    num_images = round(num_train_images / TRAIN_SHARE)
+    num_images = max(num_train_images + 3, round(num_train_images / TRAIN_SHARE))  # of 20 the first 3 are not train
     write_annotations(material, root, num_images)
     images = copy_images(material, root, num_images)
     build_dataset(BuildOptions(dataset=DATASET, annotations=root, images=images, out=root / "shards", workers=2))
@@ -96,29 +112,86 @@ def build(root: Path, num_train_images: int, shared: Path | None) -> Path:
 
 def compare_encoding(shards: Path) -> None:
     index = ManifestIndex.open(shards, ["train"])
-    torch.manual_seed(0)
-    model = build_model(FCNetConfig(image_encoder="clip_resnet50"), input_size=SIZE)
-    seconds, rows = {}, {}
-    for name, evaluated in (("shared", model), ("one by one", OneByOne(model))):
-        started = time.perf_counter()
-        rows[name] = evaluate_model(
-            evaluated,
-            index,
-            accelerator=Accelerator(cpu=True),
-            geometry=Geometry(kind="letterbox", size=SIZE),
-            num_tokens=17,
-            images_per_batch=1,
-        )
-        seconds[name] = time.perf_counter() - started
+    model = build_spread_model(index)
+    every = list(PROTOCOLS.values())
+    seconds: dict[str, float] = {}
+    of_cpu: dict[str, float] = {}
+    rows: dict[str, pa.Table] = {}
+    for name, evaluated, protocols in (
+        ("shared, original", model, [ORIGINAL]),
+        ("shared, all five", model, every),
+        ("one by one, all five", OneByOne(model), every),
+    ):
+        started, cpu_started = time.perf_counter(), time.process_time()
+        rows[name] = evaluate(evaluated, index, protocols)
+        seconds[name], of_cpu[name] = time.perf_counter() - started, time.process_time() - cpu_started
+    shared, one_by_one = rows["shared, all five"], rows["one by one, all five"]
+    areas = counts(shared, ORIGINAL, "predicted_area") / (shared["height"].to_numpy() * shared["width"].to_numpy())
     print(
         f"{index.num_images} images, {index.num_sentences} sentences, FCNet-R50 at 480 x 480, "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} threads; masks cover {areas.min():.0%} to {areas.max():.0%} of a picture, in the "
+        f"middle {np.median(areas):.0%}"
     )
     for name, taken in seconds.items():
-        print(f"  {name:12} {taken:7.1f} s  {index.num_sentences / taken:6.2f} sentences/s")
-    print(f"  ratio        {seconds['one by one'] / seconds['shared']:7.2f}    (aim: 2.5)")
-    found = [counts(table, ORIGINAL, "predicted_area") for table in rows.values()]
-    print(f"  predicted areas differ by {np.abs(found[0] - found[1]).max()} pixels of {found[0].max():,} at most")
+        rate = index.num_sentences / taken
+        print(f"  {name:21} {taken:7.1f} s  {rate:6.2f} sentences/s  {of_cpu[name]:7.1f} CPU-seconds")
+    for title, above, below, aim in (
+        ("one by one, of shared", "one by one, all five", "shared, all five", "    (aim: 2.5)"),
+        ("all five, of original", "shared, all five", "shared, original", ""),
+    ):
+        by_cpu = of_cpu[above] / of_cpu[below]
+        print(f"  {title} {seconds[above] / seconds[below]:7.2f}    by CPU-seconds {by_cpu:.2f}{aim}")
+    print(f"  rows in float32: {compare_rows(shared, one_by_one)}")
+    first = np.array([0])
+    wide = InDouble(model.double())
+    exact = [evaluate(each, index, every, only_images=first) for each in (wide, OneByOne(wide))]
+    print(f"  rows in float64: {compare_rows(*exact)}, of the first image")
+
+
+def build_spread_model(index: ManifestIndex) -> Any:
+    """FCNet-R50 with random weights whose logits over the first picture's sentences have mean 0 and deviation 4."""
+    torch.manual_seed(0)
+    model: Any = build_model(FCNetConfig(image_encoder="clip_resnet50"), input_size=SIZE)
+    seen: list[Tensor] = []
+    hook = model.head.register_forward_hook(lambda *given: seen.append(given[-1]))
+    evaluate(model, index, [ORIGINAL], only_images=np.array([0]))
+    hook.remove()
+    logits = torch.cat(seen)
+    last = model.head.predict
+    with torch.no_grad():
+        gain = 4 / logits.std()
+        last.weight.mul_(gain)
+        last.bias.sub_(logits.mean()).mul_(gain)
+    return model
+
+
+def evaluate(
+    model: Any, index: ManifestIndex, protocols: list[Protocol], *, only_images: np.ndarray | None = None
+) -> pa.Table:
+    return evaluate_model(
+        model,
+        index,
+        accelerator=Accelerator(cpu=True),
+        geometry=Geometry(kind="letterbox", size=SIZE),
+        num_tokens=17,
+        images_per_batch=1,
+        protocols=protocols,
+        only_images=only_images,
+    )
+
+
+def compare_rows(first: pa.Table, second: pa.Table) -> str:
+    """Say how many rows are the same under all five protocols, and how far apart the others are."""
+    if first.equals(second):
+        return f"all {len(first)} identical under all five protocols"
+    apart = np.stack(
+        [
+            np.abs(counts(first, each, name) - counts(second, each, name))
+            for each in PROTOCOLS.values()
+            for name in COUNTED
+        ]
+    ).max(axis=0)
+    return f"{np.count_nonzero(apart == 0)} of {len(first)} identical, the others at most {apart.max()} pixels apart"
 
 
 def time_scoring(shards: Path) -> None:
