@@ -13,7 +13,7 @@ from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import counts
 from refseg.evaluation.scores import ratios, row_ious
 
-_WORDS = (("1–2 words", 1.0), ("3–4", 3.0), ("5–6", 5.0), ("7–9", 7.0), ("10 and more", 10.0))
+_WORDS = (("up to 2 words", 0.0), ("3–4", 3.0), ("5–6", 5.0), ("7–9", 7.0), ("10 and more", 10.0))
 _SHARES = (("under 1 %", 0.0), ("1–3 %", 0.01), ("3–10 %", 0.03), ("10–30 %", 0.1), ("over 30 %", 0.3))
 _DISTRACTORS = (("none", 0.0), ("1", 1.0), ("2", 2.0), ("3 and more", 3.0))
 

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xxhash
+from safetensors.torch import load_file, save_file
 
 from refseg.cli import main
+from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.results import Results, load_results, save_results
 from refseg.evaluation.scores import score
 
@@ -54,21 +58,40 @@ def test_validation_in_training_and_evaluation_give_the_same_scores(evaluated: P
     assert scores["scores"] == pytest.approx({name: validated[name] for name in scores["scores"]}, abs=1e-4)
 
 
-def test_two_processes_give_the_rows_of_one(evaluated: Path, tmp_path: Path) -> None:
+def with_fuller_masks(run: Path, copy: Path) -> Path:
+    """A copy of a run whose last layer says yes more often: after 12 steps it draws nothing at one half."""
+    shutil.copytree(run / "checkpoints" / "step-00000012", copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["head.predict.bias"] += 4
+    save_file(weights, copy / "model.safetensors")
+    state = read(copy / "state.json")
+    digest = xxhash.xxh3_128_hexdigest((copy / "model.safetensors").read_bytes())
+    state["files"]["model.safetensors"] = {"num_bytes": (copy / "model.safetensors").stat().st_size, "xxh3_128": digest}
+    (copy / "state.json").write_text(json.dumps(state))
+    return copy
+
+
+def test_two_processes_give_the_rows_of_one_under_every_protocol(toy_run: Path, tmp_path: Path) -> None:
+    checkpoint = with_fuller_masks(toy_run, tmp_path / "step-00000012")
+    asked = ["evaluate", str(checkpoint), "--protocol", "all", "--save-predictions"]
+    assert main([*asked, "--out", str(tmp_path / "one")]) == 0
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER", "WORLD"))}
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml"),
-        "-m", "refseg", "evaluate", str(evaluated), "--save-predictions", "--out", str(tmp_path), "--json",
+        "-m", "refseg", *asked, "--out", str(tmp_path / "two"), "--json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean, timeout=300, check=False)
 
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)  # one process speaks
     assert printed["num_processes"] == 2
-    one = pq.read_table(evaluated / "evaluation" / "rows-toy.refseg-val.parquet")
-    two = pq.read_table(tmp_path / "rows-toy.refseg-val.parquet")
+    one, two = (
+        pq.read_table(tmp_path / folder / "rows-toy.refseg-val-original+cris+lavt+lisa+rela.parquet")
+        for folder in ("one", "two")
+    )
     assert two.equals(one, check_metadata=True)
+    assert all(np.any(one.column(f"{name}_intersection").to_numpy()) for name in PROTOCOLS)
 
 
 def test_scores_are_printed_with_their_rules(

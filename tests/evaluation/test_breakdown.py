@@ -20,11 +20,11 @@ def rows(*entries: tuple[str, int, int, int]) -> pa.Table:
 
 
 def test_sentences_are_grouped_by_their_words() -> None:
-    table = rows(("cat", 1, 2, 1), ("black cat", 3, 4, 1), ("the black cat", 1, 4, 1), ("a b c d e f g h i j", 1, 1, 1))
+    table = rows(("", 1, 2, 1), ("black cat", 3, 4, 1), ("the black cat", 1, 4, 1), ("a b c d e f g h i j", 1, 1, 1))
 
     groups = by_sentence_length(table, ORIGINAL)
 
-    assert [(g.name, g.num_sentences) for g in groups] == [("1–2 words", 2), ("3–4", 1), ("10 and more", 1)]
+    assert [(g.name, g.num_sentences) for g in groups] == [("up to 2 words", 2), ("3–4", 1), ("10 and more", 1)]
     assert groups[0].mean_iou == (0.5 + 0.75) / 2
     assert groups[0].overall_iou == 4 / 6
 
