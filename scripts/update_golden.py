@@ -18,7 +18,8 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.config import load_recipe
 from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_metrics
-from refseg.training.trainer import step_seed, train
+from refseg.training.step import step_seed
+from refseg.training.trainer import train
 
 SAMPLE_GOLDEN = sample_folder().parent / "sample_golden.json"
 TOY_RECIPE = Path(__file__).parents[1] / "tests" / "golden" / "toy_loss.toml"

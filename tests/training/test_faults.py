@@ -18,7 +18,7 @@ from refseg.config import load_recipe
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, DatasetError, TrainingError
-from refseg.training import trainer
+from refseg.training import step, trainer
 from refseg.training.checkpoint import latest_checkpoint, load_checkpoint
 from refseg.training.rank_death import named_rank_death
 from refseg.training.run_files import MetricsLog, read_metrics
@@ -91,10 +91,10 @@ def test_a_batch_with_nan_ends_the_run_and_spoils_no_checkpoint(
     overrides: list[str], tmp_path: Path, before_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe("toy-quick", [*overrides, *QUIET, "train.log_every_steps=100"])
-    normalise = trainer.normalise
+    normalise = step.normalise
 
     def spoil(running: trainer._Trainer) -> None:
-        monkeypatch.setattr(trainer, "normalise", lambda *given: normalise(*given) * torch.nan)
+        monkeypatch.setattr(step, "normalise", lambda *given: normalise(*given) * torch.nan)
 
     before_step(5, spoil)
 

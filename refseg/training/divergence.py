@@ -1,0 +1,48 @@
+"""The end of a run whose loss, gradient or weights stopped being numbers."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refseg.errors import TrainingError
+from refseg.training.checkpoint import list_checkpoints
+
+
+def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int) -> None:
+    """Look at what a window of steps summed up.
+
+    Args:
+        loss_sum: Of the losses.
+        norm_sum: Of the gradient's norms.
+        out: The run's folder, whose last checkpoint is named.
+        step: Steps done.
+
+    Raises:
+        TrainingError: If one of them is no number.
+    """
+    if not math.isfinite(loss_sum):
+        raise _divergence(f"the loss became {loss_sum}", out, step)
+    if not math.isfinite(norm_sum):
+        raise _divergence(f"the gradient's norm became {norm_sum}", out, step)
+
+
+def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step: int) -> None:
+    """Look at the weights that a checkpoint is to hold; the rest as of `refuse_non_finite`.
+
+    Raises:
+        TrainingError: If one of them is no number.
+    """
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise _divergence(f"weights stopped being numbers ({name})", out, step)
+
+
+def _divergence(what: str, out: Path, step: int) -> TrainingError:
+    folders = list_checkpoints(out)
+    last = f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
+    return TrainingError(
+        f"{what} at or shortly before step {step}; {last}; try a smaller train.lr, or set train.clip_norm"
+    )

@@ -1,0 +1,75 @@
+"""What a run trains, and on what, made from its recipe: the model on its device, the loader of this rank's batches."""
+
+import torch
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+
+from refseg.config import Recipe
+from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
+from refseg.data.transforms import Geometry
+from refseg.errors import RecipeError
+from refseg.models import build_model
+from refseg.models.model import SegmentationModel
+from refseg.models.weights import load_pretrained
+from refseg.training.start_weights import StartWeights
+
+
+def build_start_model(
+    recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, goes_on: bool
+) -> SegmentationModel:
+    """Build the model with its start weights on the device, the same on every rank.
+
+    Args:
+        recipe: Of the run.
+        accelerator: Knows the device.
+        start: Weights of another training; None: pretrained ones that the recipe names, and random ones.
+        goes_on: A checkpoint's weights will follow: none are read.
+
+    Raises:
+        CheckpointError: If weights do not fit.
+    """
+    torch.manual_seed(recipe.train.seed)
+    model = build_model(recipe.model, input_size=recipe.data.input_size)
+    if start is not None:
+        start.put_into(model)
+    elif not goes_on:
+        load_pretrained(model, recipe.model)
+    if recipe.train.batchnorm == "sync" and accelerator.num_processes > 1:
+        model = convert_sync_batchnorm(model)
+    if accelerator.device.type == "cuda":
+        return model.to(memory_format=torch.channels_last).to(accelerator.device)
+    return model
+
+
+def build_loader(recipe: Recipe, index: ManifestIndex, geometry: Geometry, accelerator: Accelerator) -> RefLoader:
+    """Build the loader of this rank's share of each global batch.
+
+    Raises:
+        RecipeError: If the processes cannot share a batch evenly.
+        UsageError: If there are fewer samples than a batch has.
+    """
+    data, config = recipe.data, recipe.train
+    if config.global_batch % accelerator.num_processes:
+        raise RecipeError(
+            f"train.global_batch: {config.global_batch} cannot be shared evenly by {accelerator.num_processes} "
+            "processes; take a multiple"
+        )
+    return RefLoader(
+        index,
+        geometry=geometry,
+        sampling=data.sampling,
+        expressions_per_image=data.expressions_per_image,
+        global_batch=config.global_batch,
+        num_tokens=data.num_tokens,
+        trim_tokens=not config.compile,  # exact: text is causal and padding is masked
+        seed=config.seed,
+        shuffle=True,
+        remainder=data.remainder,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+        worker_kind=data.worker_kind,
+        decode=data.decode,
+        cache_bytes=int(data.cache_gigabytes * 1e9),
+    )

@@ -1,0 +1,172 @@
+"""One step of the optimiser: a pure function of weights, optimiser state, batch, seed, step and rank."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from refseg.config import Recipe
+from refseg.data.batch import Batch
+from refseg.data.transforms import normalise
+from refseg.models.model import SegmentationModel
+from refseg.training.averaging import WeightAverage
+from refseg.training.checkpoint import AVERAGE_NAME, MODEL_NAME, load_optimizer, load_weights
+from refseg.training.compilation import CompiledModel
+from refseg.training.losses import LossWeights, training_loss
+from refseg.training.micro_batches import split_batch
+from refseg.training.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_state,
+    match_layouts,
+    set_learning_rate,
+)
+
+
+class OptimizerStep:
+    """All that a step changes: the model's weights, their average, the state of optimiser and scaler.
+
+    Attributes:
+        model: The model itself, for checkpoints.
+        average: Of its weights, where the recipe wants one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: SegmentationModel, accelerator: Accelerator, *, steps_per_epoch: int
+    ) -> None:
+        """Wrap a model for training.
+
+        Args:
+            recipe: Of the run.
+            model: With the weights to start from, on the device.
+            accelerator: Of this process.
+            steps_per_epoch: For the schedule.
+        """
+        self.model = model
+        self._recipe = recipe
+        self._accelerator = accelerator
+        self._steps_per_epoch = steps_per_epoch
+        optimizer = build_optimizer(recipe.train, model.parameter_groups(), device=accelerator.device.type)
+        trained: torch.nn.Module = model
+        if recipe.train.compile:
+            trained = CompiledModel(model, fixed_sentences=recipe.data.expressions_per_image == 1)
+        self._wrapped, self._optimizer = accelerator.prepare(trained, optimizer)
+        decay = recipe.train.ema_decay
+        self.average = WeightAverage(model, decay=decay) if decay else None
+
+    @property
+    def result(self) -> SegmentationModel:
+        """What is validated and kept as the result: the average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def take(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
+        """Take a step.
+
+        Args:
+            batch: This rank's share.
+            step: Its number, from 0.
+
+        Returns:
+            The rank's share of the loss; and the gradient's norm, where it is clipped and must be finite.
+        """
+        config = self._recipe.train
+        torch.manual_seed(step_seed(config.seed, step, self._accelerator.process_index))
+        set_learning_rate(self._optimizer, self._learning_rate_factor(step))
+        parts = split_batch(batch, config.accumulate_steps)
+        total = torch.zeros((), device=self._accelerator.device)
+        for number, part in enumerate(parts, 1):
+            # Gradients are exchanged once a step, with the last part.
+            with nullcontext() if number == len(parts) else self._accelerator.no_sync(self._wrapped):
+                total += self._backward(part)
+        if self._accelerator.device.type == "cuda":
+            match_layouts(self._optimizer)
+        norm = None
+        if config.clip_norm:
+            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        # With a scaler an infinite norm only lowers the scale, and the step is left out.
+        return total, norm if self._accelerator.scaler is None else None
+
+    def train_mode(self) -> None:
+        """Go to training mode, in which frozen batch norms keep their statistics."""
+        self._wrapped.train()
+        if self._recipe.train.batchnorm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """`lr` and `lr_backbone` of a step, counted from 0."""
+        config, factor = self._recipe.train, self._learning_rate_factor(step)
+        return {"lr": config.lr * factor, "lr_backbone": config.lr * config.backbone_lr_scale * factor}
+
+    def share_buffers(self) -> None:
+        """Give all ranks rank 0's BatchNorm statistics, as each step of DistributedDataParallel does at its start.
+
+        They are those of rank 0's samples, and what checkpoints hold; the ranks differ by the last step's update.
+        """
+        if self._accelerator.num_processes > 1:
+            averaged = [] if self.average is None else self.average.model.buffers()
+            for buffer in (*self.model.buffers(), *averaged):
+                torch.distributed.broadcast(buffer, src=0)
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """State dicts by the file of a checkpoint that holds them."""
+        named: dict[str, Mapping[str, Tensor]] = {MODEL_NAME: self.model.state_dict()}
+        if self.average is not None:
+            named[AVERAGE_NAME] = self.average.model.state_dict()
+        return named
+
+    def optimizer_states(self) -> dict[str, Any]:
+        """State dicts of optimiser and scaler."""
+        scaler = self._accelerator.scaler
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint, whose weights the model has already.
+
+        Raises:
+            CheckpointError: If the average does not fit.
+        """
+        if self.average is not None:
+            load_weights(self.average.model, folder, averaged=True)
+        states = load_optimizer(folder)
+        load_optimizer_state(self._optimizer.optimizer, states["optimizer"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(states["scaler"])
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of a batch or a part of it; returns its share of the loss."""
+        images = normalise(batch.images, self.model.image_mean, self.model.image_std)
+        output = self._wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
+        loss = training_loss(
+            output,
+            batch.masks,
+            LossWeights.of(self._recipe),
+            is_pad=batch.is_pad,
+            num_global=batch.num_global,
+            num_processes=self._accelerator.num_processes,
+        )
+        self._accelerator.backward(loss)
+        return loss.detach()
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self._recipe.train, step, steps_per_epoch=self._steps_per_epoch)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the random generators in one step of one rank: unrelated for neighbours, equal on every machine."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")

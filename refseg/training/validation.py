@@ -1,0 +1,96 @@
+"""Validation while training goes on: when it is due, how it is done, and when there is no more to hope for."""
+
+import logging
+import time
+from typing import Any
+
+from accelerate import Accelerator
+
+from refseg.config import Recipe
+from refseg.data.index import ManifestIndex
+from refseg.data.transforms import Geometry
+from refseg.errors import RecipeError, UsageError
+from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.protocols import find_protocol
+from refseg.evaluation.scores import Scores, score
+from refseg.models.model import SegmentationModel
+from refseg.training.checkpoint_state import Best
+from refseg.training.validation_images import choose_images
+
+logger = logging.getLogger(__name__)
+
+
+class Validation:
+    """The recipe's validation of a run.
+
+    Attributes:
+        digest: Of the dataset; empty where the recipe wants no validation.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        """Open what is validated on, if anything is.
+
+        Raises:
+            DatasetError: If the dataset is unusable.
+            RecipeError: If it has no such split.
+        """
+        self._recipe = recipe
+        self._accelerator = accelerator
+        self._index = _open_index(recipe) if recipe.train.val_every_epochs else None
+        self.digest = "" if self._index is None else self._index.descriptor.digest
+
+    def is_due(self, step: int, *, steps_per_epoch: int) -> bool:
+        """Whether it comes after a step."""
+        every = self._recipe.train.val_every_epochs
+        epoch, into_epoch = divmod(step, steps_per_epoch)
+        return every > 0 and into_epoch == 0 and (epoch % every == 0 or epoch == self._recipe.train.epochs)
+
+    def is_out_of_patience(self, step: int, best: Best | None, *, steps_per_epoch: int) -> bool:
+        """Whether the last validations were not better, as of a step after which there was one."""
+        config = self._recipe.train
+        if not config.patience or best is None or not self.is_due(step, steps_per_epoch=steps_per_epoch):
+            return False
+        if (step - best.step) // (steps_per_epoch * config.val_every_epochs) < config.patience:
+            return False
+        logger.info("no better validation for %d: the run ends here", config.patience)
+        return True
+
+    def score(self, model: SegmentationModel, geometry: Geometry) -> tuple[Scores, dict[str, Any]]:
+        """Score a model, which is the same on all processes, on all of them together.
+
+        Returns:
+            The scores, and their line of `metrics.jsonl`.
+        """
+        assert self._index is not None
+        started = time.perf_counter()
+        recipe = self._recipe
+        rows = evaluate_model(
+            model,
+            self._index,
+            accelerator=self._accelerator,
+            geometry=geometry,
+            num_tokens=recipe.data.num_tokens,
+            images_per_batch=recipe.eval.images_per_batch,
+            num_workers=recipe.data.num_workers,
+            decode=recipe.data.decode,
+            protocols=[find_protocol(recipe.eval.protocol)],
+            only_images=choose_images(self._index, recipe.train.val_images),
+        )
+        scores = score(rows, find_protocol(recipe.eval.protocol))
+        line = {
+            "split": recipe.data.val_split,
+            **scores.by_name(),
+            "num_sentences": scores.num_sentences,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        return scores, line
+
+
+def _open_index(recipe: Recipe) -> ManifestIndex:
+    try:
+        return ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
+    except UsageError as error:
+        raise RecipeError(
+            f"data.val_split: {error}; name one with data.val_split=, or train without validation: "
+            "train.val_every_epochs=0"
+        ) from error
