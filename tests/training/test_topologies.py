@@ -9,6 +9,7 @@ import pyarrow.feather as feather
 import pytest
 
 from refseg.config import load_recipe
+from refseg.evaluation.protocols import PROTOCOLS
 from refseg.training import trainer
 from refseg.training.checkpoint import read_state
 from tests.training.test_training_runs import TWO_PROCESSES, start, trace
@@ -63,7 +64,10 @@ def test_processes_and_machines_change_no_score_and_no_loss(
     assert len(expected) == 20
     rows = feather.read_table(tmp_path / "1" / "rows.arrow")
     assert len(rows) > 20
-    assert any(name.endswith("predicted_counts") for name in rows.column_names)
+    kept = [name for name in rows.column_names if name.endswith("_predicted_counts")]
+    assert kept == [f"{name}_predicted_counts" for name in PROTOCOLS]
+    for name in PROTOCOLS:  # none of which compares empty masks alone, so that equal says something
+        assert rows.column(f"{name}_intersection").to_numpy().sum() > 0, name
     for name in launches:
         assert [line["loss"] for line in trace(tmp_path / name)] == pytest.approx(expected, abs=1e-5), name
         assert feather.read_table(tmp_path / name / "rows.arrow").equals(rows, check_metadata=True), name
