@@ -1,0 +1,192 @@
+"""Compares the losses and scores of two commits, in the current environment: `scripts/compare_loss A [B]`.
+
+Each commit draws and builds the toy dataset and trains on it by its own code, from a worktree that is removed again,
+by the recipe `tests/golden/toy_loss.toml` of this checkout. B is the working tree if it is left out.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPE = Path(__file__).resolve().parents[1] / "tests" / "golden" / "toy_loss.toml"
+_COMMANDS = (
+    ["refseg.cli", "toy", "--out", "source", "--images", "60", "--size", "96", "--seed", "0"],
+    ["refseg.cli", "build-shards", "toy/refseg", "--annotations", "source", "--out", "shards", "--workers", "1"],
+    ["refseg.train", str(RECIPE), "--out", "run"],
+)  # fmt: skip
+"""The module whose `main` is called, and its arguments: a commit's command line changes less often than its inside."""
+_CALL = """
+import importlib, pathlib, sys
+tree, module, *arguments = sys.argv[1:]
+import pipelines, refseg
+for package in (pipelines, refseg):
+    if not pathlib.Path(package.__file__).resolve().is_relative_to(pathlib.Path(tree).resolve()):
+        sys.exit(f"{package.__file__}: another code than that of {tree} was imported")
+sys.argv = [module, *arguments]
+sys.exit(importlib.import_module(module).main(arguments))
+"""
+
+
+class CompareError(Exception):
+    """A side that cannot be run; says which and why."""
+
+
+class CommitError(CompareError):
+    """What was named is no commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a training gave.
+
+    Attributes:
+        name: Of the commit.
+        losses: By step, from the first.
+        scores: `oIoU` and `mIoU` at the end.
+    """
+
+    name: str
+    losses: list[float]
+    scores: dict[str, float]
+
+
+def run_tree(tree: Path, name: str) -> Trace:
+    """Draw, build and train by the code of a folder.
+
+    Args:
+        tree: A checkout.
+        name: For messages.
+
+    Raises:
+        CompareError: If a command fails, or other code than the folder's was imported.
+    """
+    # The environment has refseg installed, editable or not: what PYTHONPATH names is found before it.
+    environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1"}
+    with tempfile.TemporaryDirectory(prefix="compare_loss-") as folder:
+        environ["REFSEG_CACHE"] = f"{folder}/cache"
+        for command in _COMMANDS:
+            call = [sys.executable, "-c", _CALL, str(tree), *command]
+            done = subprocess.run(call, cwd=folder, env=environ, capture_output=True, text=True)
+            if done.returncode:
+                raise CompareError(f"{name}: {' '.join(command)}: exit code {done.returncode}\n{done.stderr.strip()}")
+        text = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return Trace(
+        name=name,
+        losses=[line["loss"] for line in lines if line["kind"] == "train"],
+        scores={score: lines[-1][score] for score in ("oIoU", "mIoU")},
+    )
+
+
+def find_commit(repository: Path, commit: str) -> str:
+    """The full hash of a commit.
+
+    Raises:
+        CommitError: If there is none.
+    """
+    command = [
+        "git",
+        "-C",
+        str(repository),
+        "rev-parse",
+        "--verify",
+        "--quiet",
+        "--end-of-options",
+        f"{commit}^{{commit}}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CommitError(f"{commit}: found no such commit in {repository}; expected a hash, a tag or a branch")
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def worktree(repository: Path, commit: str) -> Iterator[Path]:
+    """A checkout of a commit, which is gone afterwards however this ends short of SIGKILL."""
+    with tempfile.TemporaryDirectory(prefix="compare_loss-tree-") as folder:
+        tree = Path(folder) / "tree"
+        git = ["git", "-C", str(repository), "worktree"]
+        try:
+            subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=False)
+
+
+def describe(a: Trace, b: Trace) -> str:
+    """A table of both, and how far they are from each other."""
+    lines = [f"step  {a.name:>12}  {b.name:>12}  difference"]
+    for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=False), 1):
+        lines.append(f"{step:4d}  {x:12.8f}  {y:12.8f}  {'' if x == y else f'{y - x:+.1e}'}".rstrip())
+    for score, x in a.scores.items():
+        y = b.scores[score]
+        lines.append(f"{score}  {x:12.8f}  {y:12.8f}  {'' if x == y else f'{y - x:+.1e}'}".rstrip())
+    if len(a.losses) != len(b.losses):
+        lines.append(f"{len(a.losses)} steps against {len(b.losses)}")
+    pairs = list(zip(a.losses, b.losses, strict=False))
+    first = next((step for step, (x, y) in enumerate(pairs, 1) if x != y), None)
+    if first is None:
+        lines.append("all losses are equal to the bit")
+    else:
+        absolute = max(abs(y - x) for x, y in pairs)
+        relative = max(_share(x, y) for x, y in pairs)
+        lines.append(f"losses differ from step {first} on: by {absolute:.1e} at most, {relative:.1e} of the loss")
+    return "\n".join(lines)
+
+
+def distance(a: Trace, b: Trace) -> float:
+    """Largest difference of a loss as a share of it, and of a score as it is; infinite for other numbers of steps."""
+    if len(a.losses) != len(b.losses):
+        return float("inf")
+    shares = [_share(x, y) for x, y in zip(a.losses, b.losses, strict=True)]
+    return max(*shares, *(abs(a.scores[score] - b.scores[score]) for score in a.scores))
+
+
+def _share(x: float, y: float) -> float:
+    return abs(y - x) / max(abs(x), 1e-12)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare.
+
+    Returns:
+        0 if equal (to the bit, or within the tolerance), 1 if not or a commit cannot be run, 2 wrong usage.
+    """
+    parser = argparse.ArgumentParser(prog="scripts/compare_loss", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("a", metavar="A", help="a commit")
+    parser.add_argument("b", metavar="B", nargs="?", help="another (default: the working tree)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="largest difference of a loss, as a share of it, and of a score (default: none)",
+    )
+    args = parser.parse_args(argv)
+    repository = Path(__file__).resolve().parents[1]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worktrees are removed
+    try:
+        commits = [find_commit(repository, name) for name in (args.a, args.b) if name is not None]
+        traces = []
+        for commit in commits:
+            with worktree(repository, commit) as tree:
+                traces.append(run_tree(tree, commit[:12]))
+        if len(traces) == 1:
+            traces.append(run_tree(repository, "working tree"))
+    except CompareError as error:
+        print(f"scripts/compare_loss: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, CommitError) else 1
+    print(describe(*traces))
+    return 0 if distance(*traces) <= args.tolerance else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
