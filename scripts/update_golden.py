@@ -25,18 +25,20 @@ SAMPLE_GOLDEN = sample_folder().parent / "sample_golden.json"
 TOY_RECIPE = Path(__file__).parents[1] / "tests" / "golden" / "toy_loss.toml"
 TOY_GOLDEN = TOY_RECIPE.with_suffix(".json")
 TOLERANCES = {
-    "first_loss": {
+    "early_loss": {
+        "steps": 5,
         "relative": 1e-5,
-        "why": "before any update machines differ by the order of sums alone: 2e-7 was the most (see `loss`)",
+        "why": "machines differ by the order of sums: 1e-6 was the most (see `loss`); a rate 1 % higher makes 4e-5",
     },
     "loss": {
         "relative": 1e-3,
-        "why": "Adam makes more of it step by step: 1.4e-4 was the most over 1 and 2 threads, torch's kernels for "
-        "AVX-512, AVX2 and no vectors, oneDNN for SSE4.1 and none at all, MKL's compatible mode",
+        "why": "Adam makes more of it step by step: 3e-4 was the most over 1 and 2 threads, torch's kernels for "
+        "AVX-512, AVX2 and no vectors, oneDNN for AVX-512, AVX2, SSE4.1 and none at all, MKL's compatible mode, and "
+        "torch 2.11 and 2.15, which gave equal bits; a loss weight 1 % higher makes 5e-3",
     },
     "scores": {
-        "absolute": 2e-4,
-        "why": "2e-5 was the most over the same; a momentum of batch norm of 0.11 for 0.1 makes 1e-3",
+        "absolute": 5e-4,
+        "why": "1.6e-4 was the most over the same; a momentum of batch norm of 0.11 for 0.1 makes 1e-3",
     },
 }
 """How far another machine may be from the golden run, and why so far."""
@@ -95,6 +97,7 @@ def toy_facts(work: Path) -> dict[str, Any]:
         },
         "recipe": {**recipe, "data": {**recipe["data"], "root": "shards"}},
         "tolerances": TOLERANCES,
+        "dataset_digest": environment["dataset_digest"],
         "step_seeds": [step_seed(0, step, rank) for step, rank in ((0, 0), (1, 0), (1, 1))],
         "loss": [line["loss"] for line in lines if line["kind"] == "train"],
         "scores": {name: lines[-1][name] for name in ("oIoU", "mIoU")},
