@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def compare(repository: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=repository, env=environ, capture_output=True, text=True, timeout=300)
 
 
-def trace(*losses: float, score: float = 0.5) -> "compare_loss.Trace":
+def trace(*losses: float, score: float = 0.5) -> Any:
     return compare_loss.Trace(name="it", losses=list(losses), scores={"oIoU": score, "mIoU": score})
 
 
