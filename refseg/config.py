@@ -111,6 +111,8 @@ class TrainConfig(Section):
     """Steps over which the rate rises in a line to its value."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0: no clipping."""
+    divergence_factor: Annotated[float, Field(ge=0)] = 10.0
+    """Times the first logged loss (at least 1) at which the run ends as diverged; 0: only where it is no number."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Average the weights with this decay per step, and validate and keep the average; 0: no averaging."""
     precision: Precision = "no"

@@ -1,4 +1,4 @@
-"""The end of a run whose loss, gradient or weights stopped being numbers."""
+"""The end of a run whose loss, gradient or weights stopped being numbers, or whose loss grew beyond measure."""
 
 import math
 from collections.abc import Mapping
@@ -27,6 +27,30 @@ def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int)
         raise _divergence(f"the loss became {loss_sum}", out, step)
     if not math.isfinite(norm_sum):
         raise _divergence(f"the gradient's norm became {norm_sum}", out, step)
+
+
+def refuse_divergence(loss: float, first_loss: float | None, *, factor: float, out: Path, step: int) -> None:
+    """Compare a window's mean loss with that of the run's first.
+
+    A first loss below 1 counts as 1, about what a model that knows nothing has: fine-tuning begins with losses so low
+    that one odd batch is many times as much.
+
+    Args:
+        loss: Mean of the steps since the last line of the log.
+        first_loss: Mean of the run's first window; None: that has not ended.
+        factor: How many times as much is a divergence; 0: nothing is.
+        out: As of `refuse_non_finite`.
+        step: As of `refuse_non_finite`.
+
+    Raises:
+        TrainingError: If the loss is more than that.
+    """
+    if factor and first_loss is not None and loss > factor * max(first_loss, 1.0):
+        raise _divergence(
+            f"the loss became {loss:.4g} from {first_loss:.4g} in the beginning (train.divergence_factor {factor:g})",
+            out,
+            step,
+        )
 
 
 def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step: int) -> None:

@@ -16,7 +16,7 @@ _MAY_CHANGE = {
     "data.root", "data.val_root", "data.num_workers", "data.worker_kind", "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "train.compile", "train.accumulate_steps", "train.patience", "train.trackers",
-    "train.init_from",
+    "train.divergence_factor", "train.init_from",
     "eval.images_per_batch",
 }  # fmt: skip
 """Keys that may differ on resume: none of them moves a weight any more, except that batch norms see the parts in which

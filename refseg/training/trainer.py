@@ -36,7 +36,7 @@ from refseg.training.checkpoint import (
     write_best,
 )
 from refseg.training.checkpoint_state import Best, CheckpointState
-from refseg.training.divergence import refuse_non_finite, refuse_non_finite_weights
+from refseg.training.divergence import refuse_divergence, refuse_non_finite, refuse_non_finite_weights
 from refseg.training.launch import start_accelerator
 from refseg.training.preemption import Preemption
 from refseg.training.rank_death import named_rank_death
@@ -171,6 +171,13 @@ class _Trainer:
         leave = may_ask and not is_last and preemption.is_asked(self.accelerator)
         if log_due or save_due or val_due or leave:
             refuse_non_finite(*self.window.flush(), out=self.out, step=self.step)
+            refuse_divergence(
+                self.window.mean_loss,
+                self.window.first_loss,
+                factor=config.divergence_factor,
+                out=self.out,
+                step=self.step,
+            )
         if log_due:
             self._log(log)
         self.owes_validation = val_due and leave  # it may take longer than there is time

@@ -19,6 +19,8 @@ class MetricsWindow:
         self._norms: list[Tensor] = []
         self._loss_sum = 0.0
         self._num_steps = 0
+        self.first_loss: float | None = None
+        """Mean loss of the run's first window, None before its end."""
         self._started = time.perf_counter()
         self._forget_rates()
 
@@ -51,11 +53,18 @@ class MetricsWindow:
         self._started = time.perf_counter()
         return loss_sum, norm_sum
 
+    @property
+    def mean_loss(self) -> float:
+        """Of the window's steps that have been flushed; at least one has."""
+        return self._loss_sum / self._num_steps
+
     def summarise(self) -> dict[str, float]:
         """Means of the window, which then starts again; the rates leave out validation, saving and earlier runs."""
         seconds = max(self._seconds, 1e-9)
+        if self.first_loss is None:
+            self.first_loss = self.mean_loss
         line = {
-            "loss": self._loss_sum / self._num_steps,
+            "loss": self.mean_loss,
             "samples_per_second": round(self._num_samples / seconds, 2),
             "seconds_per_step": round(seconds / max(1, self._timed_steps), 4),
             "data_wait_share": round(min(1.0, self._waited / seconds), 4),
@@ -66,11 +75,13 @@ class MetricsWindow:
 
     def to_dict(self) -> dict[str, float]:
         """For a checkpoint."""
-        return {"loss_sum": self._loss_sum, "num_steps": self._num_steps}
+        first = {} if self.first_loss is None else {"first_loss": self.first_loss}
+        return {"loss_sum": self._loss_sum, "num_steps": self._num_steps, **first}
 
     def load(self, fields: dict[str, float]) -> None:
         """Undo `to_dict`."""
         self._loss_sum, self._num_steps = fields["loss_sum"], int(fields["num_steps"])
+        self.first_loss = fields.get("first_loss")
 
     def forget_time(self) -> None:
         """Leave the time since the last flush out."""

@@ -117,6 +117,24 @@ def test_a_gradient_without_a_finite_norm_ends_the_run(overrides: list[str], tmp
         trainer.train(recipe, tmp_path)
 
 
+def test_a_loss_that_grows_beyond_measure_ends_the_run_and_may_be_let_go_on(
+    overrides: list[str], tmp_path: Path, before_step: Any
+) -> None:
+    def spoil(running: trainer._Trainer) -> None:
+        with torch.no_grad():
+            for parameter in running.model.head.parameters():
+                parameter.mul_(100)
+
+    before_step(5, spoil)
+
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss became [\d.e+]+ from [\d.]+ in the beginning \(train.divergence_factor 10\) .* step 6; .*0004",
+    ):
+        trainer.train(load_recipe("toy-quick", [*overrides, *QUIET]), tmp_path / "a")
+    trainer.train(load_recipe("toy-quick", [*overrides, *QUIET, "train.divergence_factor=0"]), tmp_path / "b")
+
+
 def test_a_shard_that_is_damaged_while_it_is_read_ends_the_run_and_is_named(
     overrides: list[str], toy_shards: Path, tmp_path: Path, before_step: Any
 ) -> None:
