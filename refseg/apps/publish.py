@@ -64,7 +64,7 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
             num_processes=state.num_processes,
             leaks_allowed=state.leaks_allowed,
             leaks=state.leaks,
-            ancestors=state.ancestors,
+            ancestors=tuple(each.without_paths() for each in state.ancestors),
         ),
     )
     results = _results_of(checkpoint, run / "evaluation")

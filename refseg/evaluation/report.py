@@ -181,6 +181,20 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def _describe_training(dataset: str, digest: str, *, leaks_allowed: bool) -> str:
+    return f"{dataset}, digest {digest[:16]}{', LEAKS ALLOWED' if leaks_allowed else ''}"
+
+
+def _started_from(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The models that the weights come from, the nearest first."""
+    said = [
+        f"{each['path']} at step {each['step']:,}, trained on "
+        + _describe_training(each["dataset"], each["dataset_digest"], leaks_allowed=each["leaks_allowed"])
+        for each in origin.get("ancestors", ())
+    ]
+    return {"started from": "; before that ".join(said)} if said else {}
+
+
 def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
     """Everything known about the run, by heading, as text."""
     origin = results[0].origin
@@ -190,8 +204,10 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
         else {
             "checkpoint": origin["checkpoint"],
             "step": f"{origin['step']:,}",
-            "trained on": f"{origin['trained_on']}, digest {origin['trained_on_digest'][:16]}"
-            + (", LEAKS ALLOWED" if origin.get("leaks_allowed") else ""),
+            "trained on": _describe_training(
+                origin["trained_on"], origin["trained_on_digest"], leaks_allowed=origin.get("leaks_allowed", False)
+            ),
+            **_started_from(origin),
         }
     )
     scored = {

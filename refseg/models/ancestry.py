@@ -1,6 +1,7 @@
 """The models that a model's weights come from, by way of `train.init_from`: what they were trained on counts too."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +29,7 @@ class Ancestor:
     dataset_digest: str
     leaks_allowed: bool = False
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def without_paths(self) -> "Ancestor":
+        """As others may read it: its name alone."""
+        return replace(self, path=PurePath(self.path).name, root="")

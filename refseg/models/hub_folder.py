@@ -154,10 +154,7 @@ class PublishedModel:
             "weights_sha256": weights_sha256,
             "origin": {
                 **dataclasses.asdict(self.origin),
-                "ancestors": [
-                    {**dataclasses.asdict(each), "path": Path(each.path).name, "root": ""}
-                    for each in self.origin.ancestors
-                ],
+                "ancestors": [dataclasses.asdict(each.without_paths()) for each in self.origin.ancestors],
             },
         }
 

@@ -159,6 +159,23 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
         load_results(tmp_path / "elsewhere")
 
 
+def test_a_report_names_the_models_that_the_weights_come_from(results: Results) -> None:
+    ancestor = {
+        "path": "runs/toy",
+        "step": 1200,
+        "dataset": "mix/all",
+        "dataset_digest": 32 * "ab",
+        "leaks_allowed": True,
+        "leaks": {"refcoco/unc": {"refcoco/unc testA": 1}},
+    }
+
+    report = build([replace(results, origin={**results.origin, "ancestors": [ancestor]})])
+
+    said = "runs/toy at step 1,200, trained on mix/all, digest abababababababab, LEAKS ALLOWED"
+    assert said in report.html
+    assert said in report.markdown
+
+
 def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results) -> None:
     leaks = {"refcoco/unc": {"toy/refseg val": 3, "toy/refseg testA": 1}, "refcocog/umd": {"toy/refseg testA": 1}}
     facts = {"trained_on": "mix/all", "leaks_allowed": True, "leaks": leaks}
