@@ -4,7 +4,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,30 @@ def test_a_published_folder_is_a_model(toy_run: Path, shards: Path, tmp_path: Pa
 def test_pixels_of_another_kind_are_refused(toy_run: Path, image: object, found: str) -> None:
     with pytest.raises(ImageError, match=f"image: found {re.escape(found)}, expected a uint8 array"):
         refseg.load_model(toy_run).segment(image, "red circle")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "texts", "says"),
+    [
+        (b"jpeg", "a", "image: found bytes, expected a path, a picture of Pillow's"),
+        ("https://host/a.jpg", "a", "https://host/a.jpg: found an address, expected a file of this machine"),
+        (np.zeros((40, 60, 3), np.uint8), 5, "text 1: found 5, expected a phrase"),
+        (np.zeros((40, 60, 3), np.uint8), ["a", None], "text 2: found None, expected a phrase"),
+    ],
+)
+def test_what_is_no_picture_or_no_text_is_refused(
+    toy_run: Path, image: Any, texts: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it checks types in tests alone
+    with pytest.raises((ImageError, UsageError), match=re.escape(says)):
+        refseg.load_model(toy_run).segment(image, texts)
+
+
+def test_texts_may_come_one_by_one_and_a_prediction_says_what_was_found(toy_run: Path) -> None:
+    found = refseg.load_model(toy_run).segment(np.zeros((40, 60, 3), np.uint8), (text for text in ("a", "b")))
+
+    shares = [f"{text!r} {share:.1%}" for text, share in zip("ab", found.covered_shares, strict=True)]
+    assert repr(found) == f"<Prediction on a picture of 40 x 60 pixels: {shares[0]}, {shares[1]}>"
 
 
 def test_what_is_not_there_is_said(shards: Path, tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ class Prediction:
     explanations: tuple[SentenceExplanation, ...] = ()
     probabilities: Float[np.ndarray, "n H W"] | None = None
 
+    def __repr__(self) -> str:
+        height, width = self.picture.shape[:2]
+        found = ", ".join(f"{text!r} {share:.1%}" for text, share in zip(self.texts, self.covered_shares, strict=True))
+        return f"<Prediction on a picture of {height} x {width} pixels: {found}>"
+
     @property
     def covered_shares(self) -> list[float]:
         """Share of the picture each mask covers, 0 to 1."""
@@ -87,13 +92,15 @@ def segment(
         probabilities: Also keep the probability of each pixel, 4 bytes a pixel and text.
 
     Raises:
-        UsageError: If there is no text, or one is empty.
+        UsageError: If there is no text, or one is empty or no text.
         ImageError: If the image cannot be read.
         CheckpointError: If the checkpoint cannot be loaded.
     """
     if not texts:
         raise UsageError("found no text, expected at least one phrase such as 'the red cup on the left'")
     for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number}: found {text!r:.60}, expected a phrase such as 'the red cup on the left'")
         if not text.strip():
             raise UsageError(f"text {number} is empty; expected a phrase such as 'the red cup on the left'")
     picture = read_picture(image) if isinstance(image, Path) else _to_rgb(image)

@@ -1,6 +1,6 @@
 """A trained model as an object: any picture and any texts in, masks out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,7 +35,7 @@ class TrainedModel:
         self.checkpoint = checkpoint
 
     def segment(
-        self, image: Picture, texts: str | Sequence[str], *, probabilities: bool = False, explain: bool = False
+        self, image: Picture, texts: str | Iterable[str], *, probabilities: bool = False, explain: bool = False
     ) -> Prediction:
         """Find what each text names in an image; the image is encoded once.
 
@@ -49,10 +49,10 @@ class TrainedModel:
             Masks at the picture's own size, with boxes, shares and overlays; in the order of the texts.
 
         Raises:
-            UsageError: If there is no text, or one is empty.
-            ImageError: If the image cannot be read, or its pixels are of another shape or type.
+            UsageError: If there is no text, or one is empty or no text.
+            ImageError: If the image cannot be read, is no picture, or its pixels are of another shape or type.
         """
-        chosen = [texts] if isinstance(texts, str) else texts
+        chosen = [texts] if not isinstance(texts, Iterable) or isinstance(texts, str) else list(texts)
         return segment(self.checkpoint, _opened(image), chosen, probabilities=probabilities, explain=explain)
 
     def __repr__(self) -> str:
@@ -64,6 +64,8 @@ class TrainedModel:
 
 def _opened(image: Picture) -> Path | Image.Image:
     """As `segment` takes it."""
+    if isinstance(image, str) and "://" in image:
+        raise ImageError(f"{image}: found an address, expected a file of this machine; fetch it first")
     if isinstance(image, str):
         return Path(image)
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:
@@ -74,5 +76,10 @@ def _opened(image: Picture) -> Path | Image.Image:
         raise ImageError(
             f"image: found {type(image).__name__} of shape {tuple(image.shape)} and type {image.dtype}, expected a "
             "uint8 array (H, W, 3) or a uint8 tensor (3, H, W), RGB from 0 to 255"
+        )
+    if not isinstance(image, Path | Image.Image):
+        raise ImageError(
+            f"image: found {type(image).__name__}, expected a path, a picture of Pillow's, or pixels as an array or a "
+            "tensor"
         )
     return image
