@@ -39,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Let links that lead out of `docs/` lead to where the site has their page."""
+    markdown = re.sub(r"\]\(\.\./(notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
     return markdown.replace(f"](../{COLUMNS})", "](columns.md)")
 
 

@@ -41,7 +41,12 @@ def test_every_recipe_named_exists() -> None:
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
 def test_every_link_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+    path, _, place = link.partition("#")
+    text = (ROOT / path).read_text(encoding="utf-8") if place else ""
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+
+    assert (ROOT / path).exists()
+    assert place in ("", *(heading.lower().replace(" ", "-") for heading in headings))
 
 
 def test_nothing_is_left_to_fill_in() -> None:

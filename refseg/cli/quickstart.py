@@ -70,7 +70,9 @@ path works, not that it understands photographs). Each object named has a twin t
 
   report       {(run_folder / "report.html").resolve()}
   dataset      {(out / "browse/index.html").resolve()}
-  prediction   {(out / "predictions").resolve()}""")
+  prediction   {(out / "predictions").resolve()}
+
+Next, with `source .venv/bin/activate`: docs/your-own-data.md, from your pictures to masks; refseg demo --checkpoint {run_folder}""")
     return 0
 
 
