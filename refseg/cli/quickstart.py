@@ -72,7 +72,8 @@ path works, not that it understands photographs). Each object named has a twin t
   dataset      {(out / "browse/index.html").resolve()}
   prediction   {(out / "predictions").resolve()}
 
-Next, with `source .venv/bin/activate`: docs/your-own-data.md, from your pictures to masks; refseg demo --checkpoint {run_folder}""")
+Next, with `source .venv/bin/activate`: docs/your-own-data.md, from your pictures to masks;
+refseg demo --checkpoint {run_folder}""")
     return 0
 
 
