@@ -14,6 +14,8 @@ from refseg.schema import CUSTOM, Annotation, DatasetSpec, RefRecord, Sentence
 _INT64 = 2**63
 _NO_TARGET = -1
 _Box = tuple[float, float, float, float]
+_BOX_SLACK = 1.0
+"""Pixels that a user's box may reach out of its image: tools round, and some count pixels from 1."""
 
 
 def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefRecord]], list[tuple[int, Reject]]]:
@@ -200,6 +202,9 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
     except AnnotationError as error:
         raise _RefFault("bad_segmentation", f"{place}: {error}") from error
     left, top, box_width, box_height = map(float, box)
+    if raw.spec.dataset == CUSTOM and not (polygons or rles):  # published boxes are taken as they are
+        left, top, box_width, box_height = _clip_box((left, top, box_width, box_height), place, size)
+        area = box_width * box_height
     return Annotation(
         ann_id=ann_id,
         category_id=int(category_id or 0),
@@ -209,6 +214,23 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
         polygons=polygons,
         rles=rles,
     )
+
+
+def _clip_box(box_xywh: _Box, place: str, size: tuple[int, int]) -> _Box:
+    """The part of a box that lies in the image, unless more than the slack lies outside."""
+    height, width = size
+    left, top, third, fourth = box_xywh
+    right, bottom = left + third, top + fourth
+    if min(left, top) < -_BOX_SLACK or right > width + _BOX_SLACK or bottom > height + _BOX_SLACK:
+        is_corners = 0 <= left < third <= width and 0 <= top < fourth <= height
+        remedy = "; is it left, top, right, bottom?" if is_corners else ""
+        raise _RefFault(
+            "box_outside",
+            f"{place} reaches out of the image ({width} x {height} pixels), "
+            f"expected left, top, width, height in pixels of the image{remedy}",
+        )
+    left, right, top, bottom = max(left, 0.0), min(right, width), max(top, 0.0), min(bottom, height)
+    return left, top, max(right - left, 0.0), max(bottom - top, 0.0)
 
 
 def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:

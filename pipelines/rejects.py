@@ -23,6 +23,7 @@ REASONS = {
     "other_image": "the annotation belongs to another image",
     "bad_segmentation": "polygons or run lengths cannot be read",
     "empty_mask": "polygons or run lengths cover no pixel",
+    "box_outside": "the box of one's own data reaches out of the image",
     "missing_image": "no file for the image",
     "not_a_jpeg": "the image file is no JPEG",
     "truncated_image": "the JPEG ends too early or is damaged",

@@ -46,8 +46,19 @@ FAULTS: list[tuple[str, type[RefsegError], str]] = [
     (
         "a.jpg,it,train,,25.5 2 4 4,,,",
         AnnotationError,
-        "custom/mine sentences.csv line 3: box 25.5 2 4 4 covers no pixel of the image (20 x 10 pixels), "
-        "expected an area or no_target",
+        "custom/mine sentences.csv line 3: box 25.5 2 4 4 reaches out of the image (20 x 10 pixels), "
+        "expected left, top, width, height in pixels of the image",
+    ),
+    (
+        "a.jpg,it,train,,16 4 19 9,,,",
+        AnnotationError,
+        "line 3: box 16 4 19 9 reaches out of the image (20 x 10 pixels), "
+        "expected left, top, width, height in pixels of the image; is it left, top, right, bottom?",
+    ),
+    (
+        "a.jpg,it,train,,20.5 2 0.5 4,,,",
+        AnnotationError,
+        "line 3: box 20.5 2 0.5 4 covers no pixel of the image (20 x 10 pixels), expected an area or no_target",
     ),
     (
         'a.jpg,it,train,,,"{""size"": [10, 20], ""counts"": [5]}",,',
@@ -68,6 +79,17 @@ def test_a_fault_is_named_by_line_and_target(row: str, kind: type[RefsegError], 
         build(folder, GOOD, row)
 
     assert message in str(caught.value)
+
+
+def test_a_box_is_clipped_where_it_reaches_out_by_a_pixel_and_rejected_beyond(folder: Path) -> None:
+    build(folder, "a.jpg,clip,train,,-1 4 4 7,,10,20", "a.jpg,far,train,,-1.5 4 4 4,,,", on_bad_sample="skip")
+
+    (row,) = pq.read_table(folder / "out/train-00000.parquet").to_pylist()
+    (reject,) = pq.read_table(folder / "out/rejects.parquet").to_pylist()
+    # Of columns -1 to 2 and rows 4 to 10, columns 0 to 2 and rows 4 to 9 are in a picture of 20 x 10: 3 x 6 pixels.
+    assert list(row["box_xywh"]) == [0, 4, 3, 6]
+    assert row["area"] == row["annotations"][0]["area"] == 18
+    assert reject["reason"] == "box_outside"
 
 
 def test_a_mask_of_another_size_than_its_picture_is_named(folder: Path) -> None:
