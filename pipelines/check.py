@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from pipelines.canonical import canonical_json
+from pipelines.images import ImageFile, JpegFault, read_jpeg_sizes
 from pipelines.manifest import ManifestRow
 from pipelines.records import make_records, reject_ref
 from pipelines.rejects import Reject
@@ -95,14 +96,19 @@ def check_shard(task: CheckTask) -> Checked:
         AnnotationError: If an id occurs twice with different records.
     """
     raw, repeated, images = _read_raw(task)
+    unsized = _read_sizes(raw, images)
     records, rejects = make_records(raw, mask_rule=task.mask_rule)
+    rejects += unsized
     again = "an earlier ref has the same id; take the file from its release"
     rejects += [(item.position, reject_ref(task.spec, item, "duplicate_ref_id", again)) for item in repeated]
+    places = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
     by_image: dict[int, list[RefRecord]] = defaultdict(list)
     for position, record in records:
         fault = _image_fault(record, images[record.image_id])
         if fault is None:
             by_image[record.image_id].append(record)
+        elif position in places:  # named by its line, which is what its owner knows
+            rejects.append((position, reject_ref(task.spec, places[position], *fault)))
         else:
             rejects.append((position, reject_image(record, *fault)))
     digest = hashlib.sha256()
@@ -185,11 +191,39 @@ def _read_raw(task: CheckTask) -> tuple[RawShard, list[RawRef], dict[int, dict[s
     return raw, repeated, images
 
 
+def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:
+    """Fill in the sizes that a user's table leaves to the pictures; where a picture has none, take its refs out."""
+    if raw.spec.dataset != CUSTOM:
+        return []
+    unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if record.get("height") is None}
+    files = {
+        image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
+        for image_id, found in unsized.items()
+        if found is not None
+    }
+    faults = {
+        image_id: _missing_fault(raw.spec.dataset, raw.images[image_id]["file_name"])
+        for image_id in unsized.keys() - files.keys()
+    }
+    for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):
+        if isinstance(size, JpegFault):
+            faults[image_id] = size.reason, f"{file.name} {size.found}"
+        else:
+            raw.images[image_id]["height"], raw.images[image_id]["width"] = size
+    refs = [(item, faults.get(item.ref["image_id"])) for item in raw.refs]
+    raw.refs[:] = [item for item, fault in refs if fault is None]
+    return [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
+
+
+def _missing_fault(dataset: str, file_name: str) -> tuple[str, str]:
+    looked = "with the folders of its name" if dataset == CUSTOM else "also under COCO's names"
+    return "missing_image", f"found no file {file_name}, {looked}; give --images"
+
+
 def _image_fault(record: RefRecord, found: dict[str, Any] | None) -> tuple[str, str] | None:
     """Reason and what was found, if an image cannot be used."""
     if found is None:
-        looked = "with the folders of its name" if record.dataset == CUSTOM else "also under COCO's names"
-        return "missing_image", f"found no file {record.file_name}, {looked}; give --images"
+        return _missing_fault(record.dataset, record.file_name)
     if found["location"] is not None and found["size"] != [record.height, record.width]:
         height, width = found["size"]
         return "size_mismatch", (

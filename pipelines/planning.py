@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import __version__ as pillow
 from pipelines.check import Checked, CheckTask, check_shard
 from pipelines.engines import run_local
 from pipelines.images import ImageFinder
+from pipelines.missing import describe_missing
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
 from pipelines.pools import ImagePools
@@ -22,9 +23,9 @@ from pipelines.records import make_records
 from pipelines.shards import publish_bytes
 from pipelines.sources.raw import RawShard, RawSource
 from pipelines.spill import Spill, spill_path
-from pipelines.survey import Survey, Tables, spill_refs, survey_refs, survey_tables
+from pipelines.survey import FindImage, Survey, Tables, spill_refs, survey_refs, survey_tables
 from refseg.descriptor import SplitCounts
-from refseg.errors import BuildError, UsageError
+from refseg.errors import BuildError, ImageError, UsageError
 from refseg.schema import CUSTOM
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
@@ -62,7 +63,8 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
 
     Raises:
         UsageError: If no image is found, or a split has no refs.
-        AnnotationError, ImageError: The first fault of the source, with `on_bad_sample` `fail`.
+        AnnotationError, ImageError: The first fault of the source, with `on_bad_sample` `fail`; of a user's own data
+            up to ten missing images at once.
         BuildError: If there are too many faults, or the counts are not the published ones and that is not accepted.
     """
     folder = open_folder(options.out)
@@ -70,10 +72,14 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         spill = Spill(scratch)
         look = _look(source, options, spill)
         survey, tables = look.survey, look.tables
-        if not tables.num_found and tables.first_missing is not None:
+        if source.spec.dataset == CUSTOM and tables.num_missing and options.on_bad_sample == "fail":
+            images = options.images or options.annotations
+            fault = describe_missing(source, tables, look.finder, images=images)
+            raise ImageError(fault) if tables.num_found else UsageError(fault)
+        if tables.num_missing and not tables.num_found:
             raise UsageError(
                 f"--images {options.images or options.annotations}: found none of the images "
-                f"({tables.first_missing}, ...), there or in train2014/, images/train2014/, "
+                f"({next(iter(tables.missing.values()))}, ...), there or in train2014/, images/train2014/, "
                 "images/mscoco/images/train2014/ and the like"
             )
         _check_counts(source.spec.dataset_id, survey.counts, accept=options.accept_counts)
@@ -127,6 +133,7 @@ class _Look:
 
     survey: Survey
     tables: Tables
+    finder: ImageFinder | None
     pools: ImagePools | None
     keys: dict[str, str]
 
@@ -134,23 +141,21 @@ class _Look:
 def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Look:
     pools = ImagePools(options.images_from, source.spec, options.out) if options.images_from else None
     survey = survey_refs(source, splits=options.splits, images_per_shard=options.images_per_shard, seed=options.seed)
-    tables = survey_tables(source, survey, _image_lookup(source, options, pools), spill)
+    roots = _image_roots(options)
+    keep_folders = source.spec.dataset == CUSTOM
+    finder = ImageFinder(roots, is_coco=source.spec.is_coco, keep_folders=keep_folders) if roots else None
+    tables = survey_tables(source, survey, _image_lookup(finder, pools), spill)
     keys = plan_keys(
         source,
         splits=survey.splits,
         images=tables.images_digest,
         options={**option_keys(options), **({"images_from": pools.key} if pools else {})},
     )
-    return _Look(survey=survey, tables=tables, pools=pools, keys=keys)
+    return _Look(survey=survey, tables=tables, finder=finder, pools=pools, keys=keys)
 
 
-def _image_lookup(
-    source: RawSource, options: BuildOptions, pools: ImagePools | None
-) -> Callable[[int, str], dict[str, Any] | None]:
+def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindImage:
     """First the pools, then files."""
-    roots = _image_roots(options)
-    keep_folders = source.spec.dataset == CUSTOM
-    finder = ImageFinder(roots, is_coco=source.spec.is_coco, keep_folders=keep_folders) if roots else None
 
     def find(image_id: int, file_name: str) -> dict[str, Any] | None:
         found = pools.find(image_id) if pools else None

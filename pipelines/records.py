@@ -180,10 +180,11 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
             "unknown_annotation", f"annotation {ann_id} is not in instances.json; take both files from one release"
         )
     if record.get("image_id") != image_id:
+        is_custom = raw.spec.dataset == CUSTOM
+        remedy = "name the image as instances.json does" if is_custom else "take both files from one release"
         raise _RefFault(
             "other_image",
-            f"{place} belongs to image {_short(record.get('image_id'))}, expected {image_id}; "
-            "take both files from one release",
+            f"{place} belongs to image {_short(record.get('image_id'))}, expected {image_id}; {remedy}",
         )
     category_id, area, box = record.get("category_id"), record.get("area"), record.get("bbox")
     if not _is_integer(category_id, 2**31):

@@ -18,7 +18,7 @@ import xxhash
 
 from pipelines.canonical import canonical_json
 from pipelines.check import SampleTask, read_samples, reject_image
-from pipelines.images import ImageFile, find_jpeg_fault
+from pipelines.images import FETCHES, ImageFile, find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_rows
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
@@ -31,8 +31,6 @@ from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_fil
 
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 """One file per finished shard."""
-_FETCHES = 8
-"""Remote images on their way at a time: a request takes longer than the work on its image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +247,7 @@ def _read_images(samples: Sequence[SampleTask], *, decode: bool) -> Iterator[tup
     """`_read_image` of each; of remote ones several are on their way at a time."""
     read = partial(_read_image, decode=decode)
     if any(is_remote(sample.image) for sample in samples):
-        with ThreadPoolExecutor(_FETCHES) as pool:
+        with ThreadPoolExecutor(FETCHES) as pool:
             yield from pool.map(read, samples)
     else:
         yield from map(read, samples)

@@ -21,6 +21,7 @@ from refseg.descriptor import SplitCounts
 from refseg.errors import AnnotationError, UsageError
 
 _NO_ID = -(2**63)
+_MOST_MISSING = 10  # names kept for messages
 _UNKNOWN, _OTHER = -1, -2  # in place of a split's position: none of the partition's; one that is not asked for
 
 
@@ -71,14 +72,16 @@ class Tables:
         categories: By category id: the name.
         licences: Of the images in use: name and address.
         num_found: Images whose bytes were found.
-        first_missing: Name of an image whose bytes were not found.
+        num_missing: Images whose bytes were not found.
+        missing: By id, the names of the first ten of them.
         images_digest: Of ids, names and sizes of all images found, in whatever order they came.
     """
 
     categories: dict[int, str] = field(default_factory=dict)
     licences: tuple[str, ...] = ()
     num_found: int = 0
-    first_missing: str | None = None
+    num_missing: int = 0
+    missing: dict[int, str] = field(default_factory=dict)
     images_digest: str = ""
 
 
@@ -207,7 +210,9 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
                 file_name = record.get("file_name")
                 found = find_image(key, file_name) if isinstance(file_name, str) else None
                 if found is None:
-                    tables.first_missing = tables.first_missing or str(file_name)
+                    tables.num_missing += 1
+                    if len(tables.missing) < _MOST_MISSING:
+                        tables.missing[key] = str(file_name)
                 else:
                     tables.num_found += 1
                     fact = f"{key} {found['name']} {found['num_bytes']}"

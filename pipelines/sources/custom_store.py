@@ -132,11 +132,6 @@ class CustomStore:
             for name, given in self._given.items()
             if len(given) == 2
         ]
-        for name, place in self._base.execute("SELECT name, place FROM images WHERE height IS NULL ORDER BY image"):
-            faults.append(
-                f"{place}: nothing tells the size of image {name!r}; list it in instances.json or add the columns "
-                "height and width"
-            )
         twice = (
             "SELECT split, sent_id FROM sentences JOIN refs USING (ref) "
             "GROUP BY split, sent_id HAVING COUNT(*) > 1 LIMIT 1"
@@ -184,8 +179,10 @@ class CustomStore:
                 yield "categories", {"id": categories[name], "name": name}
         unlisted = "SELECT id, name, height, width, place FROM images WHERE NOT listed ORDER BY image"
         for image_id, name, height, width, place in self._base.execute(unlisted):
-            record = {"id": image_id, "file_name": name, "height": height, "width": width}
-            yield "images", record | {"size_from": f"{self._table_name} {place}"}
+            record = {"id": image_id, "file_name": name}
+            if height is not None:
+                record |= {"height": height, "width": width, "size_from": f"{self._table_name} {place}"}
+            yield "images", record
         for ref, image_id, category, kind, target in self._base.execute(
             f"SELECT ref, id, category, kind, target {shapes.replace('refs', 'refs JOIN images USING (image)')} "
             "ORDER BY ref"

@@ -22,7 +22,8 @@ class RawSource:
             `raw`, `tokens` and `exist` (False: it names nothing, whatever its ref names). Of `custom` they have
             `where` and `target`, too: the place in the table, and what the user knows the target by, for messages.
         tables: COCO's records as `(section, record)`; sections are `images` (`id, file_name, height, width`, maybe
-            `license` and, for messages, `size_from`: what gave the size), `annotations` (`id, image_id, category_id,
+            `license` and, for messages, `size_from`: what gave the size; of `custom` without height and width where the
+            picture itself is to tell them), `annotations` (`id, image_id, category_id,
             iscrowd, area, bbox, segmentation`), `categories` (`id, name`) and `licenses` (`id, name, url`), in any
             order and mixed.
         sources: The files read, with their hashes.

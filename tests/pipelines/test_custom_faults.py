@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
-from refseg.errors import AnnotationError, ImageError, RefsegError
+from refseg.errors import AnnotationError, ImageError, RefsegError, UsageError
 
 HEADER = "image,sentence,split,mask,box,rle,height,width\n"
 
@@ -68,7 +68,7 @@ FAULTS: list[tuple[str, type[RefsegError], str]] = [
     (
         "s/a.jpg,it,val,,1 1 4 4,,10,20",
         ImageError,
-        "found no file s/a.jpg, with the folders of its name; give --images",
+        "sentences.csv line 3: found no file s/a.jpg; there is a.jpg",
     ),
 ]
 
@@ -100,6 +100,95 @@ def test_a_mask_of_another_size_than_its_picture_is_named(folder: Path) -> None:
         "a.jpg is 20 x 10 pixels, expected 30 x 10 as annotated; sentences.csv line 2 (mask wide.png) gives that size: "
         "correct it, or take the picture it was made for"
     )
+
+
+def test_missing_pictures_are_named_together_each_with_what_may_be_meant(folder: Path) -> None:
+    images = folder / "images"
+    (images / "s").mkdir()
+    for name in ("B.JPG", "s/c.jpg", "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg", "d.png", " e.jpg"):
+        (images / name).write_bytes((images / "a.jpg").read_bytes())
+    names = ["b.jpg", "s\\c.jpg", "cafe\N{COMBINING ACUTE ACCENT}.jpg", "d.jpg", "e.jpg", *"123456"]
+
+    with pytest.raises(ImageError) as caught:
+        build(folder, GOOD, *(f"{name},{text},train,,1 1 4 4,,10,20" for name in names for text in ("it", "that")))
+
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith(f"custom/mine: 11 of 12 pictures are not below {folder}; names are compared letter by")
+    assert lines[:6] == [
+        "  sentences.csv line 3: found no file b.jpg; there is B.JPG",
+        "  sentences.csv line 5: found no file s\\c.jpg; there is s/c.jpg",
+        "  sentences.csv line 7: found no file cafe\N{COMBINING ACUTE ACCENT}.jpg; there is "
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg, its letters written otherwise in Unicode "
+        r"('caf\xe9.jpg' for 'cafe\u0301.jpg')",
+        "  sentences.csv line 9: found no file d.jpg; there is d.png",
+        "  sentences.csv line 11: found no file e.jpg; there is ' e.jpg'",
+        "  sentences.csv line 13: found no file 000000000001.jpg",
+    ]
+    assert lines[10:] == ["  and 1 more"]
+
+
+def test_where_no_picture_is_found_the_call_is_at_fault(folder: Path) -> None:
+    (folder / "images" / "a.jpg").rename(folder / "images" / "b.jpg")
+
+    with pytest.raises(UsageError, match=r"1 of 1 pictures are not below .*\n  sentences.csv line 2: found no file a"):
+        build(folder, GOOD)
+
+
+def test_a_skipped_missing_picture_is_named_by_the_line_of_each_ref(folder: Path) -> None:
+    build(folder, GOOD, "b.jpg,it,train,,1 1 4 4,,10,20", "b.jpg,that,train,,1 1 4 5,,,", on_bad_sample="skip")
+
+    rejects = pq.read_table(folder / "out/rejects.parquet").to_pylist()
+    assert [(reject["reason"], reject["message"]) for reject in rejects] == [
+        ("missing_image", f"custom/mine sentences.csv line {line}: found no file b.jpg, with the folders of its name; "
+         "give --images") for line in (3, 4)
+    ]  # fmt: skip
+
+
+def test_where_the_table_gives_no_size_the_picture_does(folder: Path) -> None:
+    build(folder, "a.jpg,it,train,,16 6 4 4,,,", "a.jpg,that,val,,1 1 4 4,,,")
+
+    (row,) = pq.read_table(folder / "out/train-00000.parquet").to_pylist()
+    assert (row["height"], row["width"], row["area"]) == (10, 20, 16)
+
+
+UNSIZED: list[tuple[str, bytes, str]] = [
+    ("b.jpg", b"", "line 3: b.jpg is empty, expected a JPEG; fetch the file again"),
+    ("b.jpg", b"\x89PNG\r\n", "line 3: b.jpg starts with 89 50 4e 47, expected a JPEG; it is a PNG: save it as JPEG"),
+    ("b.jpg", b"\xff\xd8\xff\xe0", "line 3: b.jpg ends or is damaged within its first 4 bytes; fetch the file again"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), UNSIZED)
+def test_a_picture_that_does_not_tell_its_size_is_named(name: str, data: bytes, message: str, folder: Path) -> None:
+    (folder / "images" / name).write_bytes(data)
+
+    with pytest.raises(ImageError) as caught:
+        build(folder, GOOD, f"{name},it,train,,1 1 4 4,,,")
+
+    assert str(caught.value) == f"custom/mine sentences.csv {message}"
+
+
+def test_a_picture_that_lies_on_its_side_needs_its_size_told(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(folder / "images" / "a.jpg", exif=exif)
+
+    with pytest.raises(ImageError) as caught:
+        build(folder, "a.jpg,it,train,,1 1 4 4,,,")
+
+    said = "line 2: a.jpg is stored rotated (EXIF orientation 6): 20 x 10 pixels as stored, 10 x 20 as shown; rotate"
+    assert said in str(caught.value)
+    build(folder, GOOD)
+
+
+def test_a_size_is_read_from_a_head_that_is_longer_than_the_first_look(folder: Path) -> None:
+    exif, profile = Image.Exif(), bytes(200_000)
+    exif[0x010E] = "x" * 60_000
+    Image.new("RGB", (20, 10)).save(folder / "images" / "a.jpg", exif=exif, icc_profile=profile)
+
+    build(folder, "a.jpg,it,train,,16 6 4 4,,,")
+
+    assert pq.read_table(folder / "out/train-00000.parquet")["width"].to_pylist() == [20]
 
 
 def test_pictures_of_one_name_in_two_folders_are_two(folder: Path) -> None:

@@ -1,8 +1,12 @@
+from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import pytest
+from PIL import Image
 
-from pipelines.images import LAYOUTS, ImageFinder
+from pipelines.images import LAYOUTS, ImageFinder, read_jpeg_sizes
+from refseg.storage import RemoteFolder
 
 NAME = "COCO_train2014_000000000025.jpg"
 
@@ -86,3 +90,37 @@ def test_folders_of_a_name_tell_pictures_apart_where_they_are_kept(tmp_path: Pat
     for name in ("s/t/a.jpg", "s/u/a.jpg", "b.jpg", "x/../a.jpg", "../a.jpg", str(first), "..", "/", ""):
         assert kept.find(1000, name) is None, name
     assert ImageFinder([tmp_path], is_coco=False).find(1000, "s/t/a.jpg") is not None  # RefClef's names have none
+
+
+def test_sizes_of_remote_pictures_are_read_from_their_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("memory")
+    data = BytesIO()
+    Image.effect_noise((400, 300), 100).save(data, "JPEG", quality=95)
+    assert len(data.getvalue()) > 2**16
+    asked: list[int | None] = []
+    read = RemoteFolder.read
+
+    def noted(folder: RemoteFolder, name: str, start: int = 0, length: int | None = None) -> bytes:
+        asked.append(length)
+        return read(folder, name, start, length)
+
+    monkeypatch.setattr(RemoteFolder, "read", noted)
+    for name in ("a.jpg", "b.jpg"):
+        files.pipe(f"{tmp_path}/{name}", data.getvalue())
+    index = ImageFinder([f"memory://{tmp_path}"], is_coco=False, keep_folders=True)
+    found = [image for name in ("a.jpg", "b.jpg") if (image := index.find(1, name))]
+
+    assert read_jpeg_sizes(found) == [(300, 400), (300, 400)]
+    assert asked == [2**16, 2**16]
+
+
+def test_names_alike_are_found_in_the_folder_named_and_then_in_any(tmp_path: Path) -> None:
+    for name in ("images/s/A.JPG", "images/a.jpeg", "images/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    found = ImageFinder([tmp_path], is_coco=False).find_alike(["s/a.jpg", "t/a.jpg", "b.jpg", "../a.jpg", "/a.jpg"])
+
+    assert found == {"s/a.jpg": "s/A.JPG", "t/a.jpg": "a.jpeg"}

@@ -83,6 +83,15 @@ def test_rows_become_refs_images_and_annotations(read: Read) -> None:
     assert raw.spec.splits == ("train", "val")
 
 
+def test_an_image_whose_size_no_row_tells_has_none_and_one_row_is_enough(read: Read) -> None:
+    bare = row(height=None, width=None)
+
+    assert by_section(read([bare]), "images") == [{"id": 1, "file_name": "a.jpg"}]
+    assert by_section(read([bare, row(sentence="it", box=[1, 1, 1, 1])]), "images") == [
+        {"id": 1, "file_name": "a.jpg", **SIZE, "size_from": "sentences.jsonl line 2"}
+    ]
+
+
 def test_the_same_table_says_the_same_every_time(read: Read) -> None:
     raw = read([row(), row(sentence="left square"), row(image="b.jpg")])
 
@@ -221,7 +230,9 @@ TEXT_ROWS = [
 
 def typed_rows() -> list[dict[str, Any]]:
     rle = {"size": [10, 20], "counts": [0, 200]}
-    targets = [{"ann_id": [70]}, {"ann_id": [70, 71]}, {"rle": rle}, {"box": [1, 2, 4, 4.5]}, {"no_target": True}]
+    targets: list[dict[str, Any]] = [
+        {"ann_id": [70]}, {"ann_id": [70, 71]}, {"rle": rle}, {"box": [1, 2, 4, 4.5]}, {"no_target": True}
+    ]  # fmt: skip
     return [
         {"image": "a.jpg", "sentence": line[1], "split": line[2], "ref_id": number, **target}
         for number, (line, target) in enumerate(zip(TEXT_ROWS[1:], targets, strict=True), start=1)
@@ -347,7 +358,6 @@ def test_all_mistakes_are_named_at_once_and_many_are_counted(read: Read) -> None
 WHOLE = [
     ([row(ref_id=1), row()], "ref_id is given in some rows and not in others"),
     ([row(sent_id=1), row(sent_id=1)], "sent_id 1 is there more than once in train"),
-    ([row(height=None, width=None)], "line 1: nothing tells the size of image 'a.jpg'; list it in instances.json or"),
     ([row(ref_id=1), row(ref_id=1, box=[1, 2, 4, 5])], "line 2: ref_id 1 has another image, split or target than on"),
     ([], "found no row, expected one for each sentence"),
 ]

@@ -198,7 +198,7 @@ def test_faults_inside_a_target_are_rejects_and_nothing_is_lost(tmp_path: Path) 
     rejects = pq.read_table(source / "out" / "rejects.parquet").to_pylist()
     assert [row["sentences"][0]["sent"] for row in built] == ["good"]
     assert {reject["ref_id"]: reject["reason"] for reject in rejects} == {
-        1: "bad_segmentation", 2: "bad_segmentation", 3: "empty_mask", 4: "empty_mask",
+        1: "bad_segmentation", 2: "bad_segmentation", 3: "empty_mask", 4: "box_outside",
         5: "unknown_annotation", 6: "missing_image",
     }  # fmt: skip
 
