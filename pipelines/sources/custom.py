@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.custom_row import COLUMNS, REQUIRED, read_row
+from pipelines.sources.custom_row import COLUMNS, REQUIRED, SPLITS, read_row
 from pipelines.sources.custom_store import CustomStore
 from pipelines.sources.json_stream import JsonTables, describe_file
 from pipelines.sources.raw import RawSource
@@ -16,7 +16,6 @@ from refseg.errors import AnnotationError, UsageError
 from refseg.schema import DatasetSpec
 
 TABLE_NAME = "sentences"
-_CANONICAL = ("train", "val", "test", "testA", "testB", "testC")
 _SECTIONS = ("categories", "licenses", "images", "annotations")
 _MOST_FAULTS = 20
 
@@ -80,7 +79,7 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
         name = f"{spec.folder}/{store.num_mask_files} mask files"
         sources.append(SourceFile(name=name, num_bytes=store.mask_bytes, sha256=store.masks_sha256))
     found = store.splits()
-    splits = (*(split for split in _CANONICAL if split in found), *sorted(found - set(_CANONICAL)))
+    splits = (*(split for split in SPLITS if split in found), *sorted(found - set(SPLITS)))
     return RawSource(
         spec=replace(spec, splits=splits),
         refs=_Refs(store),

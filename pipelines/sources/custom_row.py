@@ -11,6 +11,8 @@ from pipelines.sources.table import RowFault
 
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
+SPLITS = ("train", "val", "test", "testA", "testB", "testC")
+"""Splits that are known by name, in their order."""
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
 
 Size = tuple[int, int]
@@ -54,8 +56,11 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     found = {name: value for name, value in values.items() if not _is_missing(value)}
     reader = _Reader(found)
     image, sentence = reader.text("image", or_number=True), reader.text("sentence")
-    split = reader.text("split")
-    if split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", split):
+    split = reader.text("split").strip()
+    meant = next((known for known in SPLITS if known.lower() == split.lower() and known != split), None)
+    if meant is not None:
+        reader.faults.append(f"found split {_short(split)}, expected {meant!r}")
+    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", split):
         reader.faults.append(f"found split {_short(split)}, expected a letter, then letters and digits")
     for name in REQUIRED:
         if found.get(name) is None:

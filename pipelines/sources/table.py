@@ -15,7 +15,8 @@ from refseg.errors import AnnotationError
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take
 
-_OTHER_MARKS = (";", "\t", "|")
+_SEPARATORS = (",", ";", "\t")  # spreadsheets write the second where the comma is in numbers
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")  # ends a line in old files
 
 
@@ -39,6 +40,9 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
         AnnotationError: If the file cannot be read, or its columns are others.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(2) in _UTF16_MARKS:
+                raise AnnotationError(f"{path}: is UTF-16, expected UTF-8; spreadsheets have it as 'CSV UTF-8'")
         yield from {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[path.suffix](
             path, columns, required
         )
@@ -53,23 +57,39 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
 def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
-        records = _csv_records(path, file)
+        separator = _find_separator(file.readline(), required)
+        file.seek(0)
+        records = _csv_records(path, file, separator)
         header = [name.strip() for name in next(records, (0, []))[1]]
-        if mark := next((mark for mark in _OTHER_MARKS if len(header) == 1 and mark in header[0]), None):
-            raise AnnotationError(f"{path}: columns are separated by {mark!r}, expected ','; save it with commas")
+        while header and not header[-1]:  # columns of nothing, as spreadsheets leave them
+            header.pop()
         _check_columns(path, header, columns, required)
         for number, fields in records:
-            if not fields:  # an empty line
+            if not any(map(str.strip, fields)):  # an empty line
                 continue
+            while len(fields) > len(header) and not fields[-1].strip():
+                fields.pop()
             row: Row = {name: field or None for name, field in zip(header, fields, strict=False)}
             if len(fields) != len(header):
-                row = RowFault(f"found {len(fields)} fields, expected {len(header)}; text with a comma needs quotes")
+                row = RowFault(
+                    f"found {len(fields)} fields, expected {len(header)}; text with {separator!r} in it needs quotes"
+                )
             yield f"line {number}", row
 
 
-def _csv_records(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _find_separator(header: str, required: Sequence[str]) -> str:
+    """The one that makes most of the required columns of a header, or else most columns."""
+
+    def score(separator: str) -> tuple[int, int]:
+        names = [name.strip().strip('"') for name in header.split(separator)]
+        return sum(name in required for name in names), len(names)
+
+    return max(_SEPARATORS, key=score)
+
+
+def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Records with the line each ends in."""
-    reader = csv.reader(file, strict=True)
+    reader = csv.reader(file, delimiter=separator, strict=True)
     start = 1
     try:
         for fields in reader:

@@ -308,6 +308,8 @@ MISTAKES = [
     (row(no_target=True), "found box and no_target, expected one of"),
     (row(box=None, no_target="maybe"), "found no_target 'maybe', expected true or false"),
     (row(box=[1, 2, 3]), "found box [1, 2, 3], expected left, top, width, height"),
+    (row(split="Train"), "line 2: found split 'Train', expected 'train'"),
+    (row(split=" testa"), "line 2: found split 'testa', expected 'testA'"),
     (row(box=[1, 2, 0, 3]), "found box [1, 2, 0, 3], expected"),
     (row(box="1 2 3 inf"), "found box '1 2 3 inf', expected"),
     (row(box=None, ann_id="x"), "found ann_id 'x', expected an annotation id or several"),
@@ -411,8 +413,14 @@ FILES = [
     ("t.csv", b"image,sentence,split,box\ra.jpg,x,train,1\ra.jpg,\xff,val,1", "line 3 is not UTF-8"),
     ("t.csv", b'image,sentence,split,box\na.jpg,"x\ny",val,1\na.jpg,"x,val,1\nb.jpg,y,val,1\n', "CSV from line 4 on"),
     ("t.csv", b'"image,sentence,split,box\n', "CSV from line 1 on"),
-    ("t.csv", b"image;sentence;split;box\na.jpg;x;val;1\n", "columns are separated by ';', expected ','"),
-    ("t.csv", b"image\tsentence\tsplit\n", r"columns are separated by '\\t', expected ','"),
+    (
+        "t.csv",
+        b"image;sentence;split;box\na.jpg;x;y;val;1\n",
+        "line 2: found 5 fields, expected 4; text with ';' in it",
+    ),
+    ("t.csv", b"image;sentence;split;boxes\na.jpg;x;val;1\n", "unknown column 'boxes'"),
+    ("t.csv", "image,sentence,split\n".encode("utf-16"), "is UTF-16, expected UTF-8"),
+    ("t.jsonl", "{}".encode("utf-16"), "is UTF-16, expected UTF-8"),
     ("t.csv", b"Image,Sentence,split,box\n", "names are in small letters, write 'image' for 'Image'"),
     ("t.jsonl", b'{"image": "a.jpg", "Ref ID": 1}', "names are in small letters, write 'ref_id' for 'Ref ID'"),
     ("t.jsonl", b'\n{"image": "a.jpg",\n', r"line 2: cannot be read as JSON \([^:]* at character 19\)"),
@@ -435,6 +443,32 @@ def test_a_file_that_cannot_be_read_is_named(name: str, data: bytes, message: st
         read_source(MINE, tmp_path / name)
 
     assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "header", ["image,sentence,split,box", '"image","sentence","split","box"', "box,image,split,sentence"]
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_spreadsheet_writes_what_it_separates_columns_with(
+    header: str, separator: str, mark: str, tmp_path: Path
+) -> None:
+    names = header.replace('"', "").split(",")
+    cells = {"image": "a.jpg", "sentence": '"one, two; three\tfour"', "split": " val ", "box": '"1,2;3 4"'}
+    lines = [mark + header.replace(",", separator), separator.join(cells[name] for name in names)]
+    # Columns and lines of nothing, as spreadsheets leave them.
+    empty = separator * 2
+    lines = [line + empty for line in lines] + [separator * 3, "", f" {empty}"]
+    (tmp_path / "sentences.csv").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+
+    (ref,) = read_source(MINE, tmp_path).refs
+
+    assert (ref["split"], ref["sentences"][0]["sent"], ref["target"]) == (
+        "val",
+        "one, two; three\tfour",
+        "box 1 2 3 4",
+    )
+    assert ref["where"] == "sentences.csv line 2"
 
 
 def test_the_table_is_looked_for_in_its_own_folder_too(tmp_path: Path) -> None:
