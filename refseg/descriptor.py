@@ -239,6 +239,8 @@ def load_descriptor(folder: Path | str) -> Descriptor:
     path = place.join(DESCRIPTOR_NAME)
     try:
         text = place.read(DESCRIPTOR_NAME)
+    except NotADirectoryError as error:
+        raise DatasetError(f"{place}: is no folder; expected a dataset made by `refseg build-shards`") from error
     except FileNotFoundError as error:
         if not place.exists():
             raise DatasetError(f"{place}: no such folder; expected a dataset made by `refseg build-shards`") from error

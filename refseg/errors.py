@@ -56,7 +56,7 @@ class PreemptedError(RefsegError):
 
 
 class StorageError(RefsegError, OSError):
-    """Remote storage refuses, or fails also when asked again.
+    """Storage refuses, or fails also when asked again.
 
     Made like an `OSError` of (errno, what failed and what to do, URL), so that who handles those handles this too.
     """

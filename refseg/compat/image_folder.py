@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import xxhash
 
 from refseg.compat.file_names import path_inside
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.errors import DatasetError
+from refseg.errors import DatasetError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class ImageFolder:
         Raises:
             DatasetError: If the sample is damaged, its name leads out of the folder, or another file of the user's
                 has it.
-            StorageError: If storage refuses or fails.
-            OSError: If the folder cannot be written.
+            StorageError: If storage refuses or fails, or the folder cannot be written.
         """
         place = self._places[image_id]
         path = path_inside(self.path, place.file_name)
@@ -92,13 +92,21 @@ class ImageFolder:
             xxh3=place.sample_xxh3,
             where=f"{self._shards.tars[place.shard]}: {place.file_name}",
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(sample[HEADER_BYTES : HEADER_BYTES + place.image_bytes].tobytes())
             temporary.replace(path)  # whoever opens the name finds the whole file
+        except OSError as error:
+            remedy = (
+                "set REFSEG_CACHE to a folder on a disk with room" if self._is_ours else "see to its rights and space"
+            )
+            raise StorageError(
+                error.errno, f"pictures cannot be written there ({error.strerror}); {remedy}", str(self.path)
+            ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _is_image(data: bytes, place: ImagePlace) -> bool:

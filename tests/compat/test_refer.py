@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from refseg.compat.file_names import path_inside
 from refseg.compat.image_folder import ImageRecord
 from refseg.compat.refer import G_REFER, REFER
 from refseg.compat.refer_records import refer_categories
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.schema import DATASETS, find_dataset
 
 from .conftest import SQUARE, WriteSource, annotation, build, ref, write_files
@@ -209,7 +210,8 @@ def test_a_file_has_its_name_only_when_it_is_whole(refer: REFER, monkeypatch: py
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    expected = f"{refer.IMAGE_DIR}: pictures cannot be written there (No space left on device); set REFSEG_CACHE"
+    with pytest.raises(StorageError, match=re.escape(expected)):
         refer.Imgs[7]["file_name"]
     assert files(refer.IMAGE_DIR) == []
 
