@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     results = load_results(folder / "evaluation")
     record = RunRecord(
         name=folder.resolve().name,
+        folder=str(folder),
         metrics=read_metrics(folder),
         recipe=_read_json(folder / RECIPE_NAME),
         environment=_read_json(folder / ENVIRONMENT_NAME),

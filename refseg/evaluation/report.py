@@ -1,9 +1,11 @@
 """The report of a run: one self-contained page, and the same in Markdown."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from refseg.data.index import ManifestIndex
@@ -15,7 +17,6 @@ from refseg.evaluation.explanation import Explain
 from refseg.evaluation.leaks import leak_statement, leak_warning
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.pages import Report, render
-from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
 from refseg.evaluation.rows import has_predictions
 from refseg.evaluation.scores import Scores
@@ -31,12 +32,14 @@ class RunRecord:
 
     Attributes:
         name: Of the run, for the title.
+        folder: The run's, as the reader names it; its results are in `evaluation`.
         metrics: Lines of `metrics.jsonl`.
         recipe: Settings by section; empty where there are none.
         environment: Versions, hardware, commit; empty where there are none.
     """
 
     name: str
+    folder: str
     metrics: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
@@ -46,6 +49,7 @@ class RunRecord:
 class Section:
     """One split in the page: its results, its control, images and model where they are at hand."""
 
+    folder: str
     results: Results
     control: Results | None
     index: ManifestIndex | None
@@ -115,12 +119,22 @@ class Section:
 
     @property
     def why_no_examples(self) -> str:
-        """What to do for a page with examples; empty where it has them."""
-        if not has_predictions(self.results.rows, self.scores.protocol):
-            return "No predicted masks were kept: run refseg evaluate with --save-predictions."
-        if self.index is None:
-            return f"The dataset is not at {self.results.origin['data']}: name its folder with --data."
-        return ""
+        """What is missing for examples; empty where they are there."""
+        if has_predictions(self.results.rows, self.scores.protocol):
+            return "" if self.index else f"The dataset is not at {self.results.origin['data']}: name its folder."
+        if "predictions" in self.results.origin:
+            return "Examples are drawn of masks that refseg evaluate kept; refseg score keeps their counts alone."
+        return "No predicted masks were kept. For examples, evaluate once more and keep them:"
+
+    @property
+    def examples_commands(self) -> list[str]:
+        """What to run for a page with examples; empty where nothing helps."""
+        if has_predictions(self.results.rows, self.scores.protocol):
+            return [shlex.join(["refseg", "report", self.folder, "--data"]) + " DIR"]
+        if "predictions" in self.results.origin:
+            return []
+        again = _command(self.results, self.folder, save_predictions=True)
+        return [again, shlex.join(["refseg", "report", self.folder])]
 
 
 def build_report(
@@ -143,6 +157,7 @@ def build_report(
     controls = {_place(other): other for other in results if other.is_control}
     sections = [
         Section(
+            folder=run.folder,
             results=own,
             control=controls.get(_place(own)),
             index=indexes.get(f"{own.origin['dataset']} {own.origin['split']}"),
@@ -214,7 +229,10 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
         **subject,
         "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
         **({"leaks": said} if (said := leak_warning(origin) or leak_statement(origin)) else {}),
-        "again with": "; ".join(_command(other) for other in results),
+        "again with": "; ".join(
+            _command(other, run.folder, save_predictions=has_predictions(other.rows, other.protocols[0]))
+            for other in results
+        ),
     }
     packages = run.environment.get("packages", {})
     surroundings = {name: str(value) for name, value in run.environment.items() if name != "packages"}
@@ -230,16 +248,24 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
     }
 
 
-def _command(results: Results) -> str:
-    """The command line that gives these results again."""
+def _command(results: Results, folder: str, *, save_predictions: bool) -> str:
+    """The command line that gives these results again, for a report of the run's folder."""
     origin = results.origin
-    verb = f"score {origin['predictions']}" if "predictions" in origin else f"evaluate {origin['checkpoint']}"
-    command = f"refseg {verb} --data {origin['data']} --split {origin['split']}"
-    if (names := [protocol.name for protocol in results.protocols]) != [ORIGINAL.name]:
-        command += f" --protocol {' '.join(names)}"
+    out = Path(folder)
+    if "predictions" in origin:
+        words = ["refseg", "score", origin["predictions"]]
+    else:
+        words = ["refseg", "evaluate", origin["checkpoint"]]
+        out /= "evaluation"
+    words += ["--data", origin["data"], "--split", origin["split"], "--out", str(out)]
+    words += ["--protocol", *(protocol.name for protocol in results.protocols)]
     if (origin.get("leak_check") or {}).get("num_shared"):
-        command += " --allow-leak"
-    return f"{command} --shuffled-sentences" if results.is_control else command
+        words.append("--allow-leak")
+    if results.is_control:
+        words.append("--shuffled-sentences")
+    if save_predictions:
+        words.append("--save-predictions")
+    return shlex.join(words)
 
 
 def _plain(value: object) -> str:

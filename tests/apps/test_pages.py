@@ -1,8 +1,7 @@
-"""The pages of `refseg browse` and `refseg report` as a person uses them: in headless Chromium, without a server."""
+"""The pages of `refseg browse` and of quickstart as a person uses them: in headless Chromium, without a server."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,6 @@ from PIL import Image, ImageFilter
 
 from refseg.apps.browse import write_browse_page
 from refseg.cli import main
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 Open = Callable[..., Any]
 
@@ -33,49 +28,9 @@ ALPHA = """(canvas) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens a page that must complain of nothing and read nothing but its own files."""
-    said: list[str] = []
-    pages = []
-
-    def open_page(path: Path, *, width: int = 1200, fragment: str = "") -> Any:
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        pages.append(page)
-        own = (path.parent.as_uri() + "/", "data:")
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(own) else said.append(request.url))
-        page.goto(path.as_uri() + fragment)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert said == []
-
-
 @pytest.fixture(scope="module", params=["folder", "one.html"])
 def browse_page(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_browse_page(dataset, tmp_path_factory.mktemp("browse") / request.param).path
-
-
-@pytest.fixture(scope="module")
-def report_page(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny run, with its maps."""
-    out = tmp_path_factory.mktemp("report") / "report.html"
-    run = shutil.copytree(toy_run, out.parent / "run")
-    assert main(["evaluate", str(run), "--save-predictions"]) == 0
-    assert main(["report", str(run), "--explain", "--out", str(out)]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -235,51 +190,6 @@ def test_a_folder_that_is_not_whole_says_so(browser: Any, dataset: Path, tmp_pat
     page.wait_for_selector("#fault:not([hidden])")
     assert "parts/images-0.js cannot be read: this folder is not whole" in page.inner_text("#fault")
     page.close()
-
-
-@pytest.mark.slow
-def test_examples_of_a_report_are_sorted_and_searched(open_page: Open, report_page: Path) -> None:
-    page = open_page(report_page)
-    worst = page.locator(".examples").nth(1)
-    shares = "(group) => [...group.children].filter((f) => !f.hidden).map((f) => Number(f.dataset.target))"
-
-    page.get_by_label("Order").select_option(label="largest target first")
-    large = worst.evaluate(shares)
-    assert large == sorted(large, reverse=True)
-    assert len(set(large)) > 1
-    page.get_by_label("Order").select_option(label="smallest target first")
-    assert worst.evaluate(shares) == sorted(large)
-    word = worst.locator("q").first.inner_text().strip("“”").split()[0]
-    page.get_by_role("searchbox", name="Sentence").fill(word)
-    assert 0 < len(worst.evaluate(shares)) <= len(large)
-    assert all(word in text for text in page.locator("figure.example:not([hidden]) q").all_inner_texts())
-    assert "shown" in page.locator(".tools output").inner_text()
-
-
-@pytest.mark.slow
-def test_an_example_of_a_report_opens_with_its_maps(open_page: Open, report_page: Path) -> None:
-    page = open_page(report_page)
-    button = page.locator(".example .open").first
-    sentence = page.locator(".example q").first.inner_text()
-    button.focus()
-    page.keyboard.press("Enter")
-
-    dialog = page.get_by_role("dialog")
-    assert dialog.locator("q").inner_text() == sentence
-    assert dialog.get_by_alt_text("The picture once for each emphasis").evaluate("(map) => map.naturalWidth") > 500
-    page.keyboard.press("ArrowRight")
-    assert dialog.locator("q").inner_text() == page.locator(".example q").nth(1).inner_text()
-    assert page.evaluate(UNNAMED) == []
-    page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-
-
-@pytest.mark.slow
-def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_page: Path) -> None:
-    page = open_page(report_page, width=360)
-
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.evaluate(UNNAMED) == []
 
 
 @pytest.mark.slow

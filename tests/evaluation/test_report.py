@@ -19,7 +19,13 @@ from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, load_results, save_results
 from refseg.evaluation.rows import RowFacts
 
-RUN = RunRecord(name="my <run>", metrics=[], recipe={"model": {"name": "fcnet", "image_weights": ""}}, environment={})
+RUN = RunRecord(
+    name="my <run>",
+    folder="runs/my run",
+    metrics=[],
+    recipe={"model": {"name": "fcnet", "image_weights": ""}},
+    environment={},
+)
 
 
 @pytest.fixture
@@ -125,10 +131,26 @@ def test_scores_stand_beside_their_rules_on_the_page_and_in_markdown(index: Mani
 
 
 def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
-    assert "name its folder with --data" in build([results]).html
+    assert "<code>refseg report &#39;runs/my run&#39; --data DIR" in build([results]).html
 
     bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
-    assert "with --save-predictions" in build([bare]).html
+    assert (
+        "<code>refseg evaluate run/step-1 --data shards/toy --split val --out &#39;runs/my run/evaluation&#39; "
+        "--protocol original --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
+    ) in build([bare]).html
+
+    given = replace(bare, origin={**results.origin, "predictions": "masks.jsonl"})
+    page = build([given]).html
+    assert "refseg score keeps their counts alone" in page
+    assert "--save-predictions" not in page
+    assert "refseg score masks.jsonl --data shards/toy --split val --out &#39;runs/my run&#39;" in page
+
+
+def test_rules_keep_the_letters_of_metric_names(results: Results) -> None:
+    page = build([results]).html
+
+    assert "<li>oIoU: sum of intersections" in page
+    assert "text-transform" not in page.split(".rules")[-1].split("</style>")[0]
 
 
 def test_results_come_back_as_they_were_with_controls_last(results: Results, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// Makes the report's examples sortable, searchable and large; without scripts they stay as they are drawn.
+// Makes the report's examples sortable, searchable and large; without scripts they stay in their groups.
 (() => {
   const ORDERS = {
     worst: (a, b) => a.dataset.iou - b.dataset.iou,
@@ -11,19 +11,20 @@
     long: (a, b) => b.dataset.words - a.dataset.words,
   };
   for (const tools of document.querySelectorAll(".tools")) {
-    const { text, order } = tools.elements, groups = tools.parentElement.querySelectorAll(".examples");
-    const drawn = new Map([...groups].map((group) => [group, [...group.children]]));
+    const { text, order } = tools.elements;
+    const groups = [...tools.parentElement.querySelectorAll(".examples")].map((list) => ({ list, figures: [...list.children] }));
+    const caption = (figure) => figure.querySelector("figcaption").textContent; // holds the sentence's id
+    const all = new Map(groups.flatMap(({ figures }) => figures).map((figure) => [caption(figure), figure]));
     const arrange = () => {
-      const wanted = text.value.trim().toLowerCase();
-      let shown = 0;
-      for (const [group, figures] of drawn) {
-        group.append(...(ORDERS[order.value] ? [...figures].sort(ORDERS[order.value]) : figures));
-        for (const figure of figures) {
-          figure.hidden = !figure.querySelector("q").textContent.toLowerCase().includes(wanted);
-          shown += !figure.hidden;
-        }
-      }
-      tools.querySelector("output").textContent = wanted || order.value ? `${shown} shown` : "";
+      const wanted = text.value.trim().toLowerCase(), compare = ORDERS[order.value];
+      // In order, the groups are one list, and a sentence of two groups stands there once.
+      groups.forEach(({ list, figures }, place) => {
+        list.replaceChildren(...(!compare ? figures : place === 0 ? [...all.values()].sort(compare) : []));
+        for (const figure of list.children) figure.hidden = !figure.querySelector("q").textContent.toLowerCase().includes(wanted);
+        list.previousElementSibling.hidden = Boolean(compare) || !list.querySelector("figure:not([hidden])");
+      });
+      const num = tools.parentElement.querySelectorAll(".examples figure:not([hidden])").length;
+      tools.querySelector("output").textContent = wanted || compare ? `${num} shown` : "";
     };
     tools.hidden = false;
     tools.addEventListener("input", arrange);
@@ -40,7 +41,7 @@
     if (!dialog.open) dialog.showModal();
   };
   const step = (by) => {
-    const figures = [...opened.parentElement.children].filter((figure) => !figure.hidden);
+    const figures = [...opened.closest("section").querySelectorAll("figure.example:not([hidden])")];
     const next = figures[figures.indexOf(opened) + by];
     if (next) open(next);
   };
