@@ -13,7 +13,9 @@ EXAMPLE = """refseg predict photo.jpg "the woman in the red coat" --checkpoint r
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="any image: JPEG, PNG, WebP, ...")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="any image: JPEG, PNG, WebP, ...; turned upright as its EXIF says"
+    )
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="what to find; several share one pass over the image")
     parser.add_argument(
         "--checkpoint",

@@ -21,7 +21,7 @@ def my_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     (folder / "sentences.csv").write_text(table[1], encoding="utf-8")
-    for name in ("table.jpg", "shelf.jpg"):
+    for name in ("table.jpg", "shelf.jpg", "window.jpg"):
         Image.new("RGB", (32, 24), "white").save(folder / "images" / name)
     mask = Image.new("L", (32, 24))
     ImageDraw.Draw(mask).rectangle((2, 4, 9, 11), fill=255)
@@ -38,7 +38,7 @@ def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytes
         assert main(line.split()) == 0, line
     assert (Path("shards") / "my-photos" / "train-00000.tar").is_file()
     printed = capsys.readouterr().out
-    assert "2 shards, 3 images, 4 refs, 5 sentences, 0 rejects" in printed  # table.jpg is in both splits
+    assert "2 shards, 3 images, 4 refs, 5 sentences, 0 rejects" in printed
     assert "no fault" in printed
 
 
@@ -80,6 +80,29 @@ def test_the_mistakes_shown_are_what_is_said(my_photos: Path, capsys: pytest.Cap
     for line in shown[0].splitlines():
         assert line.strip() in said
     assert not Path("out").exists()
+
+
+def test_a_missing_picture_and_a_second_build_end_as_shown(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.search(r"    custom/my-photos: 1 of 3 pictures.*\n      .*\n", GUIDE)
+    assert shown is not None
+    table = my_photos / "sentences.csv"
+    right = table.read_text()
+    words = ["build-shards", "custom/my-photos", "--annotations", "my-photos", "--out", "out"]
+    table.write_text(right.replace("shelf", "Shelf"))
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    for line in shown[0].splitlines():
+        assert line.strip() in said
+    assert not Path("out").exists()
+
+    table.write_text(right)
+    assert main(words) == main(words) == 0
+    assert "was finished before, nothing changed" in " ".join(capsys.readouterr().out.split())
+    table.write_text(right.replace("disc", "circle"))
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "was built or begun from other inputs (source my-photos/sentences.csv: " in said
+    assert "give the same inputs, another --out, or delete the folder" in said
 
 
 def test_every_column_and_dataset_has_its_line() -> None:
