@@ -27,6 +27,17 @@ ALPHA = """(canvas) => {
   return [canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];
 }"""
 
+CONTRAST = """(element) => {
+  const linear = (share) => share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  const luminance = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map((channel) => linear(channel / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(element), found = [style.color, style.backgroundColor].map(luminance);
+  return (Math.max(...found) + 0.05) / (Math.min(...found) + 0.05);
+}"""
+"""WCAG 2.1, contrast ratio; both colours are opaque."""
+
 
 @pytest.fixture(scope="module", params=["folder", "one.html"])
 def browse_page(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -169,6 +180,20 @@ def test_rejects_are_listed_with_their_reasons(open_page: Open, browse_page: Pat
     page.locator("#reject-filters").get_by_label("Text").fill("nothing like it")
     page.wait_for_function("() => document.querySelector('#reject-status').textContent === '0 of 1 reject'")
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tabs_can_be_read_selected_and_under_the_pointer(open_page: Open, browse_page: Path, scheme: str) -> None:
+    page = open_page(browse_page, scheme=scheme)
+    for tab in page.locator("header nav button").all():
+        tab.click()  # the pointer stays on it
+        page.mouse.move(0, 0)
+        contrasts = {"selected": tab.evaluate(CONTRAST)}
+        tab.hover()
+        contrasts["hovered"] = tab.evaluate(CONTRAST)
+
+        assert tab.get_attribute("aria-pressed") == "true"
+        assert min(contrasts.values()) >= 4.5, contrasts
 
 
 @pytest.mark.parametrize("view", ["#", "#open=0", "#view=rejects"])
