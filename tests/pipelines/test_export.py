@@ -169,13 +169,13 @@ def test_a_users_own_boxes_and_names_come_back_as_the_same_masks(tmp_path: Path)
         "height": 10,
         "width": 20,
     }
-    (source / "sentences.jsonl").write_text(json.dumps({**row, "box": [-3, 4.5, 9, 20]}) + "\n")
+    (source / "sentences.jsonl").write_text(json.dumps({**row, "box": [-1, 4.5, 7, 6.5]}) + "\n")
     built = build("custom/mine", source, tmp_path / "built", images=source)
     out = export(built, "refer", tmp_path / "out")
 
     (annotation,) = json.loads((out / "mine/instances.json").read_text())["annotations"]
     assert annotation["segmentation"] == [[0.0, 4.5, 0.0, 10.0, 6.0, 10.0, 6.0, 4.5]]
-    assert annotation["bbox"] == [-3.0, 4.5, 9.0, 20.0]
+    assert annotation["bbox"] == [0.0, 4.5, 6.0, 5.5]  # clipped by the build
     assert (out / "images/one/a.jpg").read_bytes() == (source / "one/a.jpg").read_bytes()
     coco = COCO(export(built, "coco", tmp_path / "coco") / "annotations/instances_val.json")
     with pytest.raises(UsageError, match=r"found no sentences\.csv"):  # a user's own data are a table
