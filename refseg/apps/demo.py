@@ -124,8 +124,8 @@ def make_demo(
         return pages.get_template("demo.html.j2").render(shown, version=__version__)
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
-    def interface_page() -> str:
-        return pages.get_template("demo_docs.html.j2").render(api=app.openapi())
+    def interface_page(request: Request) -> str:
+        return pages.get_template("demo_docs.html.j2").render(api=app.openapi(), host=request.url.netloc)
 
     @app.get("/demo.css", include_in_schema=False)
     def style() -> FileResponse:

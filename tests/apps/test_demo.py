@@ -480,6 +480,7 @@ def test_the_interface_is_described_for_people_and_programs(server: Server) -> N
     described = server.send("GET", "/openapi.json")[1]
     page = server.send("GET", "/docs")[1].decode()
 
+    assert f"curl -F file=@photo.jpg 127.0.0.1:{server.port}/api/images" in page
     assert set(described["paths"]) == {"/api/images", "/api/images/{image_id}", "/api/segment"}
     for path in described["paths"]:
         assert path in page

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,11 @@ from pycocotools import mask as coco_masks
 from refseg.apps.demo_pictures import Limits
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
 def address(demo_port: int) -> str:
     return f"http://127.0.0.1:{demo_port}/"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -207,10 +196,40 @@ def test_refusals_are_read_out_and_the_page_goes_on(page: Any, photo: Path, tmp_
     sync_api.expect(error).to_contain_text("found 21.0 MB, expected at most 20 MB")
 
     page.get_by_label("Choose a picture").set_input_files(photo)
+    sync_api.expect(page.locator("#name")).to_have_text("photo.png, 180 × 120")
     ask(page, "red " * 30)
 
     assert error.is_hidden()
     assert page.locator("#cut").inner_text().startswith("Too long for the model. It read: red red")
+
+
+def test_a_picture_that_is_refused_is_named_at_its_card_and_takes_the_old_result_away(
+    page: Any, photo: Path, tmp_path: Path
+) -> None:
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "the red square")
+    (tmp_path / "notes.png").write_text("no picture")
+
+    page.get_by_label("Choose a picture").set_input_files(tmp_path / "notes.png")
+
+    sync_api.expect(page.locator(".picture").get_by_role("alert")).to_contain_text("notes.png: not an image")
+    for gone in ("#figure", "#views", "#answer", "#asked", "#looked"):
+        assert page.locator(gone).is_hidden()
+    page.get_by_role("button", name="Find").click()
+    assert "There is no picture yet" in page.locator(".question").get_by_role("alert").inner_text()
+    assert page.locator(".picture").get_by_role("alert").count() == 0
+
+
+def test_shares_of_attention_are_drawn_against_the_largest_with_the_number_beside(page: Any, photo: Path) -> None:
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "the red square")
+
+    drawn = "rows => rows.map(r => r.querySelector('i').offsetWidth / r.querySelector('.bar span').offsetWidth)"
+    bars = page.locator("#words tbody tr").evaluate_all(drawn)
+    shares = [float(text.split("%")[0].split()[-1]) for text in page.locator("#words tbody tr").all_inner_texts()]
+    assert max(bars) == pytest.approx(1, abs=0.02)
+    assert bars == pytest.approx([share / max(shares) for share in shares], abs=0.03)
+    assert "[SOS] and [EOS] are the tokens that start and end every sentence" in page.locator("#answer").inner_text()
 
 
 @pytest.mark.parametrize("path", ["", "docs"])

@@ -59,7 +59,7 @@ function load(source) {
 
 async function begin(message, work) {
   const number = ++newest;
-  byId("error").hidden = true;
+  for (const id of ["error", "picture-error"]) byId(id).hidden = true;
   byId("status").textContent = message;
   document.body.setAttribute("aria-busy", "true");
   try {
@@ -68,8 +68,10 @@ async function begin(message, work) {
   } catch (error) {
     if (number !== newest) return;
     byId("status").textContent = "";
-    byId("error").textContent = error.message;
-    byId("error").hidden = false;
+    const place = byId(error.isOfPicture ? "picture-error" : "error");
+    place.textContent = error.message;
+    place.hidden = false;
+    place.scrollIntoView({ block: "nearest" });
   } finally {
     if (number === newest) document.body.removeAttribute("aria-busy");
   }
@@ -85,19 +87,19 @@ async function encode(blob, name, source) {
 }
 
 async function takePicture(blob, name, source) {
-  const own = encode(blob, name, source);
+  const own = encode(blob, name, source).catch((error) => {
+    throw Object.assign(error, { isOfPicture: true });
+  });
   arriving = own;
   try {
     const { told, made } = await own;
     if (arriving !== own) return null; // another was chosen meanwhile
-    picture = made;
-    current = null;
-    byId("drop").classList.add("filled");
-    byId("figure").hidden = false;
+    put(made);
     byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
-    for (const id of ["answer", "asked", "views", "looked"]) byId(id).hidden = true;
-    draw();
     return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
+  } catch (error) {
+    if (arriving === own) put(null); // what was found before is no answer about this one
+    throw error;
   } finally {
     if (arriving === own) arriving = null;
   }
@@ -168,6 +170,15 @@ byId("maps").addEventListener("toggle", showMaps);
 
 // ---- What a person sees
 
+function put(made) {
+  picture = made;
+  current = null;
+  byId("drop").classList.toggle("filled", made !== null);
+  byId("figure").hidden = made === null;
+  for (const id of ["answer", "asked", "views", "looked"]) byId(id).hidden = true;
+  draw();
+}
+
 function show(answer) {
   current = answer;
   byId("answer").hidden = byId("views").hidden = byId("looked").hidden = false;
@@ -192,7 +203,7 @@ function show(answer) {
 }
 
 function showWords(answer) {
-  byId("words").hidden = byId("words-title").hidden = answer.words === null;
+  for (const id of ["words", "words-title", "words-hint"]) byId(id).hidden = answer.words === null;
   byId("no-words").hidden = answer.words !== null;
   const most = Math.max(...(answer.words ?? []).map((word) => word.weight));
   const rows = (answer.words ?? []).map(({ word, weight }) => {
