@@ -103,8 +103,9 @@ def _run(
             del in_flight[reference]
     except GeneratorExit:
         # Whoever tidies up after us must not meet them. `ray.cancel` is no way: in Ray 2.60 it aborts this process if
-        # it meets a task that is being sent off.
-        ray.wait(list(in_flight), num_returns=len(in_flight))
+        # it meets a task that is being sent off. Where Ray has ended before, so have they; a call would start it anew.
+        if ray.is_initialized():
+            ray.wait(list(in_flight), num_returns=len(in_flight))
         raise
     if fault is not None:
         raise fault

@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,23 @@ def test_no_more_tasks_are_begun_than_were_allowed(ray_here: Any, tmp_path: Path
         (tmp_path / str(number)).touch()
         return number
 
-    results = run_ray(mark, range(9), 2, name=str)
-    next(results)
-    time.sleep(1)  # would suffice for all nine
-    assert len(list(tmp_path.iterdir())) == 2
-    assert len(list(results)) == 8
+    with closing(run_ray(mark, range(9), 2, name=str)) as results:
+        next(results)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)  # would suffice for all nine
+        assert len(list(tmp_path.iterdir())) == 2
+        assert len(list(results)) == 8
+
+
+def test_who_drops_results_after_ray_has_ended_is_not_held_up(ray_here: Any) -> None:
+    results = run_ray(lambda number: number, range(9), 2, name=str)
+    assert next(results) in range(9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_here, "is_initialized", lambda: False)
+        patch.setattr(ray_here, "wait", lambda *args, **kwargs: pytest.fail("would start Ray anew"))
+        results.close()
 
 
 def test_who_wants_no_more_results_waits_for_the_tasks_in_flight(ray_here: Any, tmp_path: Path) -> None:
