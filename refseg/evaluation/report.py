@@ -257,8 +257,8 @@ def _command(results: Results, folder: str, *, save_predictions: bool) -> str:
     else:
         words = ["refseg", "evaluate", origin["checkpoint"]]
         out /= "evaluation"
-    words += ["--data", origin["data"], "--split", origin["split"], "--out", str(out)]
-    words += ["--protocol", *(protocol.name for protocol in results.protocols)]
+    words += ["--data", origin["data"], "--split", origin["split"]]
+    words += ["--protocol", *(protocol.name for protocol in results.protocols), "--out", str(out)]
     if (origin.get("leak_check") or {}).get("num_shared"):
         words.append("--allow-leak")
     if results.is_control:

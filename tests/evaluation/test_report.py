@@ -135,15 +135,17 @@ def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
 
     bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
     assert (
-        "<code>refseg evaluate run/step-1 --data shards/toy --split val --out &#39;runs/my run/evaluation&#39; "
-        "--protocol original --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
+        "<code>refseg evaluate run/step-1 --data shards/toy --split val --protocol original "
+        "--out &#39;runs/my run/evaluation&#39; --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
     ) in build([bare]).html
 
     given = replace(bare, origin={**results.origin, "predictions": "masks.jsonl"})
     page = build([given]).html
     assert "refseg score keeps their counts alone" in page
     assert "--save-predictions" not in page
-    assert "refseg score masks.jsonl --data shards/toy --split val --out &#39;runs/my run&#39;" in page
+    assert (
+        "refseg score masks.jsonl --data shards/toy --split val --protocol original --out &#39;runs/my run&#39;" in page
+    )
 
 
 def test_rules_keep_the_letters_of_metric_names(results: Results) -> None:
