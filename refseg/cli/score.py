@@ -7,7 +7,8 @@ from pathlib import Path
 from refseg.cli.score_text import print_results
 
 EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split val --protocol original lavt
-  refseg score masks/ --data shards/refcoco-unc --split testA --out runs/theirs
+  refseg score masks/ --data shards/refcoco-unc --split testA --out runs/theirs --save-predictions
+  refseg report runs/theirs
 
   predictions.jsonl, one object a line (.json: a list of them; .parquet: the same columns):
     {"ref_id": 12, "sent_id": 34, "segmentation": {"size": [480, 640], "counts": [1200, 30, ...]}}
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="keep rows and scores in DIR/evaluation, for `refseg report DIR`"
     )
+    parser.add_argument(
+        "--save-predictions", action="store_true", help="keep the masks with the rows, for examples in the report"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -49,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.predictions.exists():
         raise UsageError(f"{args.predictions}: no such file or folder; expected predicted masks")
+    if args.save_predictions and not args.out:
+        raise UsageError("--save-predictions: found no --out, which names the folder to keep them in")
     protocols = find_protocols(args.protocol)
     index = ManifestIndex.open(args.data, [args.split])
     predictions = read_predictions(args.predictions, protocols, args.split)
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         "split": args.split,
         "refseg": __version__,
     }
-    results = Results(rows=score_masks(index, predictions, protocols), origin=origin)
+    rows_scored = score_masks(index, predictions, protocols, save_predictions=args.save_predictions)
+    results = Results(rows=rows_scored, origin=origin)
     rows = save_results(args.out / "evaluation", results) if args.out else None
     if args.json:
         print(json.dumps({"rows": rows and str(rows), **results.to_json()}, indent=1))

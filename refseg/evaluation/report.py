@@ -122,17 +122,14 @@ class Section:
         """What is missing for examples; empty where they are there."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return "" if self.index else f"The dataset is not at {self.results.origin['data']}: name its folder."
-        if "predictions" in self.results.origin:
-            return "Examples are drawn of masks that refseg evaluate kept; refseg score keeps their counts alone."
-        return "No predicted masks were kept. For examples, evaluate once more and keep them:"
+        again = "score" if "predictions" in self.results.origin else "evaluate"
+        return f"No predicted masks were kept. For examples, {again} once more and keep them:"
 
     @property
     def examples_commands(self) -> list[str]:
-        """What to run for a page with examples; empty where nothing helps."""
+        """What to run for a page with examples."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return [shlex.join(["refseg", "report", self.folder, "--data"]) + " DIR"]
-        if "predictions" in self.results.origin:
-            return []
         again = _command(self.results, self.folder, save_predictions=True)
         return [again, shlex.join(["refseg", "report", self.folder])]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from refseg.data.index import ManifestIndex
 from refseg.errors import PredictionError
@@ -13,7 +14,7 @@ from refseg.evaluation.ground_truth import GroundTruth, stretch
 from refseg.evaluation.predictions import GivenMask, Key, Predictions
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import Counted, RowFacts, make_table
-from refseg.run_lengths import count_ones, count_shared, draw_runs
+from refseg.run_lengths import count_ones, count_shared, draw_runs, encode_runs
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,9 @@ NUM_NAMED = 10
 """Keys a message names before it only counts them."""
 
 
-def score_masks(index: ManifestIndex, predictions: Predictions, protocols: Sequence[Protocol]) -> pa.Table:
+def score_masks(
+    index: ManifestIndex, predictions: Predictions, protocols: Sequence[Protocol], *, save_predictions: bool = False
+) -> pa.Table:
     """Compare masks with the targets of every sentence of a split, by the rules of each protocol.
 
     Masks are of the image's size, or of the protocol's where that is another: then they are compared as they are,
@@ -31,6 +34,7 @@ def score_masks(index: ManifestIndex, predictions: Predictions, protocols: Seque
         index: One split.
         predictions: What `read_predictions` read for these protocols.
         protocols: How they are compared; the headline's first.
+        save_predictions: Keep the masks with the rows, each at its protocol's size.
 
     Returns:
         Rows as `evaluate_model` returns them, with the predictions' notes.
@@ -48,12 +52,16 @@ def score_masks(index: ManifestIndex, predictions: Predictions, protocols: Seque
     notes = predictions.notes + _check_keys(index, keys, predictions.masks[0])
     for note in notes:
         logger.warning("%s", note)
+    saved: list[list[NDArray[np.uint32]]] = [[] for _ in protocols] if save_predictions else []
     for number, (protocol, masks) in enumerate(zip(protocols, predictions.masks, strict=True)):
         for place, key in enumerate(keys):
             of_row, of_sentence = int(row[place]), int(sentence[place])
-            pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, masks[key])
+            given = masks[key]
+            pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, given)
+            if save_predictions:
+                saved[number].append(_runs(given, protocol, index.size(of_row)))
     said = [predictions.masks[0][key].predicted_none for key in keys]
-    counted = Counted(row=row, sentence=sentence, pixels=pixels, predicted_none=said)
+    counted = Counted(row=row, sentence=sentence, pixels=pixels, predictions=saved, predicted_none=said)
     facts = RowFacts(
         protocols=tuple(protocols),
         mask_rule=index.descriptor.mask_rule,
@@ -103,6 +111,12 @@ def _count(
     if size == original_size and (runs := ground_truth.dataset_runs(protocol, row, sentence)) is not None:
         return count_shared(runs, given.counts), count_ones(given.counts), count_ones(runs)
     target = ground_truth.mask(protocol, row, sentence)
-    mask = draw_runs(given.counts, size) if given.size == size else stretch(given.counts, original_size, size)
-    shared, predicted, wanted = (int(np.count_nonzero(each)) for each in (target & (mask > 0), mask, target))
+    mask = draw_runs(_runs(given, protocol, original_size), size)
+    shared, predicted, wanted = (int(np.count_nonzero(each)) for each in (target & mask, mask, target))
     return shared, predicted, wanted
+
+
+def _runs(given: GivenMask, protocol: Protocol, original_size: tuple[int, int]) -> NDArray[np.uint32]:
+    """A mask at the protocol's size."""
+    size = protocol.compared_size(original_size)
+    return given.counts if given.size == size else encode_runs(stretch(given.counts, original_size, size) > 0)

@@ -73,6 +73,30 @@ def test_jsonl_and_pngs_of_the_same_masks_score_alike_and_a_report_shows_them(
     assert f"refseg score {lines} --data {shards} --split testA --protocol original cris lavt lisa rela" in page
     for name in ("oIoU", "gIoU", "T-acc", "protocol rela: masks compared at 480 x 480"):
         assert name in page
+    assert "data:image" not in (tmp_path / "theirs" / "report.html").read_text()
+
+
+def test_masks_are_kept_at_each_protocols_size_and_shown_where_asked_for(
+    saved: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--data", shards, "--split", "testA", "--protocol", "original", "rela", "--save-predictions")
+    lines, out = tmp_path / "masks.jsonl", tmp_path / "theirs"
+    names = ("ref_id", "sent_id", "size", "counts")
+    with lines.open("w") as file:
+        for row in pq.read_table(saved).to_pylist():
+            values = (row["ref_id"], row["sent_id"], [row["height"], row["width"]], row["original_predicted_counts"])
+            file.write(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+
+    kept = Path(scores_of(capsys, str(lines), *asked, "--out", str(out))["rows"])
+
+    for row, before in zip(pq.read_table(kept).to_pylist(), pq.read_table(saved).to_pylist(), strict=True):
+        assert row["original_predicted_counts"] == before["original_predicted_counts"]
+        assert sum(row["rela_predicted_counts"]) == 480 * 480
+        assert sum(row["rela_predicted_counts"][1::2]) == row["rela_predicted_area"]
+    assert main(["report", str(out)]) == 0
+    assert "data:image" in (out / "report.html").read_text()
+    assert main(["score", str(lines), *asked]) == 2
+    assert "--save-predictions: found no --out" in capsys.readouterr().err
 
 
 def test_scores_are_printed_with_intervals_and_rules(
