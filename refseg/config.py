@@ -21,10 +21,16 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"
 
 
 def _as_size(value: object) -> object:
-    return (value, value) if isinstance(value, int) else value
+    if isinstance(value, list | tuple):
+        return value  # its sides are checked one by one
+    if type(value) is not int or value < _STRIDE or value % _STRIDE:
+        raise ValueError(f"found {_as_toml(value)}; expected a positive multiple of {_STRIDE}, or a list of two")
+    return (value, value)
 
 
-Side = Annotated[int, Field(ge=32, multiple_of=32)]
+_STRIDE = 32
+"""Of the coarsest features, in pixels: a side is so long, or a multiple of it."""
+Side = Annotated[int, Field(ge=_STRIDE, multiple_of=_STRIDE)]
 Size = Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(_as_size)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -252,7 +258,7 @@ def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         chain = " extends ".join(other.name for other in (*extended_by, path))
         raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); let one of them stand alone")
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a TOML file ({error})") from error
     base = settings.pop("extends", None)
@@ -347,11 +353,15 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}"
     found = mistake["input"]
-    value = str(found).lower() if isinstance(found, bool) else repr(found)
+    value = _as_toml(found)
     if kind in _TYPES:
         quoted = kind != "string_type" and isinstance(found, str) and _UNQUOTED.fullmatch(found)
         return f"{path}: found {value}; expected {_TYPES[kind]}{' (without quotes)' if quoted else ''}"
     return f"{path}: found {value}; {message[0].lower()}{message[1:]}"
+
+
+def _as_toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:

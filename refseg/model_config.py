@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticKnownError
 
 ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "darknet53", "tiny"]
+
+
+def _refuse_other_types(value: object) -> object:
+    if type(value) is not int:
+        raise PydanticKnownError("int_type")
+    return value
+
+
+OfWholeNumbers = BeforeValidator(_refuse_other_types)
+"""Goes with a `Literal` of whole numbers: pydantic looks for equal values, and true and 1.0 equal 1."""
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -150,7 +161,7 @@ class LTSConfig(_AnyModel):
     """CLIP's transformer, or the paper's bidirectional GRU, over learned vectors of CLIP's word pieces."""
     locator: Literal["filter", "transformer"] = "filter"
     """How the sentence finds its object: a filter made from it, or pixels that attend to its words."""
-    filter_size: Literal[1, 3] = 1
+    filter_size: Annotated[Literal[1, 3], OfWholeNumbers] = 1
     """Side of the locator's filter."""
     location_target: Literal["area", "gaussian", "ellipse"] = "area"
     """What the position prior learns: the mask's share of each cell, or a blob on the mask's box."""

@@ -74,7 +74,6 @@ def test_a_missing_key_is_named(recipe_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.input_size=100", r"data\.input_size\.0: found 100; input should be a multiple of 32"),
         ("data.expressions_per_image=2", "only with sampling = \"images\", not 'ref'"),
         ("model.dim=130", "dim 130 is not a multiple of num_heads 8"),
         ("model.egm=false", "ecm: weighs what egm makes"),
@@ -103,6 +102,10 @@ def test_a_wrong_value_is_refused(recipe_file: Path, override: str, message: str
         ("data.expressions_per_image=true",
          "data.expressions_per_image: found true; expected a whole number, or 'all'"),
         ("data=3", "data: found 3; expected a section"),
+        ("model={name='lts', image_encoder='tiny', filter_size=true}",
+         "model.filter_size: found true; expected a whole number"),
+        ("model={name='lts', image_encoder='tiny', filter_size=1.0}",
+         "model.filter_size: found 1.0; expected a whole number"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_than_tomls_is_refused(recipe_file: Path, override: str, message: str) -> None:
@@ -110,6 +113,33 @@ def test_a_value_of_another_type_than_tomls_is_refused(recipe_file: Path, overri
         load_recipe(recipe_file, [override])
 
     assert str(error.value) == f"{recipe_file}: found 1 mistake in the recipe\n  {message}"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("63", "data.input_size: found 63; expected a positive multiple of 32, or a list of two"),
+        ("0", "data.input_size: found 0; expected a positive multiple of 32, or a list of two"),
+        ("true", "data.input_size: found true; expected a positive multiple of 32, or a list of two"),
+        ("large", "data.input_size: found 'large'; expected a positive multiple of 32, or a list of two"),
+        ("[64, 100]", "data.input_size.1: found 100; input should be a multiple of 32"),
+        ("[true, 64]", "data.input_size.0: found true; expected a whole number"),
+    ],
+)
+def test_a_wrong_input_size_is_one_mistake_and_of_a_pair_the_wrong_side(
+    recipe_file: Path, value: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe_file, [f"data.input_size={value}"])
+
+    assert str(error.value) == f"{recipe_file}: found 1 mistake in the recipe\n  {message}"
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(recipe_file: Path) -> None:
+    expected = load_recipe(recipe_file)
+    recipe_file.write_text(SMALLEST, encoding="utf-8-sig")
+
+    assert load_recipe(recipe_file) == expected
 
 
 def test_a_whole_number_will_do_for_a_fraction_and_a_list_for_a_tuple(recipe_file: Path) -> None:
