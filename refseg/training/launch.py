@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 
 from refseg.config import TrainConfig
 from refseg.errors import RecipeError, TrainingError
@@ -31,8 +32,10 @@ def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerat
 
     Raises:
         TrainingError: If fewer processes came up than were asked for, or there are more than GPUs.
-        RecipeError: If the recipe asks for what this machine cannot do.
+        RecipeError: If the recipe asks for what this machine cannot do, or for trackers that are not installed.
     """
+    if out:
+        refuse_missing_trackers(config.trackers)
     cpu = not torch.cuda.is_available()
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not cpu and num_local > torch.cuda.device_count():
@@ -57,6 +60,24 @@ def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerat
         _repeat_every_bit()
         logger.info("%d CPU processes here, %d threads each", num_local, threads)
     return accelerator
+
+
+def refuse_missing_trackers(trackers: Sequence[str]) -> None:
+    """Refuse trackers whose packages are not installed; Accelerate would pass them over with a warning.
+
+    Args:
+        trackers: By Accelerate's names.
+
+    Raises:
+        RecipeError: With all that are missing.
+    """
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in dict.fromkeys(trackers) if name not in available]:
+        packages = " ".join("'aim<4'" if name == "aim" else name for name in missing)  # Accelerate takes no later aim
+        raise RecipeError(
+            f"train.trackers: found {', '.join(map(repr, missing))}, not installed here; "
+            f"pip install {packages}, or leave them out"
+        )
 
 
 def die_with_launcher() -> None:

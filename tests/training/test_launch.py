@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from accelerate.utils import LoggerType
 
-from refseg.config import TrainConfig
+from refseg.config import Tracker, TrainConfig
 from refseg.errors import RecipeError, TrainingError
 from refseg.train import main
 from refseg.training import launch
@@ -56,6 +58,26 @@ def test_synchronised_batchnorm_without_gpus_is_refused_for_several_processes() 
     launch._refuse_gpu_settings(TrainConfig(batchnorm="sync"), 1)
     with pytest.raises(RecipeError, match=r"train\.batchnorm: found 'sync' without GPUs"):
         launch._refuse_gpu_settings(TrainConfig(batchnorm="sync"), 2)
+
+
+def test_trackers_that_are_not_installed_are_all_named_before_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("refseg.training.launch.die_with_launcher", lambda: None)
+    monkeypatch.setattr(launch, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    trackers = "train.trackers=['wandb', 'tensorboard', 'aim']"
+
+    assert main(["toy", "--out", str(tmp_path / "run"), "--set", trackers]) == 2
+    assert capsys.readouterr().err == (
+        "refseg: error: train.trackers: found 'wandb', 'aim', not installed here; "
+        "pip install wandb 'aim<4', or leave them out\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_tracker_that_a_recipe_may_name_is_one_of_accelerates() -> None:
+    launch.refuse_missing_trackers(["tensorboard"])  # installed with refseg
+    assert set(get_args(Tracker)) <= {str(tracker) for tracker in LoggerType}
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(
