@@ -44,6 +44,7 @@ from refseg.training.resume import find_checkpoint, refuse_another_run
 from refseg.training.run_files import lock_run, write_run_facts
 from refseg.training.run_log import RunLog, open_run_log
 from refseg.training.setup import build_loader, build_start_model
+from refseg.training.splits import refuse_unknown_splits
 from refseg.training.start_weights import load_start_weights
 from refseg.training.step import OptimizerStep
 from refseg.training.validation import Validation
@@ -105,6 +106,7 @@ class _Trainer:
         self.accelerator = accelerator
         self.is_main: bool = accelerator.is_main_process
         self.num_processes: int = accelerator.num_processes
+        refuse_unknown_splits(recipe)
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.validation = Validation(recipe, accelerator)
 

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
-from refseg.errors import RecipeError, UsageError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.protocols import find_protocol
 from refseg.evaluation.scores import Scores, score
@@ -32,7 +31,7 @@ class Validation:
 
         Raises:
             DatasetError: If the dataset is unusable.
-            RecipeError: If it has no such split.
+            UsageError: If it has no such split.
         """
         self._recipe = recipe
         self._accelerator = accelerator
@@ -87,10 +86,4 @@ class Validation:
 
 
 def _open_index(recipe: Recipe) -> ManifestIndex:
-    try:
-        return ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])
-    except UsageError as error:
-        raise RecipeError(
-            f"data.val_split: {error}; name one with data.val_split=, or train without validation: "
-            "train.val_every_epochs=0"
-        ) from error
+    return ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])

@@ -96,6 +96,19 @@ def test_a_run_ends_when_validations_stop_getting_better(overrides: list[str], t
     assert load_checkpoint(tmp_path / "checkpoints/step-00000018").step == 18
 
 
+def test_splits_that_are_not_there_are_named_together(overrides: list[str], toy_shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("toy-quick", [*overrides, "data.train_split=trian", "data.val_split=vla"])
+
+    with pytest.raises(RecipeError) as error:
+        trainer.train(recipe, tmp_path)
+    known = "expected some of train, val, testA, testB"
+    assert str(error.value).splitlines() == [
+        f"data.train_split: {toy_shards}: toy/refseg has no split 'trian'; {known}; name one with data.train_split=",
+        f"data.val_split: {toy_shards}: toy/refseg has no split 'vla'; {known}; name one with data.val_split=, "
+        "or train without validation: train.val_every_epochs=0",
+    ]
+
+
 def test_patience_without_validation_is_refused(overrides: list[str]) -> None:
     with pytest.raises(RecipeError, match=r"train\.patience: counts validations"):
         load_recipe("toy-quick", [*overrides, "train.patience=2", "train.val_every_epochs=0"])
