@@ -113,9 +113,18 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_run_facts(
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Write `recipe.json`: the settings of the run, resolved.
+
+    Args:
+        out: The run's folder.
+        recipe: Of the last start that had steps to make.
+    """
+    _write(out / RECIPE_NAME, recipe.to_dict())
+
+
+def write_environment(
     out: Path,
-    recipe: Recipe,
     descriptor: Descriptor,
     *,
     val_digest: str,
@@ -123,11 +132,10 @@ def write_run_facts(
     num_processes: int,
     device: str,
 ) -> None:
-    """Write `recipe.json` and `environment.json`: what the run is made of and where it ran last.
+    """Write `environment.json`: what the run is made of and where it ran last.
 
     Args:
         out: The run's folder.
-        recipe: Its settings, resolved.
         descriptor: Of the dataset trained on.
         val_digest: Of the dataset validated on; empty without validation.
         ancestors: The models that its start weights come from.
@@ -154,10 +162,13 @@ def write_run_facts(
         "leaks": descriptor.leaks,
         "ancestors": [dataclasses.asdict(each) for each in ancestors],
     }
-    for name, content in ((RECIPE_NAME, recipe.to_dict()), (ENVIRONMENT_NAME, facts)):
-        aside = out / f".{name}.part"
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        aside.replace(out / name)
+    _write(out / ENVIRONMENT_NAME, facts)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 def _cpu_name() -> str:

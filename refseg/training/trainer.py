@@ -41,7 +41,7 @@ from refseg.training.launch import start_accelerator
 from refseg.training.preemption import Preemption
 from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
-from refseg.training.run_files import lock_run, write_run_facts
+from refseg.training.run_files import lock_run, write_environment, write_recipe
 from refseg.training.run_log import RunLog, open_run_log
 from refseg.training.setup import build_loader, build_start_model
 from refseg.training.splits import refuse_unknown_splits
@@ -140,7 +140,7 @@ class _Trainer:
     def run(self, preemption: Preemption) -> TrainResult:
         """Train to the end."""
         if self.step >= self.total_steps:
-            logger.info("%s is trained: %d of %d steps are done", self.out, self.step, self.total_steps)
+            logger.info("%s is trained: %d steps are done, none is left", self.out, self.step)
         if self.is_main:
             self._say_what_it_is()
         self.stepping.train_mode()
@@ -206,27 +206,29 @@ class _Trainer:
                 if torn.name > folder.name:  # its name will be needed again
                     drop_checkpoint(torn)
             write_best(folder.parent, state)  # a crash may have come between the checkpoint and its mark
-        logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
         if not self.owes_validation:
             self._end_by_patience()
+        if self.step < self.total_steps:
+            logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
 
     def _say_what_it_is(self) -> None:
-        """Write down what the run is."""
+        """Write down what the run is, and where it goes on."""
         device = self.accelerator.device.type
-        write_run_facts(
+        write_environment(
             self.out,
-            self.recipe,
             self.index.descriptor,
             val_digest=self.validation.digest,
             ancestors=self.ancestors,
             num_processes=self.num_processes,
             device=device,
         )
-        logger.info(
-            "training %s on %s: %s epochs of %d steps, %d processes on %s",
-            self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,
-            self.steps_per_epoch, self.num_processes, device,
-        )  # fmt: skip
+        if self.step < self.total_steps:  # else the steps are those of the recipe that is there
+            write_recipe(self.out, self.recipe)
+            logger.info(
+                "training %s on %s: %s epochs of %d steps, %d processes on %s",
+                self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,
+                self.steps_per_epoch, self.num_processes, device,
+            )  # fmt: skip
         if self.index.descriptor.leaks_allowed:
             logger.warning(
                 "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",

@@ -1,5 +1,6 @@
 """Accumulation, averaging, early end, trackers, and SIGTERM."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -170,10 +171,19 @@ def test_a_validation_that_was_due_when_the_run_left_comes_first(
     assert load_checkpoint(tmp_path / "left").step == load_checkpoint(tmp_path / "whole").step
 
 
-def test_a_run_that_ended_by_patience_is_left_as_it_is(overrides: list[str], tmp_path: Path) -> None:
+def test_a_run_that_ended_by_patience_is_left_as_it_is(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = [*overrides, "train.epochs=8", "train.max_steps=48", "train.val_every_epochs=1", "train.patience=1",
                 "train.lr=1e-20", "train.batchnorm=frozen", "train.trackers=[]"]  # fmt: skip
     first = trainer.train(load_recipe("toy-quick", settings), tmp_path)
-    again = trainer.train(load_recipe("toy-quick", settings), tmp_path)
+    (tmp_path / "environment.json").unlink()
+    with caplog.at_level("INFO", logger="refseg.training.trainer"):
+        again = trainer.train(load_recipe("toy-quick", [*settings, "train.log_every_steps=7"]), tmp_path)
 
     assert first.step == again.step == 12
+    said = [record.getMessage() for record in caplog.records if record.name == "refseg.training.trainer"]
+    assert said == [f"{tmp_path} is trained: 12 steps are done, none is left"]
+    kept = json.loads((tmp_path / "recipe.json").read_text())
+    assert kept["train"]["log_every_steps"] == 1  # no step was made with 7
+    assert (tmp_path / "environment.json").is_file()
