@@ -1,5 +1,6 @@
 """Masks that another project predicted, read from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -22,7 +23,13 @@ from refseg.run_lengths import encode_runs, expand_counts
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
 
 _NUM_NAMED = 10
-"""Files a note names before it only counts them."""
+"""Files or keys a note names before it only counts them."""
+
+_KEYS = {"ref_id", "sent_id", "segmentation", "size", "counts", "no_target", "split"}
+"""What is read of a record."""
+
+_OPTIONAL_KEYS = ("no_target", "split")
+"""Those whose misspelling leaves a record that is whole, but says another thing."""
 
 
 class Key(NamedTuple):
@@ -68,9 +75,9 @@ def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> P
 
     A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
     text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`; null is as
-    good as absent. JSON holds a list of records, JSON lines one a line, Parquet one a row. A folder holds
-    `REF_SENT.png`, whose object is what is not 0. All these are the same masks for every protocol; rows that
-    `refseg evaluate --save-predictions` wrote hold those of each protocol.
+    good as absent, and other keys are named in a note. JSON holds a list of records, JSON lines one a line, Parquet one
+    a row. A folder holds `REF_SENT.png`, whose object is what is not 0. These are the same masks for every protocol; rows
+    that `refseg evaluate --save-predictions` wrote hold those of each protocol.
 
     Args:
         path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
@@ -79,7 +86,8 @@ def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> P
 
     Raises:
         UsageError: If the path is of another kind.
-        PredictionError: If it holds no masks of the split, a record is no such thing, or a sentence is predicted twice.
+        PredictionError: If it holds no masks of the split, a record is no such thing, a sentence is predicted twice, or
+            the rows are of the shuffled control or have lost their facts.
     """
     if path.is_dir():
         notes: list[str] = []
@@ -110,18 +118,37 @@ def _collect(found: Iterable[tuple[str, Key, GivenMask]]) -> dict[Key, GivenMask
 
 
 def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key, GivenMask], tuple[str, ...]]:
-    """The masks of a split, and a note where records name others."""
+    """The masks of a split, and notes where records name others or have keys that are not read."""
     others: Counter[str] = Counter()
-    masks = _collect(_read_records(path, split, records, others))
+    unread: dict[str, None] = {}
+    masks = _collect(_read_records(path, split, records, others, unread))
     counted = ", ".join(f"{number:,} of {other}" for other, number in others.items())
     if not masks:
         raise PredictionError(f"{path}: found no mask of split {split}{counted and f', but {counted}'}; expected some")
-    return masks, (f"{path}: records that name another split were left out: {counted}",) if others else ()
+    notes = [f"{path}: records that name another split were left out: {counted}"] if others else []
+    if unread:
+        notes.append(f"{path}: keys that are not read were left out: {_name_keys(list(unread))}")
+    return masks, tuple(notes)
+
+
+def _name_keys(names: Sequence[str]) -> str:
+    """Keys for a note, those first that look like a misspelling."""
+    close = {
+        name: difflib.get_close_matches(name.rpartition(".")[2].lower(), _OPTIONAL_KEYS, n=1, cutoff=0.8)
+        for name in names
+    }
+    named = [
+        f"{name!r:.40}" + (f" (did you mean {close[name][0]}?)" if close[name] else "")
+        for name in sorted(names, key=lambda name: not close[name])
+    ]
+    more = f" and {len(named) - _NUM_NAMED:,} more" if len(named) > _NUM_NAMED else ""
+    return ", ".join(named[:_NUM_NAMED]) + more
 
 
 def _read_records(
-    path: Path, split: str, records: Iterable[Any], others: Counter[str]
+    path: Path, split: str, records: Iterable[Any], others: Counter[str], unread: dict[str, None]
 ) -> Iterator[tuple[str, Key, GivenMask]]:
+    """Masks of a split; the other splits' names are counted and the keys that are not read kept, in their order."""
     for number, record in enumerate(records, 1):
         where = f"{path} record {number}"
         if not isinstance(record, dict):
@@ -131,19 +158,27 @@ def _read_records(
             raise PredictionError(f"{where}: found split {of_split!r:.40}, expected a name")
         if of_split in (None, split):
             yield where, *_read_record(where, record)
+            unread.update(dict.fromkeys(_unread_keys(record)))
         else:
             others[of_split] += 1
 
 
+def _unread_keys(record: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of a record, and of the mask within it, that have a value and no meaning here."""
+    yield from (key for key, value in record.items() if key not in _KEYS and value is not None)
+    rle = record.get("segmentation") or {}
+    yield from (f"segmentation.{key}" for key in rle if key not in ("size", "counts") and rle[key] is not None)
+
+
 def _records(path: Path) -> Iterator[Any]:
-    """Records of a file, one after the other where its kind allows."""
+    """Records of a file, one after the other where its kind allows; a mark of the byte order is no part of them."""
     if path.suffix == ".json":
-        records = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
         if not isinstance(records, list):
             raise PredictionError(f"{path}: found {type(records).__name__}, expected a list of records")
         yield from records
     elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             yield from (json.loads(line, object_pairs_hook=_object) for line in lines if line.strip())
     else:
         yield from _parquet_records(path)
@@ -165,14 +200,22 @@ def _parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterat
 
 
 def _is_rows(schema: pa.Schema) -> bool:
-    """Whether `refseg evaluate` wrote them."""
-    return bool(schema.metadata) and "target_ref_id" in schema.names
+    """Whether they are those of `refseg evaluate`, also where another program wrote them and lost their facts."""
+    return "target_ref_id" in schema.names and not {"segmentation", "counts"} & set(schema.names)
 
 
 def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str, ...]:
     """What to read of rows that `refseg evaluate` wrote, the masks last."""
-    known = RowFacts.of(schema.empty_table()).protocols
-    kept = [other for other in known if column_name(other, "predicted_counts") in schema.names]
+    try:
+        facts = RowFacts.of(schema.empty_table())
+    except UsageError as error:
+        raise PredictionError(f"{path}: {error}") from error
+    if facts.sentence_order != "own":
+        raise PredictionError(
+            f"{path}: found rows of the shuffled control, which is no score of a model, expected each sentence against "
+            "its own target; run `refseg evaluate` without --shuffled-sentences and with --save-predictions"
+        )
+    kept = [other for other in facts.protocols if column_name(other, "predicted_counts") in schema.names]
     if protocol not in kept:
         names = ", ".join(other.name for other in kept) or "none"
         raise PredictionError(
@@ -185,7 +228,8 @@ def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str
 def _own_records(path: Path, protocol: Protocol, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     for row in _parquet_records(path, columns):
         size = protocol.compared_size((row["height"], row["width"]))
-        yield {**row, "no_target": row["predicted_none"], "size": list(size), "counts": row[columns[-1]]}
+        ids = {name: row[name] for name in ("split", "ref_id", "sent_id")}
+        yield {**ids, "no_target": row["predicted_none"], "size": list(size), "counts": row[columns[-1]]}
 
 
 def _read_record(where: str, record: Mapping[str, Any]) -> tuple[Key, GivenMask]:

@@ -93,7 +93,10 @@ class RowFacts:
         """
         text = (table.schema.metadata or {}).get(_FACTS_KEY)
         if text is None:
-            raise UsageError("the table carries no evaluation facts; expected rows written by `refseg evaluate`")
+            raise UsageError(
+                "the rows have lost the facts of their evaluation (`refseg` in the schema's metadata), as where pandas "
+                "wrote them again; take the file that `refseg evaluate` wrote, or give a copy that file's metadata"
+            )
         fields = json.loads(text)
         if "protocols" not in fields:
             raise UsageError("the rows were written by an earlier release; run `refseg evaluate` again")

@@ -150,6 +150,44 @@ def test_a_file_without_a_mask_of_the_split_says_what_it_has(masks: dict[Key, np
         read_predictions(tmp_path / "e.json", [ORIGINAL], "val")
 
 
+@pytest.mark.parametrize("name", ["masks.parquet", "masks.json", "masks.jsonl"])
+def test_keys_that_are_not_read_are_named_once_a_likely_misspelling_first(
+    masks: dict[Key, np.ndarray], tmp_path: Path, name: str
+) -> None:
+    found: list[dict[str, Any]] = [{**record, "image_id": 7, "no_targt": True} for record in records(masks)]
+    found[0] |= {"score": 0.5, "nothing": None}
+    found[1]["segmentation"]["no_target"] = False
+
+    notes = read_predictions(write(tmp_path / name, found), [ORIGINAL, LAVT], "val").notes
+
+    (note,) = notes
+    said, _, named = note.partition("left out: ")
+    assert said == f"{tmp_path / name}: keys that are not read were "
+    misspelt = {"'no_targt' (did you mean no_target?)", "'segmentation.no_target' (did you mean no_target?)"}
+    assert set(named.split(", ")[:2]) == misspelt
+    assert sorted(named.split(", ")[2:]) == ["'image_id'", "'score'"]
+
+
+def test_many_keys_that_are_not_read_are_counted(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
+    more = {f"column_{number}": number for number in range(12)}
+    path = write(tmp_path / "masks.jsonl", [{**more, **record, "Split": "val"} for record in records(masks)])
+
+    (note,) = read_predictions(path, [ORIGINAL], "val").notes
+
+    assert "left out: 'Split' (did you mean split?), 'column_0', 'column_1'," in note
+    assert note.endswith("'column_8' and 3 more")
+
+
+@pytest.mark.parametrize("name", ["masks.json", "masks.jsonl"])
+def test_a_mark_of_the_byte_order_is_no_part_of_the_records(
+    masks: dict[Key, np.ndarray], tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / name, records(masks))
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+
+    assert read_predictions(path, [ORIGINAL], "val").masks[0].keys() == masks.keys()
+
+
 @pytest.mark.parametrize("name", ["masks.json", "masks.jsonl"])
 def test_an_object_that_names_a_thing_twice_is_refused(tmp_path: Path, name: str) -> None:
     record = '{"ref_id": 1, "sent_id": 2, "sent_id": 3, "size": [1, 1], "counts": [1]}'
@@ -363,8 +401,10 @@ def test_saved_predictions_are_scored_as_when_they_were_made(
     )
     pq.write_table(table, tmp_path / "rows.parquet")
 
-    again = score_masks(index, read_predictions(tmp_path / "rows.parquet", EVERY, "val"), EVERY)
+    predictions = read_predictions(tmp_path / "rows.parquet", EVERY, "val")
+    again = score_masks(index, predictions, EVERY)
 
+    assert not predictions.notes
     assert again.equals(table.select(again.column_names))
     for protocol in EVERY:
         assert score(again, protocol).by_name() == score(table, protocol).by_name()
@@ -376,4 +416,30 @@ def test_rows_without_a_protocols_masks_are_refused(
     pq.write_table(score_masks(index, given(masks), [CRIS]), tmp_path / "rows.parquet")
 
     with pytest.raises(PredictionError, match=r"masks of protocol none, .* --protocol cris --save-predictions"):
+        read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
+
+
+def test_rows_of_the_shuffled_control_are_refused(
+    index: ManifestIndex, masks: dict[Key, np.ndarray], tmp_path: Path
+) -> None:
+    table = score_masks(index, given(masks), [CRIS], save_predictions=True)
+    facts = replace(RowFacts.of(table), sentence_order="shuffled")
+    pq.write_table(facts.attach(table), tmp_path / "rows.parquet")
+
+    with pytest.raises(
+        PredictionError, match=r"rows\.parquet: found rows of the shuffled control, .* without --shuffled-sentences"
+    ):
+        read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
+
+
+@pytest.mark.parametrize("metadata", [None, {"pandas": "{}"}])
+def test_rows_that_lost_their_facts_are_refused_by_name(
+    index: ManifestIndex, masks: dict[Key, np.ndarray], tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
+    table = score_masks(index, given(masks), [CRIS], save_predictions=True)
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "rows.parquet")
+
+    with pytest.raises(
+        PredictionError, match=r"rows\.parquet: the rows have lost the facts .* pandas .*; take the file that `refseg"
+    ):
         read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
