@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="a run's folder, with what `refseg evaluate` or `refseg score --out` wrote; of several, each is compared "
-        "with the first",
+        help="a run's folder, with what `refseg evaluate` or `refseg score --out` wrote in RUN/evaluation or in RUN "
+        "itself; of several, each is compared with the first",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: where it was scored)")
     parser.add_argument(
@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from refseg.errors import UsageError
-    from refseg.evaluation.comparison import Run, build_comparison, short_names
+    from refseg.evaluation.comparison import build_comparison, load_runs
     from refseg.evaluation.report import RunRecord, build_report
-    from refseg.evaluation.results import load_results
+    from refseg.evaluation.results import find_results, load_results
     from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_metrics
 
     folder: Path = args.run_folders[0]
@@ -55,17 +55,14 @@ def run(args: argparse.Namespace) -> int:
         if not run_folder.is_dir():
             raise UsageError(f"{run_folder}: no such folder; expected a run that refseg/train.py wrote")
     if several:
-        names = short_names(args.run_folders)
-        runs = [
-            Run(name=name, results=load_results(run_folder / "evaluation"))
-            for name, run_folder in zip(names, args.run_folders, strict=True)
-        ]
-        _write(out, build_comparison(runs, written_at=datetime.now(UTC)))
+        _write(out, build_comparison(load_runs(args.run_folders), written_at=datetime.now(UTC)))
         return 0
-    results = load_results(folder / "evaluation")
+    evaluation = find_results(folder)
+    results = load_results(evaluation)
     record = RunRecord(
         name=folder.resolve().name,
         folder=str(folder),
+        evaluation=str(evaluation),
         metrics=read_metrics(folder),
         recipe=_read_json(folder / RECIPE_NAME),
         environment=_read_json(folder / ENVIRONMENT_NAME),

@@ -14,7 +14,7 @@ from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, Difference, are_of_sam
 from refseg.evaluation.leaks import leak_warning
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.protocols import Protocol
-from refseg.evaluation.results import Results, results_name
+from refseg.evaluation.results import Results, find_results, load_results, results_name
 from refseg.evaluation.rows import RowFacts
 from refseg.evaluation.scores import Scores, score
 
@@ -149,6 +149,20 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
     )
     values = {"runs": runs, "comparisons": comparisons, "left_out": left_out, "difference_rule": rule}
     return render("comparison", values, written_at=written_at)
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the results of runs, each named by its folder.
+
+    Raises:
+        UsageError: If a folder has no results, or two have the same ones, however their paths are written.
+    """
+    places = [find_results(folder) for folder in folders]
+    if len({place.resolve() for place in places}) < len(places):
+        raise UsageError(f"found {', '.join(map(str, folders))}; expected each run once")
+    return [
+        Run(name=name, results=load_results(place)) for name, place in zip(short_names(folders), places, strict=True)
+    ]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -32,7 +32,8 @@ class RunRecord:
 
     Attributes:
         name: Of the run, for the title.
-        folder: The run's, as the reader names it; its results are in `evaluation`.
+        folder: The run's, as the reader names it.
+        evaluation: Where its results lie: `folder`, or `evaluation` in it.
         metrics: Lines of `metrics.jsonl`.
         recipe: Settings by section; empty where there are none.
         environment: Versions, hardware, commit; empty where there are none.
@@ -40,6 +41,7 @@ class RunRecord:
 
     name: str
     folder: str
+    evaluation: str
     metrics: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Section:
     """One split in the page: its results, its control, images and model where they are at hand."""
 
     folder: str
+    evaluation: str
     results: Results
     control: Results | None
     index: ManifestIndex | None
@@ -130,7 +133,7 @@ class Section:
         """What to run for a page with examples."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return [shlex.join(["refseg", "report", self.folder, "--data"]) + " DIR"]
-        again = _command(self.results, self.folder, save_predictions=True)
+        again = _command(self.results, self.evaluation, save_predictions=True)
         return [again, shlex.join(["refseg", "report", self.folder])]
 
 
@@ -155,6 +158,7 @@ def build_report(
     sections = [
         Section(
             folder=run.folder,
+            evaluation=run.evaluation,
             results=own,
             control=controls.get(_place(own)),
             index=indexes.get(f"{own.origin['dataset']} {own.origin['split']}"),
@@ -227,7 +231,7 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
         "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
         **({"leaks": said} if (said := leak_warning(origin) or leak_statement(origin)) else {}),
         "again with": "; ".join(
-            _command(other, run.folder, save_predictions=has_predictions(other.rows, other.protocols[0]))
+            _command(other, run.evaluation, save_predictions=has_predictions(other.rows, other.protocols[0]))
             for other in results
         ),
     }
@@ -245,15 +249,15 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
     }
 
 
-def _command(results: Results, folder: str, *, save_predictions: bool) -> str:
-    """The command line that gives these results again, for a report of the run's folder."""
+def _command(results: Results, evaluation: str, *, save_predictions: bool) -> str:
+    """The command line that writes these results again, into the folder where they lie."""
     origin = results.origin
-    out = Path(folder)
+    out = Path(evaluation)
     if "predictions" in origin:
         words = ["refseg", "score", origin["predictions"]]
+        out = out.parent if out.name == "evaluation" else out  # it makes that folder itself
     else:
         words = ["refseg", "evaluate", origin["checkpoint"]]
-        out /= "evaluation"
     words += ["--data", origin["data"], "--split", origin["split"]]
     words += ["--protocol", *(protocol.name for protocol in results.protocols), "--out", str(out)]
     if (origin.get("leak_check") or {}).get("num_shared"):

@@ -110,6 +110,23 @@ def save_results(folder: Path, results: Results) -> Path:
     return rows
 
 
+def find_results(run: Path) -> Path:
+    """Where a run's results lie: in `RUN/evaluation`, or in `RUN` itself, as `refseg evaluate --out RUN` writes them.
+
+    Raises:
+        UsageError: If they lie in neither, or in both: nothing says which are meant.
+    """
+    places = [place for place in (run, run / "evaluation") if any(place.glob("scores-*.json"))]
+    if not places:
+        raise UsageError(f"{run}: found no scores-*.json here or in {run / 'evaluation'}; run `refseg evaluate` first")
+    if len(places) > 1:
+        raise UsageError(
+            f"{run}: found scores-*.json here and in {run / 'evaluation'}, expected them in one place; move these with "
+            f"their rows elsewhere, or name {run / 'evaluation'} for those alone"
+        )
+    return places[0]
+
+
 def load_results(folder: Path) -> list[Results]:
     """Read all results of a folder: scores before controls, each in the order of datasets and the splits' names.
 
@@ -122,8 +139,10 @@ def load_results(folder: Path) -> list[Results]:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             origin = {key: value for key, value in fields.items() if key not in _COMPUTED}
-            found.append(Results(rows=pq.read_table(rows), origin=origin))
-        except (OSError, ValueError, pa.ArrowException) as error:
+            table = pq.read_table(rows)
+            RowFacts.of(table)  # refused here, where the file is known
+            found.append(Results(rows=table, origin=origin))
+        except (OSError, ValueError, pa.ArrowException, UsageError) as error:
             raise UsageError(f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again") from error
     if not found:
         raise UsageError(f"{folder}: found no scores-*.json; run `refseg evaluate` first")

@@ -72,7 +72,14 @@ def results(dataset: Path) -> Results:
 def pages(results: Results, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run's report, the same where no masks were kept, that of given masks, and a comparison."""
     metrics = [{"kind": "train", "step": step, "loss": 1 / step, "lr": 1e-5 * step} for step in (10, 20, 30)]
-    run = RunRecord(name="toy", folder="runs/toy", metrics=metrics, recipe={"model": {"name": "fcnet"}}, environment={})
+    run = RunRecord(
+        name="toy",
+        folder="runs/toy",
+        evaluation="runs/toy/evaluation",
+        metrics=metrics,
+        recipe={"model": {"name": "fcnet"}},
+        environment={},
+    )
     bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
     given = replace(bare, origin={**results.origin, "predictions": "their/masks.jsonl"})
     index = ManifestIndex.open(dataset, ["train"])

@@ -163,6 +163,21 @@ def test_several_runs_are_put_side_by_side(evaluated: Path, tmp_path: Path, caps
     assert "gone: no such folder" in capsys.readouterr().err
 
 
+def test_a_folder_that_was_evaluated_into_is_reported_on_and_compared_like_a_run(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`refseg evaluate --out DIR` leaves what it writes in DIR itself."""
+    out = shutil.copytree(evaluated / "evaluation", tmp_path / "out")
+
+    assert main(["report", str(out)]) == 0
+    assert f"--out {out}" in (out / "report.md").read_text()
+    assert main(["report", str(evaluated), str(out), "--out", str(tmp_path / "both.html")]) == 0
+    assert "| out | difference |" in (tmp_path / "both.md").read_text()
+    capsys.readouterr()
+    assert main(["report", str(evaluated), f"{evaluated}/../{evaluated.name}"]) == 2
+    assert "expected each run once" in capsys.readouterr().err
+
+
 def test_another_dataset_of_the_same_split_name_keeps_a_file_of_its_own(evaluated: Path, tmp_path: Path) -> None:
     (shown,) = load_results(evaluated / "evaluation")[:1]
     save_results(tmp_path, shown)

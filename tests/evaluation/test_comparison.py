@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from refseg.errors import UsageError
-from refseg.evaluation.comparison import Run, build_comparison, short_names
+from refseg.evaluation.comparison import Run, build_comparison, load_runs, short_names
 from refseg.evaluation.pages import Report
 from refseg.evaluation.protocols import CRIS, LAVT, ORIGINAL
-from refseg.evaluation.results import Results
+from refseg.evaluation.results import Results, save_results
 from refseg.evaluation.rows import COUNTED
 
 from .conftest import make_rows
@@ -165,6 +165,17 @@ def test_a_run_is_not_compared_with_itself() -> None:
     run = Run(name="one", results=[results(0)])
     with pytest.raises(UsageError, match="found one, one; expected each run once"):
         build_comparison([run, run], written_at=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_a_run_is_the_same_however_its_path_is_written(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    save_results(first / "evaluation", results(0))
+    save_results(second, results(1))
+
+    assert [(run.name, len(run.results)) for run in load_runs([first, second])] == [("a", 1), ("b", 1)]
+    for again in (first, tmp_path / "b" / ".." / "a", first / "evaluation"):
+        with pytest.raises(UsageError, match=rf"found {first}, {second}, {again}; expected each run once"):
+            load_runs([first, second, again])
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
 
@@ -16,12 +17,13 @@ from refseg.evaluation.examples import choose_examples
 from refseg.evaluation.explanation import SentenceExplanation
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
-from refseg.evaluation.results import Results, load_results, save_results
+from refseg.evaluation.results import Results, find_results, load_results, save_results
 from refseg.evaluation.rows import RowFacts
 
 RUN = RunRecord(
     name="my <run>",
     folder="runs/my run",
+    evaluation="runs/my run/evaluation",
     metrics=[],
     recipe={"model": {"name": "fcnet", "image_weights": ""}},
     environment={},
@@ -177,8 +179,33 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
         UsageError, match=r"scores-toy\.refseg-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
     ):
         load_results(tmp_path)
+    rows = save_results(tmp_path, results)
+    pq.write_table(results.rows.replace_schema_metadata({"pandas": "{}"}), rows)
+    with pytest.raises(UsageError, match=r"scores-toy\.refseg-val\.json: cannot be read .* have lost the facts"):
+        load_results(tmp_path)
     with pytest.raises(UsageError, match=r"found no scores-\*\.json"):
         load_results(tmp_path / "elsewhere")
+
+
+def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(results: Results, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"found no scores-\*\.json here or in .*evaluation; run `refseg evaluate`"):
+        find_results(tmp_path)
+    save_results(tmp_path / "evaluation", results)
+
+    assert find_results(tmp_path) == tmp_path / "evaluation"
+    assert find_results(tmp_path / "evaluation") == tmp_path / "evaluation"
+    save_results(tmp_path, results)
+    with pytest.raises(UsageError, match=r"found scores-\*\.json here and in .*evaluation, expected them in one place"):
+        find_results(tmp_path)
+
+
+def test_a_report_says_how_to_write_the_results_again_where_they_lie(results: Results) -> None:
+    theirs = replace(results, origin={**results.origin, "predictions": "masks.jsonl"})
+    for evaluation, evaluate_to, score_to in (("a/evaluation", "a/evaluation", "a"), ("other", "other", "other")):
+        record = replace(RUN, evaluation=evaluation)
+        written_at = datetime(2026, 1, 2, tzinfo=UTC)
+        for given, out in ((results, evaluate_to), (theirs, score_to)):
+            assert f"--out {out} --save" in build_report(record, [given], {}, written_at=written_at).markdown
 
 
 def test_a_report_names_the_models_that_the_weights_come_from(results: Results) -> None:
