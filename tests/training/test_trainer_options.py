@@ -178,6 +178,7 @@ def test_a_run_that_ended_by_patience_is_left_as_it_is(
                 "train.lr=1e-20", "train.batchnorm=frozen", "train.trackers=[]"]  # fmt: skip
     first = trainer.train(load_recipe("toy-quick", settings), tmp_path)
     (tmp_path / "environment.json").unlink()
+    caplog.clear()
     with caplog.at_level("INFO", logger="refseg.training.trainer"):
         again = trainer.train(load_recipe("toy-quick", [*settings, "train.log_every_steps=7"]), tmp_path)
 
