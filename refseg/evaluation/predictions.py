@@ -76,8 +76,8 @@ def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> P
     A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
     text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`; null is as
     good as absent, and other keys are named in a note. JSON holds a list of records, JSON lines one a line, Parquet one
-    a row. A folder holds `REF_SENT.png`, whose object is what is not 0. These are the same masks for every protocol; rows
-    that `refseg evaluate --save-predictions` wrote hold those of each protocol.
+    a row. A folder holds `REF_SENT.png`, whose object is what is not 0. These are the same masks for every protocol;
+    rows that `refseg evaluate --save-predictions` wrote hold those of each protocol.
 
     Args:
         path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
