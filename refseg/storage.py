@@ -50,6 +50,11 @@ def is_remote(address: Path | str) -> bool:
     return "://" in str(address)
 
 
+def whole_address(address: Path | str) -> str:
+    """A URL as it is, a path from the root of the file system, so that it means the same from every folder."""
+    return str(address) if is_remote(address) else str(Path(address).absolute())
+
+
 class Folder(ABC):
     """One folder. Names may hold `/` for what lies below it.
 

@@ -19,7 +19,7 @@ class TrainedOn:
     """What a checkpoint knows of one training set that its weights come from.
 
     Attributes:
-        root: Where they were; empty: not known.
+        roots: Where they may be, the likeliest first; empty: not known.
         split: Their split.
         dataset: Their id.
         digest: Of their descriptor.
@@ -27,7 +27,7 @@ class TrainedOn:
         by: The model that was trained on them and whose weights the checkpoint's training started from; empty: itself.
     """
 
-    root: str
+    roots: tuple[str, ...]
     split: str
     dataset: str
     digest: str
@@ -56,7 +56,8 @@ def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck
 
     Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the rule of
     `refseg mix`, since copies that were resized or saved again have other bytes. Of training data that are not at
-    hand, only what a mix said of itself is known.
+    hand, only their names are known and what a mix said of itself: a split of the same dataset and name counts as
+    trained on.
 
     Args:
         trained: Of the checkpoint: its own training set, and those of the weights that it started from.
@@ -90,6 +91,9 @@ def _compare(trained: TrainedOn, index: ManifestIndex, mine: pa.Table) -> tuple[
         return pc.is_valid(mine["image_id"]), f"{place} is what was trained on"
     at_hand = _find(trained, index)
     if isinstance(at_hand, str):
+        if trained.dataset == index.descriptor.dataset and trained.split in index.splits:
+            says = f"{trained.dataset} {trained.split} is what was trained on, by its name; not compared: {at_hand}"
+            return pc.is_valid(mine["image_id"]), says
         known = max((splits[place] for splits in trained.leaks.values() if place in splits), default=None)
         says = f"not compared with the training images of {trained.dataset}: {at_hand}"
         if known is not None:
@@ -126,15 +130,17 @@ def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | 
     """Folder and descriptor of the training data, or why they cannot be had."""
     if index.descriptor.digest == trained.digest:
         return index.folder, index.descriptor
-    if not trained.root:
-        return "a published model names no folder"
-    try:
-        descriptor = load_descriptor(trained.root)
-    except (DatasetError, StorageError):
-        return f"{trained.root} is not at hand"
-    if descriptor.digest != trained.digest:
-        return f"{trained.root} holds another dataset now"
-    return trained.root, descriptor
+    why_not = []
+    for root in trained.roots:
+        try:
+            descriptor = load_descriptor(root)
+        except (DatasetError, StorageError):
+            why_not.append(f"{root} is not at hand")
+            continue
+        if descriptor.digest == trained.digest:
+            return root, descriptor
+        why_not.append(f"{root} holds another dataset now")
+    return ", ".join(why_not) or "a published model names no folder"
 
 
 def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:

@@ -15,14 +15,16 @@ def describe_leaks(leaks: Leaks) -> str:
 
 
 def leak_warning(origin: Mapping[str, Any]) -> str:
-    """Say what stands beside every score of a model that was trained on images of the split, or of a leaky mix.
+    """Say what stands beside every score of a model that was, or may have been, trained on images of the split.
+
+    That is one scored with `--allow-leak`, one of a leaky mix, and one whose training images nobody could look at.
 
     Args:
         origin: Of evaluation results: `leaks_allowed`, `leaks`, `leak_check`, `trained_on`, `dataset`, `split`, and
             the same of each of the `ancestors` that the model's weights come from.
 
     Returns:
-        One sentence; empty where nothing leaked (or nothing is known: results of earlier releases).
+        One sentence; empty where nothing leaked (or nobody looked: results of earlier releases, other projects' masks).
     """
     check = origin.get("leak_check") or {}
     said = []
@@ -34,7 +36,9 @@ def leak_warning(origin: Mapping[str, Any]) -> str:
     for ancestor in origin.get("ancestors", ()):
         if ancestor["leaks_allowed"]:
             said.append(_describe_mix(ancestor["dataset"], ancestor["leaks"], place))
-    return f"LEAKS ALLOWED: {'; '.join(said)}" if said else ""
+    if said:
+        return f"LEAKS ALLOWED: {'; '.join(said)}"
+    return f"LEAKS NOT RULED OUT: {check['says']}" if check and check["num_shared"] is None else ""
 
 
 def _describe_mix(mix: str, leaks: Leaks, place: str) -> str:
@@ -52,9 +56,7 @@ def leak_statement(origin: Mapping[str, Any]) -> str:
     check = origin.get("leak_check")
     if not check or leak_warning(origin):
         return ""
-    return (
-        f"trained on none of these images: {check['says']}" if check["num_shared"] == 0 else f"leaks: {check['says']}"
-    )
+    return f"trained on none of these images: {check['says']}"
 
 
 def _describe_splits(splits: Mapping[str, int]) -> str:

@@ -37,6 +37,8 @@ class CheckpointState:
         best: The best validation, this step's included; None before the first.
         dataset: Dataset id, for example `refcoco/unc`.
         dataset_digest: `refseg.descriptor.Descriptor.digest` of what was trained on.
+        dataset_folder: Where that was, whole path or URL: `recipe.data.root` may count from another folder. Empty: not
+            known, as of a published model.
         val_dataset_digest: Digest of what was validated on; empty without validation.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
         leaks: Of such a mix, how many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
@@ -55,6 +57,7 @@ class CheckpointState:
     dataset: str
     dataset_digest: str
     num_processes: int
+    dataset_folder: str = ""
     val_dataset_digest: str = ""
     owes_validation: bool = False
     leaks_allowed: bool = False
@@ -85,7 +88,7 @@ class CheckpointState:
     def trained_on(self) -> tuple[TrainedOn, ...]:
         """All training sets that the weights come from, the run's own first."""
         own = TrainedOn(
-            root=self.recipe.data.root,
+            roots=tuple(filter(None, dict.fromkeys((self.dataset_folder, self.recipe.data.root)))),
             split=self.recipe.data.train_split,
             dataset=self.dataset,
             digest=self.dataset_digest,
@@ -93,7 +96,7 @@ class CheckpointState:
         )
         before = (
             TrainedOn(
-                root=each.root,
+                roots=(each.root,) if each.root else (),
                 split=each.split,
                 dataset=each.dataset,
                 digest=each.dataset_digest,

@@ -123,7 +123,7 @@ def _ancestor(found: Checkpoint, given: str) -> Ancestor:
         path=given,
         weights_sha256=file_sha256(weights_file(found.folder)),
         step=state.step,
-        root=state.recipe.data.root,
+        root=state.dataset_folder or state.recipe.data.root,
         split=state.recipe.data.train_split,
         dataset=state.dataset,
         dataset_digest=state.dataset_digest,

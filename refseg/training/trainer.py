@@ -25,6 +25,7 @@ from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import PreemptedError
 from refseg.evaluation.leaks import describe_leaks
+from refseg.storage import whole_address
 from refseg.training.checkpoint import (
     MODEL_NAME,
     checkpoint_name,
@@ -109,6 +110,8 @@ class _Trainer:
         refuse_unknown_splits(recipe)
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.validation = Validation(recipe, accelerator)
+        if self.is_main:
+            self.validation.tell_of_leaks(self.index)
 
         resumed = find_checkpoint(out, accelerator)
         state = None
@@ -305,6 +308,7 @@ class _Trainer:
                     owes_validation=self.owes_validation,
                     dataset=self.index.descriptor.dataset,
                     dataset_digest=self.index.descriptor.digest,
+                    dataset_folder=whole_address(self.index.folder),
                     val_dataset_digest=self.validation.digest,
                     leaks_allowed=self.index.descriptor.leaks_allowed,
                     leaks=self.index.descriptor.leaks,

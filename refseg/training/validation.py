@@ -10,6 +10,7 @@ from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.evaluation.evaluate import evaluate_model
+from refseg.evaluation.leak_check import TrainedOn, check_leaks
 from refseg.evaluation.protocols import find_protocol
 from refseg.evaluation.scores import Scores, score
 from refseg.models.model import SegmentationModel
@@ -37,6 +38,24 @@ class Validation:
         self._accelerator = accelerator
         self._index = _open_index(recipe) if recipe.train.val_every_epochs else None
         self.digest = "" if self._index is None else self._index.descriptor.digest
+
+    def tell_of_leaks(self, trained_on: ManifestIndex) -> None:
+        """Warn if images that are trained on are to be validated on: the best is then the one that remembers."""
+        if self._index is None:
+            return
+        own = TrainedOn(
+            roots=(trained_on.folder,),
+            split=self._recipe.data.train_split,
+            dataset=trained_on.descriptor.dataset,
+            digest=trained_on.descriptor.digest,
+        )
+        found = check_leaks([own], self._index)
+        if found.num_shared:
+            logger.warning(
+                "%s of the %s images of data.val_split %s are trained on (%s): validation says how well they are "
+                "remembered, and so does the best checkpoint; name another data.val_split, or train.val_every_epochs=0",
+                f"{found.num_shared:,}", f"{found.num_images:,}", self._recipe.data.val_split, found.says,
+            )  # fmt: skip
 
     def is_due(self, step: int, *, steps_per_epoch: int) -> bool:
         """Whether it comes after a step."""

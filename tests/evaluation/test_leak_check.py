@@ -35,7 +35,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def trained_on(folder: str, **changes: object) -> TrainedOn:
     descriptor = ManifestIndex.open(folder, ["train"]).descriptor
-    facts = {"root": folder, "split": "train", "dataset": "toy/refseg", "digest": descriptor.digest}
+    facts = {"roots": (folder,), "split": "train", "dataset": "toy/refseg", "digest": descriptor.digest}
     return TrainedOn(**{**facts, **changes})  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def test_a_split_of_other_images_is_clean(ten: str) -> None:
 
 def test_the_split_that_was_trained_on_is_refused(ten: str) -> None:
     index = ManifestIndex.open(ten, ["train"])
-    check = check_leaks([trained_on(ten, root="")], index)
+    check = check_leaks([trained_on(ten, roots=())], index)
 
     assert check.num_shared == check.num_images == index.num_images
     with pytest.raises(UsageError, match=r"here: 6 of its 6 images were trained on \(toy/refseg train is what .*leak"):
@@ -75,8 +75,8 @@ def test_another_datasets_split_is_compared_by_the_ids_of_coco(ten: str, twenty:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"root": ""}, "a published model names no folder"),
-        ({"root": "nowhere"}, "nowhere is not at hand"),
+        ({"roots": ()}, "a published model names no folder"),
+        ({"roots": ("nowhere",)}, "nowhere is not at hand"),
         ({"digest": "f" * 64}, "holds another dataset now"),
     ],
 )
@@ -88,12 +88,28 @@ def test_what_could_not_be_compared_is_said(ten: str, twenty: str, changes: dict
     assert check.says.startswith("not compared with the training images of toy/refseg: ")
     assert says in check.says
     origin = {**ORIGIN, "leak_check": {"num_shared": None, "num_images": 2, "says": check.says}}
-    assert leak_statement(origin) == f"leaks: {check.says}"
+    assert leak_warning(origin) == f"LEAKS NOT RULED OUT: {check.says}"
+    assert leak_statement(origin) == ""
+
+
+def test_a_split_of_the_same_name_is_refused_where_the_images_cannot_be_compared(ten: str, twenty: str) -> None:
+    check = check_leaks([trained_on(twenty, roots=("nowhere",))], ManifestIndex.open(ten, ["train"]))
+
+    assert check.num_shared == check.num_images == 6
+    with pytest.raises(UsageError, match=r"toy/refseg train is what was trained on, by its name; not compared"):
+        refuse_leaks(check, where="here")
+
+
+def test_training_images_are_looked_for_wherever_they_may_be(ten: str, twenty: str) -> None:
+    check = check_leaks([trained_on(twenty, roots=("nowhere", twenty))], ManifestIndex.open(ten, ["val"]))
+
+    assert check.num_shared == 2
+    assert "nowhere" not in check.says
 
 
 def test_what_a_mix_said_of_itself_counts_when_its_images_are_not_at_hand(ten: str) -> None:
     leaks = {"refcoco/unc": {"toy/refseg val": 2, "toy/refseg testA": 1}}
-    trained = TrainedOn(root="", split="train", dataset="mix/all", digest="a" * 64, leaks=leaks)
+    trained = TrainedOn(roots=(), split="train", dataset="mix/all", digest="a" * 64, leaks=leaks)
 
     check = check_leaks([trained], ManifestIndex.open(ten, ["val"]))
 

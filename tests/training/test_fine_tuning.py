@@ -206,7 +206,7 @@ def test_images_that_an_ancestor_was_trained_on_are_a_leak(
 
     test = check_leaks(trained_on, ManifestIndex.open(toy_shards, ["testA"]))
     assert test.num_shared == 0
-    gone = trained_on[1].__class__(root="", split="train", dataset="a/b", digest="f" * 64, by="elsewhere")
+    gone = trained_on[1].__class__(roots=(), split="train", dataset="a/b", digest="f" * 64, by="elsewhere")
     unknown = check_leaks([trained_on[0], gone], ManifestIndex.open(toy_shards, ["testA"]))
     assert unknown.num_shared is None
     assert "not compared with the training images of a/b" in unknown.says
