@@ -66,7 +66,9 @@ def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step:
 
 def _divergence(what: str, out: Path, step: int) -> TrainingError:
     folders = list_checkpoints(out)
-    last = f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
-    return TrainingError(
-        f"{what} at or shortly before step {step}; {last}; try a smaller train.lr, or set train.clip_norm"
-    )
+    last = "there is no checkpoint yet"
+    remedy = "begin again in another --out, with a smaller train.lr or with train.clip_norm"
+    if folders:
+        last = f"the last good checkpoint is {folders[-1]}"
+        remedy += ", from its weights by train.init_from or, if they had gone astray by then, from the start"
+    return TrainingError(f"{what} at or shortly before step {step}; {last}; {remedy}")

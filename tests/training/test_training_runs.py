@@ -201,9 +201,26 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     monkeypatch.setattr(trainer._Trainer, "_train_step", failing)
 
     with pytest.raises(
-        TrainingError, match=r"became nan at or shortly before step 7; the last good checkpoint is .*04;"
+        TrainingError,
+        match=r"became nan at or shortly before step 7; the last good checkpoint is .*04; begin again in another --out",
     ):
         trainer.train(recipe, tmp_path)
+
+
+def test_a_checkpoint_knows_from_any_folder_what_it_was_trained_on(
+    overrides: list[str],
+    toy_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(toy_shards.parent)
+    changes = [*overrides, "data.root=shards", "data.val_split=train", "train.max_steps=1", "train.trackers=[]"]
+    trainer.train(load_recipe("toy-quick", changes), tmp_path)
+
+    assert "24 of the 24 images of data.val_split train are trained on (toy/refseg train is what was" in caplog.text
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint(tmp_path).state.trained_on()[0].roots == (str(toy_shards), "shards")
 
 
 def test_weights_that_are_no_numbers_are_never_saved(
