@@ -71,7 +71,10 @@ def with_fuller_masks(run: Path, copy: Path) -> Path:
     return copy
 
 
-def test_two_processes_give_the_rows_of_one_under_every_protocol(toy_run: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_rows_of_one_under_every_protocol(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of each: other threads, other sums, and a pixel on the threshold turns
     checkpoint = with_fuller_masks(toy_run, tmp_path / "step-00000012")
     asked = ["evaluate", str(checkpoint), "--protocol", "all", "--save-predictions"]
     assert main([*asked, "--out", str(tmp_path / "one")]) == 0
