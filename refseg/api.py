@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from refseg.apps.trained_model import TrainedModel
 from refseg.data.index import ManifestIndex
 from refseg.data.samples import RefDataset
+from refseg.errors import UsageError
 from refseg.training.checkpoint import load_checkpoint
 
 
@@ -17,9 +20,13 @@ def load_dataset(folder: Path | str, *splits: str) -> RefDataset:
 
     Raises:
         DatasetError: If the dataset is unfinished, made with another tokenizer, or its files are not those it names.
-        UsageError: If it has no such split, or none is asked for.
+        UsageError: If it has no such split, none is asked for, or the folder or a split is no name.
         StorageError: If remote storage refuses or fails.
     """
+    _refuse_other_than_names(folder=folder)
+    for split in splits:
+        if not isinstance(split, str):
+            raise UsageError(f"split: found {split!r:.60}, expected a name; several are given one by one")
     return RefDataset(ManifestIndex.open(folder, splits))
 
 
@@ -33,5 +40,17 @@ def load_model(folder: Path | str, *, device: str = "cpu") -> TrainedModel:
 
     Raises:
         CheckpointError: If there is no model, or it is torn, foreign, or does not fit its recipe.
+        UsageError: If there is no such device here, or the folder is no name.
     """
+    _refuse_other_than_names(folder=folder)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's, by what is wrong with it
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device: found {device!r:.60}, which cannot be used here ({reason}); take 'cpu'") from error
     return TrainedModel(load_checkpoint(Path(folder), device))
+
+
+def _refuse_other_than_names(*, folder: object) -> None:
+    if not isinstance(folder, str | Path):
+        raise UsageError(f"folder: found {folder!r:.60}, expected a path")

@@ -62,6 +62,8 @@ def test_probabilities_and_explanations_are_there_where_asked_for(toy_run: Path,
 
     assert plain.probabilities is None
     assert plain.explanations == ()
+    with pytest.raises(UsageError, match=r"found no explanations, .* segment with explain=True"):
+        plain.explanation_picture(0)
     assert told.probabilities is not None
     assert np.array_equal(told.probabilities > 0.5, plain.masks)  # the recipe's protocol is `original`
     assert 0 <= told.probabilities.min() < told.probabilities.max() <= 1
@@ -97,6 +99,8 @@ def test_pixels_of_another_kind_are_refused(toy_run: Path, image: object, found:
     [
         (b"jpeg", "a", "image: found bytes, expected a path, a picture of Pillow's"),
         ("https://host/a.jpg", "a", "https://host/a.jpg: found an address, expected a file of this machine"),
+        (np.zeros((0, 60, 3), np.uint8), "a", "image: found shape (0, 60, 3), which has no pixel"),
+        (np.zeros((40, 60, 3), np.uint8), {"a": 1}, "text 1: found {'a': 1}, expected a phrase"),
         (np.zeros((40, 60, 3), np.uint8), 5, "text 1: found 5, expected a phrase"),
         (np.zeros((40, 60, 3), np.uint8), ["a", None], "text 2: found None, expected a phrase"),
     ],
@@ -116,9 +120,16 @@ def test_texts_may_come_one_by_one_and_a_prediction_says_what_was_found(toy_run:
     assert repr(found) == f"<Prediction on a picture of 40 x 60 pixels: {shares[0]}, {shares[1]}>"
 
 
-def test_what_is_not_there_is_said(shards: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it checks types in tests alone
     with pytest.raises(UsageError, match="no split was asked for; expected some of train, val"):
         refseg.load_dataset(shards)
+    with pytest.raises(UsageError, match=r"split: found \['train', 'val'\], expected a name; several are given one by"):
+        refseg.load_dataset(shards, ["train", "val"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="folder: found None, expected a path"):
+        refseg.load_dataset(None, "val")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="device: found 'potato', which cannot be used here"):
+        refseg.load_model(tmp_path, device="potato")
     with pytest.raises(CheckpointError, match="found no checkpoint, expected a run's folder"):
         refseg.load_model(tmp_path)
     with pytest.raises(AttributeError, match="module 'refseg' has no attribute 'load_modle'"):

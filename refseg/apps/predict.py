@@ -29,6 +29,9 @@ from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 200
+"""Letters of a text in a message."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
@@ -68,7 +71,13 @@ class Prediction:
         return draw_overlay(self.picture, self.masks[number])
 
     def explanation_picture(self, number: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Heat maps of one text's explanation; None where its model has no map."""
+        """Heat maps of one text's explanation; None where its model has no map.
+
+        Raises:
+            UsageError: If no explanations were asked for.
+        """
+        if not self.explanations:
+            raise UsageError("found no explanations, expected one for each text; segment with explain=True")
         return draw_explanation(self.picture, self.explanations[number])
 
 
@@ -174,7 +183,8 @@ class Segmenter:
         token_ids, num_tokens = tokenizer.encode(text), self.recipe.data.num_tokens
         kept = tokenizer.truncate(token_ids, num_tokens)
         if len(kept) < len(token_ids):
-            logger.warning("the model reads %d tokens: %r is cut to %r", num_tokens, text, tokenizer.decode(kept))
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+            logger.warning("the model reads %d tokens: %r is cut to %r", num_tokens, shown, tokenizer.decode(kept))
         return kept
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
 """A trained model as an object: any picture and any texts in, masks out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -52,7 +52,8 @@ class TrainedModel:
             UsageError: If there is no text, or one is empty or no text.
             ImageError: If the image cannot be read, is no picture, or its pixels are of another shape or type.
         """
-        chosen = [texts] if not isinstance(texts, Iterable) or isinstance(texts, str) else list(texts)
+        several = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping)
+        chosen: list[str] = list(texts) if several else [texts]  # type: ignore[list-item]  # `segment` looks at each
         return segment(self.checkpoint, _opened(image), chosen, probabilities=probabilities, explain=explain)
 
     def __repr__(self) -> str:
@@ -68,6 +69,8 @@ def _opened(image: Picture) -> Path | Image.Image:
         raise ImageError(f"{image}: found an address, expected a file of this machine; fetch it first")
     if isinstance(image, str):
         return Path(image)
+    if isinstance(image, Tensor | np.ndarray) and 0 in image.shape:
+        raise ImageError(f"image: found shape {tuple(image.shape)}, which has no pixel; expected at least one")
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:
         return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
