@@ -86,8 +86,8 @@ def test_the_site_has_guides_notebooks_and_the_reference(site: Path) -> None:
 def test_the_examples_of_the_first_page_run(
     toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, target in {"shards/toy": toy_run.parent / "shards", "runs/toy": toy_run}.items():
-        (tmp_path / name).parent.mkdir()
+    for name, target in {"quickstart/shards/toy": toy_run.parent / "shards", "quickstart/run": toy_run}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
