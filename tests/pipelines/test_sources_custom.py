@@ -200,13 +200,30 @@ def test_masks_of_every_form_are_what_was_drawn(form: str, tmp_path: Path, read:
 
 def test_a_palette_mask_counts_indices_not_colours(tmp_path: Path, read: Read) -> None:
     picture = Image.new("P", (20, 10), 0)
-    picture.putpalette([255, 255, 255, 0, 0, 0])  # 0 is white, 1 is black
-    picture.putpixel((4, 5), 1)
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 0, 0])  # 0 and 2 are black
+    picture.putpixel((4, 5), 2)
     picture.save(tmp_path / "m.png")
 
     (annotation,) = by_section(read([row(box=None, mask="m.png")]), "annotations")
 
     assert (annotation["bbox"], annotation["area"]) == ([4, 5, 1, 1], 1)
+
+
+def test_a_palette_mask_whose_background_is_not_black_is_refused(tmp_path: Path, read: Read) -> None:
+    # A white square on black as Pillow makes indices of it: white is 0, so index 0 would be the object.
+    drawn = Image.new("RGB", (20, 10))
+    drawn.paste("white", (4, 5, 8, 9))
+    picture = drawn.quantize(2)
+    assert picture.getpixel((4, 5)) == 0
+    picture.save(tmp_path / "m.png")
+
+    with pytest.raises(AnnotationError) as caught:
+        read([row(box=None, mask="m.png")])
+
+    assert str(caught.value).endswith(
+        "line 1: mask m.png has a palette that shows 0, the background, as (255, 255, 255), expected black; save it as "
+        "a picture in shades of grey"
+    )
 
 
 def test_a_mask_file_that_changes_changes_the_sources(tmp_path: Path, read: Read) -> None:
