@@ -50,7 +50,7 @@ class BrowsePage:
         num_dataset_images: Images there are in the chosen splits.
         num_refs: Refs in it.
         num_sentences: Sentences in it.
-        num_rejects: Rejects in it: all of the dataset's.
+        num_rejects: Rejects in it: of the chosen splits, and those whose split is not known.
     """
 
     path: Path
@@ -82,7 +82,8 @@ def write_browse_page(
     Raises:
         DatasetError: If the dataset is unfinished, damaged or changed.
         StorageError: If remote storage refuses or fails.
-        UsageError: If there is no such split, too many images for one file, or something else lies at `out`.
+        UsageError: If there is no such split, too many images for one file, something else lies at `out`, or `out`
+            lies within a dataset.
     """
     descriptor = load_descriptor(folder)
     if unknown := [split for split in splits if split not in descriptor.splits]:
@@ -115,7 +116,11 @@ def write_browse_page(
                     writer.add(image)
             if progress:
                 progress(writer.num_images, shown)
-        rejects = _read_rejects(place, descriptor)
+        rejects = [
+            reject
+            for reject in _read_rejects(place, descriptor)
+            if not splits or not reject["split"] or reject["split"] in splits
+        ]
         writer.finish(descriptor, rejects, total)
     return BrowsePage(
         path=out if files.in_one_file else out / "index.html",

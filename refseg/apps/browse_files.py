@@ -18,6 +18,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, se
 from markupsafe import Markup
 
 from refseg import __version__
+from refseg.descriptor import DESCRIPTOR_NAME
 from refseg.errors import UsageError
 
 _INDEX = "index.html"
@@ -57,8 +58,9 @@ def open_page(out: Path) -> Iterator[PageFiles]:
         out: A file name that ends in `.html`: one file. Any other: a folder, which may hold an earlier page.
 
     Raises:
-        UsageError: If something else is there.
+        UsageError: If something else is there, or `out` lies within a dataset.
     """
+    _refuse_within_dataset(out)
     one_file = out.suffix == ".html"
     if one_file and out.is_dir():
         raise UsageError(f"--out: {out} is a folder, expected the name of a file or of a folder without .html")
@@ -77,6 +79,13 @@ def open_page(out: Path) -> Iterator[PageFiles]:
             if out.exists():
                 out.replace(Path(name) / "earlier")  # removed with the rest
             aside.replace(out)
+
+
+def _refuse_within_dataset(out: Path) -> None:
+    """A dataset's folder holds its own files alone: `refseg verify` names others."""
+    for folder in out.resolve().parents:
+        if (folder / DESCRIPTOR_NAME).is_file():
+            raise UsageError(f"--out: {out} lies within the dataset {folder}; give a folder outside of it")
 
 
 def _refuse_foreign(out: Path) -> None:

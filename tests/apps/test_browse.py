@@ -107,6 +107,21 @@ def test_rejects_stand_with_reason_and_message(dataset: Path, tmp_path: Path) ->
     assert blocks_of(page.path)["facts"]["rejectReasons"] == [["unknown_image", 1]]
 
 
+def test_rejects_are_those_of_the_splits_shown_and_of_no_split(
+    monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path
+) -> None:
+    told = {"ref_id": 1, "image_id": 2, "reason": "unknown_image", "message": "no such image"}
+    found = [{"split": split, **told} for split in ("train", "val", None)]
+    monkeypatch.setattr(browse, "_read_rejects", lambda *_: found)
+
+    page = write_browse_page(dataset, tmp_path / "page", splits=["val"])
+
+    facts = blocks_of(page.path)["facts"]
+    assert [reject[0] for reject in parts_of(tmp_path / "page")["rejects"]] == ["val", ""]
+    assert (page.num_rejects, facts["numRejects"], facts["rejectReasons"]) == (2, 2, [["unknown_image", 2]])
+    assert write_browse_page(dataset, tmp_path / "all").num_rejects == 3
+
+
 def test_fewer_images_are_spread_over_the_splits(dataset: Path, tmp_path: Path) -> None:
     whole = write_browse_page(dataset, tmp_path / "whole")
     few = write_browse_page(dataset, tmp_path / "few", num_images=6)
@@ -161,6 +176,15 @@ def test_a_page_is_replaced_and_nothing_else_is(dataset: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="is no page of `refseg browse`"):
         write_browse_page(dataset, Path(shutil.copyfile(mine / "index.html", tmp_path / "mine.html")))
     assert (tmp_path / "mine.html").read_text() == "<html>my own</html>"
+
+
+@pytest.mark.parametrize("name", ["page", "one.html", "deep/page"])
+def test_a_page_within_a_dataset_is_refused(dataset: Path, name: str) -> None:
+    before = sorted(dataset.rglob("*"))
+
+    with pytest.raises(UsageError, match=f"lies within the dataset {re.escape(str(dataset))}; give a folder outside"):
+        write_browse_page(dataset, dataset / name)
+    assert sorted(dataset.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["page", "one.html"])

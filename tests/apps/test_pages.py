@@ -177,7 +177,9 @@ def test_rejects_are_listed_with_their_reasons(open_page: Open, browse_page: Pat
     page.wait_for_selector("#rejects tbody tr")
     assert "unknown_image" in page.locator("#rejects tbody").inner_text()
     assert page.locator("#reject-status").inner_text() == "1 of 1 reject"
-    page.locator("#reject-filters").get_by_label("Text").fill("nothing like it")
+    page.keyboard.press("/")
+    assert not page.locator("#samples").is_visible()
+    page.keyboard.type("nothing like it")
     page.wait_for_function("() => document.querySelector('#reject-status').textContent === '0 of 1 reject'")
     assert page.evaluate(UNNAMED) == []
 

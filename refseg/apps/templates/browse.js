@@ -333,7 +333,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select")) return;
     if (event.key === "m") { find("#masks").checked = !find("#masks").checked; bare(); }
-    else if (event.key === "/" && !dialog.open) { event.preventDefault(); view("samples"); filters.elements.text.focus(); }
+    else if (event.key === "/" && !dialog.open) { event.preventDefault(); find("section:not([hidden]) input[name=text]").focus(); }
     else if (event.key === "ArrowLeft" && dialog.open) step(-1);
     else if (event.key === "ArrowRight" && dialog.open) step(1);
   });
