@@ -11,7 +11,7 @@ import orjson
 from pipelines.canonical import canonical_json
 from pipelines.images import ImageFile, JpegFault, read_jpeg_sizes
 from pipelines.manifest import ManifestRow
-from pipelines.records import make_records, reject_ref
+from pipelines.records import find_annotation_ids, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard
 from pipelines.spill import read_spill
@@ -192,9 +192,14 @@ def _read_raw(task: CheckTask) -> tuple[RawShard, list[RawRef], dict[int, dict[s
 
 
 def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:
-    """Fill in the sizes that a user's table leaves to the pictures; where a picture has none, take its refs out."""
+    """Fill in the sizes that a user's table leaves to the pictures; take out refs that no size can be had for.
+
+    Where only masks or run lengths tell a size, one drawn for another picture would speak for all rows of the image:
+    there, too, the picture has the last word.
+    """
     if raw.spec.dataset != CUSTOM:
         return []
+    misdrawn = _check_drawn_sizes(raw, images)
     unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if record.get("height") is None}
     files = {
         image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
@@ -212,7 +217,47 @@ def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list
             raw.images[image_id]["height"], raw.images[image_id]["width"] = size
     refs = [(item, faults.get(item.ref["image_id"])) for item in raw.refs]
     raw.refs[:] = [item for item, fault in refs if fault is None]
-    return [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
+    return misdrawn + [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
+
+
+def _check_drawn_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:
+    """Take the picture's size where that of a mask or of run lengths is another one, and their refs out.
+
+    A picture that tells no size, or one that EXIF lays on its side, is left to be compared as a whole.
+    """
+    files = {
+        image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
+        for image_id, record in raw.images.items()
+        if record.get("size_by_target") and (found := images[image_id]) is not None
+    }
+    pictures: dict[int, tuple[str, tuple[int, int]]] = {}
+    for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):
+        record = raw.images[image_id]
+        if not isinstance(size, JpegFault) and size != (record["height"], record["width"]):
+            record["height"], record["width"] = size
+            record.pop("size_from", None)
+            pictures[image_id] = file.name, size
+    rejects = []
+    for item in raw.refs:
+        if item.ref["image_id"] in pictures and (drawn := _drawn_size(raw, item)):
+            name, (height, width) = pictures[item.ref["image_id"]]
+            said = (
+                f"{item.ref['target']} is {drawn[1]} x {drawn[0]} pixels, but {name} is {width} x {height}; "
+                "correct it, or take the picture it was made for"
+            )
+            rejects.append((item.position, reject_ref(raw.spec, item, "size_mismatch", said)))
+    out = {position for position, _ in rejects}
+    raw.refs[:] = [item for item in raw.refs if item.position not in out]
+    return rejects
+
+
+def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
+    """`(height, width)` of a mask or of run lengths of the table; None: the target is of another kind."""
+    for ann_id in find_annotation_ids(item.ref) if item.ref["target"] else ():
+        segmentation = raw.annotations[ann_id].get("segmentation")
+        if segmentation is not None:
+            return segmentation["size"][0], segmentation["size"][1]
+    return None
 
 
 def _missing_fault(dataset: str, file_name: str) -> tuple[str, str]:

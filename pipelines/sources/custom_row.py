@@ -33,7 +33,7 @@ class CustomRow:
         ref_id: As given; None: rows of equal image, target and split are one ref.
         sent_id: As given; None: the row's position.
         category: Name, empty if not given.
-        size: `(height, width)` of the image as far as the row tells, in pixels.
+        size: `(height, width)` of the image in pixels, as given; what an `rle` has is in `target`.
     """
 
     image: str
@@ -71,7 +71,6 @@ def read_row(values: dict[str, Any]) -> CustomRow:
         rle_size = (target["size"][0], target["size"][1])
         if size is not None and size != rle_size:
             reader.faults.append(f"its rle is for size {list(rle_size)}, expected {list(size)} (height, width)")
-        size = rle_size
     row = CustomRow(
         image=image,
         sentence=sentence,

@@ -24,7 +24,7 @@ CREATE TABLE listed (id INTEGER PRIMARY KEY, name TEXT, height INTEGER, width IN
 CREATE INDEX listed_name ON listed (name);
 CREATE TABLE images (
     image INTEGER PRIMARY KEY, key TEXT UNIQUE, name TEXT, id INTEGER, listed INTEGER, height INTEGER, width INTEGER,
-    place TEXT
+    place TEXT, by_target INTEGER DEFAULT FALSE
 );
 CREATE TABLE refs (
     ref INTEGER PRIMARY KEY, key BLOB UNIQUE, meaning BLOB, ref_id INTEGER, image INTEGER, split TEXT, category TEXT,
@@ -105,6 +105,8 @@ class CustomStore:
         if found is None:
             ref = self._num_refs
             target = self._mask_target(row, image, place) if row.kind == "mask" else row.target
+            if row.kind == "rle":
+                self._learn_size(image, (target["size"][0], target["size"][1]), f"{place} (rle)", by_target=True)
             ref_id = ref if row.ref_id is None else row.ref_id
             self._base.execute(
                 "INSERT INTO refs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -177,11 +179,13 @@ class CustomStore:
             if name not in categories:
                 categories[name] = self._max_category + 1 + len(categories) - len(self._categories)
                 yield "categories", {"id": categories[name], "name": name}
-        unlisted = "SELECT id, name, height, width, place FROM images WHERE NOT listed ORDER BY image"
-        for image_id, name, height, width, place in self._base.execute(unlisted):
+        unlisted = "SELECT id, name, height, width, place, by_target FROM images WHERE NOT listed ORDER BY image"
+        for image_id, name, height, width, place, by_target in self._base.execute(unlisted):
             record = {"id": image_id, "file_name": name}
             if height is not None:
                 record |= {"height": height, "width": width, "size_from": f"{self._table_name} {place}"}
+            if by_target:
+                record["size_by_target"] = True
             yield "images", record
         for ref, image_id, category, kind, target in self._base.execute(
             f"SELECT ref, id, category, kind, target {shapes.replace('refs', 'refs JOIN images USING (image)')} "
@@ -208,10 +212,13 @@ class CustomStore:
             else:
                 facts = (listed[1], listed[0], True, listed[2], listed[3])
             where = place if listed is None else "instances.json"
-            cursor = self._base.execute("INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (key, *facts, where))
+            columns = "key, name, id, listed, height, width, place"
+            cursor = self._base.execute(
+                f"INSERT INTO images ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (key, *facts, where)
+            )
             found = (int(cursor.lastrowid or 0),)
         if row.size is not None:
-            self._learn_size(found[0], row.size, f"{place} (rle)" if row.kind == "rle" else place)
+            self._learn_size(found[0], row.size, place)
         self._last_image = row.image, row.size, int(found[0])
         return int(found[0])
 
@@ -219,12 +226,14 @@ class CustomStore:
         column, value = ("id", int(image)) if _is_id(image) else ("name", image)
         return self._base.execute(f"SELECT * FROM listed WHERE {column} = ?", (value,)).fetchone()
 
-    def _learn_size(self, image: int, size: Size, place: str, mask: str = "") -> None:
-        query = "SELECT height, width, place, name FROM images WHERE image = ?"
-        height, width, where, name = self._base.execute(query, (image,)).fetchone()
-        if height is None:
+    def _learn_size(self, image: int, size: Size, place: str, mask: str = "", *, by_target: bool = False) -> None:
+        """Keep what a row says of an image's size; what a target has gives way to what is given in words."""
+        query = "SELECT height, width, place, by_target, name FROM images WHERE image = ?"
+        height, width, where, was_target, name = self._base.execute(query, (image,)).fetchone()
+        if height is None or ((height, width) == size and was_target and not by_target):
             self._base.execute(
-                "UPDATE images SET height = ?, width = ?, place = ? WHERE image = ?", (*size, place, image)
+                "UPDATE images SET height = ?, width = ?, place = ?, by_target = ? WHERE image = ?",
+                (*size, place, by_target, image),
             )
         elif (height, width) != size:
             found = f"{size[0]} x {size[1]} pixels (height x width)"
@@ -244,7 +253,7 @@ class CustomStore:
         self._masks.update(f"{row.target}\0".encode() + sha256(data).digest())
         self.num_mask_files += 1
         self.mask_bytes += len(data)
-        self._learn_size(image, rle.size, f"{place} (mask {row.target})", row.target)
+        self._learn_size(image, rle.size, f"{place} (mask {row.target})", row.target, by_target=True)
         return {"size": rle.size, "counts": rle.counts}
 
 

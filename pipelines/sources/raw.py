@@ -23,7 +23,8 @@ class RawSource:
             `where` and `target`, too: the place in the table, and what the user knows the target by, for messages.
         tables: COCO's records as `(section, record)`; sections are `images` (`id, file_name, height, width`, maybe
             `license` and, for messages, `size_from`: what gave the size; of `custom` without height and width where the
-            picture itself is to tell them), `annotations` (`id, image_id, category_id,
+            picture itself is to tell them, and with `size_by_target` where only masks or run lengths tell them, which
+            the picture then confirms), `annotations` (`id, image_id, category_id,
             iscrowd, area, bbox, segmentation`), `categories` (`id, name`) and `licenses` (`id, name, url`), in any
             order and mixed.
         sources: The files read, with their hashes.

@@ -96,10 +96,46 @@ def test_a_mask_of_another_size_than_its_picture_is_named(folder: Path) -> None:
     with pytest.raises(ImageError) as caught:
         build(folder, "a.jpg,it,train,wide.png,,,,")
 
-    assert str(caught.value).endswith(
-        "a.jpg is 20 x 10 pixels, expected 30 x 10 as annotated; sentences.csv line 2 (mask wide.png) gives that size: "
-        "correct it, or take the picture it was made for"
+    assert str(caught.value) == (
+        "custom/mine sentences.csv line 2: mask wide.png is 30 x 10 pixels, but a.jpg is 20 x 10; correct it, or take "
+        "the picture it was made for"
     )
+
+
+RLE = '"{""size"": [10, 30], ""counts"": [0, 5, 295]}"'
+
+
+@pytest.mark.parametrize(("wrong", "target"), [("wide.png,,,,", "mask wide.png"), (f",,{RLE},,", "rle")])
+def test_a_mask_of_another_size_speaks_for_no_other_row_of_its_picture(wrong: str, target: str, folder: Path) -> None:
+    rows = (f"a.jpg,it,train,{wrong}", "a.jpg,box,train,,16 6 4 4,,,", "a.jpg,other,val,,15 5 4 4,,,")
+
+    build(folder, *rows, on_bad_sample="skip")
+
+    (reject,) = pq.read_table(folder / "out/rejects.parquet").to_pylist()
+    assert (reject["ref_id"], reject["reason"]) == (0, "size_mismatch")
+    assert f"line 2: {target} is 30 x 10 pixels, but a.jpg is 20 x 10;" in reject["message"]
+    for split in ("train", "val"):
+        (row,) = pq.read_table(folder / f"out/{split}-00000.parquet").to_pylist()
+        assert (row["height"], row["width"], row["area"]) == (10, 20, 16)
+
+
+def test_a_size_given_in_words_is_not_read_from_the_picture(folder: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        build(folder, "a.jpg,it,train,wide.png,,,,", "a.jpg,box,train,,1 1 4 4,,10,30")
+
+    assert str(caught.value).endswith(
+        "a.jpg is 20 x 10 pixels, expected 30 x 10 as annotated; sentences.csv line 3 gives that size: correct it, or "
+        "take the picture it was made for"
+    )
+
+
+def test_a_mask_drawn_on_a_picture_as_shown_is_told_so(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (10, 30)).save(folder / "images" / "a.jpg", exif=exif)
+
+    with pytest.raises(ImageError, match=r"expected 30 x 10 as annotated; it is stored rotated \(EXIF orientation 6\)"):
+        build(folder, "a.jpg,it,train,wide.png,,,,")
 
 
 def test_missing_pictures_are_named_together_each_with_what_may_be_meant(folder: Path) -> None:

@@ -133,7 +133,13 @@ def test_annotations_of_instances_json_serve_beside_targets_of_the_table(tmp_pat
     assert [(ref["image_id"], ref["ann_id"]) for ref in raw.refs] == [(7, [70]), (7, [70, 71]), (7, 74), (11, 75)]
     assert by_section(raw, "images") == [
         *instances["images"],
-        {"id": 11, "file_name": "new.jpg", **SIZE, "size_from": "sentences.jsonl line 4 (rle)"},
+        {
+            "id": 11,
+            "file_name": "new.jpg",
+            **SIZE,
+            "size_from": "sentences.jsonl line 4 (rle)",
+            "size_by_target": True,
+        },
     ]
     assert by_section(raw, "categories") == [{"id": 3, "name": "person"}, {"id": 4, "name": "dog"}]
     assert by_section(raw, "annotations")[:2] == instances["annotations"]
@@ -161,7 +167,8 @@ def test_run_lengths_keep_their_form_and_get_box_and_area(counts: Any, read: Rea
     assert annotation["area"] == 10
     assert annotation["segmentation"] == {"size": [10, 20], "counts": counts}
     (image,) = by_section(raw, "images")
-    assert image == {"id": 1, "file_name": "a.jpg", **SIZE, "size_from": "sentences.jsonl line 1 (rle)"}
+    told = {"size_from": "sentences.jsonl line 1 (rle)", "size_by_target": True}
+    assert image == {"id": 1, "file_name": "a.jpg", **SIZE, **told}
 
 
 def test_run_lengths_that_do_not_fit_are_left_to_their_ref(read: Read) -> None:
