@@ -118,6 +118,19 @@ def test_several_expressions_stay_at_hand(page: Any, photo: Path) -> None:
     assert page.get_by_role("button", name="the red square", exact=True).get_attribute("aria-pressed") == "true"
 
 
+def test_a_long_expression_is_shown_in_full_once(page: Any, photo: Path) -> None:
+    long = ("square " * 140).strip()
+    page.get_by_label("Choose a picture").set_input_files(photo)
+    ask(page, "the red square")
+    ask(page, long)
+    is_cut = "element => element.scrollHeight > element.clientHeight + 1"
+
+    assert not page.locator("#answer-text").evaluate(is_cut)
+    button = page.get_by_role("button", name=long, exact=True)
+    assert button.locator("span").evaluate(is_cut)
+    assert button.evaluate("element => element.offsetHeight") < 80
+
+
 def test_two_tabs_do_not_mix_up_their_pictures(open_tab: Callable[[], Any], photo: Path, tmp_path: Path) -> None:
     # The other picture is this one upside down, so its size is the same and its mask another.
     with Image.open(photo) as picture:

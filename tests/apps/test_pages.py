@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
+from refseg.apps import browse
 from refseg.apps.browse import write_browse_page
 from refseg.cli import main
 
@@ -168,6 +169,37 @@ def test_markup_in_a_sentence_stays_text(open_page: Open, browse_page: Path, evi
     assert page.get_by_role("dialog").get_by_role("heading").first.inner_text() == evil
     assert page.title() == "toy/refseg – refseg browse"
     assert page.locator("main script, main img[src=x], dialog script").count() == 0
+
+
+def test_a_long_sentence_is_cut_in_its_card_and_whole_where_it_is_opened(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path
+) -> None:
+    long = "square " * 700
+    monkeypatch.setattr(browse, "_read_images", _with_sentence(browse._read_images, long))
+    page = open_page(write_browse_page(dataset, tmp_path / "one.html").path)
+    page.wait_for_selector(".card")
+    height = "element => element.getBoundingClientRect().height"
+
+    assert page.locator(".card").first.evaluate(height) < 600
+    assert len(page.locator(".card .open").first.get_attribute("aria-label")) < 120
+    page.locator(".card .open").first.click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator(".head").evaluate(height) < 100
+    assert dialog.locator(".others button").first.evaluate(height) < 160
+    sentence = dialog.locator(".sentences li").first
+    assert sentence.inner_text().split() == long.split()
+    assert sentence.evaluate("element => element.scrollHeight <= element.clientHeight + 1")
+
+
+def _with_sentence(read_images: Callable[..., Any], text: str) -> Callable[..., Any]:
+    """The same images; the first sentence of each is `text`."""
+
+    def read(*args: Any) -> Any:
+        for image in read_images(*args):
+            image.rows[0]["sentences"][0].update(raw=text, sent=text)
+            yield image
+
+    return read
 
 
 def test_rejects_are_listed_with_their_reasons(open_page: Open, browse_page: Path) -> None:

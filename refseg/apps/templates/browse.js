@@ -1,7 +1,7 @@
 "use strict";
 // The page of refseg browse. What annotations say goes into the page as text (textContent, setAttribute), never as markup.
 (() => {
-  const CARDS = 48, REJECTS = 100, SIDE = 512, MOST_SENTENCES = 4;
+  const CARDS = 48, REJECTS = 100, SIDE = 512, MOST_SENTENCES = 4, BRIEF = 100;
   const NO_TARGET = 1, BOX_ONLY = 2, NOTHING = 4;
   const TARGET = "#ffd60a", EDGE = "#141414", OTHER = "#ffffff";
   const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -13,6 +13,7 @@
     return element;
   };
   const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+  const brief = (text) => (text.length > BRIEF ? `${text.slice(0, BRIEF)} …` : text);
   const filters = find("#filters"), dialog = find("#sample"), status = find("#status");
 
   // ---- Parts: blocks of JSON in this file, or scripts beside it (a page from the file system may not fetch).
@@ -189,7 +190,7 @@
     const card = find("#card").content.firstElementChild.cloneNode(true);
     card.refsegRef = ref;
     const sentence = ref.sentences[ref.matches[0]];
-    find(".open", card).setAttribute("aria-label", `Open: ${sentence}`);
+    find(".open", card).setAttribute("aria-label", `Open: ${brief(sentence)}`);
     find(".open", card).addEventListener("click", () => open(ref.row));
     if (facts.picturesPerFolder) find("img", card).src = pictureOf(ref.image);
     find(".sentences", card).append(...sentenceItems(ref, MOST_SENTENCES));
@@ -263,9 +264,9 @@
     };
     find("dl", dialog).replaceChildren(...Object.entries(told).flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
     find(".others", dialog).replaceChildren(...image.refs.map((other, i) => {
-      const item = make("li"), button = make("button", refs[image.first + i].sentences[0]);
+      const item = make("li"), button = make("button");
       button.type = "button";
-      button.append(make("small", `ref ${other.id} · ${categoryOf(refs[image.first + i])}`));
+      button.append(make("span", refs[image.first + i].sentences[0], "clamped"), make("small", `ref ${other.id} · ${categoryOf(refs[image.first + i])}`));
       if (i === chosen) button.setAttribute("aria-current", "true");
       button.addEventListener("click", async () => {
         await open(image.first + i);

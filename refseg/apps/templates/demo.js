@@ -248,7 +248,8 @@ function showAsked() {
   byId("asked").hidden = picture.answers.length < 2;
   byId("asked").querySelector("ol").replaceChildren(
     ...picture.answers.map((answer) => {
-      const [item, button] = [element("li"), element("button", answer.text)];
+      const [item, button, text] = [element("li"), element("button"), element("span", answer.text)];
+      button.append(text);
       button.type = "button";
       button.setAttribute("aria-pressed", String(answer === current));
       button.addEventListener("click", () => {
