@@ -59,7 +59,7 @@ function load(source) {
 
 async function begin(message, work) {
   const number = ++newest;
-  for (const id of ["error", "picture-error"]) byId(id).hidden = true;
+  byId("error").hidden = true;
   byId("status").textContent = message;
   document.body.setAttribute("aria-busy", "true");
   try {
@@ -88,7 +88,8 @@ async function encode(blob, name, source) {
 
 async function takePicture(blob, name, source) {
   const own = encode(blob, name, source).catch((error) => {
-    throw Object.assign(error, { isOfPicture: true });
+    const kept = picture ? `${error.message.replace(/\.$/, "")}. ${picture.name} is still shown` : error.message;
+    throw Object.assign(new Error(kept), { isOfPicture: true });
   });
   arriving = own;
   try {
@@ -97,15 +98,13 @@ async function takePicture(blob, name, source) {
     put(made);
     byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
     return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
-  } catch (error) {
-    if (arriving === own) put(null); // what was found before is no answer about this one
-    throw error;
   } finally {
     if (arriving === own) arriving = null;
   }
 }
 
 function choose(blob, name) {
+  byId("picture-error").hidden = true; // until then a refusal stays, through questions about the picture before
   return begin("Encoding the picture …", () => takePicture(blob, name, ""));
 }
 
@@ -136,6 +135,7 @@ byId("ask").addEventListener("submit", (event) => {
 for (const button of document.querySelectorAll("button.example")) {
   button.addEventListener("click", () => {
     const text = button.textContent;
+    byId("picture-error").hidden = true;
     byId("text").value = text;
     begin("Encoding the picture …", async (isNewest) => {
       const source = button.dataset.picture;
@@ -173,8 +173,8 @@ byId("maps").addEventListener("toggle", showMaps);
 function put(made) {
   picture = made;
   current = null;
-  byId("drop").classList.toggle("filled", made !== null);
-  byId("figure").hidden = made === null;
+  byId("drop").classList.add("filled");
+  byId("figure").hidden = false;
   for (const id of ["answer", "asked", "views", "looked"]) byId(id).hidden = true;
   draw();
 }
