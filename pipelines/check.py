@@ -33,6 +33,7 @@ class SampleTask:
         location: Where it lies in a pool; None: the file is copied into this dataset's tar.
         rows: Of the manifest, by `ref_id`, as plain values; only where the image lies is not in them yet.
         size_from: What gave the annotated size, for messages; empty: annotations that belong to the image.
+        lines: Of a user's table, where the ref of each row stands, for messages; empty: refs have ids that people know.
     """
 
     key: str
@@ -41,6 +42,7 @@ class SampleTask:
     location: ImageLocation | None
     rows: list[dict[str, Any]]
     size_from: str = ""
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,7 @@ def check_shard(task: CheckTask) -> Checked:
     again = "an earlier ref has the same id; take the file from its release"
     rejects += [(item.position, reject_ref(task.spec, item, "duplicate_ref_id", again)) for item in repeated]
     places = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
+    lines = {item.ref["ref_id"]: item.ref["where"] for item in places.values()}
     by_image: dict[int, list[RefRecord]] = defaultdict(list)
     for position, record in records:
         fault = _image_fault(record, images[record.image_id])
@@ -126,6 +129,8 @@ def check_shard(task: CheckTask) -> Checked:
                 fields = {"key": f"{image_id:012d}{suffix}", **place, "rows": rows}
                 if size_from := raw.images[image_id].get("size_from"):
                     fields["size_from"] = size_from
+                if lines:
+                    fields["lines"] = [lines[row["ref_id"]] for row in rows]
                 line = canonical_json(fields) + b"\n"
                 digest.update(line)
                 file.write(line)
@@ -154,19 +159,21 @@ def read_samples(data: bytes) -> list[SampleTask]:
                 location=ImageLocation(**fields["location"]) if fields["location"] else None,
                 rows=fields["rows"],
                 size_from=fields.get("size_from", ""),
+                lines=tuple(fields.get("lines", ())),
             )
         )
     return samples
 
 
-def reject_image(record: RefRecord, reason: str, found: str) -> Reject:
-    """Reject a ref for what is wrong with its image."""
+def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> Reject:
+    """Reject a ref for what is wrong with its image; the line of a user's table stands for ids they never gave."""
+    place = f"{record.dataset}/{record.split_by} {line}" if line else f"{record.where}: image {record.image_id}"
     return Reject(
         ref_id=record.ref_id,
         image_id=record.image_id,
         split=record.split,
         reason=reason,
-        message=f"{record.where}: image {record.image_id}: {found}",
+        message=f"{place}: {found}",
     )
 
 

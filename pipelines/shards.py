@@ -258,7 +258,11 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
     name = ImageFile(address=sample.image, num_bytes=sample.num_bytes).name
 
     def reject(reason: str, found: str) -> list[Reject]:
-        return [reject_image(ManifestRow.from_dict(row).record, reason, found) for row in sample.rows]
+        lines = sample.lines or [""] * len(sample.rows)
+        return [
+            reject_image(ManifestRow.from_dict(row).record, reason, found, line)
+            for row, line in zip(sample.rows, lines, strict=True)
+        ]
 
     try:
         data = read_file(sample.image)

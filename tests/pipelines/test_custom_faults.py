@@ -119,11 +119,23 @@ def test_a_mask_of_another_size_speaks_for_no_other_row_of_its_picture(wrong: st
         assert (row["height"], row["width"], row["area"]) == (10, 20, 16)
 
 
+def test_a_damaged_picture_is_named_by_the_line_of_each_ref(folder: Path) -> None:
+    (folder / "images" / "b.jpg").write_bytes((folder / "images" / "a.jpg").read_bytes()[:-4])
+
+    build(folder, GOOD, "b.jpg,it,train,,1 1 4 4,,10,20", "b.jpg,that,train,,1 1 4 5,,,", on_bad_sample="skip")
+
+    rejects = pq.read_table(folder / "out/rejects.parquet").to_pylist()
+    for line, reject in zip((3, 4), rejects, strict=True):
+        assert reject["reason"] == "truncated_image"
+        assert reject["message"].startswith(f"custom/mine sentences.csv line {line}: b.jpg cannot be decoded whole (")
+
+
 def test_a_size_given_in_words_is_not_read_from_the_picture(folder: Path) -> None:
     with pytest.raises(ImageError) as caught:
         build(folder, "a.jpg,it,train,wide.png,,,,", "a.jpg,box,train,,1 1 4 4,,10,30")
 
-    assert str(caught.value).endswith(
+    assert str(caught.value) == (
+        "custom/mine sentences.csv line 2: "
         "a.jpg is 20 x 10 pixels, expected 30 x 10 as annotated; sentences.csv line 3 gives that size: correct it, or "
         "take the picture it was made for"
     )
