@@ -66,7 +66,7 @@ def coco_content(dataset: BuiltDataset, split: str, rows: list[dict[str, Any]]) 
         "licenses": [],
         "images": tables.images,
         "annotations": [annotations[key] for key in sorted(annotations)],
-        "categories": tables.categories,
+        "categories": dataset.categories(tables),
         "refs": refs,
     }
 

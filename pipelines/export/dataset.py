@@ -1,6 +1,7 @@
 """A finished dataset as exporters read it: rows shard by shard, JPEGs checked by their hash."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import xxhash
 from pipelines.mix_members import read_rows
 from pipelines.pools import resolve_address
 from refseg.compat.file_names import path_inside
+from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.schema import find_dataset
@@ -83,6 +85,22 @@ class BuiltDataset:
         """Rows of all shards, one shard in memory at a time."""
         for entry in self.entries:
             yield from self.rows(entry, columns)
+
+    def categories(self, tables: ReferTables) -> list[dict[str, Any]]:
+        """Category records of the whole dataset, whatever splits were asked for, so that files of all splits agree.
+
+        Args:
+            tables: Of some rows; COCO's own categories are all in them already.
+        """
+        return tables.categories if self.spec.is_coco else self._all_categories
+
+    @cached_property
+    def _all_categories(self) -> list[dict[str, Any]]:
+        names: dict[int, str] = {}
+        for entry in self.descriptor.shards:
+            for row in self.rows(entry, ("category", "annotations.list.element.category_id")):
+                learn_names(names, row)
+        return refer_categories(names, self.spec)
 
     def image(self, row: Mapping[str, Any]) -> bytes:
         """The JPEG of a row.

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.canonical import canonical_json
@@ -10,7 +11,7 @@ from pipelines.export.run import ExportOptions, Progress
 from pipelines.shards import hash_file
 from refseg.compat.refer_records import COLUMNS, ReferTables, differences, refer_tables
 from refseg.errors import UsageError
-from refseg.schema import DatasetSpec
+from refseg.schema import CUSTOM, DatasetSpec
 
 _PROTOCOL = 2
 """Of the pickle: Python 2 reads it, as `refer.py` once was."""
@@ -19,6 +20,11 @@ _PROTOCOL = 2
 def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write the files of one dataset and partition; see `pipelines.export.run`."""
     spec = dataset.spec
+    if spec.dataset == CUSTOM and options.annotations is not None:
+        raise UsageError(
+            f"--annotations: {dataset.descriptor.dataset} was built from a table, and there are no files of REFER's to "
+            "put back; copy its folder, or leave the option out to have them made from the shards"
+        )
     images = ImageWriter(dataset, out / image_folder(spec))
     rows = []
     for number, entry in enumerate(dataset.entries, start=1):
@@ -33,7 +39,9 @@ def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Pr
     if options.annotations is not None:
         _restore(dataset, options.annotations, out)
         return ()
-    write_tables(refer_tables(rows, spec), spec, out / spec.folder, description=dataset.descriptor.dataset)
+    tables = refer_tables(rows, spec)
+    tables = replace(tables, categories=dataset.categories(tables))
+    write_tables(tables, spec, out / spec.folder, description=dataset.descriptor.dataset)
     return differences(spec)
 
 

@@ -60,7 +60,7 @@ def refer_tables(rows: Iterable[Row], spec: DatasetSpec) -> ReferTables:
         for annotation in row["annotations"]:
             if annotation["ann_id"] not in annotations:
                 annotations[annotation["ann_id"]] = refer_annotation(row, annotation)
-        _learn_names(names, row)
+        learn_names(names, row)
     return ReferTables(
         refs=sorted(refs, key=lambda ref: refer_order(ref["image_id"], ref["ref_id"])),
         images=[images[key] for key in sorted(images)],
@@ -208,7 +208,7 @@ def _segmentation(row: Row, annotation: Mapping[str, Any]) -> Any:
     return [[left, top, left, bottom, right, bottom, right, top]]
 
 
-def _learn_names(names: dict[int, str], row: Row) -> None:
+def learn_names(names: dict[int, str], row: Row) -> None:
     """Read category names off a row: of a target of several categories they are joined by commas."""
     ids = list(dict.fromkeys(annotation["category_id"] for annotation in row["annotations"]))
     if len(ids) == 1:

@@ -184,6 +184,25 @@ def test_a_users_own_boxes_and_names_come_back_as_the_same_masks(tmp_path: Path)
     assert coco.annToMask(coco.anns[annotation["id"]]).sum() == found.record.area
 
 
+def test_files_of_every_split_have_all_categories_of_ones_own_data(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    source.mkdir()
+    Image.new("RGB", (20, 10), "red").save(source / "a.jpg")
+    rows = "a.jpg,it,train,1 1 4 4,cup\na.jpg,it,val,1 1 5 5,dog\na.jpg,it,test,2 2 5 5,\n"
+    (source / "sentences.csv").write_text("image,sentence,split,box,category\n" + rows)
+    built = build("custom/mine", source, tmp_path / "built")
+
+    out = export(built, "coco", tmp_path / "coco")
+    export(built, "refer", tmp_path / "refer", splits=("val",))
+
+    every = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}, {"id": 3, "name": ""}]
+    files = [out / f"annotations/instances_{split}.json" for split in ("train", "val", "test")]
+    for path in (*files, tmp_path / "refer/mine/instances.json"):
+        assert json.loads(path.read_text())["categories"] == every
+    with pytest.raises(UsageError, match=r"--annotations: custom/mine was built from a table, .* copy its folder"):
+        export(built, "refer", tmp_path / "again", annotations=source)
+
+
 def test_annotations_of_the_build_are_put_back_byte_for_byte(
     mini: dict[str, Path], shared_data: Path, tmp_path: Path
 ) -> None:
