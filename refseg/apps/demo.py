@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import InstanceOf, WithJsonSchema
 from starlette.datastructures import UploadFile
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from refseg import __version__
 from refseg.apps.demo_answers import Answer, Question, Refusal, UploadedPicture, answer_question
@@ -26,6 +27,7 @@ from refseg.apps.predict import Segmenter
 from refseg.errors import ImageError, RefsegError, UsageError
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The body cannot be read, or the Host header names another server."},
     403: {"model": Refusal, "description": "The request comes from another site."},
     413: {"model": Refusal, "description": "The request has too many bytes."},
     422: {"model": Refusal, "description": "The picture or the text cannot be used."},
@@ -79,10 +81,10 @@ def make_demo(
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    app.add_middleware(RequestGuard, max_bytes=limits.upload_bytes)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(RequestGuard, max_bytes=limits.upload_bytes, allowed_hosts=allowed_hosts)
     app.add_exception_handler(RefsegError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_fields)
+    app.add_exception_handler(AnyHTTPException, _refuse_unreadable)
 
     def find(image_id: str) -> KeptPicture:
         kept = shelf.find(image_id)
@@ -118,7 +120,7 @@ def make_demo(
         with shelf.turn:
             return answer_question(segmenter, kept, question, max_characters=limits.text_characters)
 
-    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False, response_class=HTMLResponse)
     def page() -> str:
         shown = {"facts": facts, "limits": limits, "kinds": KINDS, "examples": examples.values()}
         return pages.get_template("demo.html.j2").render(shown, version=__version__)
@@ -153,11 +155,23 @@ def _refuse(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 422 if isinstance(error, ImageError | UsageError) else 500)
 
 
-def _refuse_fields(_request: Request, error: Exception) -> JSONResponse:
+def _refuse_fields(request: Request, error: Exception) -> JSONResponse:
     """All wrong fields of a request in one sentence."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    kind = request.headers.get("content-type", "")
+    if isinstance(error.body, bytes) and "json" not in kind:  # so FastAPI has not read it
+        faults.append(f"found Content-Type: {kind or 'none'}, expected Content-Type: application/json")
     return JSONResponse({"detail": f"{'; '.join(faults)}. See /docs"}, 422)
+
+
+async def _refuse_unreadable(request: Request, error: Exception) -> Response:
+    """What FastAPI says of JSON that is no UTF-8, or too deep, is neither what is wrong nor what to do."""
+    assert isinstance(error, AnyHTTPException)
+    if isinstance(error.__cause__, ValueError | RecursionError):
+        refusal = f"body: cannot be read ({error.__cause__}); send JSON in UTF-8, or a form with a picture. See /docs"
+        return JSONResponse({"detail": refusal}, error.status_code)
+    return await http_exception_handler(request, error)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -1,10 +1,11 @@
 """What stands before the demo's pages: whose requests are answered, how large they may be, what browsers may do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,20 +18,23 @@ _HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+_LONGEST_SHOWN_HOST = 100
 
 
 class RequestGuard:
-    """Refuses what other sites send, and bodies over a limit, as they arrive; adds headers to every answer.
+    """Refuses foreign names, what other sites send, and bodies over a limit, as they arrive; adds headers to answers.
 
     A browser lets any page on the web send a form to a server on loopback, or show its pictures, and tells where from
     in `Origin` or `Sec-Fetch-Site`. That the page cannot read the answer is the browser's rule; that it cannot set
     this machine to work is ours. Following a link to here is no such request.
-    Starlette's own limit of bodies gives no reason, and its answer is lost on who is still sending.
+    Starlette's own limit of bodies gives no reason, and its answer is lost on who is still sending; of its check of
+    names we take the verdict alone, since its refusal is no JSON.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, allowed_hosts: Sequence[str]) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI asks."""
@@ -44,6 +48,12 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
+        if not await self._is_named(scope, receive):
+            found = headers.get("host", "")[:_LONGEST_SHOWN_HOST]
+            named = ", ".join(self.allowed_hosts)
+            refusal = f"found Host: {found or 'none'}, expected one of {named}; open the demo by the address it printed"
+            await JSONResponse({"detail": refusal}, 400)(scope, receive, send_guarded)
+            return
         if (sender := _foreign_sender(headers, scope["method"])) is not None:
             refusal = f"found a request of {sender}, expected this server's own pages; open the demo by its address"
             await JSONResponse({"detail": refusal}, 403)(scope, receive, send_guarded)
@@ -68,6 +78,20 @@ class RequestGuard:
             return message
 
         await self.app(scope, receive_counted, send_guarded)
+
+    async def _is_named(self, scope: Scope, receive: Receive) -> bool:
+        """Whether the request names this server by a name that is answered."""
+        is_named = False
+
+        async def let_in(*_: object) -> None:
+            nonlocal is_named
+            is_named = True
+
+        async def drop(_: Message) -> None:
+            pass
+
+        await TrustedHostMiddleware(let_in, list(self.allowed_hosts), www_redirect=False)(scope, receive, drop)
+        return is_named
 
     def _too_large(self, found: str) -> str:
         return f"found {found}, expected at most {self.max_bytes / 1e6:g} MB; scale the picture down first"

@@ -340,6 +340,34 @@ def test_questions_of_another_form_are_refused_field_by_field(server: Server) ->
         assert server.send("GET", path)[0] in (404, 422)
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+def test_a_question_that_is_not_declared_as_json_is_told_how(server: Server, kind: str) -> None:
+    question = json.dumps({"image_id": "0" * 64, "text": "it"})
+
+    status, refusal, _ = server.send("POST", "/api/segment", question, Content_Type=kind)
+
+    assert status == 422
+    assert f"found Content-Type: {kind}, expected Content-Type: application/json" in refusal["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "what"), [(b"\xff", "can't decode byte 0xff"), ("[" * 100_000, "decoding a JSON array")]
+)
+def test_json_that_cannot_be_read_is_told_why_and_what_to_send(server: Server, body: bytes | str, what: str) -> None:
+    status, refusal, _ = server.send("POST", "/api/segment", body, Content_Type="application/json")
+
+    assert status == 400
+    assert refusal["detail"].startswith("body: cannot be read (")
+    assert what in refusal["detail"]
+    assert "send JSON in UTF-8" in refusal["detail"]
+
+
+def test_head_is_answered_without_the_page(server: Server) -> None:
+    status, page, headers = server.send("HEAD", "/")
+
+    assert (status, page, headers.get_content_type()) == (200, b"", "text/html")
+
+
 def test_pictures_are_turned_upright_and_laid_on_white(server: Server) -> None:
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :30, 0] = 255
@@ -437,8 +465,11 @@ def test_a_large_picture_is_shown_smaller_and_its_mask_given_in_full(server: Ser
 
 def test_other_sites_and_other_names_of_this_machine_are_refused(server: Server) -> None:
     own = f"127.0.0.1:{server.port}"
-    assert server.send("GET", "/", Host="evil.example")[0] == 400
-    assert server.send("GET", "/", Host="127.0.0.1.evil.example")[0] == 400
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost."):
+        status, refusal, _ = server.send("GET", "/", Host=host)
+        assert (status, refusal["detail"]) == (
+            400, f"found Host: {host}, expected one of 127.0.0.1, localhost; open the demo by the address it printed",
+        )  # fmt: skip
     assert server.send("GET", "/", Host=f"localhost:{server.port}")[0] == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
         status, refusal = server.upload(photo(), Origin=origin)
