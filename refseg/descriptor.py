@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from refseg.errors import DatasetError
+from refseg.errors import DatasetError, UsageError
 from refseg.geometry import GeometryKind
 from refseg.schema import FORMAT_VERSION
 from refseg.storage import open_folder
@@ -279,3 +279,17 @@ def load_descriptor(folder: Path | str) -> Descriptor:
     if descriptor.digest != digest:
         raise DatasetError(f"{path}: its digest does not match its shard list; build the dataset again")
     return descriptor
+
+
+def refuse_within_dataset(out: Path) -> None:
+    """Refuse to write anything else into a dataset's folder, whose files `verify` and other readers take for shards.
+
+    Args:
+        out: What `--out` names.
+
+    Raises:
+        UsageError: If it lies within a dataset.
+    """
+    for folder in out.resolve().parents:
+        if (folder / DESCRIPTOR_NAME).is_file():
+            raise UsageError(f"--out {out}: lies within the dataset {folder}; give a folder outside of it")

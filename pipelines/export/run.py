@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pipelines.export.dataset import BuiltDataset
-from refseg.descriptor import DESCRIPTOR_NAME
+from refseg.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 from refseg.storage import is_remote, sync_path
 
@@ -104,7 +104,7 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: is there already, expected a new or empty folder; nothing is overwritten")
-    _refuse_within_dataset(out)
+    refuse_within_dataset(out)
     dataset = BuiltDataset(options.folder, options.splits)
     module = import_module(FORMATS[options.to])
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -131,13 +131,6 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return report
-
-
-def _refuse_within_dataset(out: Path) -> None:
-    """A dataset's folder holds its own files alone: `verify` names others, and tars or Parquet are taken for shards."""
-    for folder in out.resolve().parents:
-        if (folder / DESCRIPTOR_NAME).is_file():
-            raise UsageError(f"--out {out}: lies within the dataset {folder}; give a folder outside of it")
 
 
 def _ignore(_done: int, _in_all: int) -> None:

@@ -18,7 +18,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, se
 from markupsafe import Markup
 
 from refseg import __version__
-from refseg.descriptor import DESCRIPTOR_NAME
+from refseg.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 
 _INDEX = "index.html"
@@ -60,7 +60,7 @@ def open_page(out: Path) -> Iterator[PageFiles]:
     Raises:
         UsageError: If something else is there, or `out` lies within a dataset.
     """
-    _refuse_within_dataset(out)
+    refuse_within_dataset(out)
     one_file = out.suffix == ".html"
     if one_file and out.is_dir():
         raise UsageError(f"--out: {out} is a folder, expected the name of a file or of a folder without .html")
@@ -79,13 +79,6 @@ def open_page(out: Path) -> Iterator[PageFiles]:
             if out.exists():
                 out.replace(Path(name) / "earlier")  # removed with the rest
             aside.replace(out)
-
-
-def _refuse_within_dataset(out: Path) -> None:
-    """A dataset's folder holds its own files alone: `refseg verify` names others."""
-    for folder in out.resolve().parents:
-        if (folder / DESCRIPTOR_NAME).is_file():
-            raise UsageError(f"--out: {out} lies within the dataset {folder}; give a folder outside of it")
 
 
 def _refuse_foreign(out: Path) -> None:

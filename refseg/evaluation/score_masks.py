@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from refseg.data.index import ManifestIndex
@@ -59,7 +60,8 @@ def score_masks(
             given = masks[key]
             pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, given)
             if save_predictions:
-                saved[number].append(_runs(given, protocol, index.size(of_row)))
+                size = protocol.compared_size(index.size(of_row))
+                saved[number].append(given.counts if given.size == size else encode_runs(_draw(given, size)))
     said = [predictions.masks[0][key].predicted_none for key in keys]
     counted = Counted(row=row, sentence=sentence, pixels=pixels, predictions=saved, predicted_none=said)
     facts = RowFacts(
@@ -111,12 +113,11 @@ def _count(
     if size == original_size and (runs := ground_truth.dataset_runs(protocol, row, sentence)) is not None:
         return count_shared(runs, given.counts), count_ones(given.counts), count_ones(runs)
     target = ground_truth.mask(protocol, row, sentence)
-    mask = draw_runs(_runs(given, protocol, original_size), size)
+    mask = _draw(given, size)
     shared, predicted, wanted = (int(np.count_nonzero(each)) for each in (target & mask, mask, target))
     return shared, predicted, wanted
 
 
-def _runs(given: GivenMask, protocol: Protocol, original_size: tuple[int, int]) -> NDArray[np.uint32]:
-    """A mask at the protocol's size."""
-    size = protocol.compared_size(original_size)
-    return given.counts if given.size == size else encode_runs(stretch(given.counts, original_size, size) > 0)
+def _draw(given: GivenMask, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """The mask at `(height, width)`, which is its own size or what it is brought to."""
+    return draw_runs(given.counts, size) if given.size == size else stretch(given.counts, given.size, size) > 0

@@ -36,7 +36,10 @@ class Validation:
         """
         self._recipe = recipe
         self._accelerator = accelerator
-        self._index = _open_index(recipe) if recipe.train.val_every_epochs else None
+        data = recipe.data
+        self._index = (
+            ManifestIndex.open(data.val_root or data.root, [data.val_split]) if recipe.train.val_every_epochs else None
+        )
         self.digest = "" if self._index is None else self._index.descriptor.digest
 
     def tell_of_leaks(self, trained_on: ManifestIndex) -> None:
@@ -102,7 +105,3 @@ class Validation:
             "seconds": round(time.perf_counter() - started, 3),
         }
         return scores, line
-
-
-def _open_index(recipe: Recipe) -> ManifestIndex:
-    return ManifestIndex.open(recipe.data.val_root or recipe.data.root, [recipe.data.val_split])

@@ -21,6 +21,16 @@ from refseg.apps.predict import Segmenter
 from refseg.models.folding import fold_batch_norms
 from refseg.training.checkpoint import load_checkpoint
 
+Open = Callable[..., Any]
+"""What the fixture `open_page` gives."""
+UNNAMED = """() => {
+  const named = (element) => [element.ariaLabel, element.alt, element.title, element.textContent.trim(),
+    element.labels?.[0]?.textContent, element.getAttribute("aria-labelledby"),
+    element.matches("img") && element.closest("button")?.ariaLabel].some(Boolean);
+  const all = document.querySelectorAll("button, input, select, img, summary, dialog, form, nav, section");
+  return [...all].filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML.slice(0, 80));
+}"""
+"""Gives what a page shows without a name that a screen reader could say."""
 _EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> & <!--"
 
 

@@ -14,15 +14,8 @@ from refseg.apps import browse
 from refseg.apps.browse import write_browse_page
 from refseg.cli import main
 
-Open = Callable[..., Any]
+from .conftest import UNNAMED, Open
 
-UNNAMED = """() => {
-  const named = (element) => [element.ariaLabel, element.alt, element.title, element.textContent.trim(),
-    element.labels?.[0]?.textContent, element.getAttribute("aria-labelledby"),
-    element.matches("img") && element.closest("button")?.ariaLabel].some(Boolean);
-  const all = document.querySelectorAll("button, input, select, img, summary, dialog, form, nav, section");
-  return [...all].filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML.slice(0, 80));
-}"""
 ALPHA = """(canvas) => {
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
   return [canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];

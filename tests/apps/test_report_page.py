@@ -1,11 +1,9 @@
 """The pages of `refseg report` as a person uses them: in headless Chromium, without a server."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from refseg.evaluation.results import Results
 from refseg.evaluation.rows import Counted, RowFacts, make_table
 from refseg.run_lengths import encode_runs
 
-Open = Callable[..., Any]
+from .conftest import UNNAMED, Open
 
 STICKS_OUT = """() => {
   const cards = [...document.querySelectorAll(".card, .panel, .example, .rules, .missing, main > section")];
@@ -33,13 +31,6 @@ STICKS_OUT = """() => {
     }
   }
   return found.filter((each) => typeof each === "string" || each > 0);
-}"""
-UNNAMED = """() => {
-  const named = (element) => [element.ariaLabel, element.alt, element.title, element.textContent.trim(),
-    element.labels?.[0]?.textContent, element.getAttribute("aria-labelledby"),
-    element.matches("img") && element.closest("button")?.ariaLabel].some(Boolean);
-  const all = document.querySelectorAll("button, input, select, img, summary, dialog, form, nav, section");
-  return [...all].filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML.slice(0, 80));
 }"""
 
 
