@@ -83,20 +83,30 @@ def test_the_site_has_guides_notebooks_and_the_reference(site: Path) -> None:
         assert f'href="{page.stem}.html"' in text("columns.html")  # in the navigation
 
 
+@pytest.mark.parametrize(
+    ("page", "num_blocks", "printed"),
+    [("docs/index.md", 2, "torch.Size([8, 3, 480, 480])"), ("README.md", 1, ", 96, 96)")],
+)
 def test_the_examples_of_the_first_page_run(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    num_blocks: int,
+    printed: str,
+    toy_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, target in {"quickstart/shards/toy": toy_run.parent / "shards", "quickstart/run": toy_run}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(import refseg\n.*?|from refseg.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
 
-    assert len(code) == 2
+    assert len(code) == num_blocks
     names: dict[str, object] = {}
     for block in code:
         exec(block, names)
-    assert "torch.Size([8, 3, 480, 480])" in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
