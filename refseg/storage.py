@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from refseg.addresses import is_remote as is_remote
+from refseg.addresses import parse_address
+from refseg.addresses import whole_address as whole_address
 from refseg.errors import StorageError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -43,16 +46,6 @@ _FOREIGN_FAILURES = (
     ("azure.core.exceptions", "AzureError"),
 )
 """Errors of failed requests, by module and name, that file systems pass on although they are no `OSError`."""
-
-
-def is_remote(address: Path | str) -> bool:
-    """True for a URL such as `s3://bucket/folder`, False for a path."""
-    return "://" in str(address)
-
-
-def whole_address(address: Path | str) -> str:
-    """A URL as it is, a path from the root of the file system, so that it means the same from every folder."""
-    return str(address) if is_remote(address) else str(Path(address).absolute())
 
 
 class Folder(ABC):
@@ -96,8 +89,13 @@ class Folder(ABC):
 
 
 def open_folder(address: Path | str) -> Folder:
-    """A folder by its path or URL; it need not be there."""
-    return RemoteFolder(str(address)) if is_remote(address) else LocalFolder(Path(address))
+    """A folder by its path, in which `~` is expanded, or its URL; it need not be there.
+
+    Raises:
+        UsageError: As `parse_address`.
+    """
+    parsed = parse_address(address)
+    return LocalFolder(parsed) if isinstance(parsed, Path) else RemoteFolder(parsed)
 
 
 class LocalFolder(Folder):
