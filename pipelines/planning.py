@@ -27,7 +27,7 @@ from pipelines.survey import FindImage, Survey, Tables, spill_refs, survey_refs,
 from refseg.descriptor import SplitCounts
 from refseg.errors import BuildError, ImageError, UsageError
 from refseg.schema import CUSTOM
-from refseg.storage import Folder, LocalFolder, is_remote, open_folder
+from refseg.storage import Folder, LocalFolder, open_folder, whole_address
 
 logger = logging.getLogger(__name__)
 
@@ -171,17 +171,14 @@ def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindI
 def _image_roots(options: BuildOptions) -> list[str]:
     """Where images are looked for: as told, else beside the annotations."""
     if options.images is not None:
-        return [_absolute(options.images)]
+        return [whole_address(options.images)]
     annotations = open_folder(options.annotations)
     if not annotations.exists() or annotations.size("instances.json") is not None:
         # A single file was given, or the dataset's own folder in REFER's layout.
-        return [_absolute(root) for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()]
-    return [_absolute(options.annotations)]
-
-
-def _absolute(address: Path | str) -> str:
-    """An address that processes in other working folders understand, too."""
-    return str(address) if is_remote(address) else str(Path(address).absolute())
+        return [
+            whole_address(root) for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()
+        ]
+    return [whole_address(options.annotations)]
 
 
 def _check_tasks(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from refseg.addresses import local_path
 from refseg.apps.trained_model import TrainedModel
 from refseg.data.index import ManifestIndex
 from refseg.data.samples import RefDataset
@@ -48,7 +49,7 @@ def load_model(folder: Path | str, *, device: str = "cpu") -> TrainedModel:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's, by what is wrong with it
         reason = str(error).partition("\n")[0]
         raise UsageError(f"device: found {device!r:.60}, which cannot be used here ({reason}); take 'cpu'") from error
-    return TrainedModel(load_checkpoint(Path(folder), device))
+    return TrainedModel(load_checkpoint(local_path(folder), device))
 
 
 def _refuse_other_than_names(*, folder: object) -> None:

@@ -11,8 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
+from refseg.addresses import local_path
 from refseg.errors import RecipeError
-from refseg.model_config import MODEL_CONFIGS, Count, CRFormerConfig, FieldsAbove, ModelConfig, Natural, Section
+from refseg.model_config import (
+    MODEL_CONFIGS,
+    Address,
+    Count,
+    CRFormerConfig,
+    FieldsAbove,
+    ModelConfig,
+    Natural,
+    Section,
+)
 
 Geometry = Literal["letterbox", "stretch"]
 Sampling = Literal["ref", "sentence", "images"]
@@ -38,13 +48,13 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class DataConfig(Section):
     """What is read and how a sample becomes network input."""
 
-    root: str
+    root: Address
     """Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
     """Split to score during training."""
-    val_root: str = ""
+    val_root: Address = ""
     """Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train."""
     input_size: Size = (480, 480)
     """Height and width of the network's input in pixels, multiples of 32; one number means a square."""
@@ -129,7 +139,7 @@ class TrainConfig(Section):
     """Batch statistics per process, over all GPUs, or those the weights came with (scale and shift train on)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of samples and dropout."""
-    init_from: str = ""
+    init_from: Address = ""
     """A trained model to start from: a run's folder, a checkpoint's, or a published model's; empty: from the start."""
     log_every_steps: Count = 10
     """Steps between two lines of the log and of `metrics.jsonl`."""
@@ -283,7 +293,7 @@ def _shipped() -> Path:
 
 
 def _find(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name)
+    path = local_path(path_or_name)
     if path.is_file():
         return path
     shipped = _shipped() / f"{path_or_name}.toml"

@@ -2,8 +2,11 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticKnownError
+
+from refseg.addresses import parse_address
+from refseg.errors import UsageError
 
 ImageEncoderName = Literal["clip_resnet50", "clip_resnet101", "swin_base", "darknet53", "tiny"]
 
@@ -16,6 +19,17 @@ def _refuse_other_types(value: object) -> object:
 
 OfWholeNumbers = BeforeValidator(_refuse_other_types)
 """Goes with a `Literal` of whole numbers: pydantic looks for equal values, and true and 1.0 equal 1."""
+
+
+def _expand_address(value: str) -> str:
+    try:
+        return str(parse_address(value)) if value else value
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Address = Annotated[str, AfterValidator(_expand_address)]
+"""A path, in which `~` is expanded, or a URL; may be empty."""
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -59,9 +73,9 @@ class _AnyModel(Section):
     """Layers of the mask decoder."""
     extra_norms: bool = True
     """The three norms per decoder layer that CRIS's code has and FCNet's equation has not."""
-    image_weights: str = ""
+    image_weights: Address = ""
     """Safetensors file the image encoder starts from, or `timm:` and a name of Swin-Base; empty: random."""
-    text_weights: str = ""
+    text_weights: Address = ""
     """Safetensors file the text encoder starts from; empty: random."""
 
     @field_validator("num_heads")

@@ -14,6 +14,8 @@ import signal
 import threading
 from collections.abc import Sequence
 
+from refseg.addresses import path_argument
+
 EXAMPLE = """examples:
   accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py toy --out runs/toy
   accelerate launch --multi_gpu --num_processes 8 refseg/train.py fcnet-refcoco-r101 --out runs/refcoco \\
@@ -94,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder; made if absent, gone on with if not")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="the run's folder; made if absent, gone on with if not"
+    )
     parser.add_argument(
         "--set",
         action="extend",

@@ -98,7 +98,7 @@ def test_pixels_of_another_kind_are_refused(toy_run: Path, image: object, found:
     ("image", "texts", "says"),
     [
         (b"jpeg", "a", "image: found bytes, expected a path, a picture of Pillow's"),
-        ("https://host/a.jpg", "a", "https://host/a.jpg: found an address, expected a file of this machine"),
+        ("https://host/a.jpg", "a", "found the URL https://host/a.jpg, expected a path of this machine"),
         (np.zeros((0, 60, 3), np.uint8), "a", "image: found shape (0, 60, 3), which has no pixel"),
         (np.zeros((40, 60, 3), np.uint8), {"a": 1}, "text 1: found {'a': 1}, expected a phrase"),
         (np.zeros((40, 60, 3), np.uint8), 5, "text 1: found 5, expected a phrase"),

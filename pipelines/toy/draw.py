@@ -22,6 +22,7 @@ from pipelines.toy.records import (
 )
 from pipelines.toy.scenes import Scene, draw_scene
 from pipelines.toy.sentences import KINDS, describe
+from refseg.addresses import local_path
 from refseg.errors import UsageError
 from refseg.schema import find_dataset
 
@@ -75,6 +76,7 @@ def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, in
     Raises:
         UsageError: If `out` holds anything else or cannot be written, or an argument is out of range.
     """
+    out = local_path(out)
     if num_images < _MIN_IMAGES or min(image_size) < _MIN_SIDE:
         raise UsageError(
             f"toy dataset: found {num_images} images of {image_size[1]}x{image_size[0]}, "

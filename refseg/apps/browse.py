@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
 from refseg.data.manifests import check_files, find_tars, read_bytes
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
@@ -85,6 +86,7 @@ def write_browse_page(
         UsageError: If there is no such split, too many images for one file, something else lies at `out`, or `out`
             lies within a dataset.
     """
+    out = local_path(out)
     descriptor = load_descriptor(folder)
     if unknown := [split for split in splits if split not in descriptor.splits]:
         raise UsageError(

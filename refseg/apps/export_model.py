@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.errors import UsageError
 from refseg.models.folding import fold_batch_norms
@@ -70,6 +71,7 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
     Raises:
         UsageError: If `out` exists, or the packages for ONNX are missing.
     """
+    out = local_path(out)
     if out.exists():
         raise UsageError(f"{out}: already there; choose another --out")
     if kind == "onnx":

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refseg import tokenizer
+from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import ImageError, UsageError
@@ -112,7 +113,7 @@ def segment(
             raise UsageError(f"text {number}: found {text!r:.60}, expected a phrase such as 'the red cup on the left'")
         if not text.strip():
             raise UsageError(f"text {number} is empty; expected a phrase such as 'the red cup on the left'")
-    picture = read_picture(image) if isinstance(image, Path) else _to_rgb(image)
+    picture = read_picture(local_path(image)) if isinstance(image, Path) else _to_rgb(image)
     if isinstance(checkpoint, Path):
         checkpoint = load_checkpoint(checkpoint, device)
     segmenter = Segmenter(model=checkpoint.model, recipe=checkpoint.recipe)

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from refseg import __version__
+from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.errors import UsageError
 from refseg.evaluation.leaks import describe_leaks, leak_warning
@@ -49,6 +50,7 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
         CheckpointError: If there is no sound checkpoint.
         UsageError: If `out` exists, or scores cannot be read.
     """
+    run, out = local_path(run), local_path(out)
     if out.exists():
         raise UsageError(f"{out}: there is something already; remove it or choose another --out")
     checkpoint = load_checkpoint(run)

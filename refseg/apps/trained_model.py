@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from refseg.addresses import local_path
 from refseg.apps.predict import Prediction, segment
 from refseg.errors import ImageError
 from refseg.training.checkpoint import Checkpoint
@@ -65,10 +66,8 @@ class TrainedModel:
 
 def _opened(image: Picture) -> Path | Image.Image:
     """As `segment` takes it."""
-    if isinstance(image, str) and "://" in image:
-        raise ImageError(f"{image}: found an address, expected a file of this machine; fetch it first")
     if isinstance(image, str):
-        return Path(image)
+        return local_path(image)
     if isinstance(image, Tensor | np.ndarray) and 0 in image.shape:
         raise ImageError(f"image: found shape {tuple(image.shape)}, which has no pixel; expected at least one")
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:

@@ -6,9 +6,9 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from refseg import __version__
+from refseg.addresses import address_argument, path_argument
 from refseg.errors import RefsegError
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -111,7 +111,7 @@ def _completion(shell: str) -> str:
 
     parser = _parser([], whole=True)
     for action in _actions(parser):
-        if action.type is Path:
+        if action.type in (path_argument, address_argument):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)
 

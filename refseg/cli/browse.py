@@ -7,15 +7,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from refseg.addresses import address_argument, path_argument
+
 EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
   refseg browse shards/sample-ccby --out sample.html"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="PAGE",
         help="FILE.html: all in one file, up to some hundred images; another name: a folder with index.html, for any "
         "number (default: browse-DATASET, a folder)",

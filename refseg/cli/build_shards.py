@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from refseg.addresses import address_argument
 from refseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations",
         required=True,
+        type=address_argument,
         metavar="DIR",
         help="folder in REFER's layout: refcoco/, refcoco+/, ... with refs(...).p or .json and instances.json; "
         "or a folder with your own table of sentences; path or URL",
     )
     parser.add_argument(
         "--images",
+        type=address_argument,
         metavar="DIR",
         help="the JPEGs or a COCO layout of them, path or URL (default: beside the annotations)",
     )
@@ -36,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images-from",
         nargs="+",
         default=(),
+        type=address_argument,
         metavar="DIR",
         help="finished datasets: images that are there are pointed to, not written again",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the dataset's own folder, path or URL")
+    parser.add_argument(
+        "--out", type=address_argument, required=True, metavar="DIR", help="the dataset's own folder, path or URL"
+    )
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that have refs)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core); same bytes with any"

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from refseg.addresses import path_argument
 
 EXAMPLE = """refseg convert-weights clip RN101.pt --out weights/clip-rn101.safetensors
   refseg convert-weights cris best_model.pth --out weights/cris-r101.safetensors
@@ -16,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_KINDS,
         help="clip: OpenAI's archive; cris: a checkpoint of CRIS; lavt: one of LAVT, or Microsoft's Swin file",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what to read; nothing in it is run")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="what to read; nothing in it is run")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="safetensors file to write")
     parser.add_argument(
         "--accept-hash",
         default="",

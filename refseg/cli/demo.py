@@ -2,8 +2,8 @@
 
 import argparse
 import socket
-from pathlib import Path
 
+from refseg.addresses import path_argument
 from refseg.errors import UsageError
 
 EXAMPLE = "refseg demo --checkpoint runs/toy"
@@ -13,7 +13,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="RUN",
         help="a run's folder, a checkpoint's, or what `refseg publish` wrote",

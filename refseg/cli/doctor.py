@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg.addresses import address_argument
 from refseg.cli.plan import count_or_all, size
 from refseg.errors import UsageError
 
@@ -20,7 +21,9 @@ EXAMPLE = """refseg doctor shards/refcoco-unc --recipe fcnet-refcoco-r101
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument(
+        "folder", nargs="?", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL"
+    )
     parser.add_argument("--env", action="store_true", help="print versions, cores, GPUs and the disk's speed instead")
     parser.add_argument("--recipe", metavar="RECIPE", help="take settings from it, and time a step of its model")
     parser.add_argument("--batch", type=int, metavar="N", help="samples of one process in a step (default: 32)")

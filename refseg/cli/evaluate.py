@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg.addresses import address_argument, path_argument
 from refseg.cli.score_text import print_results
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
-        type=Path,
+        type=path_argument,
         metavar="RUN",
         help="a run's folder (its best checkpoint), a checkpoint's, or what `refseg publish` wrote",
     )
-    parser.add_argument("--data", metavar="DIR", help="the dataset's folder or URL (default: that of the recipe)")
+    parser.add_argument(
+        "--data", type=address_argument, metavar="DIR", help="the dataset's folder or URL (default: that of the recipe)"
+    )
     parser.add_argument("--split", metavar="NAME", help="split to score (default: the recipe's val_split)")
     parser.add_argument(
         "--protocol",
@@ -33,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rules to score by, from one pass: original, cris, lavt, lisa, rela, or all; the first is the headline "
         "(default: the recipe's)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where rows and scores go (default: RUN/evaluation)")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="DIR", help="where rows and scores go (default: RUN/evaluation)"
+    )
     parser.add_argument(
         "--shuffled-sentences",
         action="store_true",

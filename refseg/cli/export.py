@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
+
+from refseg.addresses import address_argument, path_argument
 
 EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
   refseg export shards/refcoco-unc --to cris-lmdb --out datasets
@@ -12,7 +13,7 @@ EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="a finished dataset, path or URL")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="a finished dataset, path or URL")
     parser.add_argument(
         "--to",
         required=True,
@@ -20,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS; "
         "coco: a JSON per split for detection tools; parquet-hf: Parquet with images for Hugging Face's datasets",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all)")
     parser.add_argument("--no-images", action="store_true", help="leave images out (refer, coco)")
     parser.add_argument(
         "--annotations",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="refer: the files the dataset was built from, put back as they were instead of made from the shards",
     )
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
         report = export_dataset(options, progress=show)
     if args.json:
-        print(json.dumps({"folder": args.out, **asdict(report)}, indent=1))
+        print(json.dumps({"folder": str(args.out), **asdict(report)}, indent=1))
         return 0
     print(
         f"{args.out}: {report.dataset} as {report.format}: {report.num_refs:,} refs, {report.num_sentences:,} sentences"

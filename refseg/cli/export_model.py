@@ -1,14 +1,15 @@
 """`refseg export-model`: a checkpoint as two programs that run without this package."""
 
 import argparse
-from pathlib import Path
+
+from refseg.addresses import path_argument
 
 EXAMPLE = "refseg export-model runs/toy --out exported --format onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="RUN", help="a run's folder, or a checkpoint's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("checkpoint", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--format", choices=("onnx", "torch"), default="torch", help="ONNX, or torch.export's own (default: torch)"
     )

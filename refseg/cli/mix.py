@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from refseg.addresses import address_argument
+
 if TYPE_CHECKING:
     from refseg.descriptor import Descriptor
 
@@ -16,10 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders",
         nargs="+",
+        type=address_argument,
         metavar="DIR",
         help="finished datasets; one without a train split only protects its images from being trained on",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the mix's own folder")
+    parser.add_argument("--out", type=address_argument, required=True, metavar="DIR", help="the mix's own folder")
     parser.add_argument("--name", metavar="NAME", help="the mix is called mix/NAME (default: as --out)")
     parser.add_argument(
         "--weights",

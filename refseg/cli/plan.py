@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from refseg.addresses import address_argument
 from refseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ EXAMPLE = """refseg plan shards/refcoco-unc --world 2x8 --global-batch 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument("--world", type=world, default=(1, 1), metavar="NxG", help="nodes x GPUs each (default: 1x1)")
     parser.add_argument("--global-batch", type=int, default=64, metavar="N", help="samples of a step (default: 64)")
     parser.add_argument("--split", default="train", metavar="NAME", help="split to read (default: train)")

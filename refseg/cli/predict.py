@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg.addresses import path_argument
+
 if TYPE_CHECKING:
     from refseg.evaluation.explanation import SentenceExplanation
 
@@ -14,18 +16,25 @@ EXAMPLE = """refseg predict photo.jpg "the woman in the red coat" --checkpoint r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "image", type=Path, metavar="IMAGE", help="any image: JPEG, PNG, WebP, ...; turned upright as its EXIF says"
+        "image",
+        type=path_argument,
+        metavar="IMAGE",
+        help="any image: JPEG, PNG, WebP, ...; turned upright as its EXIF says",
     )
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="what to find; several share one pass over the image")
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="RUN",
         help="a run's folder, a checkpoint's, or what `refseg publish` wrote",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder to write to (default: %(default)s)"
+        "--out",
+        type=path_argument,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
     )
     parser.add_argument(
         "--explain",

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from refseg.addresses import path_argument
 
 EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
   hf upload OWNER/fcnet-toy published/fcnet-toy"""
@@ -11,11 +12,13 @@ EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
-        type=Path,
+        type=path_argument,
         metavar="RUN",
         help="a run's folder (its best checkpoint, the scores in RUN/evaluation) or a checkpoint's",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder; its name is the model's")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, metavar="FOLDER", help="new folder; its name is the model's"
+    )
     parser.add_argument(
         "--licence", default="", metavar="NAME", help="of the weights, by the Hub's name, such as apache-2.0"
     )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from refseg.addresses import path_argument
 from refseg.errors import RefsegError
 
 EXAMPLE = "refseg quickstart --out quickstart"
@@ -16,7 +17,11 @@ EXAMPLE = "refseg quickstart --out quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("quickstart"), metavar="DIR", help="where all goes (default: quickstart)"
+        "--out",
+        type=path_argument,
+        default=Path("quickstart"),
+        metavar="DIR",
+        help="where all goes (default: quickstart)",
     )
     parser.add_argument(
         "--images",

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg.addresses import address_argument, path_argument
+
 if TYPE_CHECKING:
     from refseg.data.index import ManifestIndex
     from refseg.evaluation.explanation import Explainer
@@ -19,16 +21,21 @@ EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run_folders",
-        type=Path,
+        type=path_argument,
         nargs="+",
         metavar="RUN",
         help="a run's folder, with what `refseg evaluate` or `refseg score --out` wrote in RUN/evaluation or in RUN "
         "itself; of several, each is compared with the first",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset's folder (default: where it was scored)")
+    parser.add_argument(
+        "--data",
+        type=address_argument,
+        metavar="DIR",
+        help="the dataset's folder or URL (default: where it was scored)",
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="FILE.html",
         help="the page; a .md goes beside it (default: RUN/report.html, of several runs RUN/comparison.html)",
     )
@@ -88,15 +95,16 @@ def _write(out: Path, report: "Report") -> None:
         print(path)
 
 
-def _open_indexes(results: "list[Results]", data: Path | None) -> "dict[str, ManifestIndex]":
+def _open_indexes(results: "list[Results]", data: str | None) -> "dict[str, ManifestIndex]":
     """The images of each split; a dataset that has moved is left out unless its folder was named."""
     from refseg.data.index import ManifestIndex
     from refseg.errors import UsageError
+    from refseg.storage import open_folder
 
     indexes = {}
     for scored in results:
-        folder = data or Path(scored.origin["data"])
-        if scored.is_control or (data is None and not folder.is_dir()):
+        folder = data or scored.origin["data"]
+        if scored.is_control or (data is None and not open_folder(folder).exists()):
             continue
         index = ManifestIndex.open(folder, [scored.origin["split"]])
         if index.descriptor.digest != scored.origin["dataset_digest"]:

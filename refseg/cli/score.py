@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from refseg.addresses import address_argument, path_argument
 from refseg.cli.score_text import print_results
 
 EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split val --protocol original lavt
@@ -19,12 +19,14 @@ EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split va
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "predictions",
-        type=Path,
+        type=path_argument,
         metavar="PREDICTIONS",
         help="a .parquet, .json or .jsonl file of RLE masks, rows of `refseg evaluate --save-predictions`, or a folder "
         "of PNGs; one mask for each sentence, of the image's size",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="the dataset's folder or URL")
+    parser.add_argument(
+        "--data", type=address_argument, required=True, metavar="DIR", help="the dataset's folder or URL"
+    )
     parser.add_argument("--split", required=True, metavar="NAME", help="split that was predicted")
     parser.add_argument(
         "--protocol",
@@ -34,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rules to score by: original (default), cris, lavt, lisa, rela, or all; the first is the headline",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="keep rows and scores in DIR/evaluation, for `refseg report DIR`"
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="keep rows and scores in DIR/evaluation, for `refseg report DIR`",
     )
     parser.add_argument(
         "--save-predictions", action="store_true", help="keep the masks with the rows, for examples in the report"

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from refseg.addresses import address_argument
+
 if TYPE_CHECKING:
     from pipelines.stats import DatasetStats
 
@@ -13,7 +15,7 @@ EXAMPLE = """refseg stats shards/refcoco-unc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from refseg.addresses import path_argument
 
 EXAMPLE = "refseg toy --out toy-source --images 400 --seed 0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to make")
     parser.add_argument("--images", type=int, default=400, help="number of scenes, 10 or more (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default %(default)s)")
     parser.add_argument("--size", type=int, default=192, help="side in pixels, 96 or more (default %(default)s)")

@@ -4,12 +4,14 @@ import argparse
 import json
 from dataclasses import asdict
 
+from refseg.addresses import address_argument
+
 EXAMPLE = """refseg verify shards/refcoco-unc
   refseg verify s3://bucket/refcoco-unc --fast"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the dataset's folder, or its URL")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument(
         "--fast", action="store_true", help="only the descriptor, which files there are and their sizes"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refseg.addresses import local_path
 from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
 from refseg.data.manifests import check_files, find_tars, read_bytes
@@ -145,4 +146,4 @@ def _find_own_folder(data_root: Path | str, spec: DatasetSpec) -> Path | None:
     layouts = IMAGE_LAYOUTS if spec.is_coco else (REFCLEF_IMAGES,) if spec.dataset == "refclef" else ()
     if is_remote(data_root):
         return None
-    return next((folder for layout in layouts if (folder := Path(data_root) / layout).is_dir()), None)
+    return next((folder for layout in layouts if (folder := local_path(data_root) / layout).is_dir()), None)

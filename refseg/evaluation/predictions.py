@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from refseg.addresses import local_path
 from refseg.errors import AnnotationError, PredictionError, UsageError
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import RowFacts, column_name
@@ -89,6 +90,7 @@ def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> P
         PredictionError: If it holds no masks of the split, a record is no such thing, a sentence is predicted twice, or
             the rows are of the shuffled control or have lost their facts.
     """
+    path = local_path(path)
     if path.is_dir():
         notes: list[str] = []
         return Predictions(masks=[_collect(_read_folder(path, notes))] * len(protocols), notes=tuple(notes))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from refseg import __version__
+from refseg.addresses import local_path
 from refseg.errors import CheckpointError
 from refseg.models.clip_archive import read_archive
 from refseg.models.weight_file import save_weights
@@ -115,6 +116,7 @@ def convert_weights(
     Raises:
         CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
     """
+    source, out = local_path(source), local_path(out)
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file; {_where_from(kind, source)}")
     sha256 = file_sha256(source)

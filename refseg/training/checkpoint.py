@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models import build_model
@@ -232,6 +233,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     Raises:
         CheckpointError: If there is none, or it is torn, foreign, or does not fit the model of its recipe.
     """
+    path = local_path(path)
     if (path / CONFIG_NAME).is_file():
         published = PublishedModel.from_pretrained(path, device=device)
         origin = {entry.name: getattr(published.origin, entry.name) for entry in dataclasses.fields(published.origin)}
