@@ -173,7 +173,8 @@ def _image_roots(options: BuildOptions) -> list[str]:
     if options.images is not None:
         return [whole_address(options.images)]
     annotations = open_folder(options.annotations)
-    if not annotations.exists() or annotations.size("instances.json") is not None:
+    holds_instances = any(annotations.size(name) is not None for name in ("instances.json", "instances.json.gz"))
+    if not annotations.exists() or holds_instances:
         # A single file was given, or the dataset's own folder in REFER's layout.
         return [
             whole_address(root) for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()

@@ -41,7 +41,7 @@ def find_stand_in(head: bytes) -> str | None:
         `git lfs pull` in its repository"; None: the file is nothing of the kind.
     """
     if not head:
-        return "is empty; fetch the file again"
+        return "is empty, expected data; write or fetch the file again"
     if not any(head):
         return "holds zero bytes only: a copy or download broke off; fetch the file again"
     text = head.removeprefix(_UTF8_MARK).lstrip().lower()

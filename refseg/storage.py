@@ -29,7 +29,10 @@ MAX_TRIES = 5
 """So often a request to remote storage is made before its failure is an error."""
 MAX_SECONDS = 120.0
 """No further try is begun this long after the first."""
-ANNOTATION_SUFFIXES = (".p", ".json", ".jsonl", ".csv", ".parquet", ".txt", ".png")  # PNG: masks of a user's own
+ANNOTATION_SUFFIXES = (
+    *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
+    ".png",  # masks of a user's own
+)
 """Files that `local_annotations` copies."""
 
 _FIRST_PAUSE_SECONDS = 1.0

@@ -8,9 +8,10 @@ from typing import Any
 
 from pipelines.sources.custom_row import COLUMNS, REQUIRED, SPLITS, read_row
 from pipelines.sources.custom_store import CustomStore
-from pipelines.sources.json_stream import JsonTables, describe_file
+from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
-from pipelines.sources.table import SUFFIXES, RowFault, read_table
+from pipelines.sources.source_file import describe_file, find_file, suggest_names
+from pipelines.sources.table import SUFFIXES, RowFault, read_table, table_suffix
 from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError, UsageError
 from refseg.schema import DatasetSpec
@@ -27,19 +28,22 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
         UsageError: If there is none, or more than one.
     """
     if annotations.is_file():
-        if annotations.suffix not in SUFFIXES:
+        if table_suffix(annotations) not in SUFFIXES:
             raise UsageError(f"--annotations {annotations}: expected a table that ends in {', '.join(SUFFIXES)}")
         return annotations
-    for folder in (annotations / spec.folder, annotations):
-        tables = [path for suffix in SUFFIXES if (path := folder / f"{TABLE_NAME}{suffix}").is_file()]
+    names = [f"{TABLE_NAME}{suffix}" for suffix in SUFFIXES]
+    folders = (annotations / spec.folder, annotations)
+    for folder in folders:
+        tables = [path for name in names if (path := find_file(folder, name)) is not None]
         if len(tables) > 1:
             found = ", ".join(path.name for path in tables)
             raise UsageError(f"--annotations {folder}: found {found}, expected one; name the file itself")
         if tables:
             return tables[0]
+    alike = suggest_names(folders, names)
     raise UsageError(
-        f"--annotations {annotations}: found no {TABLE_NAME}.csv, .jsonl or .parquet, there or in {spec.folder}/; "
-        "see docs/your-own-data.md"
+        f"--annotations {annotations}: found no {TABLE_NAME}.csv, .jsonl or .parquet, there or in {spec.folder}/"
+        f"{alike or '; see docs/your-own-data.md'}"
     )
 
 
@@ -63,9 +67,9 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
         AnnotationError: If a file cannot be read, or with all mistakes of the table and their places.
     """
     table = find_table(spec, annotations)
-    instances = table.parent / "instances.json"
-    listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances.is_file() else None
-    sources = [describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path.is_file()]
+    instances = find_file(table.parent, "instances.json")
+    listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
+    sources = [describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path is not None]
     store = CustomStore(table)
     try:
         for section, record in listed or ():

@@ -1,19 +1,19 @@
 """JSON files record by record: memory holds one record, whatever the size of the file."""
 
 import codecs
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from refseg.descriptor import SourceFile
+from pipelines.sources.source_file import open_source
 from refseg.errors import AnnotationError
 
 _CHUNK = 1 << 20
 _LARGEST_VALUE = 256 << 20
-"""Characters of one record: where a file is no JSON, this much of it is read to see that."""
+"""Characters of one record: where a file is not JSON, this much of it is read to see that."""
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
@@ -28,10 +28,10 @@ class JsonList:
         self._path = path
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the items; nothing if the file holds something else than a list.
+        """Yield the items.
 
         Raises:
-            AnnotationError: If the file is no JSON.
+            AnnotationError: If the file is not JSON, or holds something else than a list.
         """
         for _, item in _items(self._path, lists=None):
             yield item
@@ -55,7 +55,8 @@ class JsonTables:
         """Yield `(name of the list, record)`.
 
         Raises:
-            AnnotationError: If the file is no JSON, or a required list is missing or empty.
+            AnnotationError: If the file is not JSON or not an object, or a required list is missing, empty or something
+                else.
         """
         wanted = (*self._required, *self._optional)
         missing = set(self._required)
@@ -69,49 +70,77 @@ class JsonTables:
             )
 
 
-def describe_file(path: Path, name: str) -> SourceFile:
-    """Hash an annotation file.
-
-    Args:
-        path: Of the file.
-        name: What the descriptor calls it.
+def read_json(path: Path) -> Any:
+    """The one value of a file, whole.
 
     Raises:
-        AnnotationError: If it cannot be read.
+        AnnotationError: If the file cannot be read, or is not JSON.
     """
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            num_bytes = file.tell()
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    return SourceFile(name=name, num_bytes=num_bytes, sha256=digest)
+    with _values(path) as values:
+        return values.read()
 
 
 def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
     """Items of a file that is one list (`lists` is None), or of those lists in a file that is an object."""
-    try:
-        with path.open("rb") as file:
-            values = _Values(file)
-            if values.peek() == "[" and lists is None:
+    with _values(path) as values:
+        mark = values.peek()
+        if lists is None:
+            if mark != "[":
+                raise AnnotationError(f"{path}: {_describe_misfit(values)}")
+            for item in values.items():
+                yield "", item
+            return
+        if mark != "{":
+            if mark != "[":
+                values.read()  # raises where the file is not JSON
+            raise AnnotationError(
+                f"{path}: found {_kind(mark)}, expected an object with COCO's lists images, annotations and categories"
+            )
+        for name in values.names():
+            mark = values.peek()
+            if mark == "[":
                 for item in values.items():
-                    yield "", item
-            elif values.peek() == "{" and lists is not None:
-                for name in values.names():
-                    if values.peek() == "[":
-                        for item in values.items():
-                            if name in lists:
-                                yield name, item
-                    else:
-                        values.read()
-            else:
-                values.read()
+                    if name in lists:
+                        yield name, item
+            elif values.read() is not None and name in lists:
+                raise AnnotationError(f"{path}: found {name!r} that is {_kind(mark)}, expected a list of records")
+
+
+@contextmanager
+def _values(path: Path) -> Iterator["_Values"]:
+    """The values of a file; checks at the end that nothing follows, and names the file in every error."""
+    try:
+        with open_source(path) as file:
+            values = _Values(file)
+            yield values
             values.end()
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise AnnotationError(f"{path}: cannot be read as JSON ({reason}); fetch the file again") from error
+
+
+def _describe_misfit(values: "_Values") -> str:
+    """Say what a file holds that should be a list of refs: of an object, the list in it that may have been meant."""
+    mark = values.peek()
+    if mark == "{":
+        for name in values.names():
+            if values.peek() == "[":
+                return (
+                    f"found an object in which {name[:40]!r} is a list, expected a list of refs; if it is that list, "
+                    "save it alone as the file"
+                )
+            values.read()
+    else:
+        values.read()
+    return f"found {_kind(mark)}, expected a list of refs"
+
+
+def _kind(mark: str) -> str:
+    """What a value is, by its first character."""
+    kinds = {"{": "an object", "[": "a list", '"': "a text", "t": "true", "f": "false", "n": "null"}
+    return kinds.get(mark, "a number")
 
 
 class _Values:
@@ -121,7 +150,7 @@ class _Values:
         file: UTF-8; read in chunks.
 
     Raises:
-        ValueError: From every method, where the file is no JSON.
+        ValueError: From every method, where the file is not JSON.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -153,6 +182,11 @@ class _Values:
                 # Wrong, or not yet there as a whole.
                 if self._is_whole or len(self._text) - self._at > _LARGEST_VALUE:
                     raise ValueError(f"{error.msg} at character {self._num_passed + error.pos}") from error
+            except RecursionError as error:
+                raise ValueError(f"brackets too deep from character {self._num_passed + self._at} on") from error
+            except ValueError as error:  # of `int`, which refuses numbers of thousands of digits
+                place = self._num_passed + self._at
+                raise ValueError(f"a number of too many digits from character {place} on") from error
             else:
                 if end < len(self._text) or self._is_whole:  # a number may go on
                     self._at = end
@@ -206,8 +240,5 @@ class _Values:
         self._is_whole = not chunk
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-_PARSER = json.JSONDecoder(parse_constant=_refuse_constant)
+_PARSER = json.JSONDecoder()
+"""Reads the `NaN` and `Infinity` that Python writes: a record in which they matter is refused where it is checked."""

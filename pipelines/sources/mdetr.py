@@ -6,8 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.json_stream import JsonTables, describe_file
+from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
+from pipelines.sources.source_file import describe_file, find_file
 from refseg.schema import DatasetSpec
 
 _INSTANCES = ("instances.json", "instances_train2014.json")
@@ -23,8 +24,8 @@ def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")) or spec.dataset_id not in _CONVERTED:
             return {}
-        paths = {split: folder / f"finetune_{spec.folder}_{split}.json" for split in spec.splits}
-        if found := {split: path for split, path in paths.items() if path.is_file()}:
+        paths = {split: find_file(folder, f"finetune_{spec.folder}_{split}.json") for split in spec.splits}
+        if found := {split: path for split, path in paths.items() if path is not None}:
             return found
     return {}
 
@@ -40,7 +41,7 @@ def read_mdetr(spec: DatasetSpec, files: dict[str, Path]) -> RawSource:
         AnnotationError: If a file cannot be read as JSON.
     """
     folder = next(iter(files.values())).parent
-    instances = next((path for name in _INSTANCES if (path := folder / name).is_file()), None)
+    instances = next((path for name in _INSTANCES if (path := find_file(folder, name)) is not None), None)
     paths = [*files.values(), *([instances] if instances else [])]
     return RawSource(
         spec=spec,

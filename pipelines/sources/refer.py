@@ -6,14 +6,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.json_stream import JsonList, JsonTables, describe_file
+from pipelines.sources.json_stream import JsonList, JsonTables
 from pipelines.sources.plain_pickle import load_plain_pickle
 from pipelines.sources.raw import RawSource
+from pipelines.sources.source_file import describe_file, find_file, open_source, suggest_names
 from refseg.errors import AnnotationError, UsageError
 from refseg.schema import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
+_INSTANCES = "instances.json"
 _MOST_COMPARED_BYTES = 200 * 10**6
 """Of JSON: larger files would be compared for longer than a reader waits."""
 
@@ -30,14 +32,17 @@ def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
         )
     folders = [annotations / spec.folder, annotations]
     for folder in folders:
-        if any(path.is_file() for path in _refs_files(spec, folder)):
-            if not (folder / "instances.json").is_file():
-                raise UsageError(f"{folder}: found no instances.json; take it and the refs from one release")
+        if _find_refs(spec, folder) is not None:
+            if find_file(folder, _INSTANCES) is None:
+                found = suggest_names([folder], [_INSTANCES]) or "; take it and the refs from one release"
+                raise UsageError(f"{folder}: found no {_INSTANCES}{found}")
             return folder
-    found = sorted(path.name for folder in folders if folder.is_dir() for path in folder.glob("*refs(*).*"))
+    found = ", ".join(sorted(path.name for folder in folders if folder.is_dir() for path in folder.glob("*refs(*).*")))
+    wanted = _refs_names(spec)
+    alike = suggest_names(folders, wanted) or suggest_names([annotations], [spec.folder])
     raise UsageError(
-        f"--annotations {annotations}: found {', '.join(found) or 'no refs file'}, expected "
-        f"{spec.refs_prefix}({spec.split_by}).p or .json for {spec.dataset_id}, there or in {spec.folder}/"
+        f"--annotations {annotations}: found {found or 'no refs file'}, expected "
+        f"{wanted[0]} or .json for {spec.dataset_id}, there or in {spec.folder}/{alike}"
     )
 
 
@@ -55,16 +60,18 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
         AnnotationError: If a file cannot be read, is not of the expected form, or its pickle asks for code.
     """
     folder = find_refer_folder(spec, annotations)
-    refs_path = next(path for path in _refs_files(spec, folder) if path.is_file())
-    instances_path = folder / "instances.json"
+    refs_path, instances_path = _find_refs(spec, folder), find_file(folder, _INSTANCES)
+    assert refs_path is not None
+    assert instances_path is not None
     sources = tuple(describe_file(path, f"{spec.folder}/{path.name}") for path in (refs_path, instances_path))
     refs: Iterable[Any] = JsonList(refs_path)
-    if refs_path.suffix == ".p":
+    if ".json" not in refs_path.suffixes:
         # A pickle can only be read whole; the datasets there are have 50,000 refs.
-        refs = load_plain_pickle(refs_path.read_bytes(), refs_path)
+        with open_source(refs_path) as file:
+            refs = load_plain_pickle(file.read(), refs_path)
         if not isinstance(refs, list):
             raise AnnotationError(f"{refs_path}: found a {type(refs).__name__}, expected a list of refs")
-        _compare(refs, refs_path, refs_path.with_suffix(".json"))
+        _compare(refs, refs_path, find_file(folder, _refs_names(spec)[1]))
     return RawSource(
         spec=spec,
         refs=refs,
@@ -73,13 +80,18 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
     )
 
 
-def _refs_files(spec: DatasetSpec, folder: Path) -> tuple[Path, Path]:
-    return folder / f"{spec.refs_prefix}({spec.split_by}).p", folder / f"{spec.refs_prefix}({spec.split_by}).json"
+def _refs_names(spec: DatasetSpec) -> tuple[str, str]:
+    """The refs file as a pickle and as JSON; the first is preferred."""
+    return f"{spec.refs_prefix}({spec.split_by}).p", f"{spec.refs_prefix}({spec.split_by}).json"
 
 
-def _compare(refs: list[Any], refs_path: Path, json_path: Path) -> None:
+def _find_refs(spec: DatasetSpec, folder: Path) -> Path | None:
+    return next((path for name in _refs_names(spec) if (path := find_file(folder, name)) is not None), None)
+
+
+def _compare(refs: list[Any], refs_path: Path, json_path: Path | None) -> None:
     """Warn if the same refs are there as JSON, too, and are not the same."""
-    if not json_path.is_file() or json_path.stat().st_size >= _MOST_COMPARED_BYTES:
+    if json_path is None or json_path.stat().st_size >= _MOST_COMPARED_BYTES:
         return
     try:
         pairs = enumerate(zip_longest(refs, JsonList(json_path)))

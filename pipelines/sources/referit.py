@@ -1,14 +1,14 @@
 """Reads ReferIt's Berkeley split as text_objseg publishes it: sentences by region, and each region's box."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pipelines.sources.json_stream import read_json
 from pipelines.sources.raw import RawSource
+from pipelines.sources.source_file import describe_file, find_file
 from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError, UsageError
 from refseg.schema import DatasetSpec
@@ -28,7 +28,7 @@ def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"refs({spec.split_by}).*")):
             return None
-        if any(_query_path(folder, split).is_file() for split in spec.splits):
+        if any(_find_query(folder, split) for split in spec.splits):
             return folder
     return None
 
@@ -48,13 +48,15 @@ def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
         UsageError: If boxes or sizes are not there.
         AnnotationError: If a file cannot be read or is not of the expected form.
     """
-    paths = {split: path for split in spec.splits if (path := _query_path(folder, split)).is_file()}
+    paths = {split: path for split in spec.splits if (path := _find_query(folder, split)) is not None}
+    tables = []
     for name in (_BOXES, _SIZES):
-        if not (folder / name).is_file():
+        if (path := find_file(folder, name)) is None:
             others = ", ".join(path.name for path in paths.values())
             raise UsageError(f"{folder}: found no {name}; take it and {others} from one place")
+        tables.append(path)
     queries = {split: _load(path, spec) for split, path in paths.items()}
-    boxes, sizes = _load(folder / _BOXES, spec), _load(folder / _SIZES, spec)
+    boxes, sizes = (_load(path, spec) for path in tables)
     return RawSource(
         spec=spec,
         refs=_Refs({split: content for split, (content, _) in queries.items()}),
@@ -108,22 +110,15 @@ class _Tables:
                 yield "annotations", record | _box_fields(box)
 
 
-def _query_path(folder: Path, split: str) -> Path:
-    return folder / f"referit_query_{split}.json"
+def _find_query(folder: Path, split: str) -> Path | None:
+    return find_file(folder, f"referit_query_{split}.json")
 
 
 def _load(path: Path, spec: DatasetSpec) -> tuple[dict[str, Any], SourceFile]:
-    try:
-        data = path.read_bytes()
-        content = json.loads(data)
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise AnnotationError(f"{path}: found a {type(content).__name__}, expected text_objseg's table by name")
-    name = f"{spec.folder}/{path.name}"
-    return content, SourceFile(name=name, num_bytes=len(data), sha256=sha256(data).hexdigest())
+    return content, describe_file(path, f"{spec.folder}/{path.name}")
 
 
 def _region_ids(region: str) -> tuple[int | None, int | None]:

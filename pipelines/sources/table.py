@@ -1,6 +1,7 @@
 """Reads a user's table row by row: CSV, JSON lines or Parquet; memory does not grow with the file."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,13 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sources.source_file import open_source
 from refseg.errors import AnnotationError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take
 
 _SEPARATORS = (",", ";", "\t")  # spreadsheets write the second where the comma is in numbers
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")  # ends a line in old files
 
 
@@ -39,26 +40,28 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
     Raises:
         AnnotationError: If the file cannot be read, or its columns are others.
     """
+    suffix = table_suffix(path)
     try:
-        with path.open("rb") as file:
-            if file.read(2) in _UTF16_MARKS:
-                raise AnnotationError(f"{path}: is UTF-16, expected UTF-8; spreadsheets have it as 'CSV UTF-8'")
-        yield from {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[path.suffix](
-            path, columns, required
-        )
+        yield from {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[suffix](path, columns, required)
     except UnicodeDecodeError as error:
-        number = _find_undecodable(path)
-        raise AnnotationError(f"{path}: line {number} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise AnnotationError(f"{path}: cannot be read as {path.suffix[1:].upper()} ({reason})") from error
+        place = "a text of it" if suffix == ".parquet" else f"line {_find_undecodable(path)}"
+        raise AnnotationError(f"{path}: {place} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AnnotationError(f"{path}: cannot be read as {suffix[1:].upper()} ({reason})") from error
+
+
+def table_suffix(path: Path) -> str:
+    """The suffix in small letters, without the `.gz` of a compressed table."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
+    with open_source(path) as source, io.TextIOWrapper(source, encoding="utf-8", newline="") as file:
+        start = file.tell()
         separator = _find_separator(file.readline(), required)
-        file.seek(0)
+        file.seek(start)
         records = _csv_records(path, file, separator)
         header = [name.strip() for name in next(records, (0, []))[1]]
         while header and not header[-1]:  # columns of nothing, as spreadsheets leave them
@@ -102,7 +105,7 @@ def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int
 
 
 def _json_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
+    with open_source(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"line {number}", _json_row(line, columns, required)
@@ -128,7 +131,7 @@ def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> R
 
 
 def _parquet_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
+    with open_source(path) as file:
         parquet = pq.ParquetFile(file)
         _check_columns(path, parquet.schema_arrow.names, columns, required)
         number = 0
@@ -162,7 +165,7 @@ def _spelling(found: Sequence[str], columns: Sequence[str]) -> str:
 def _find_undecodable(path: Path) -> int:
     """Number of the first line that is not UTF-8."""
     number = 1
-    with path.open("rb") as file:
+    with open_source(path) as file:
         for line in file:
             try:
                 line.decode()

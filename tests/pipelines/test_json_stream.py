@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_lists_are_read_wherever_they_stand_and_the_rest_is_passed_over(chunk: i
     assert found == [("annotations", {"id": 1}), ("annotations", {"id": 2}), ("images", {"id": 4})]
 
 
-@pytest.mark.parametrize("text", ['{"images": [], "annotations": [1]}', '{"annotations": [1]}', "[1]", "{}", "7"])
+@pytest.mark.parametrize("text", ['{"images": [], "annotations": [1]}', '{"annotations": [1]}', "{}"])
 def test_a_required_list_must_hold_something(text: str, tmp_path: Path) -> None:
     tables = JsonTables(write(tmp_path / "a.json", text), required=("annotations", "images"), optional=())
 
@@ -49,23 +50,71 @@ def test_a_required_list_must_hold_something(text: str, tmp_path: Path) -> None:
         list(tables)
 
 
-@pytest.mark.parametrize("text", ["{}", "7", '"a"', '{"a": [1, 2]}'])
-def test_a_file_that_is_no_list_has_no_items(text: str, tmp_path: Path) -> None:
-    assert list(JsonList(write(tmp_path / "a.json", text))) == []
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "found an object, expected a list of refs"),
+        ("7", "found a number, expected a list of refs"),
+        ('"a"', "found a text, expected a list of refs"),
+        (
+            '{"info": {}, "refs": [1, 2]}',
+            "found an object in which 'refs' is a list, expected a list of refs; if it is",
+        ),
+    ],
+)
+def test_a_file_that_is_not_a_list_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=f"a.json: {message}"):
+        list(JsonList(write(tmp_path / "a.json", text)))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Expecting value at character 0"),
+        ("[1]", "found a list, expected an object with COCO's lists"),
+        ("null", "found null, expected an object"),
+        ('{"images": {"1": {}}}', "found 'images' that is an object, expected a list of records"),
+        ('{"categories": "none"}', "found 'categories' that is a text, expected a list of records"),
+    ],
+)
+def test_tables_of_another_form_are_named(text: str, message: str, tmp_path: Path) -> None:
+    tables = JsonTables(write(tmp_path / "a.json", text), required=("images",), optional=("categories",))
+
+    with pytest.raises(AnnotationError, match=f"a.json: {message}"):
+        list(tables)
+
+
+def test_a_byte_order_mark_and_gzip_change_nothing(chunk: int, tmp_path: Path) -> None:
+    text = "\ufeff" + json.dumps(ITEMS)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(text.encode()))
+
+    assert list(JsonList(write(tmp_path / "a.json", text))) == ITEMS
+    assert list(JsonList(tmp_path / "a.json.gz")) == ITEMS
+
+
+def test_gzip_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(ITEMS * 100).encode())[:-20])
+
+    with pytest.raises(AnnotationError, match=r"a\.json\.gz: cannot be unpacked with gzip .*; fetch the file again"):
+        list(JsonList(tmp_path / "a.json.gz"))
+
+
+def test_numbers_that_are_none_are_left_to_the_check_of_the_records(chunk: int, tmp_path: Path) -> None:
+    found = list(JsonList(write(tmp_path / "a.json", '[{"box": [NaN, Infinity, -Infinity]}]')))
+
+    assert repr(found) == "[{'box': [nan, inf, -inf]}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("[1, 2", "found 'the end', expected ']' at character 5"),
         ("[1, 2,]", "Expecting value at character 6"),
         ("[1 2]", "found '2', expected ']' at character 3"),
         ("[1] 2", "more than one value, at character 4"),
         ('["abc', "Unterminated string starting at at character 1"),
-        ("[NaN]", "NaN is no JSON"),
+        ("[1" + "0" * 5000 + "]", "a number of too many digits from character 1 on"),
         ("[1, tru]", "Expecting value at character 4"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "brackets too deep from character"),
     ],
 )
 def test_a_file_that_is_no_json_is_named(text: str, message: str, chunk: int, tmp_path: Path) -> None:
@@ -76,5 +125,5 @@ def test_a_file_that_is_no_json_is_named(text: str, message: str, chunk: int, tm
 
 def test_bytes_that_are_no_text_are_named(chunk: int, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'["\xff"]')
-    with pytest.raises(AnnotationError, match="cannot be read as JSON"):
+    with pytest.raises(AnnotationError, match="is not UTF-8 .*; save it as UTF-8"):
         list(JsonList(tmp_path / "a.json"))

@@ -385,7 +385,7 @@ WHOLE = [
     ([row(ref_id=1), row()], "ref_id is given in some rows and not in others"),
     ([row(sent_id=1), row(sent_id=1)], "sent_id 1 is there more than once in train"),
     ([row(ref_id=1), row(ref_id=1, box=[1, 2, 4, 5])], "line 2: ref_id 1 has another image, split or target than on"),
-    ([], "found no row, expected one for each sentence"),
+    ([], "is empty, expected data"),
 ]
 
 

@@ -1,0 +1,104 @@
+"""Annotation files on disk: found by name, also misspelt ones; opened as plain bytes, also of gzip; hashed."""
+
+import difflib
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from refseg.descriptor import SourceFile
+from refseg.errors import AnnotationError
+from refseg.file_kinds import HEAD_BYTES, find_stand_in
+
+_GZIP_MARK = b"\x1f\x8b"
+_UTF8_MARK = b"\xef\xbb\xbf"
+_SUFFIX = re.compile(r"(\.(p|pkl|pickle|json|jsonl|csv|tsv|txt|parquet|xls|xlsx|gz|zip))+$")
+_CLOSE = 0.85
+"""Names at least this much alike are taken for a slip: `ref(unc)` for `refs(unc)`, and not `refs(umd)`."""
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of a name, or the same compressed, `<name>.gz`; None if there is neither."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of annotations: unpacked where it is compressed with gzip, without a UTF-8 byte order mark.
+
+    Raises:
+        AnnotationError: On opening or reading, if the file cannot be read or unpacked, or is something else than data:
+            a Git LFS pointer, a web page, an archive, UTF-16 (`find_stand_in`).
+    """
+    try:
+        with path.open("rb") as packed:
+            is_packed = packed.read(len(_GZIP_MARK)) == _GZIP_MARK
+            packed.seek(0)
+            with cast("BinaryIO", gzip.GzipFile(fileobj=packed)) if is_packed else packed as file:
+                head = file.read(HEAD_BYTES)
+                if stand_in := find_stand_in(head):
+                    raise AnnotationError(f"{path}: {stand_in}")
+                file.seek(len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0)
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AnnotationError(f"{path}: cannot be unpacked with gzip ({reason}); fetch the file again") from error
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def describe_file(path: Path, name: str) -> SourceFile:
+    """Hash an annotation file as it lies on disk.
+
+    Args:
+        path: Of the file.
+        name: What the descriptor calls it.
+
+    Raises:
+        AnnotationError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            num_bytes = file.tell()
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return SourceFile(name=name, num_bytes=num_bytes, sha256=digest)
+
+
+def suggest_names(folders: Sequence[Path], wanted: Sequence[str]) -> str:
+    """Name what lies in some folders under nearly a wanted name, as a text that continues a message.
+
+    Args:
+        folders: Looked through one level deep; those that do not exist hold nothing.
+        wanted: Names of files or folders, in order of preference.
+
+    Returns:
+        For example `; did you mean RefCOCO? rename it to refcoco`; empty where nothing is alike.
+    """
+    found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()} - set(wanted)
+    by_key: dict[str, str] = {}
+    for name in sorted(found):
+        by_key.setdefault(_alike_key(name), name)
+    for name in wanted:
+        key = _alike_key(name)
+        close = [key] if key in by_key else difflib.get_close_matches(key, by_key, n=1, cutoff=_CLOSE)
+        if close:
+            other = by_key[close[0]]
+            return f"; did you mean {other}? rename it to {_with_its_suffix(name, other, wanted)}"
+    return ""
+
+
+def _alike_key(name: str) -> str:
+    """Equal for names that differ in capitals, suffix and punctuation only."""
+    return re.sub(r"[^a-z0-9+]", "", _SUFFIX.sub("", name.lower()))
+
+
+def _with_its_suffix(name: str, found: str, wanted: Sequence[str]) -> str:
+    """The wanted name whose suffix the found one has; otherwise the preferred one."""
+    stem = name.partition(".")[0]
+    return next((one for one in wanted if one.startswith(stem) and found.lower().endswith(Path(one).suffix)), name)
