@@ -30,8 +30,7 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.config import load_recipe
 from refseg.errors import RefsegError
-from refseg.training import checkpoint as checkpoints
-from refseg.training import trainer
+from refseg.training import checkpoint_writer, trainer
 from refseg.training.run_files import read_metrics
 
 STEPS, SAVE_EVERY, PROCESSES = 60, 7, 2
@@ -143,7 +142,7 @@ def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, por
 
 def _arm(point: Point) -> None:
     """Have this process die at a point."""
-    train_step, adam_step, save = trainer._Trainer._train_step, torch.optim.Adam.step, checkpoints.save_checkpoint
+    train_step, adam_step, save = trainer._Trainer._train_step, torch.optim.Adam.step, checkpoint_writer.save_checkpoint
     num_adam_steps = [0]
 
     def before_step(self: Any, batch: Any) -> Any:

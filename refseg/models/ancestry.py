@@ -1,10 +1,18 @@
 """The models that a model's weights come from, by way of `train.init_from`: what they were trained on counts too."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import PurePath
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+from refseg.model_config import Natural
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+"""Of dataclasses that are read from JSON: values of another type and unknown keys are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Ancestor:
     """A model whose weights another training started from.
 
@@ -22,7 +30,7 @@ class Ancestor:
 
     path: str
     weights_sha256: str
-    step: int
+    step: Natural
     root: str
     split: str
     dataset: str

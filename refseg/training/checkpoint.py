@@ -1,19 +1,17 @@
-"""Checkpoints: written aside, synced, renamed; a torn one is never loaded, the one before is.
+"""Checkpoints and how they are read: a damaged one is never loaded, the one before is.
 
 OUT/checkpoints/
   step-00000120/
     model.safetensors    weights and buffers
     average.safetensors  the same, averaged over steps, where the recipe asks for it: what evaluation takes
     optimizer.pt         the optimiser's state and the fp16 scaler's (read with weights_only)
-    state.json           `CheckpointState` with size and hash of the other files; readable by itself
-  best                   name of the best checkpoint by validation
+    state.json           `CheckpointState` with size and hash of the other files, and a hash of its own content
+  best                   name of the best checkpoint by validation, for people; `state.json` of the newest one decides
 """
 
 import dataclasses
-import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +19,29 @@ from typing import Any
 
 import torch
 import xxhash
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from refseg.addresses import local_path
 from refseg.config import Recipe
-from refseg.errors import CheckpointError, RecipeError
+from refseg.errors import CheckpointError, DatasetError, RecipeError
 from refseg.models import build_model
 from refseg.models.hub_folder import CONFIG_NAME, PublishedModel
 from refseg.models.model import SegmentationModel
-from refseg.models.weight_file import save_weights
-from refseg.storage import sync_path
+from refseg.sealed import BrokenSealError, open_seal, parse_object
 from refseg.training.checkpoint_state import CheckpointState
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Version of the checkpoint format: raised when an older reader could misread a newer checkpoint."""
 
 MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME = "model.safetensors", "average.safetensors", "optimizer.pt"
 STATE_NAME, BEST_NAME = "state.json", "best"
 _FOLDER = re.compile(r"step-(\d{8})")
+_FILES = TypeAdapter(dict[str, dict[str, int | str]])
 
 
 class TornCheckpointError(CheckpointError):
@@ -84,78 +83,6 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    checkpoints: Path,
-    state: CheckpointState,
-    *,
-    weights: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Write a checkpoint so that it is there whole or not at all, then drop the old ones.
-
-    Args:
-        checkpoints: The run's `checkpoints` folder.
-        state: For `state.json`.
-        weights: State dicts by file name: the model's, and that of the average if there is one.
-        optimizer: State dicts for `optimizer.pt`: tensors, numbers, strings and containers only.
-        keep: Newest checkpoints to keep; the best is kept besides.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        CheckpointError: If the disk refuses; what was written of it is gone, the ones before are untouched.
-    """
-    folder = checkpoints / checkpoint_name(state.step)
-    aside = checkpoints / f".{folder.name}.part"
-    try:
-        _write(aside, state, weights=weights, optimizer=optimizer)
-        if folder.exists():  # of the same step, before the validation that it owed
-            drop_checkpoint(folder)
-        aside.rename(folder)
-        sync_path(checkpoints)
-        write_best(checkpoints, state)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error}); make room, then go on from the one before"
-        ) from error
-    _drop_old(checkpoints, state, keep=keep)
-    return folder
-
-
-def _write(
-    aside: Path,
-    state: CheckpointState,
-    *,
-    weights: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Mapping[str, Any],
-) -> None:
-    """Write all files of a checkpoint to disk."""
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, named in weights.items():
-        save_weights(aside / name, named)
-    torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
-    files = {name: _facts(aside / name) for name in (*weights, OPTIMIZER_NAME)}
-    head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
-    (aside / STATE_NAME).write_text(json.dumps({**head, **state.to_dict()}, indent=1) + "\n", encoding="utf-8")
-    for path in (*aside.iterdir(), aside):
-        sync_path(path)
-
-
-def write_best(checkpoints: Path, state: CheckpointState) -> None:
-    """Let `best` name the checkpoint that `state` holds for the best; `state.json` stays the truth."""
-    if state.best is None:
-        return
-    aside = checkpoints / f".{BEST_NAME}.part"
-    aside.write_text(checkpoint_name(state.best.step) + "\n", encoding="utf-8")
-    sync_path(aside)
-    aside.replace(checkpoints / BEST_NAME)
-    sync_path(checkpoints)
-
-
 def list_checkpoints(out: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first, torn ones included."""
     checkpoints = out / "checkpoints"
@@ -167,19 +94,22 @@ def list_checkpoints(out: Path) -> list[Path]:
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest sound checkpoint of a run; None if the run has none at all.
 
-    Torn ones are passed over with a warning.
+    Damaged ones are passed over with a warning.
 
     Raises:
-        CheckpointError: If there are checkpoints but all are torn, or one is of another format.
+        CheckpointError: If there are checkpoints but all are damaged, or one is of another format or cannot be read.
     """
+    newest = _latest(out)
+    return None if newest is None else newest[0]
+
+
+def _latest(out: Path) -> tuple[Path, CheckpointState] | None:
     folders = list_checkpoints(out)
     for folder in reversed(folders):
         try:
-            read_state(folder)
+            return folder, read_state(folder)
         except TornCheckpointError as error:
             logger.warning("%s; going back to the one before", error)
-        else:
-            return folder
     if folders:
         raise CheckpointError(
             f"{out / 'checkpoints'}: all {len(folders)} checkpoints are damaged; restore one or choose another --out"
@@ -188,38 +118,75 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> CheckpointState:
-    """Read `state.json` and check that the files beside it are the ones it was written with.
+    """Read `state.json`; check it and the files beside it against the hashes they were written with.
 
     Raises:
         TornCheckpointError: If anything is missing or changed.
-        CheckpointError: If it is not a checkpoint of ours, or of another format version.
+        CheckpointError: If it is not a checkpoint of ours, is of another format version, or cannot be read.
     """
     path = folder / STATE_NAME
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields = parse_object(path.read_bytes())
+    except (FileNotFoundError, BrokenSealError) as error:
         raise TornCheckpointError(f"{folder}: damaged checkpoint, {STATE_NAME} cannot be read ({error})") from error
-    if not isinstance(fields, dict) or fields.pop("format", None) != "refseg-checkpoint":
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if fields.get("format") != "refseg-checkpoint":
         raise CheckpointError(f"{path}: not a refseg checkpoint; take a folder that refseg/train.py wrote")
-    version = fields.pop("format_version", None)
+    version = fields.get("format_version")
     if version != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{path}: found checkpoint format version {version}, expected {CHECKPOINT_VERSION}; "
             "use the refseg release that wrote it"
         )
     try:
-        files = fields.pop("files")
-        state = CheckpointState.from_dict(fields, where=str(path))
-    except (KeyError, TypeError) as error:
-        raise TornCheckpointError(f"{path}: damaged checkpoint, unexpected content ({error})") from error
+        content = open_seal(fields)
+        files = _FILES.validate_python(content.pop("files"))
+        content = {key: value for key, value in content.items() if key not in ("format", "format_version")}
+        state = CheckpointState.from_dict(content, where=str(path))
     except RecipeError as error:
-        raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {fields['refseg_version']}") from error
-    for name, facts in files.items():
-        if not (folder / name).is_file():
-            raise TornCheckpointError(f"{folder}: damaged checkpoint, {name} is missing")
-        if _facts(folder / name) != facts:
-            raise TornCheckpointError(f"{folder}: damaged checkpoint, {name} is not what was written")
+        release = fields.get("refseg_version")
+        raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
+    except (BrokenSealError, DatasetError, KeyError, TypeError, ValueError) as error:
+        raise TornCheckpointError(f"{path}: damaged checkpoint, unexpected content ({error})") from error
+    _compare_step(folder, state)
+    for name in (MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME):
+        _compare_file(folder / name, files.get(name))
     return state
+
+
+def _compare_step(folder: Path, state: CheckpointState) -> None:
+    """Compare the step with the folder's name, where it has such a name, and with the fields that go with it."""
+    named = _FOLDER.fullmatch(folder.name)
+    if named and int(named[1]) != state.step:
+        found = f"the folder is that of step {int(named[1])}"
+    elif state.cursor is None or state.cursor.epoch != state.epoch:
+        found = f"epoch {state.epoch} does not go with the cursor {state.cursor}"
+    elif state.best is not None and state.best.step > state.step:
+        found = f"the best checkpoint is of the later step {state.best.step}"
+    else:
+        return
+    raise TornCheckpointError(f"{folder / STATE_NAME}: damaged checkpoint, found step {state.step}, but {found}")
+
+
+def _compare_file(path: Path, expected: Mapping[str, int | str] | None) -> None:
+    """Compare a file of a checkpoint with what `state.json` says of it; None: that there is no such file."""
+    try:
+        found = file_facts(path)
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found == expected:
+        return
+    if found is None:
+        raise TornCheckpointError(f"{path.parent}: damaged checkpoint, {path.name} is missing")
+    raise TornCheckpointError(f"{path.parent}: damaged checkpoint, {path.name} is not what was written")
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What a checkpoint that may be sound is refused with: nothing says that its content was lost."""
+    return CheckpointError(f"{path}: cannot be read ({error.strerror}); see to its permissions and its disk")
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -237,7 +204,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     if (path / CONFIG_NAME).is_file():
         published = PublishedModel.from_pretrained(path, device=device)
         origin = {entry.name: getattr(published.origin, entry.name) for entry in dataclasses.fields(published.origin)}
-        state = CheckpointState(recipe=published.recipe, cursor={}, window={}, best=None, **origin)
+        state = CheckpointState(recipe=published.recipe, cursor=None, window={}, best=None, **origin)
         return Checkpoint(model=published.model, state=state, folder=path)
     folder = _resolve(path)
     state = read_state(folder)
@@ -308,38 +275,28 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
 
 
 def _resolve(path: Path) -> Path:
+    """The folder of the checkpoint that is meant: that of a run is its best, or else its newest."""
     if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
         return path
-    best = path / "checkpoints" / BEST_NAME
-    if best.is_file():
-        folder = best.parent / best.read_text(encoding="utf-8").strip()
-        if folder.is_dir():
-            return folder
-    newest = latest_checkpoint(path)
+    newest = _latest(path)
     if newest is None:
         raise CheckpointError(
             f"{path}: found no checkpoint, expected a run's folder (with checkpoints/step-...) or a checkpoint's"
         )
-    return newest
+    folder, state = newest
+    if state.best is None:
+        return folder
+    best = folder.with_name(checkpoint_name(state.best.step))
+    if not best.is_dir():
+        raise CheckpointError(
+            f"{best}: no such folder, but it is the best checkpoint of the run; restore it, or name another one, "
+            f"such as {folder}"
+        )
+    return best
 
 
-def _drop_old(checkpoints: Path, state: CheckpointState, *, keep: int) -> None:
-    kept = {checkpoint_name(state.best.step)} if state.best else set()
-    old = list_checkpoints(checkpoints.parent)[:-keep]
-    for folder in old:
-        if folder.name not in kept:
-            drop_checkpoint(folder)
-
-
-def drop_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; it stops being one at the first moment, so that no half of it is ever found."""
-    gone = folder.with_name(f".{folder.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone)
-
-
-def _facts(path: Path) -> dict[str, Any]:
+def file_facts(path: Path) -> dict[str, int | str]:
+    """Size and hash of a file, as `state.json` has them."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

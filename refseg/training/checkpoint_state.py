@@ -1,17 +1,21 @@
-"""What `state.json` of a checkpoint holds: all that a run must know to go on, besides tensors."""
+"""What `state.json` of a checkpoint holds: all that a run must know to resume, besides tensors."""
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from pydantic.dataclasses import dataclass
 
 from refseg import __version__
 from refseg.config import Recipe, make_recipe
+from refseg.data.order import Cursor
 from refseg.evaluation.leak_check import TrainedOn
-from refseg.models.ancestry import Ancestor
+from refseg.model_config import Count, Natural
+from refseg.models.ancestry import STRICT, Ancestor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Best:
     """The best validation so far.
 
@@ -21,18 +25,18 @@ class Best:
     """
 
     overall_iou: float
-    step: int
+    step: Natural
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CheckpointState:
-    """The content of `state.json`: what a run must know to go on, besides tensors.
+    """The content of `state.json`: what a run must know to resume, besides tensors. Types are checked when it is made.
 
     Attributes:
         recipe: Resolved settings of the run.
         step: Optimiser steps done.
         epoch: Epochs done.
-        cursor: The loader's place in the data.
+        cursor: The loader's position in the data; None for a published model, which is not resumed.
         window: What has been summed up since the last line of `metrics.jsonl`.
         best: The best validation, this step's included; None before the first.
         dataset: Dataset id, for example `refcoco/unc`.
@@ -49,14 +53,14 @@ class CheckpointState:
     """
 
     recipe: Recipe
-    step: int
-    epoch: int
-    cursor: dict[str, Any]
+    step: Natural
+    epoch: Natural
+    cursor: Cursor | None
     window: dict[str, float]
     best: Best | None
     dataset: str
     dataset_digest: str
-    num_processes: int
+    num_processes: Count
     dataset_folder: str = ""
     val_dataset_digest: str = ""
     owes_validation: bool = False
@@ -69,19 +73,31 @@ class CheckpointState:
         """As JSON types."""
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         best = None if self.best is None else dataclasses.asdict(self.best)
+        cursor = None if self.cursor is None else self.cursor.to_dict()
         ancestors = [dataclasses.asdict(each) for each in self.ancestors]
-        return {**fields, "recipe": self.recipe.to_dict(), "best": best, "ancestors": ancestors}
+        return {**fields, "recipe": self.recipe.to_dict(), "best": best, "cursor": cursor, "ancestors": ancestors}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, where: str) -> "CheckpointState":
-        """Undo `to_dict`; `where` is named in errors about the recipe."""
+        """Undo `to_dict`.
+
+        Args:
+            fields: As `to_dict` gave them.
+            where: Named in errors about the recipe.
+
+        Raises:
+            RecipeError: If the recipe is not one of this release.
+            DatasetError: If the cursor is not one.
+            KeyError, TypeError, ValueError: If another field is missing, unknown or of another type.
+        """
         best = fields["best"]
         return cls(
             **{
                 **fields,
                 "recipe": make_recipe(fields["recipe"], where=where),
+                "cursor": Cursor.from_dict(dict(fields["cursor"])),
                 "best": None if best is None else Best(**best),
-                "ancestors": tuple(Ancestor(**each) for each in fields.get("ancestors", ())),
+                "ancestors": tuple(Ancestor(**each) for each in fields["ancestors"]),
             }
         )
 

@@ -23,20 +23,12 @@ from refseg.data.loader import prepare_loader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
-from refseg.errors import PreemptedError
+from refseg.errors import CheckpointError, PreemptedError
 from refseg.evaluation.leaks import describe_leaks
 from refseg.storage import whole_address
-from refseg.training.checkpoint import (
-    MODEL_NAME,
-    checkpoint_name,
-    drop_checkpoint,
-    list_checkpoints,
-    load_weights,
-    read_state,
-    save_checkpoint,
-    write_best,
-)
+from refseg.training.checkpoint import MODEL_NAME, checkpoint_name, list_checkpoints, load_weights, read_state
 from refseg.training.checkpoint_state import Best, CheckpointState
+from refseg.training.checkpoint_writer import drop_checkpoint, save_checkpoint, write_best
 from refseg.training.divergence import refuse_divergence, refuse_non_finite, refuse_non_finite_weights
 from refseg.training.launch import start_accelerator
 from refseg.training.preemption import Preemption
@@ -203,7 +195,7 @@ class _Trainer:
         self.step, self.best, self.owes_validation = state.step, state.best, state.owes_validation
         self.window.load(state.window)
         self.stepping.restore(folder)
-        self.loader.load_cursor(Cursor.from_dict(state.cursor))
+        self._place_loader(folder, state.cursor)
         if self.is_main:
             for torn in list_checkpoints(self.out):
                 if torn.name > folder.name:  # its name will be needed again
@@ -213,6 +205,20 @@ class _Trainer:
             self._end_by_patience()
         if self.step < self.total_steps:
             logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
+
+    def _place_loader(self, folder: Path, cursor: Cursor | None) -> None:
+        """Let the loader resume at the cursor, which is that of the step if nothing is wrong."""
+        if cursor is None or (cursor.epoch, cursor.samples_done) != (self._cursor().epoch, self._cursor().samples_done):
+            raise CheckpointError(
+                f"{folder}: found the cursor {cursor} after step {self.step}, expected {self._cursor()}; restore the "
+                "checkpoint, or start a new run"
+            )
+        self.loader.load_cursor(cursor)
+
+    def _cursor(self) -> Cursor:
+        """Where the run stands in its data, as a function of the step."""
+        epoch, steps_done = divmod(self.step, self.steps_per_epoch)
+        return dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch)
 
     def _say_what_it_is(self) -> None:
         """Write down what the run is, and where it goes on."""
@@ -291,7 +297,6 @@ class _Trainer:
         return improved
 
     def _save(self, log: RunLog) -> None:
-        epoch, steps_done = divmod(self.step, self.steps_per_epoch)
         if self.is_main:
             log.sync()
             weights = self.stepping.weights()
@@ -301,8 +306,8 @@ class _Trainer:
                 CheckpointState(
                     recipe=self.recipe,
                     step=self.step,
-                    epoch=epoch,
-                    cursor=dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch).to_dict(),
+                    epoch=self.step // self.steps_per_epoch,
+                    cursor=self._cursor(),
                     window=self.window.to_dict(),
                     best=self.best,
                     owes_validation=self.owes_validation,

@@ -96,8 +96,9 @@ def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe,
     assert facts["memory_gigabytes"] > 0
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["git_commit"] or "0" * 40)
     assert (checkpoint.step, checkpoint.recipe) == (12, recipe)
-    assert checkpoint.state.cursor["samples_done"] == 0  # the third epoch's start
-    assert checkpoint.state.epoch == 2
+    assert checkpoint.state.cursor is not None
+    assert checkpoint.state.cursor.samples_done == 0  # the third epoch's start
+    assert checkpoint.state.epoch == checkpoint.state.cursor.epoch == 2
 
 
 def test_on_a_cpu_it_is_the_same_who_decodes(
@@ -247,7 +248,7 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_with_its_reason(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("refseg.training.checkpoint.torch.save", full)
+    monkeypatch.setattr("refseg.training.checkpoint_writer.torch.save", full)
 
     with pytest.raises(CheckpointError, match=r"step-00000004: cannot be written \(.*No space left on device\)"):
         trainer.train(recipe, tmp_path)

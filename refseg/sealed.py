@@ -1,0 +1,64 @@
+"""JSON objects that hold a hash of their own content, so that any later change of a field is noticed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+from refseg.errors import RefsegError
+
+SEAL = "content_xxh3_128"
+"""Key of the hash: XXH3-128 over the other keys and values as JSON with sorted keys."""
+
+
+class BrokenSealError(RefsegError):
+    """The text is not a JSON object, or not the one that was sealed; the message begins with what was found."""
+
+
+def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the hash over them, as the last key.
+
+    Args:
+        fields: JSON values only.
+    """
+    return {**fields, SEAL: _content_hash(fields)}
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object; the seal, if there is one, is not compared.
+
+    Raises:
+        BrokenSealError: If the text is not a JSON object.
+    """
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenSealError(f"found no JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise BrokenSealError(f"found {type(fields).__name__}, expected a JSON object")
+    return fields
+
+
+def open_seal(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare the hash with the fields; white space and the order of keys do not count.
+
+    Returns:
+        The fields without the hash.
+
+    Raises:
+        BrokenSealError: If the hash is missing or is not that of the fields.
+    """
+    content = {key: value for key, value in fields.items() if key != SEAL}
+    expected = fields.get(SEAL)
+    if expected is None:
+        raise BrokenSealError(f"found no {SEAL}, the hash of its content")
+    found = _content_hash(content)
+    if found != expected:
+        raise BrokenSealError(f"found content with the hash {found}, expected {SEAL} {expected}")
+    return content
+
+
+def _content_hash(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -1,0 +1,115 @@
+"""Writing checkpoints: aside, synced, renamed, so that one is there whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from refseg.errors import CheckpointError
+from refseg.models.weight_file import save_weights
+from refseg.sealed import seal
+from refseg.storage import sync_path
+from refseg.training.checkpoint import (
+    BEST_NAME,
+    CHECKPOINT_VERSION,
+    OPTIMIZER_NAME,
+    STATE_NAME,
+    checkpoint_name,
+    file_facts,
+    list_checkpoints,
+)
+from refseg.training.checkpoint_state import CheckpointState
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    state: CheckpointState,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint so that it is there whole or not at all, then drop the old ones.
+
+    Args:
+        checkpoints: The run's `checkpoints` folder.
+        state: For `state.json`.
+        weights: State dicts by file name: the model's, and that of the average if there is one.
+        optimizer: State dicts for `optimizer.pt`: tensors, numbers, strings and containers only.
+        keep: Newest checkpoints to keep; the best is kept besides.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: If the disk refuses; what was written of it is gone, the ones before are untouched.
+    """
+    folder = checkpoints / checkpoint_name(state.step)
+    aside = checkpoints / f".{folder.name}.part"
+    try:
+        _write(aside, state, weights=weights, optimizer=optimizer)
+        if folder.exists():  # of the same step, before the validation that it owed
+            drop_checkpoint(folder)
+        aside.rename(folder)
+        sync_path(checkpoints)
+        write_best(checkpoints, state)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); make room, then resume from the one before"
+        ) from error
+    _drop_old(checkpoints, state, keep=keep)
+    return folder
+
+
+def _write(
+    aside: Path,
+    state: CheckpointState,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Any],
+) -> None:
+    """Write all files of a checkpoint to disk."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, named in weights.items():
+        save_weights(aside / name, named)
+    torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
+    files = {name: file_facts(aside / name) for name in (*weights, OPTIMIZER_NAME)}
+    head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
+    sealed = seal({**head, **state.to_dict()})
+    (aside / STATE_NAME).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        sync_path(path)
+
+
+def write_best(checkpoints: Path, state: CheckpointState) -> None:
+    """Write the name of the best checkpoint into `best`, where a person looks for it; readers take `state.json`'s."""
+    if state.best is None:
+        return
+    aside = checkpoints / f".{BEST_NAME}.part"
+    aside.write_text(checkpoint_name(state.best.step) + "\n", encoding="utf-8")
+    sync_path(aside)
+    aside.replace(checkpoints / BEST_NAME)
+    sync_path(checkpoints)
+
+
+def _drop_old(checkpoints: Path, state: CheckpointState, *, keep: int) -> None:
+    kept = {checkpoint_name(state.best.step)} if state.best else set()
+    old = list_checkpoints(checkpoints.parent)[:-keep]
+    for folder in old:
+        if folder.name not in kept:
+            drop_checkpoint(folder)
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; it stops being one at the first moment, so that no half of it is ever found."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
