@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import xxhash
 from PIL import Image
 from pycocotools import mask as coco
-from torch import Tensor, nn
 
 from refseg import tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
@@ -22,6 +20,7 @@ from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import COUNTED, SENTENCE_FIELDS, RowFacts, column_name
 from refseg.run_lengths import encode_runs
 from refseg.schema import MANIFEST_SCHEMA
+from tests.colour_model import COLOURS, ColourModel
 
 
 def make_rows(*sentences: dict[str, Any], protocol: Protocol = ORIGINAL, **facts: Any) -> pa.Table:
@@ -44,37 +43,6 @@ def make_rows(*sentences: dict[str, Any], protocol: Protocol = ORIGINAL, **facts
         records.append({**filled, **{column_name(protocol, name): filled[name] for name in COUNTED}})
     known = {"protocols": (protocol,), "mask_rule": "union", "sentence_order": "own", "num_left_out": 0, **facts}
     return RowFacts(**known).attach(pa.Table.from_pylist(records, schema=schema))
-
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-class ColourModel(nn.Module):
-    """Segments the colour a sentence ends with; one whose name it does not know is nowhere."""
-
-    image_mean = (0.0, 0.0, 0.0)
-    image_std = (1.0, 1.0, 1.0)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_encoded_images = 0
-        self.num_decoded: list[int] = []
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        assert not self.training
-        self.num_encoded_images += len(images)
-        coloured = images - images.mean(1, keepdim=True) > 0.3
-        return torch.nn.functional.avg_pool2d(coloured.float(), 4)
-
-    def encode_text(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
-        last_word = token_ids[torch.arange(len(token_ids)), token_mask.sum(1) - 2]
-        known = torch.tensor([tokenizer.encode(colour)[1] for colour in COLOURS])
-        return (last_word[:, None] == known).float()
-
-    def decode(self, image_state: Tensor, text_state: Tensor, image_index: Tensor) -> Tensor:
-        self.num_decoded.append(len(image_index))
-        share = (image_state[image_index] * text_state[:, :, None, None]).sum(1, keepdim=True)
-        return 40 * (share - 0.5)
 
 
 @pytest.fixture
