@@ -11,12 +11,11 @@ import orjson
 from pipelines.canonical import canonical_json
 from pipelines.images import ImageFile, JpegFault, read_jpeg_sizes
 from pipelines.manifest import ManifestRow
-from pipelines.records import find_annotation_ids, make_records, reject_ref
+from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard
 from pipelines.spill import read_spill
 from pipelines.survey import image_order
-from refseg.errors import AnnotationError
 from refseg.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
 
 _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="", sample_bytes=0, sample_xxh3="")
@@ -55,9 +54,10 @@ class CheckTask:
         spec: Which dataset and partition.
         seed: Of the order of images.
         mask_rule: `union` or `legacy`.
-        categories: By category id: the name.
+        categories: By category id: the name as found.
         box_targets: See `RawSource`.
         repeated: Places of refs whose id an earlier ref has.
+        repeated_sentences: By place of a ref, a `sent_id` of it that an earlier sentence of its split has.
         later_splits: By image id, how many earlier splits have the image, too.
     """
 
@@ -66,9 +66,10 @@ class CheckTask:
     spec: DatasetSpec
     seed: int
     mask_rule: str
-    categories: dict[int, str]
+    categories: dict[int, Any]
     box_targets: bool
     repeated: frozenset[int]
+    repeated_sentences: dict[int, int]
     later_splits: dict[int, int]
 
 
@@ -92,17 +93,11 @@ class Checked:
 
 
 def check_shard(task: CheckTask) -> Checked:
-    """Check one shard's records and write its samples, in the order of the tar.
-
-    Raises:
-        AnnotationError: If an id occurs twice with different records.
-    """
-    raw, repeated, images = _read_raw(task)
+    """Check one shard's records and write its samples, in the order of the tar."""
+    raw, images, ambiguous = _read_raw(task)
     unsized = _read_sizes(raw, images)
     records, rejects = make_records(raw, mask_rule=task.mask_rule)
-    rejects += unsized
-    again = "an earlier ref has the same id; take the file from its release"
-    rejects += [(item.position, reject_ref(task.spec, item, "duplicate_ref_id", again)) for item in repeated]
+    rejects += ambiguous + unsized
     places = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
     lines = {item.ref["ref_id"]: item.ref["where"] for item in places.values()}
     by_image: dict[int, list[RefRecord]] = defaultdict(list)
@@ -177,25 +172,43 @@ def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> 
     )
 
 
-def _read_raw(task: CheckTask) -> tuple[RawShard, list[RawRef], dict[int, dict[str, Any] | None]]:
-    """The raw records of a shard, its refs with repeated ids, and where its images are."""
+def _read_raw(
+    task: CheckTask,
+) -> tuple[RawShard, dict[int, dict[str, Any] | None], list[tuple[int, Reject]]]:
+    """The raw records of a shard, where its images are, and the refs that are taken out because an id is not unique."""
     raw = RawShard(spec=task.spec, refs=[], categories=task.categories, box_targets=task.box_targets)
-    repeated: list[RawRef] = []
     images: dict[int, dict[str, Any] | None] = {}
+    ambiguous: set[tuple[str, int]] = set()
     for kind, value, record in read_spill(task.spill):
         if kind == "ref":
-            refs = repeated if value in task.repeated else raw.refs
-            refs.append(RawRef(position=value, ref=record))
-        else:
-            table = raw.images if kind == "image" else raw.annotations
-            if table.setdefault(record["id"], record) != record:
-                raise AnnotationError(
-                    f"{task.spec.dataset_id}: {kind}s has id {record['id']} twice with different contents; "
-                    "fetch the file again"
-                )
-            if kind == "image":
-                images[record["id"]] = value
-    return raw, repeated, images
+            raw.refs.append(RawRef(position=value, ref=record))
+            continue
+        table = raw.images if kind == "image" else raw.annotations
+        if table.setdefault(record["id"], record) != record:
+            ambiguous.add((kind, record["id"]))
+        if kind == "image":
+            images.setdefault(record["id"], value)
+    faults = [(item, _find_ambiguity(task, item, ambiguous)) for item in raw.refs]
+    raw.refs[:] = [item for item, fault in faults if fault is None]
+    rejects = [(item.position, reject_ref(task.spec, item, *fault)) for item, fault in faults if fault is not None]
+    return raw, images, rejects
+
+
+def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int]]) -> tuple[str, str] | None:
+    """Reason and message, if an id of a ref, or one that it points to, stands for more than one thing."""
+    if item.position in task.repeated:
+        return "duplicate_ref_id", "an earlier ref has the same id; take the file from its release"
+    if item.position in task.repeated_sentences:
+        sent_id = task.repeated_sentences[item.position]
+        found = f"sent_id {sent_id} is there more than once in split {find_split(item.ref)}"
+        return "duplicate_sent_id", f"{found}, expected it once: predictions are told apart by it; number them anew"
+    pointed = [("image", find_integer(item.ref, "image_id"))]
+    pointed += [("annotation", ann_id) for ann_id in find_annotation_ids(item.ref)]
+    for kind, key in pointed:
+        if (kind, key) in ambiguous:
+            found = f"{kind} {key} is in instances.json twice with different contents; fetch the file again"
+            return f"malformed_{kind}", found
+    return None
 
 
 def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:

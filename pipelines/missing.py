@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.images import ImageFinder
 from pipelines.sources.raw import RawSource
-from pipelines.survey import Tables
+from pipelines.survey_tables import Tables
 
 
 def describe_missing(source: RawSource, tables: Tables, finder: ImageFinder | None, *, images: Path | str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.engines import ENGINES
-from pipelines.rejects import Reject
+from pipelines.rejects import LEFT_OUT, Reject
 from pipelines.resize import parse_store
 from refseg.descriptor import StoredImages
 from refseg.errors import BuildError, UsageError
@@ -15,6 +15,8 @@ STAGES = ("all", "plan", "shards", "finalize")
 """`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
 ON_BAD_SAMPLE = ("fail", "skip")
 CHECK_IMAGES = ("decode", "header")
+_MOST_LISTED = 20
+"""Faults that a message lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ class BuildOptions:
         check_images: `decode`: each image whole. `header`: its size and its end alone.
         store: `letterbox:480` or `stretch:480x640`: store pictures at training size; None: the source's bytes.
         store_quality: Of such JPEGs, 1 to 100.
-        on_bad_sample: `fail`: the first fault ends the build. `skip`: faulty refs go to `rejects.parquet`.
+        on_bad_sample: `fail`: faults of the annotations, or the first of a picture, end the build.
+            `skip`: faulty refs go to `rejects.parquet`.
         max_bad: With `skip`: more rejects than this end the build; None: no limit.
         accept_counts: Build although the counts are not the published ones; the dataset then says so.
         stage: One of `STAGES`.
@@ -102,20 +105,30 @@ class BuildOptions:
 
 
 def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
-    """End the build if the policy says so.
+    """End the build if the policy says so; refs that are left out without a fault do not count (`LEFT_OUT`).
 
     Raises:
-        AnnotationError, ImageError: The first fault, with `fail`.
+        AnnotationError, ImageError: The first faults, with `fail`; of the first one's type.
         BuildError: If there are more than `max_bad`.
     """
-    if not rejects:
+    faults = [reject for reject in rejects if reject.reason not in LEFT_OUT]
+    if not faults:
         return
     if options.on_bad_sample == "fail":
-        others = f" ({len(rejects)} refs have faults)" if len(rejects) > 1 else ""
-        error = rejects[0].to_error()
-        raise type(error)(f"{error}{others}")
-    if options.max_bad is not None and len(rejects) > options.max_bad:
+        error = faults[0].to_error()
+        raise type(error)(f"{error}{_list_others(faults)}")
+    if options.max_bad is not None and len(faults) > options.max_bad:
         raise BuildError(
-            f"{options.dataset}: {len(rejects)} refs have faults, more than --max-bad {options.max_bad}; "
-            f"the first: {rejects[0].message}"
+            f"{options.dataset}: {len(faults)} refs have faults, more than --max-bad {options.max_bad}; "
+            f"the first: {faults[0].message}"
         )
+
+
+def _list_others(faults: Sequence[Reject]) -> str:
+    """The faults after the first, a line each; of many the first ones and how many more there are."""
+    if len(faults) == 1:
+        return ""
+    lines = [f" ({len(faults)} refs have faults)", *(fault.message for fault in faults[1:_MOST_LISTED])]
+    if len(faults) > _MOST_LISTED:
+        lines.append(f"and {len(faults) - _MOST_LISTED} more")
+    return "\n  ".join(lines)

@@ -20,10 +20,12 @@ from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_key
 from pipelines.pools import ImagePools
 from pipelines.published import find_differences
 from pipelines.records import make_records
+from pipelines.rejects import LEFT_OUT
 from pipelines.shards import publish_bytes
 from pipelines.sources.raw import RawShard, RawSource
 from pipelines.spill import Spill, spill_path
-from pipelines.survey import FindImage, Survey, Tables, spill_refs, survey_refs, survey_tables
+from pipelines.survey import Survey, spill_refs, survey_refs
+from pipelines.survey_tables import FindImage, Tables, survey_tables
 from refseg.descriptor import SplitCounts
 from refseg.errors import BuildError, ImageError, UsageError
 from refseg.schema import CUSTOM
@@ -93,6 +95,11 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
             faults += checked.rejects
         rejects = [reject for _, reject in sorted(faults, key=lambda fault: fault[0])]
         logger.info("%s: read %d refs, %d rejected", source.spec.dataset_id, num_refs, len(rejects))
+        if num_left_out := sum(reject.reason in LEFT_OUT for reject in rejects):
+            logger.warning(
+                "%s: left out %d refs whose list of sentences is empty; rejects.parquet names them",
+                *(source.spec.dataset_id, num_left_out),
+            )
         apply_policy(rejects, options)
         checks = [found[task.out] for task in tasks]
         if not any(checked.num_samples for checked in checks):
@@ -198,6 +205,7 @@ def _check_tasks(
             categories=tables.categories,
             box_targets=source.box_targets,
             repeated=survey.repeated,
+            repeated_sentences=survey.repeated_sentences,
             later_splits=later_splits[split],
         )
         for number, split in enumerate(survey.shard_splits)

@@ -14,12 +14,15 @@ REASONS = {
     "malformed_ref": "a field of the ref is missing or of another type",
     "duplicate_ref_id": "an earlier ref of the file has the same id",
     "unknown_split": "the partition has no such split",
-    "no_sentence": "the ref has no sentence, or an empty one",
+    "without_sentences": "the ref's list of sentences is empty, as in gRefCOCO's release: left out",
+    "no_sentence": "a sentence is empty or shows nothing",
+    "duplicate_sent_id": "an earlier sentence of the split has the same id",
     "unknown_image": "the image id is not in instances.json",
     "malformed_image": "the image record has no usable id or size",
     "unknown_annotation": "the annotation id is not in instances.json",
     "malformed_annotation": "a field of the annotation is missing or of another type",
     "unknown_category": "the annotation's category is not in instances.json",
+    "malformed_category": "the name of the annotation's category is not a text",
     "other_image": "the annotation belongs to another image",
     "bad_segmentation": "polygons or run lengths cannot be read",
     "empty_mask": "polygons or run lengths cover no pixel",
@@ -30,6 +33,10 @@ REASONS = {
     "size_mismatch": "the JPEG has another size than annotated",
 }
 """Every reason code there is, in words."""
+
+LEFT_OUT = ("without_sentences",)
+"""Reasons that are not faults: such refs are in published files, name nothing that could be learnt or scored, and are
+passed over by the datasets' authors. They do not end a build."""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
 
@@ -68,6 +75,15 @@ class Reject:
     def to_error(self) -> RefsegError:
         """The same as an error, for a build that ends at the first fault."""
         return (ImageError if self.reason in _IMAGE_REASONS else AnnotationError)(self.message)
+
+
+class RefFault(Exception):
+    """What is wrong with the ref at hand: a key of `REASONS`, and a message to which the ref's place is added."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject], spec: DatasetSpec) -> None:

@@ -1,32 +1,28 @@
 """The first look at a source: which image of which split goes into which shard, in memory that a laptop has.
 
-Two passes over the refs and one over the tables. Per ref and per image a few numbers are kept; the records themselves
-go through to the shards they belong to (`Spill`).
+Two passes over the refs here, and one over the tables in `survey_tables.py`. Per ref and per image a few numbers are
+kept; the records themselves go through to the shards they belong to (`Spill`).
 """
 
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.records import find_annotation_ids, find_integer, find_split
+from pipelines.sentences import find_sentence_ids
 from pipelines.sources.raw import RawRef, RawSource
 from pipelines.spill import Spill
 from refseg.descriptor import SplitCounts
 from refseg.errors import AnnotationError, UsageError
 
 _NO_ID = -(2**63)
-_MOST_MISSING = 10  # names kept for messages
 _UNKNOWN, _OTHER = -1, -2  # in place of a split's position: none of the partition's; one that is not asked for
-
-
-FindImage = Callable[[int, str], dict[str, Any] | None]
-"""Image id and file name to where the bytes are, as plain values (`name` and `num_bytes` among them), or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +35,8 @@ class Survey:
         shard_of_ref: `(refs,)` int32, -1 for refs that go nowhere.
         unassigned: Refs of no known split or image: each of them is a fault.
         repeated: Places of refs whose id an earlier ref has.
+        repeated_sentences: By place of a ref, the `sent_id` of a sentence of it that an earlier sentence of its split
+            has, too.
         counts: By split, what the source holds.
         later_splits: `(split, image id)` of images that an earlier split has, too, and how many earlier ones do.
     """
@@ -48,6 +46,7 @@ class Survey:
     shard_of_ref: NDArray[np.int32]
     unassigned: list[RawRef]
     repeated: frozenset[int]
+    repeated_sentences: dict[int, int]
     counts: dict[str, SplitCounts]
     later_splits: dict[tuple[str, int], int]
     _image_ids: NDArray[np.int64]
@@ -62,27 +61,6 @@ class Survey:
     def shards_of_annotation(self, ann_id: int) -> list[int]:
         """Shards with refs that point to an annotation."""
         return _look_up(self._ann_ids, self._ann_shards, ann_id)
-
-
-@dataclass(slots=True)
-class Tables:
-    """What the tables say besides the records of single shards.
-
-    Attributes:
-        categories: By category id: the name.
-        licences: Of the images in use: name and address.
-        num_found: Images whose bytes were found.
-        num_missing: Images whose bytes were not found.
-        missing: By id, the names of the first ten of them.
-        images_digest: Of ids, names and sizes of all images found, in whatever order they came.
-    """
-
-    categories: dict[int, str] = field(default_factory=dict)
-    licences: tuple[str, ...] = ()
-    num_found: int = 0
-    num_missing: int = 0
-    missing: dict[int, str] = field(default_factory=dict)
-    images_digest: str = ""
 
 
 def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_shard: int, seed: int) -> Survey:
@@ -102,6 +80,7 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
     split_of_ref, image_of_ref, id_of_ref = array("b"), array("q"), array("q")
     ann_ids, refs_of_anns = array("q"), array("q")
     num_sentences: Counter[int] = Counter()
+    sent_ids, refs_of_sentences = array("q"), array("q")
     unassigned: list[RawRef] = []
     found: set[int] = set()
     for position, ref in enumerate(source.refs):
@@ -117,6 +96,9 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
                 num_sentences[code] += _count_sentences(ref)
         else:
             num_sentences[code] += _count_sentences(ref)
+            for sent_id in find_sentence_ids(ref):
+                sent_ids.append(_NO_ID if sent_id is None else sent_id)
+                refs_of_sentences.append(position)
             for ann_id in find_annotation_ids(ref):
                 ann_ids.append(ann_id)
                 refs_of_anns.append(position)
@@ -172,6 +154,7 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
         shard_of_ref=shard_of_ref,
         unassigned=unassigned,
         repeated=_find_repeated(np.frombuffer(id_of_ref, np.int64), is_assigned),
+        repeated_sentences=_find_repeated_sentences(sent_ids, refs_of_sentences, code_of_ref),
         counts=counts,
         later_splits=later_splits,
         _image_ids=all_ids,
@@ -179,60 +162,6 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
         _ann_ids=all_ann_ids,
         _ann_shards=all_ann_shards,
     )
-
-
-def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spill: Spill | None) -> Tables:
-    """Go through the tables: find the images, and bring every record to the shards that need it.
-
-    Args:
-        source: The dataset.
-        survey: Of its refs.
-        find_image: See there.
-        spill: Where records go; None: nowhere, for a look at the names and sizes of images alone.
-
-    Raises:
-        AnnotationError: If the source cannot be read or a record has no id.
-    """
-    tables = Tables()
-    licences: dict[int, str] = {}
-    used_licences: set[Any] = set()
-    digest = 0
-    positions: Counter[str] = Counter()
-    for section, record in source.tables:
-        key = find_integer(record, "id")
-        if key is None:
-            raise AnnotationError(
-                f"{source.spec.dataset_id}: {section}[{positions[section]}] has no whole number as its id"
-            )
-        positions[section] += 1
-        if section == "images":
-            if shards := survey.shards_of_image(key):
-                file_name = record.get("file_name")
-                found = find_image(key, file_name) if isinstance(file_name, str) else None
-                if found is None:
-                    tables.num_missing += 1
-                    if len(tables.missing) < _MOST_MISSING:
-                        tables.missing[key] = str(file_name)
-                else:
-                    tables.num_found += 1
-                    fact = f"{key} {found['name']} {found['num_bytes']}"
-                    digest += int.from_bytes(hashlib.sha256(fact.encode(errors="replace")).digest())
-                licence = record.get("license")
-                used_licences.add(licence if isinstance(licence, int) else None)
-                if spill is not None:
-                    for shard in shards:
-                        spill.add(shard, "image", found, record)
-        elif section == "annotations":
-            if spill is not None:
-                for shard in survey.shards_of_annotation(key):
-                    spill.add(shard, "annotation", None, record)
-        elif section == "categories":
-            tables.categories[key] = str(record.get("name", key))
-        elif section == "licenses":
-            licences[key] = " ".join(str(record[name]) for name in ("name", "url") if record.get(name))
-    tables.images_digest = f"{digest % 2**256:064x}"
-    tables.licences = tuple(f"images: {licences[key]}" for key in sorted(licences) if key in used_licences)
-    return tables
 
 
 def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
@@ -278,6 +207,20 @@ def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
     return frozenset(places[order[again]].tolist())
+
+
+def _find_repeated_sentences(
+    sent_ids: "array[int]", refs_of_sentences: "array[int]", code_of_ref: NDArray[np.int8]
+) -> dict[int, int]:
+    """By place of a ref, a `sent_id` of it that an earlier sentence of its split has."""
+    if not sent_ids:
+        return {}
+    ids, places = np.frombuffer(sent_ids, np.int64), np.frombuffer(refs_of_sentences, np.int64)
+    codes = code_of_ref[places]
+    order = np.lexsort((ids, codes))  # stable: of equal ones the first stays first
+    same = (ids[order][1:] == ids[order][:-1]) & (codes[order][1:] == codes[order][:-1]) & (ids[order][1:] != _NO_ID)
+    again = order[np.flatnonzero(same) + 1]
+    return dict(zip(places[again].tolist(), ids[again].tolist(), strict=True))
 
 
 def _sorted(keys: NDArray[np.int64], shards: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

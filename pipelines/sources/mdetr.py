@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import describe_file, find_file
+from pipelines.values import whole_number
 from refseg.schema import DatasetSpec
 
 _INSTANCES = ("instances.json", "instances_train2014.json")
@@ -100,5 +101,4 @@ def _records(path: Path, section: str) -> Iterator[dict[str, Any]]:
 
 
 def _id(record: dict[str, Any], name: str) -> int | None:
-    value = record.get(name)
-    return value if type(value) is int else None
+    return whole_number(record.get(name))

@@ -55,7 +55,7 @@ class RawShard:
         refs: Raw refs with their places in the source.
         images: By image id: COCO's image records.
         annotations: By annotation id: COCO's annotation records.
-        categories: By category id: the name.
+        categories: By category id: the name as found.
         box_targets: See `RawSource`.
     """
 
@@ -63,5 +63,5 @@ class RawShard:
     refs: list[RawRef]
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
     annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
-    categories: dict[int, str] = field(default_factory=dict)
+    categories: dict[int, Any] = field(default_factory=dict)
     box_targets: bool = False

@@ -327,18 +327,21 @@ def test_a_ref_with_the_id_of_an_earlier_one_is_rejected_wherever_its_image_lies
     assert [shard.name for shard in result.descriptor.shards] == ["val-00000", "val-00001", "testA-00000"]
 
 
-def test_an_id_with_two_contents_is_refused(tiny: Any, tmp_path: Path) -> None:
+def test_refs_to_an_id_with_two_contents_are_rejected(tiny: Any, tmp_path: Path) -> None:
     tiny.images.append({**tiny.images[0], "width": 1})
+    tiny.annotations.append({**tiny.annotations[1], "area": 17})
 
-    with pytest.raises(AnnotationError, match="images has id 7 twice with different contents"):
+    with pytest.raises(AnnotationError) as caught:
         build_dataset(tiny.options(tmp_path / "out"))
+    build_dataset(tiny.options(tmp_path / "out", on_bad_sample="skip"))
 
-
-def test_a_record_without_an_id_is_refused(tiny: Any, tmp_path: Path) -> None:
-    tiny.annotations[3]["id"] = "110"
-
-    with pytest.raises(AnnotationError, match=r"annotations\[3\] has no whole number as its id"):
-        build_dataset(tiny.options(tmp_path / "out"))
+    assert str(caught.value).splitlines() == [
+        "refcoco/unc ref 70: image 7 is in instances.json twice with different contents; fetch the file again "
+        "(2 refs have faults)",
+        "  refcoco/unc ref 80: annotation 80 is in instances.json twice with different contents; fetch the file again",
+    ]
+    rows = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert [(row["ref_id"], row["reason"]) for row in rows] == [(70, "malformed_image"), (80, "malformed_annotation")]
 
 
 def test_refs_of_unknown_splits_are_rejected_and_those_of_other_splits_left_out(tiny: Any, tmp_path: Path) -> None:

@@ -125,5 +125,5 @@ def test_a_file_that_is_no_json_is_named(text: str, message: str, chunk: int, tm
 
 def test_bytes_that_are_no_text_are_named(chunk: int, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'["\xff"]')
-    with pytest.raises(AnnotationError, match="is not UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(AnnotationError, match=r"is not UTF-8 .*; save it as UTF-8"):
         list(JsonList(tmp_path / "a.json"))

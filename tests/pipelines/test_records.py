@@ -117,7 +117,7 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_ref, {"no_target": True}, "malformed_ref", "says no_target and has ann_id 70"),
     (_ref, {"no_target": False, "ann_id": [-1]}, "malformed_ref", r"says no_target false and has ann_id \[-1\]"),
     (_ref, {"split": "test"}, "unknown_split", "found split 'test', expected one of train, val, testA, testB"),
-    (_ref, {"sentences": []}, "no_sentence", "found no sentence"),
+    (_ref, {"sentences": []}, "without_sentences", "its list of sentences is empty"),
     (_sentence, {"sent": "  "}, "no_sentence", r"sentences\[0\] is empty"),
     (_sentence, {"sent": "half \ud83d"}, "malformed_ref", "expected text"),
     (_sentence, {"sent_id": None}, "malformed_ref", "has sent_id None"),

@@ -1,0 +1,87 @@
+"""The sentences of a raw ref: ids, words and token ids checked; one that shows nothing is refused."""
+
+import unicodedata
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from pipelines.rejects import RefFault
+from pipelines.values import is_text, short, whole_number
+from refseg import tokenizer
+from refseg.schema import Sentence
+
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols of Unicode that show nothing: Hangul fillers and the empty Braille pattern."""
+
+
+def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, ...]:
+    """Check and tokenise the sentences of a raw ref.
+
+    Args:
+        ref: With `sentences`, at least one.
+        no_target: True if the ref names nothing, whatever its sentences say.
+
+    Raises:
+        RefFault: With what is wrong with the first sentence that is at fault.
+    """
+    found = ref.get("sentences")
+    if not isinstance(found, list | tuple) or not all(isinstance(sentence, dict) for sentence in found):
+        raise RefFault("malformed_ref", f"found sentences {short(found)}, expected a list of dicts")
+    sent_ids = find_sentence_ids(ref)
+    return tuple(
+        _sentence(sentence, position, sent_id, no_target)
+        for position, (sentence, sent_id) in enumerate(zip(found, sent_ids, strict=True))
+    )
+
+
+def find_sentence_ids(ref: Any) -> list[int | None]:
+    """The `sent_id` of each sentence of a raw ref; None where it is not a whole number."""
+    sentences = ref.get("sentences") if isinstance(ref, dict) else None
+    if not isinstance(sentences, list | tuple):
+        return []
+    found = [sentence.get("sent_id") if isinstance(sentence, dict) else None for sentence in sentences]
+    listed = ref.get("sent_ids")  # REFER's records keep the ids twice
+    if isinstance(listed, list | tuple):
+        pairs = zip_longest(found, listed[: len(found)])
+        found = [other if own is None else own for own, other in pairs]
+    return [whole_number(sent_id) for sent_id in found]
+
+
+def _sentence(record: dict[Any, Any], position: int, sent_id: int | None, no_target: bool) -> Sentence:
+    place = f"sentences[{position}]"
+    sent = record.get("sent")
+    if not is_text(sent):
+        raise RefFault("malformed_ref", f"{place} has sent {short(sent)}, expected text")
+    token_ids = tokenizer.encode(sent)
+    if not _shows_words(sent, token_ids):
+        found = f"{sent!a:.60}, without a visible character" if sent.strip() else "empty"
+        raise RefFault("no_sentence", f"{place} is {found}, expected words")
+    if sent_id is None:
+        found = short(record.get("sent_id"))
+        raise RefFault("malformed_ref", f"{place} has sent_id {found}, expected a whole number")
+    raw = record.get("raw", sent)
+    words = record.get("tokens", sent.split(" "))
+    if not is_text(raw):
+        raise RefFault("malformed_ref", f"{place} has raw {short(raw)}, expected text")
+    if not isinstance(words, list | tuple) or not all(is_text(word) for word in words):
+        raise RefFault("malformed_ref", f"{place} has tokens {short(words)}, expected a list of words")
+    exist = record.get("exist", True)  # R-RefCOCO's name
+    if exist not in (True, False):
+        raise RefFault("malformed_ref", f"{place} has exist {short(exist)}, expected true or false")
+    return Sentence(
+        sent_id=sent_id,
+        raw=raw,
+        sent=sent,
+        words=tuple(words),
+        token_ids=token_ids,
+        exists=bool(exist) and not no_target,
+    )
+
+
+def _shows_words(sent: str, token_ids: Sequence[int]) -> bool:
+    """False for a sentence without a visible character once it is cleaned: of zero-width spaces, or `&nbsp;`."""
+    if sent.isascii() and sent.isprintable() and "&" not in sent:
+        return bool(sent.strip())
+    return any(
+        unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANKS for letter in tokenizer.decode(token_ids)
+    )
