@@ -81,7 +81,7 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
     try:
         if options.stage in ("all", "plan"):
             with local_annotations(options.annotations) as annotations:
-                source = read_source(find_dataset(options.dataset), annotations)
+                source = read_source(find_dataset(options.dataset), annotations, options.png_rule)
                 return _build_from_source(folder, source, options, progress)
         return _build_from_plan(folder, options, progress)
     except StorageError:
@@ -209,7 +209,7 @@ def _refuse_other_options(folder: Folder, keys: dict[str, str], options: BuildOp
         now["splits"] = " ".join(
             [split for split in keys["splits"].split() if split in asked] + sorted(asked - set(keys["splits"].split()))
         )
-    before = {name: value for name, value in keys.items() if name in {**now, "store": ""}}
+    before = {name: value for name, value in keys.items() if name in {**now, "store": "", "mask_png": ""}}
     _refuse_other_inputs(folder, before, now)
 
 

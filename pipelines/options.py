@@ -9,7 +9,8 @@ from pipelines.rejects import LEFT_OUT, Reject
 from pipelines.resize import parse_store
 from refseg.descriptor import StoredImages
 from refseg.errors import BuildError, UsageError
-from refseg.schema import MASK_RULES
+from refseg.mask_png import DEFAULT_RULE, PngRule
+from refseg.schema import CUSTOM, MASK_RULES
 
 STAGES = ("all", "plan", "shards", "finalize")
 """`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
@@ -35,6 +36,7 @@ class BuildOptions:
         images_per_shard: At most so many images in a tar.
         seed: Of the order of images.
         mask_rule: `union` or `legacy`.
+        png_rule: How mask PNGs of a user's table are read.
         check_images: `decode`: each image whole. `header`: its size and its end alone.
         store: `letterbox:480` or `stretch:480x640`: store pictures at training size; None: the source's bytes.
         store_quality: Of such JPEGs, 1 to 100.
@@ -61,6 +63,7 @@ class BuildOptions:
     images_per_shard: int = 512
     seed: int = 0
     mask_rule: str = "union"
+    png_rule: PngRule = DEFAULT_RULE
     check_images: str = "decode"
     store: str | None = None
     store_quality: int = 95
@@ -89,6 +92,8 @@ class BuildOptions:
         ):
             if number is not None and number < least:
                 raise UsageError(f"{name} {number}: expected {least} or more")
+        if self.png_rule != DEFAULT_RULE and self.dataset.partition("/")[0] != CUSTOM:
+            raise UsageError(f"{self.dataset}: has no mask PNGs, of which --mask-... options speak; leave them out")
         if self.store is not None:
             parse_store(self.store, self.store_quality)
             if self.check_images != "decode":

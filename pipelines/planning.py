@@ -50,6 +50,8 @@ def option_keys(options: BuildOptions) -> dict[str, str]:
         "mask_rule": options.mask_rule,
         "check_images": options.check_images,
     }
+    if str(options.png_rule):
+        keys["mask_png"] = str(options.png_rule)
     if options.store is not None:
         keys["store"] = f"{options.store} quality {options.store_quality} pillow {pillow}"
     return {name: str(value) for name, value in keys.items()}

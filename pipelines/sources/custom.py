@@ -1,5 +1,6 @@
 """Reads users' own data: a table of sentences, and where there is one COCO's `instances.json`."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,10 @@ from pipelines.sources.source_file import describe_file, find_file, suggest_name
 from pipelines.sources.table import SUFFIXES, RowFault, read_table, table_suffix
 from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError, UsageError
+from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values
 from refseg.schema import DatasetSpec
+
+logger = logging.getLogger(__name__)
 
 TABLE_NAME = "sentences"
 _SECTIONS = ("categories", "licenses", "images", "annotations")
@@ -47,7 +51,7 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
     )
 
 
-def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
+def read_custom(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAULT_RULE) -> RawSource:
     """Read a table of sentences; `docs/your-own-data.md` explains its columns.
 
     Every row is read and checked once, here, and kept in a temporary file, so that memory does not grow with the
@@ -58,6 +62,7 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
         spec: `custom/<name>`.
         annotations: The table, or a folder with `sentences.csv`, `.jsonl` or `.parquet`; `instances.json` and mask
             files lie beside the table.
+        png_rule: How mask files are read.
 
     Returns:
         The source; its `spec` has the splits found, known ones first.
@@ -70,7 +75,7 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
     instances = find_file(table.parent, "instances.json")
     listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
     sources = [describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path is not None]
-    store = CustomStore(table)
+    store = CustomStore(table, png_rule)
     try:
         for section, record in listed or ():
             store.add_listed(section, record)
@@ -79,6 +84,8 @@ def read_custom(spec: DatasetSpec, annotations: Path) -> RawSource:
         raise AnnotationError(
             f"{table}: its rows cannot be kept in a temporary file ({error}); set TMPDIR to a disk with room"
         ) from error
+    if note := note_object_values(store.object_values):
+        logger.warning("%s: masks: %s", table, note)
     if store.num_mask_files:
         name = f"{spec.folder}/{store.num_mask_files} mask files"
         sources.append(SourceFile(name=name, num_bytes=store.mask_bytes, sha256=store.masks_sha256))

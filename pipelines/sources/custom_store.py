@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import groupby
@@ -13,11 +14,11 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from pipelines.masks import read_segmentation
+from pipelines.masks import encode_mask, read_segmentation
 from pipelines.sources.custom_row import CustomRow, Size
-from pipelines.sources.mask_file import read_mask
 from pipelines.sources.table import RowFault
 from refseg.errors import AnnotationError
+from refseg.mask_png import DEFAULT_RULE, PngRule, read_mask_png
 
 _TABLES = """
 CREATE TABLE listed (id INTEGER PRIMARY KEY, name TEXT, height INTEGER, width INTEGER);
@@ -43,9 +44,11 @@ class CustomStore:
 
     Args:
         table: Mask files lie below its folder; messages name it.
+        png_rule: How mask files are read.
     """
 
-    def __init__(self, table: Path) -> None:
+    def __init__(self, table: Path, png_rule: PngRule = DEFAULT_RULE) -> None:
+        self._png_rule = png_rule
         self._root = table.parent
         self._table_name = table.name
         # The empty name stands for a private file on disk; nothing in it is to outlive a crash. 64 MiB of it are kept
@@ -62,6 +65,7 @@ class CustomStore:
         self._last_image: tuple[str, Size | None, int] = ("", None, 0)  # rows of one image mostly stand together
         self._masks = sha256()
         self.num_mask_files = self.mask_bytes = 0
+        self.object_values: Counter[str] = Counter()
 
     @property
     def masks_sha256(self) -> str:
@@ -245,14 +249,16 @@ class CustomStore:
         path = self._root / row.target
         try:
             data = path.read_bytes()
-            rle = read_mask(data)
+            mask = read_mask_png(data, self._png_rule)
         except OSError as error:
             raise RowFault(f"mask {row.target} cannot be read ({error.strerror})") from error
-        except RowFault as fault:
-            raise RowFault(f"mask {row.target} {fault}") from fault
+        except AnnotationError as error:
+            raise RowFault(f"mask {row.target} {error}") from error
         self._masks.update(f"{row.target}\0".encode() + sha256(data).digest())
         self.num_mask_files += 1
         self.mask_bytes += len(data)
+        self.object_values[mask.object_value] += 1
+        rle = encode_mask(mask.pixels)
         self._learn_size(image, rle.size, f"{place} (mask {row.target})", row.target, by_target=True)
         return {"size": rle.size, "counts": rle.counts}
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
+from refseg.cli.png_options import add_png_options, read_png_rule
 from refseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="union",
         help="of several parts: their union, or pixels of exactly one part, as LAVT has it (default: %(default)s)",
     )
+    add_png_options(parser)
     parser.add_argument(
         "--on-bad-sample",
         choices=("fail", "skip"),
@@ -133,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         images_per_shard=args.images_per_shard,
         seed=args.seed,
         mask_rule=args.mask_rule,
+        png_rule=read_png_rule(args),
         check_images=args.check_images,
         store=args.store,
         store_quality=args.store_quality,

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from refseg.addresses import address_argument, path_argument
+from refseg.cli.png_options import add_png_options, read_png_rule
 from refseg.cli.score_text import print_results
 
 EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split val --protocol original lavt
@@ -13,7 +14,7 @@ EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split va
   predictions.jsonl, one object a line (.json: a list of them; .parquet: the same columns):
     {"ref_id": 12, "sent_id": 34, "segmentation": {"size": [480, 640], "counts": [1200, 30, ...]}}
   counts: COCO's RLE, a list or compressed text. Optional: "no_target": true, "split": "val".
-  masks/: REF_SENT.png, where 0 is background and any other value the object"""
+  masks/: REF_SENT.png, where 0 is background and one other value the object"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-predictions", action="store_true", help="keep the masks with the rows, for examples in the report"
     )
+    add_png_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -60,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.predictions}: no such file or folder; expected predicted masks")
     if args.save_predictions and not args.out:
         raise UsageError("--save-predictions: found no --out, which names the folder to keep them in")
+    png_rule = read_png_rule(args)
     protocols = find_protocols(args.protocol)
     index = ManifestIndex.open(args.data, [args.split])
-    predictions = read_predictions(args.predictions, protocols, args.split)
+    predictions = read_predictions(args.predictions, protocols, args.split, png_rule)
     origin = {
         "predictions": str(args.predictions),
         "data": args.data,

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from refseg.addresses import local_path
 from refseg.errors import AnnotationError, PredictionError, UsageError
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import RowFacts, column_name
+from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values, read_mask_png
 from refseg.run_lengths import encode_runs, expand_counts
 
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
@@ -71,29 +71,34 @@ class Predictions:
     notes: tuple[str, ...] = ()
 
 
-def read_predictions(path: Path, protocols: Sequence[Protocol], split: str) -> Predictions:
+def read_predictions(
+    path: Path, protocols: Sequence[Protocol], split: str, png_rule: PngRule = DEFAULT_RULE
+) -> Predictions:
     """Read predicted masks, for each protocol those that are compared under it.
 
     A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
     text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`; null is as
     good as absent, and other keys are named in a note. JSON holds a list of records, JSON lines one a line, Parquet one
-    a row. A folder holds `REF_SENT.png`, whose object is what is not 0. These are the same masks for every protocol;
+    a row. A folder holds `REF_SENT.png`, read by `refseg.mask_png`. These are the same masks for every protocol;
     rows that `refseg evaluate --save-predictions` wrote hold those of each protocol.
 
     Args:
         path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
         protocols: Under which masks are compared.
         split: Records that name another are left out, and counted in a note.
+        png_rule: How PNGs are read.
 
     Raises:
-        UsageError: If the path is of another kind.
+        UsageError: If the path is of another kind, or a rule for PNGs is given and the path is not a folder.
         PredictionError: If it holds no masks of the split, a record is no such thing, a sentence is predicted twice, or
             the rows are of the shuffled control or have lost their facts.
     """
     path = local_path(path)
     if path.is_dir():
         notes: list[str] = []
-        return Predictions(masks=[_collect(_read_folder(path, notes))] * len(protocols), notes=tuple(notes))
+        return Predictions(masks=[_collect(_read_folder(path, png_rule, notes))] * len(protocols), notes=tuple(notes))
+    if png_rule != DEFAULT_RULE:
+        raise UsageError(f"{path}: is not a folder of PNGs, of which alone --mask-... options speak; leave them out")
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
     try:
@@ -275,7 +280,7 @@ def _read_counts(where: str, key: Key, counts: Any, size: list[int]) -> NDArray[
     return np.array(counts, np.uint32)
 
 
-def _read_folder(folder: Path, notes: list[str]) -> Iterator[tuple[str, Key, GivenMask]]:
+def _read_folder(folder: Path, rule: PngRule, notes: list[str]) -> Iterator[tuple[str, Key, GivenMask]]:
     """Masks of a folder; what else lies there goes into the notes."""
     entries = sorted(folder.iterdir())
     paths = [path for path in entries if path.suffix.lower() == ".png"]
@@ -284,44 +289,19 @@ def _read_folder(folder: Path, notes: list[str]) -> Iterator[tuple[str, Key, Giv
     if others := [path.name + "/" * path.is_dir() for path in entries if path.suffix.lower() != ".png"]:
         more = f" and {len(others) - _NUM_NAMED:,} more" if len(others) > _NUM_NAMED else ""
         notes.append(f"{folder}: what is no .png was left out: {', '.join(others[:_NUM_NAMED])}{more}")
-    object_values: Counter[int] = Counter()
+    if str(rule):
+        notes.append(f"{folder}: masks were read with other rules than the default: {rule}")
+    object_values: Counter[str] = Counter()
     for path in paths:
         match = _PNG.fullmatch(path.name)
         if match is None:
             raise PredictionError(f"{path}: expected a name like REF_SENT.png, for example 12_34.png")
-        mask, value = _read_png(path)
-        if value is not None:
-            object_values[value] += 1
-        yield str(path), Key(int(match[1]), int(match[2])), mask
-    if len(object_values) > 1:
-        counted = ", ".join(f"{value} in {number:,}" for value, number in sorted(object_values.items()))
-        notes.append(
-            f"{folder}: the object's value is not the same in all pictures, each was taken as object: {counted}"
-        )
-
-
-def _read_png(path: Path) -> tuple[GivenMask, int | None]:
-    """The mask of a picture, and the value of its object; None: it has none."""
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture)
-            background = picture.getpalette("RGB")[:3] if picture.mode == "P" else [0, 0, 0]
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise PredictionError(f"{path}: cannot be read as a picture ({error}); write it again") from error
-    if values.ndim != 2:
-        raise PredictionError(
-            f"{path}: found a picture of {values.shape[2]} channels, expected one: 0 and another value"
-        )
-    if any(background):
-        raise PredictionError(
-            f"{path}: found a palette that shows 0, the background, as {tuple(background)}, expected black; save the "
-            "mask as a picture in shades of grey"
-        )
-    found = np.unique(values).tolist()
-    object_values = [value for value in found if value]
-    if len(object_values) > 1:
-        raise PredictionError(
-            f"{path}: found {len(found)} values, expected 0 and another one; apply the threshold first"
-        )
-    mask = GivenMask(size=(values.shape[0], values.shape[1]), counts=encode_runs(values != 0))
-    return mask, int(object_values[0]) if object_values else None
+        try:
+            read = read_mask_png(path.read_bytes(), rule)
+        except (OSError, AnnotationError) as error:
+            raise PredictionError(f"{path}: {error}") from error
+        object_values[read.object_value] += 1
+        size = read.pixels.shape[0], read.pixels.shape[1]
+        yield str(path), Key(int(match[1]), int(match[2])), GivenMask(size=size, counts=encode_runs(read.pixels))
+    if note := note_object_values(object_values):
+        notes.append(f"{folder}: {note}")

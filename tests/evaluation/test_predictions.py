@@ -24,6 +24,7 @@ from refseg.evaluation.protocols import CRIS, LAVT, LISA, ORIGINAL, PROTOCOLS, R
 from refseg.evaluation.rows import RowFacts
 from refseg.evaluation.score_masks import score_masks
 from refseg.evaluation.scores import score
+from refseg.mask_png import PngRule
 from refseg.run_lengths import draw_runs, encode_runs
 
 from .conftest import annotation
@@ -249,16 +250,10 @@ def test_pngs_that_are_no_masks_are_refused(tmp_path: Path) -> None:
 
     refuse("found no .png, expected masks named REF_SENT.png")
     path.write_bytes(b"PNG")
-    refuse("12_34.png: cannot be read as a picture")
+    refuse("12_34.png: starts with 50 4e 47, expected a PNG")
     mask = Image.fromarray(np.eye(4, dtype=bool))
-    for mode, number in (("RGB", 3), ("RGBA", 4), ("LA", 2)):
-        refuse(f"found a picture of {number} channels, expected one", mask.convert("L").convert(mode))
-    refuse("found 16 values, expected 0 and", Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)))
-    refuse("found 2 values, expected 0 and another one", Image.fromarray(np.eye(4, dtype=np.uint8) + 1))
-    refuse("found 3 values", Image.fromarray(np.array([[0, 1, 65535]], np.uint16)))
-    white_first = Image.fromarray(np.eye(4, dtype=np.uint8))
-    white_first.putpalette([255, 255, 255, 0, 0, 0])
-    refuse(r"a palette that shows 0, the background, as \(255, 255, 255\), expected black", white_first)
+    refuse("12_34.png: holds 2 values .* expected 0 and another one", Image.fromarray(np.eye(4, dtype=np.uint8) + 1))
+    refuse("12_34.png: holds 3 values", Image.fromarray(np.array([[0, 1, 65535]], np.uint16)))
     for name in ("mask-12.png", "12_34.PNG", "._12_34.png"):
         path.rename(tmp_path / name)
         refuse(f"{name}: expected a name like REF_SENT.png")
@@ -267,6 +262,19 @@ def test_pngs_that_are_no_masks_are_refused(tmp_path: Path) -> None:
     mask.save(path)
     mask.save(tmp_path / "012_34.png")
     refuse("ref 12 sentence 34 is predicted twice")
+
+
+def test_a_rule_for_pngs_is_followed_and_noted(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
+    edges = np.array([[0, 3, 128, 255]], np.uint8)
+    Image.fromarray(edges).save(tmp_path / "12_34.png")
+
+    predictions = read_predictions(tmp_path, [ORIGINAL], "val", PngRule(threshold=128))
+
+    (mask,) = predictions.masks[0].values()
+    assert draw_runs(mask.counts, mask.size).tolist() == [[False, False, True, True]]
+    assert predictions.notes == (f"{tmp_path}: masks were read with other rules than the default: object >= 128",)
+    with pytest.raises(UsageError, match="is not a folder of PNGs, of which alone"):
+        read_predictions(tmp_path / "masks.json", [ORIGINAL], "val", PngRule(threshold=128))
 
 
 def test_what_else_lies_in_a_folder_and_objects_of_several_values_are_noted(tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""Which pixels of a mask PNG are the object: one rule for a table's targets and for predictions that are scored.
+
+0 is the background and one other value the object. A file with more values (smooth edges, numbers of instances, values
+to ignore), or with an alpha channel of another shape, may mean several things: it is refused until a rule says which.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from refseg.errors import AnnotationError, UsageError
+from refseg.picture_kinds import describe_other_kind
+
+CHANNELS = ("colour", "alpha")
+MAX_PIXELS = 2**28
+"""Pixels of the largest mask that is read: a file of some kilobytes may claim to hold billions."""
+
+_MAX_VALUE = 65535
+_REMEDY = (
+    "apply the threshold to it first or give --mask-threshold (smooth edges), or say which value is the object "
+    "(--mask-object-value: instances, classes) or counts as background (--mask-ignore-value)"
+)
+_NAMED = 4
+_ALPHA_MODES = ("LA", "RGBA")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PngRule:
+    """What a user says of their mask PNGs; values are those of the file, 0 to 65535.
+
+    Attributes:
+        channel: `colour` or `alpha`: which holds the object. Empty: the colour, with which an alpha channel must agree
+            if it has more than one value.
+        threshold: The object is what has this value or a larger one.
+        object_value: The object is what has this value.
+        ignore_value: Counts as background.
+
+    Raises:
+        UsageError: If a value is not one of those allowed, or two options contradict each other.
+    """
+
+    channel: str = ""
+    threshold: int | None = None
+    object_value: int | None = None
+    ignore_value: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel not in ("", *CHANNELS):
+            raise UsageError(f"--mask-channel {self.channel}: expected {' or '.join(CHANNELS)}")
+        for name, value, least in (
+            ("--mask-threshold", self.threshold, 1),
+            ("--mask-object-value", self.object_value, 0),
+            ("--mask-ignore-value", self.ignore_value, 1),
+        ):
+            if value is not None and not least <= value <= _MAX_VALUE:
+                raise UsageError(f"{name} {value}: expected {least} to {_MAX_VALUE}")
+        if self.threshold is not None and self.object_value is not None:
+            raise UsageError("found --mask-threshold and --mask-object-value, expected one of them")
+        if self.object_value is not None and self.object_value == self.ignore_value:
+            raise UsageError(f"--mask-ignore-value {self.ignore_value}: is --mask-object-value too")
+
+    def __str__(self) -> str:
+        """What differs from the default rule, in words; empty for the default rule."""
+        said = {
+            f"object in the {self.channel} channel": bool(self.channel),
+            f"object >= {self.threshold}": self.threshold is not None,
+            f"object = {self.object_value}": self.object_value is not None,
+            f"{self.ignore_value} ignored, counted as background": self.ignore_value is not None,
+        }
+        return ", ".join(text for text, is_said in said.items() if is_said)
+
+
+DEFAULT_RULE = PngRule()
+
+
+@dataclass(frozen=True, slots=True)
+class PngMask:
+    """A mask as read.
+
+    Attributes:
+        pixels: `(H, W)`, True on the object.
+        object_value: The object's value, a colour as `#ff0000`; empty if there is no object, or a `PngRule` names
+            its values.
+    """
+
+    pixels: NDArray[np.bool_]
+    object_value: str = ""
+
+
+def read_mask_png(data: bytes, rule: PngRule) -> PngMask:
+    """Read a mask of any of PNG's forms: shades of grey of 1 to 16 bits, a palette (its indices count), or colours.
+
+    Args:
+        data: The file.
+        rule: What the user says of it.
+
+    Raises:
+        AnnotationError: If it is not a PNG that can be read whole, or does not fit the rule. The message continues a
+            text that names the file.
+    """
+    try:
+        picture = PngImagePlugin.PngImageFile(BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise AnnotationError(
+                f"is {picture.width} x {picture.height} pixels, expected at most {MAX_PIXELS}; save it at the size of "
+                "its picture"
+            )
+        picture.load()
+    except SyntaxError as error:
+        if data.startswith(b"\x89PNG"):
+            raise AnnotationError(f"cannot be read as a PNG ({error}); save it again") from error
+        raise AnnotationError(describe_other_kind(data, "PNG")) from error
+    except (OSError, ValueError, LookupError, struct.error, zlib.error) as error:
+        reason = " ".join(str(error).split()).partition(" <")[0] or type(error).__name__
+        raise AnnotationError(f"cannot be read as a PNG ({reason}); save it again") from error
+    if rule.channel == "alpha":
+        return _select(_alpha(picture), rule)
+    if not rule.channel and picture.mode in _ALPHA_MODES:
+        alpha = _alpha(picture)
+        if alpha.min() != alpha.max():
+            return _select_agreeing(picture, alpha, rule)
+    return _select(_colour(picture, rule), rule)
+
+
+def note_object_values(found: Mapping[str, int]) -> str:
+    """A line for masks whose objects have different values, which may be a slip; empty where there is nothing to say.
+
+    Args:
+        found: How many masks have each `PngMask.object_value`.
+    """
+    values = sorted(filter(None, found), key=lambda value: (len(value), value))
+    if len(values) < 2:
+        return ""
+    counted = ", ".join(f"{value} in {found[value]:,}" for value in values)
+    return f"the object's value is not the same in all pictures, each was taken as object: {counted}"
+
+
+def _alpha(picture: Image.Image) -> NDArray[Any]:
+    """Alpha channel `(H, W)`, 0 to 255; a palette may have one, too."""
+    if not picture.has_transparency_data:
+        raise AnnotationError("has no alpha channel, expected one (--mask-channel alpha)")
+    return np.asarray(picture.convert("RGBA"))[..., 3]
+
+
+def _colour(picture: Image.Image, rule: PngRule) -> NDArray[Any]:
+    """What the file has beside alpha `(H, W)`: values of grey or indices; colours as 0xrrggbb + 2**24."""
+    if picture.mode == "P" and rule.threshold is None:
+        background = (picture.getpalette("RGB") or [0, 0, 0])[:3]
+        if rule.object_value is None and any(background):
+            raise AnnotationError(
+                f"has a palette that shows 0, the background, as {tuple(background)}, expected black; save it as a "
+                "picture in shades of grey, or name the object's index (--mask-object-value)"
+            )
+        return np.asarray(picture)
+    if picture.mode in ("1", "LA"):
+        return np.asarray(picture.convert("L"))
+    if picture.mode not in ("P", "RGB", "RGBA"):
+        return np.asarray(picture)
+    colours = np.asarray(picture.convert("RGB")).astype(np.int32)
+    red, green, blue = colours[..., 0], colours[..., 1], colours[..., 2]
+    if (red == green).all() and (green == blue).all():
+        return red
+    packed: NDArray[Any] = (red << 16) + (green << 8) + blue
+    return np.where(packed > 0, packed + 2**24, 0)
+
+
+def _select(values: NDArray[Any], rule: PngRule) -> PngMask:
+    is_coloured = int(values.max(initial=0)) > _MAX_VALUE
+    names_values = rule.threshold is not None or rule.object_value is not None or rule.ignore_value is not None
+    if is_coloured and names_values:
+        raise AnnotationError(f"is in colours, expected shades of grey ({rule}); save it so, or leave out the options")
+    if rule.threshold is not None:
+        return PngMask((values >= rule.threshold) & (values != rule.ignore_value))
+    if rule.object_value is not None:
+        return PngMask(values == rule.object_value)
+    found = np.unique(values) if is_coloured else np.flatnonzero(np.bincount(values.reshape(-1)))
+    objects = [value for value in found.tolist() if value not in (0, rule.ignore_value)]
+    if len(objects) > 1:
+        remedy = "save it in shades of grey, the object white" if is_coloured else _REMEDY
+        names = [_name(value) for value in found.tolist()]
+        listed = ", ".join(names if len(names) <= _NAMED else [*names[: _NAMED - 1], "...", names[-1]])
+        raise AnnotationError(f"holds {len(names)} values ({listed}), expected 0 and another one; {remedy}")
+    if not objects:
+        return PngMask(np.zeros(values.shape, np.bool_))
+    return PngMask(values == objects[0], "" if rule.ignore_value is not None else _name(objects[0]))
+
+
+def _select_agreeing(picture: Image.Image, alpha: NDArray[Any], rule: PngRule) -> PngMask:
+    """The object that colour and alpha channel show alike."""
+    try:
+        mask = _select(_colour(picture, rule), rule)
+        agrees = bool((mask.pixels == (alpha > 0)).all())
+    except AnnotationError:
+        agrees = False
+    if not agrees:
+        raise AnnotationError(
+            "has an alpha channel that shows another shape than its colours, expected the same; say which holds the "
+            "object (--mask-channel alpha or colour)"
+        )
+    return mask
+
+
+def _name(value: int) -> str:
+    return f"#{value - 2**24:06x}" if value > _MAX_VALUE else str(value)
