@@ -77,6 +77,8 @@ class _AnyModel(Section):
     """Safetensors file the image encoder starts from, or `timm:` and a name of Swin-Base; empty: random."""
     text_weights: Address = ""
     """Safetensors file the text encoder starts from; empty: random."""
+    random_start: bool = False
+    """True: encoders without such a file start from random weights on purpose; else a run without them is refused."""
 
     @field_validator("num_heads")
     @classmethod

@@ -19,9 +19,10 @@ from refseg.addresses import path_argument
 EXAMPLE = """examples:
   accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py toy --out runs/toy
   accelerate launch --multi_gpu --num_processes 8 refseg/train.py fcnet-refcoco-r101 --out runs/refcoco \\
-      --set train.precision=bf16 data.root=/data/refcoco-unc
+      --set train.precision=bf16 data.root=/data/refcoco-unc \\
+      model.image_weights=weights/clip-rn101.safetensors model.text_weights=weights/clip-rn101.safetensors
 
-The same command goes on where a run was interrupted.
+The same command resumes a run that was interrupted.
 """
 
 

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and whether it is the same run."""
+"""Resuming a run: from which checkpoint, and whether it is the same run."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from refseg.training.checkpoint_state import CheckpointState
 from refseg.training.start_weights import refuse_another_start
 
 _MAY_CHANGE = {
-    "model.image_weights", "model.text_weights",
+    "model.image_weights", "model.text_weights", "model.random_start",
     "data.root", "data.val_root", "data.num_workers", "data.worker_kind", "data.cache_gigabytes",
     "train.max_steps", "train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints",
     "train.val_every_epochs", "train.compile", "train.accumulate_steps", "train.patience", "train.trackers",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,8 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,10 @@ from refseg.errors import TrainingError
 from refseg.models.ancestry import Ancestor
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
-_LOCK_NAME = ".lock"
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pyarrow", "pycocotools", "pydantic",
     "safetensors",
 )  # fmt: skip
-
-
-@contextmanager
-def lock_run(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock ends with the process, however that ends.
-
-    Raises:
-        TrainingError: If another process trains into it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / _LOCK_NAME).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise TrainingError(
-                f"{out}: process {file.read().strip() or 'unknown'} is training into this folder; "
-                "let it finish, end it, or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
 
 
 class MetricsLog:

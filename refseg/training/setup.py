@@ -15,6 +15,29 @@ from refseg.models.weights import load_pretrained
 from refseg.training.start_weights import StartWeights
 
 
+def refuse_random_start(recipe: Recipe) -> None:
+    """Refuse a new run whose encoders would start from random weights although nobody says that this is meant.
+
+    LTS's GRU is left out: it has no published weights and is always learnt from random ones.
+
+    Args:
+        recipe: Of a run that neither resumes nor has `train.init_from`.
+
+    Raises:
+        RecipeError: With the keys to set.
+    """
+    model = recipe.model
+    keys = ["image_weights"] + ["text_weights"] * (getattr(model, "text_encoder", "clip") != "bigru")
+    missing = [f"model.{key}" for key in keys if not getattr(model, key)]
+    if missing and not model.random_start:
+        raise RecipeError(
+            f"{' and '.join(missing)}: not set, so the run would start from random weights, from which published "
+            f"scores are not reached; name the files (docs/weights.md says where they come from): --set "
+            f"{' '.join(f'{key}=FILE' for key in missing)}; or say that random weights are meant: --set "
+            "model.random_start=true"
+        )
+
+
 def build_start_model(
     recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, goes_on: bool
 ) -> SegmentationModel:

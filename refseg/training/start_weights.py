@@ -21,7 +21,7 @@ from refseg.training.checkpoint_state import CheckpointState
 logger = logging.getLogger(__name__)
 
 _NO_ARCHITECTURE = {
-    "image_weights", "text_weights", "dropout", "location_weight", "location_target",
+    "image_weights", "text_weights", "random_start", "dropout", "location_weight", "location_target",
 }  # fmt: skip
 """Keys of `[model]` that change how a model is trained and not what its weights mean."""
 

@@ -34,9 +34,10 @@ from refseg.training.launch import start_accelerator
 from refseg.training.preemption import Preemption
 from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
-from refseg.training.run_files import lock_run, write_environment, write_recipe
+from refseg.training.run_files import write_environment, write_recipe
+from refseg.training.run_folder import lock_run, refuse_other_contents
 from refseg.training.run_log import RunLog, open_run_log
-from refseg.training.setup import build_loader, build_start_model
+from refseg.training.setup import build_loader, build_start_model, refuse_random_start
 from refseg.training.splits import refuse_unknown_splits
 from refseg.training.start_weights import load_start_weights
 from refseg.training.step import OptimizerStep
@@ -62,7 +63,7 @@ class TrainResult:
 
 
 def train(recipe: Recipe, out: Path) -> TrainResult:
-    """Train, going on from the newest checkpoint in `out` if there is one. Called by every process.
+    """Train; resume from the newest checkpoint in `out` if there is one. Called by every process.
 
     Args:
         recipe: Settings of the run.
@@ -70,12 +71,15 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
             `recipe.json`, `environment.json`.
 
     Raises:
-        RecipeError: If the recipe asks for what cannot be, or `out` holds a run of another recipe.
+        UsageError: If `out` holds something else than a run.
+        RecipeError: If the recipe asks for what cannot be, `out` holds a run of another recipe, or a new run would
+            start from random weights without saying so.
         CheckpointError: If `out` holds checkpoints but no sound one, or weights to start from cannot be used.
         DatasetError: If the dataset is unusable, or not the one the run began with.
         TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
         PreemptedError: If SIGTERM came; the work is saved.
     """
+    refuse_other_contents(out)
     accelerator = start_accelerator(recipe.train, out)
     others = named_rank_death(accelerator.num_processes)
     with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
@@ -99,13 +103,15 @@ class _Trainer:
         self.accelerator = accelerator
         self.is_main: bool = accelerator.is_main_process
         self.num_processes: int = accelerator.num_processes
+        resumed = find_checkpoint(out, accelerator)
+        if resumed is None and not recipe.train.init_from:
+            refuse_random_start(recipe)
         refuse_unknown_splits(recipe)
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.validation = Validation(recipe, accelerator)
         if self.is_main:
             self.validation.tell_of_leaks(self.index)
 
-        resumed = find_checkpoint(out, accelerator)
         state = None
         if resumed is not None:
             state = read_state(resumed)

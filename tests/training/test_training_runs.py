@@ -21,7 +21,8 @@ from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, RecipeError, TrainingError
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, read_state
-from refseg.training.run_files import lock_run, read_metrics
+from refseg.training.run_files import read_metrics
+from refseg.training.run_folder import lock_run
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = ["--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml")]

@@ -1,0 +1,79 @@
+"""A run's folder: whether it may be written into, and that one process at a time trains into it."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from refseg.errors import TrainingError, UsageError
+from refseg.training.checkpoint import list_checkpoints
+from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME
+
+logger = logging.getLogger(__name__)
+
+_LOCK_NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system without locks, for example Lustre mounted without `flock`."""
+_BEFORE_THE_RECIPE = {_LOCK_NAME, ENVIRONMENT_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
+"""What a run leaves that is killed before it has written its recipe."""
+
+
+def refuse_other_contents(out: Path) -> None:
+    """Refuse a folder that holds something and is not the folder of a run: checkpoints would be mixed into it.
+
+    A run's folder is recognised by its checkpoints or its recipe.
+
+    Raises:
+        UsageError: If `out` is a file, or such a folder.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out}: is a file, expected a folder for the run")
+    others = sorted(path.name for path in out.iterdir() if path.name not in _BEFORE_THE_RECIPE)
+    if others and not list_checkpoints(out) and not _is_recipe(out / RECIPE_NAME):
+        raise UsageError(
+            f"--out {out}: holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} and no run of ours; "
+            "expected a new or empty folder, or that of a run to resume"
+        )
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a file is a recipe as a run writes it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"model", "data", "train"} <= content.keys()
+
+
+@contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock ends with the process, however that ends.
+
+    Raises:
+        TrainingError: If another process trains into it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK_NAME).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingError(
+                f"{out}: process {file.read().strip() or 'unknown'} is training into this folder; "
+                "let it finish, end it, or choose another --out"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: this file system has no locks; start no second run in this folder", out)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
