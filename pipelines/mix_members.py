@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.parquet import read_parquet
-from pipelines.pools import relative_address, resolve_address
 from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
+from refseg.image_pools import pool_address, relative_address
 from refseg.schema import find_dataset
 from refseg.storage import Folder, is_remote, open_folder
 
@@ -117,27 +117,27 @@ def find_pools(members: Sequence[Member], out: Folder) -> list[ImagePool]:
             for entry in descriptor.shards
             if entry.num_samples
         )
-        found = [("", ".", descriptor.dataset, descriptor.digest, own)] if own else []
-        found += [(pool.name, pool.path, pool.dataset, pool.digest, pool.tars) for pool in descriptor.image_pools]
-        for own_name, path, dataset, digest, tars in found:
-            address = resolve_address(path, member.folder.address)
+        itself = ImagePool(
+            name="", path=".", dataset=descriptor.dataset, digest=descriptor.digest, tars=own,
+            stored_images=descriptor.stored_images,
+        )  # fmt: skip
+        for pool in (itself, *descriptor.image_pools) if own else descriptor.image_pools:
+            address = pool_address(pool, member.folder.address)
             address = address if is_remote(address) else os.path.realpath(address)  # one folder, one pool
             known = pools.get(address)
-            if known is not None and known.digest != digest:
+            if known is not None and known.digest != pool.digest:
                 raise DatasetError(
-                    f"{member.folder}: needs the images of {address} as built with digest {digest:.12}, another member "
-                    f"as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
+                    f"{member.folder}: needs the images of {address} as built with digest {pool.digest:.12}, another "
+                    f"member as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
                 )
             if known is None:
-                taken = {pool.name for pool in pools.values()}
-                names = (dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+                taken = {other.name for other in pools.values()}
+                names = (pool.dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
                 name = next(name for name in names if name not in taken)
-                known = ImagePool(
-                    name=name, path=relative_address(address, out.address), dataset=dataset, digest=digest, tars=()
-                )
-            merged = {tar.name: tar for tar in (*known.tars, *tars)}
+                known = replace(pool, name=name, path=relative_address(address, out.address), tars=())
+            merged = {tar.name: tar for tar in (*known.tars, *pool.tars)}
             pools[address] = replace(known, tars=tuple(merged[name] for name in sorted(merged)))
-            member.pool_names[own_name] = known.name
+            member.pool_names[pool.name] = known.name
     return list(pools.values())
 
 

@@ -1,6 +1,5 @@
 """Other datasets' tars as a pool of images: what is there already is pointed to, not written again."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import pyarrow as pa
 from pipelines.parquet import read_parquet
 from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
 from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.image_pools import pool_address, relative_address
 from refseg.schema import CUSTOM, DatasetSpec, find_dataset
-from refseg.storage import is_remote, open_folder
+from refseg.storage import open_folder
 
 _LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
 _COLUMNS = ["image_id", "height", "width", *_LOCATION]
@@ -89,7 +89,14 @@ class ImagePools:
             if tars:
                 path = relative_address(folder, self._out)
                 pools.append(
-                    ImagePool(name=name, path=path, dataset=descriptor.dataset, digest=descriptor.digest, tars=tars)
+                    ImagePool(
+                        name=name,
+                        path=path,
+                        dataset=descriptor.dataset,
+                        digest=descriptor.digest,
+                        tars=tars,
+                        stored_images=descriptor.stored_images,
+                    )
                 )
         return tuple(pools)
 
@@ -97,7 +104,7 @@ class ImagePools:
         """What rows of a dataset call its own tars (empty) and its pools, and the names those have here."""
         names = {"": self._name(folder, descriptor)}
         for pool in descriptor.image_pools:
-            address = resolve_address(pool.path, folder)
+            address = pool_address(pool, folder)
             names[pool.name] = self._name(address, load_descriptor(address))
         return names
 
@@ -109,24 +116,6 @@ class ImagePools:
             name = f"{stem}-{number}"
         self._pools.setdefault(name, (folder, descriptor))
         return name
-
-
-def relative_address(folder: str, start: str) -> str:
-    """A folder's path from another one; its absolute path or URL if they do not share a file system."""
-    if is_remote(folder) or is_remote(start):
-        scheme, _, path = folder.partition("://")
-        other, _, base = start.partition("://")
-        if is_remote(folder) and scheme == other and path.split("/")[0] == base.split("/")[0]:
-            return os.path.relpath(path, base)
-        return folder if is_remote(folder) else os.path.abspath(folder)  # noqa: PTH100 - links are kept
-    return os.path.relpath(os.path.realpath(folder), os.path.realpath(start))
-
-
-def resolve_address(path: str, folder: str) -> str:
-    """Undo `relative_address`."""
-    if is_remote(path) or Path(path).is_absolute():
-        return path
-    return open_folder(folder if is_remote(folder) else os.path.realpath(folder)).join(path)
 
 
 def _read_locations(folder: str, descriptor: Descriptor) -> pa.Table:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from refseg.descriptor import StoredImages
 from refseg.errors import UsageError
-from refseg.geometry import place
+from refseg.schema import MAX_SIDE
 
 
 def parse_store(text: str, quality: int) -> StoredImages:
@@ -17,7 +17,7 @@ def parse_store(text: str, quality: int) -> StoredImages:
         UsageError: If it is neither, or the quality is not 1 to 100.
     """
     found = re.fullmatch(r"(letterbox|stretch):(\d+)(?:x(\d+))?", text)
-    if found is None or not all(0 < int(side) <= 65500 for side in found.groups()[1:] if side):
+    if found is None or not all(0 < int(side) <= MAX_SIDE for side in found.groups()[1:] if side):
         raise UsageError(f"--store {text}: expected letterbox:SIZE or stretch:SIZE, SIZE as 480 or 480x640 pixels")
     if not 1 <= quality <= 100:
         raise UsageError(f"--store-quality {quality}: expected 1 to 100")
@@ -38,8 +38,9 @@ def shrink_jpeg(data: bytes, stored: StoredImages) -> bytes:
         stored: The size, and the quality of the new JPEG.
     """
     with Image.open(BytesIO(data)) as picture:
-        _, _, height, width = place(stored.geometry, (stored.height, stored.width), (picture.height, picture.width))
-        if height * width >= picture.height * picture.width:
+        original_size = picture.height, picture.width
+        height, width = stored.picture_size(original_size)
+        if (height, width) == original_size:
             return data
         small = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     file = BytesIO()

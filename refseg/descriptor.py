@@ -2,20 +2,33 @@
 
 import hashlib
 import json
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from refseg.errors import DatasetError, UsageError
-from refseg.geometry import GeometryKind
-from refseg.schema import FORMAT_VERSION
+from refseg.geometry import GeometryKind, place
+from refseg.json_text import parse_json
+from refseg.schema import FORMAT_VERSION, MAX_SIDE
 from refseg.storage import open_folder
 
 DESCRIPTOR_NAME = "refseg.json"
 REJECTS_NAME = "rejects.parquet"
 _STRICT = ConfigDict(extra="forbid")  # an unknown field is another release's: not to be passed over
+_RESTORE = "put the file back as it was built, or build the dataset again"
+_ORDER_FACTS_VERSION = 2  # the format version whose digest the order of an epoch is keyed by
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Sha256OrEmpty = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+_Split = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9]*$")]
+_TarName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*-[0-9]{5,}\.tar$")]
+_PoolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_+.-]*$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +52,16 @@ class ShardEntry:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: str
-    split: str
-    num_images: int
-    num_samples: int
-    num_refs: int
-    num_sentences: int
-    tar_bytes: int
-    tar_sha256: str
-    parquet_bytes: int
-    parquet_sha256: str
-    rows_sha256: str
+    split: _Split
+    num_images: _Count
+    num_samples: _Count
+    num_refs: _Count
+    num_sentences: _Count
+    tar_bytes: _Count
+    tar_sha256: _Sha256OrEmpty
+    parquet_bytes: _Count
+    parquet_sha256: _Sha256
+    rows_sha256: _Sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +71,8 @@ class SourceFile:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: str
-    num_bytes: int
-    sha256: str
+    num_bytes: _Count
+    sha256: _Sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +81,9 @@ class SplitCounts:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    images: int | None
-    refs: int | None
-    sentences: int | None
+    images: _Count | None
+    refs: _Count | None
+    sentences: _Count | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +92,33 @@ class PoolTar:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    name: str
-    num_bytes: int
-    sha256: str
+    name: _TarName
+    num_bytes: _Count
+    sha256: _Sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImages:
+    """At what size pictures were stored, where they are not the source's bytes.
+
+    Attributes:
+        geometry: `letterbox`: the largest picture of the same shape within height x width. `stretch`: exactly that.
+        height: In pixels.
+        width: In pixels.
+        quality: JPEG quality, 1 to 100. Pictures that would have had to grow are the source's bytes.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    geometry: GeometryKind
+    height: _Side
+    width: _Side
+    quality: Annotated[int, Field(ge=1, le=100)]
+
+    def picture_size(self, original_size: tuple[int, int]) -> tuple[int, int]:
+        """`(height, width)` in pixels of the stored picture of one of `original_size`."""
+        _, _, height, width = place(self.geometry, (self.height, self.width), original_size)
+        return (height, width) if height * width < original_size[0] * original_size[1] else original_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,34 +131,17 @@ class ImagePool:
         dataset: Its dataset id.
         digest: Its digest when this dataset was built.
         tars: Those in use.
+        stored_images: Size of the pictures in them; None: they are the source's bytes.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    name: str
-    path: str
+    name: _PoolName
+    path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     dataset: str
-    digest: str
+    digest: _Sha256
     tars: tuple[PoolTar, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredImages:
-    """At what size pictures were stored, where they are not the source's bytes.
-
-    Attributes:
-        geometry: `letterbox`: the largest picture of the same shape within height x width. `stretch`: exactly that.
-        height: In pixels.
-        width: In pixels.
-        quality: Of the new JPEGs, 1 to 100. Pictures that would have had to grow are the source's bytes.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    geometry: GeometryKind
-    height: int
-    width: int
-    quality: int
+    stored_images: StoredImages | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +162,13 @@ class MixMember:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     dataset: str
-    digest: str
-    weight: float
-    num_refs: int
-    dropped_refs: int
-    dropped_images: int
-    leaked_images: int
-    found_in: dict[str, int] = field(default_factory=dict)
+    digest: _Sha256
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    num_refs: _Count
+    dropped_refs: _Count
+    dropped_images: _Count
+    leaked_images: _Count
+    found_in: dict[str, _Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +190,7 @@ class Descriptor:
         plan_keys: What `plan_fingerprint` is the hash of, by name: options, source hashes, versions.
         source_counts: By split, what the sources hold, rejects included.
         counts_accepted: True if the counts differ from the published ones and the user accepted that.
-        stored_images: Size of the pictures in the tars; None: they are the source's bytes.
+        stored_images: Size of the pictures in the dataset's own tars; None: they are the source's bytes.
         image_pools: Other datasets whose tars hold images of this one.
         mix: Members of a mix, in order; empty for a dataset built from sources.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
@@ -180,16 +200,16 @@ class Descriptor:
 
     dataset: str
     refseg_version: str
-    plan_fingerprint: str
+    plan_fingerprint: _Sha256
     mask_rule: str
     tokenizer: dict[str, str]
-    num_rejects: int
+    num_rejects: _Count
     shards: tuple[ShardEntry, ...]
     sources: tuple[SourceFile, ...]
     licences: tuple[str, ...]
     format_version: int = FORMAT_VERSION
     plan_keys: dict[str, str] = field(default_factory=dict)
-    rejects_sha256: str = ""
+    rejects_sha256: _Sha256OrEmpty = ""
     source_counts: dict[str, SplitCounts] = field(default_factory=dict)
     counts_accepted: bool = False
     stored_images: StoredImages | None = None
@@ -203,13 +223,31 @@ class Descriptor:
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
     @property
+    def smaller_images(self) -> StoredImages | None:
+        """At what size some pictures were stored, here or in a pool; None: all are the source's bytes."""
+        stored = (self.stored_images, *(pool.stored_images for pool in self.image_pools))
+        return next((found for found in stored if found is not None), None)
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the rows of all shards, masks, tokens and image hashes included, and of a mix's weights.
+        """SHA-256 of the splits and rows of all shards, masks, tokens and image hashes included, and a mix's weights.
 
         Two datasets with one digest give the same samples in the same order; where and with which Parquet
         version they were built does not matter.
         """
-        facts: list[object] = [self.format_version, self.dataset, [[s.name, s.rows_sha256] for s in self.shards]]
+        return self._hash_rows(self.format_version, [[s.name, s.split, s.rows_sha256] for s in self.shards])
+
+    @property
+    def order_key(self) -> str:
+        """SHA-256 that the order of an epoch is keyed by.
+
+        It is the digest of format version 2, so that the orders of published runs stay as they are. A shard's name
+        begins with its split, so equal keys mean equal splits here, too.
+        """
+        return self._hash_rows(_ORDER_FACTS_VERSION, [[s.name, s.rows_sha256] for s in self.shards])
+
+    def _hash_rows(self, version: int, shards: list[list[str]]) -> str:
+        facts: list[object] = [version, self.dataset, shards]
         if self.mix:
             facts.append([[member.dataset, member.weight] for member in self.mix])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -223,7 +261,16 @@ class Descriptor:
 
     def to_json(self) -> str:
         """Text of `refseg.json`."""
-        return json.dumps({"format": "refseg", "digest": self.digest, **asdict(self)}, indent=1) + "\n"
+        fields = self._fields()
+        return json.dumps({"format": "refseg", "descriptor_sha256": _hash_fields(fields), **fields}, indent=1) + "\n"
+
+    def _fields(self) -> dict[str, Any]:
+        return {"digest": self.digest, **asdict(self)}
+
+
+def _hash_fields(fields: dict[str, Any]) -> str:
+    """SHA-256 of all fields but `format` and this hash, in the order of the class."""
+    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_descriptor(folder: Path | str) -> Descriptor:
@@ -248,7 +295,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
             f"{place}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
         ) from error
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         if not isinstance(fields, dict):
             raise DatasetError(
                 f"{path}: found a {type(fields).__name__}, expected a descriptor; build the dataset again"
@@ -263,7 +310,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
                 f"{path}: found format version {version}, expected {FORMAT_VERSION}; "
                 "use the refseg release that built it, or build the dataset again with this one"
             )
-        digest = fields.pop("digest")
+        digest, sha256 = fields.pop("digest"), fields.pop("descriptor_sha256")
         descriptor = TypeAdapter(Descriptor).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -273,12 +320,35 @@ def load_descriptor(folder: Path | str) -> Descriptor:
                 f"{path}: found {where!r}, expected only what this release knows; refseg "
                 f"{fields.get('refseg_version')} wrote it: use that release, or build the dataset again with this one"
             ) from error
-        raise DatasetError(f"{path}: cannot be read ({where}: {first['msg']}); build the dataset again") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); build the dataset again") from error
+        raise DatasetError(f"{path}: cannot be read ({where}: {first['msg']}); {_RESTORE}") from error
+    except KeyError as error:
+        raise DatasetError(f"{path}: has no field {error}; {_RESTORE}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); {_RESTORE}") from error
+    if (wrong := _find_contradiction(descriptor)) is not None:
+        raise DatasetError(f"{path}: {wrong}; {_RESTORE}")
     if descriptor.digest != digest:
-        raise DatasetError(f"{path}: its digest does not match its shard list; build the dataset again")
+        raise DatasetError(f"{path}: its digest does not match its shard list; {_RESTORE}")
+    if _hash_fields(descriptor._fields()) != sha256:
+        raise DatasetError(
+            f"{path}: its content does not match its descriptor_sha256, so it was edited or damaged after the build; "
+            f"{_RESTORE}"
+        )
     return descriptor
+
+
+def _find_contradiction(descriptor: Descriptor) -> str | None:
+    """What keeps names from meaning one file each, and one split; None if nothing does."""
+    for entry in descriptor.shards:
+        if not re.fullmatch(rf"{entry.split}-[0-9]{{5,}}", entry.name):
+            return f"found shard {entry.name!r} of split {entry.split!r}, expected a name <split>-<number>"
+    names = [("shard", [entry.name for entry in descriptor.shards])]
+    names += [("image pool", [pool.name for pool in descriptor.image_pools])]
+    names += [(f"tar of image pool {pool.name}", [tar.name for tar in pool.tars]) for pool in descriptor.image_pools]
+    for what, found in names:
+        if repeated := [name for name, number in Counter(found).items() if number > 1]:
+            return f"found {what} {repeated[0]} more than once, expected each once"
+    return None
 
 
 def refuse_within_dataset(out: Path) -> None:

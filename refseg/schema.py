@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from refseg.errors import AnnotationError, UsageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the folder format: raised when an older reader could misread a newer folder."""
+
+MAX_SIDE = 65_500
+"""Pixels of a picture's longer side at most: more than this libjpeg does not write."""
 
 MASK_RULES = ("union", "legacy")
 """`union`: pixels of any part. `legacy`: pixels covered exactly once (LAVT and its forks keep only those)."""

@@ -1,15 +1,17 @@
 """Fixtures every test may use."""
 
+import hashlib
 import http.client
 import json
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data beside the checkout (../shared/data or REFSEG_SHARED_DATA); not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def edit_descriptor() -> Callable[[Path, Callable[[dict[str, Any]], object]], None]:
+    """Change a dataset's descriptor and make its hashes right again, by the words of the specification alone."""
+
+    def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        content = json.loads((folder / "refseg.json").read_text())
+        change(content)
+        shards = [[shard["name"], shard["split"], shard["rows_sha256"]] for shard in content["shards"]]
+        facts = [content["format_version"], content["dataset"], shards]
+        if content["mix"]:
+            facts.append([[member["dataset"], float(member["weight"])] for member in content["mix"]])
+        content["digest"] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        rest = {name: value for name, value in content.items() if name not in ("format", "descriptor_sha256")}
+        text = json.dumps(rest, separators=(",", ":"))
+        content["descriptor_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        (folder / "refseg.json").write_text(json.dumps(content))
+
+    return edit
 
 
 @pytest.fixture(scope="session")

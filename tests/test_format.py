@@ -163,7 +163,7 @@ def test_the_schema_has_the_fields_of_the_code() -> None:
     for name, definition in SCHEMA["$defs"].items():
         described = getattr(descriptor_module, name[0].upper() + name[1:], None)
         if described is not None:
-            own = ["format", "digest"] if name == "descriptor" else []
+            own = ["format", "descriptor_sha256", "digest"] if name == "descriptor" else []
             assert list(definition["properties"]) == own + [field.name for field in fields(described)], name
         if "properties" in definition:
             assert definition["required"] == list(definition["properties"])
@@ -183,11 +183,14 @@ def test_the_columns_page_names_every_column() -> None:
 def test_digest_and_hashes_are_as_specified(mini: Path) -> None:
     content = json.loads((mini / "refseg.json").read_text())
     facts: list[Any] = [content["format_version"], content["dataset"], []]
+    rest = {name: value for name, value in content.items() if name not in ("format", "descriptor_sha256")}
+    text = json.dumps(rest, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == content["descriptor_sha256"]
     for shard in content["shards"]:
         rows = pq.read_table(mini / f"{shard['name']}.parquet").to_pylist()
         lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
         assert hashlib.sha256(b"".join(lines)).hexdigest() == shard["rows_sha256"]
-        facts[2].append([shard["name"], shard["rows_sha256"]])
+        facts[2].append([shard["name"], shard["split"], shard["rows_sha256"]])
         for suffix in ("tar", "parquet"):
             data = (mini / f"{shard['name']}.{suffix}").read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (

@@ -8,11 +8,11 @@ from typing import Any
 import xxhash
 
 from pipelines.mix_members import read_rows
-from pipelines.pools import resolve_address
 from refseg.compat.file_names import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
+from refseg.image_pools import pool_address
 from refseg.schema import find_dataset
 from refseg.storage import Folder, open_folder
 
@@ -47,7 +47,7 @@ class BuiltDataset:
                 f"{folder}: is a mix, and ids of different datasets collide in other projects' files; "
                 f"export its members ({members})"
             )
-        if (stored := self.descriptor.stored_images) is not None:
+        if (stored := self.descriptor.smaller_images) is not None:
             raise UsageError(
                 f"{folder}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those that "
                 "masks and boxes were drawn on; build the dataset without --store"
@@ -125,7 +125,7 @@ class BuiltDataset:
             pool = next((pool for pool in self.descriptor.image_pools if pool.name == name), None)
             if pool is None:
                 raise DatasetError(f"{self.place}: rows lie in pool {name!r}, of which refseg.json does not know")
-            self._pools[name] = open_folder(resolve_address(pool.path, self.place.address))
+            self._pools[name] = open_folder(pool_address(pool, self.place.address))
         return self._pools[name]
 
 

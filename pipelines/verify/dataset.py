@@ -166,10 +166,14 @@ def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[Shard
         for file, of_file in found.places.items():
             places[file].append(of_file)
     for pool in descriptor.image_pools:
+        try:
+            address = find_pool(folder, pool).address
+        except DatasetError:
+            continue  # on a host that is not allowed, which `check_files` reports
         for tar in pool.tars:
             file = f"{pool.name}/{tar.name}"
             yield PoolTask(
-                folder=find_pool(folder, pool).address,
+                folder=address,
                 tar=tar,
                 file=file,
                 places=np.unique(np.concatenate([np.empty(0, PLACE), *places[file]])),

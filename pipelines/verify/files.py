@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipelines.parquet import read_parquet
-from pipelines.pools import resolve_address
 from pipelines.rejects import REJECTS_SCHEMA
 from pipelines.verify.faults import REBUILD, Fault
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool
-from refseg.errors import StorageError
+from refseg.errors import DatasetError, StorageError
+from refseg.image_pools import pool_address
 from refseg.storage import Folder, open_folder
 
 
@@ -37,14 +37,24 @@ def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
                 remedy="remove it: a reader that takes all tars would read its samples twice",
             )
     for pool in descriptor.image_pools:
-        sizes = find_pool(folder, pool).list()
+        try:
+            sizes = find_pool(folder, pool).list()
+        except DatasetError as error:
+            wrong, _, remedy = str(error).removeprefix(f"{folder}: ").rpartition("; ")
+            own_host = "image pools on the dataset's own host"
+            yield Fault(file=DESCRIPTOR_NAME, found=wrong, expected=own_host, remedy=remedy)
+            continue
         for tar in pool.tars:
             yield from _compare_size(f"{pool.name}/{tar.name}", sizes.get(tar.name), tar.num_bytes, pool_remedy(pool))
 
 
 def find_pool(folder: Folder, pool: ImagePool) -> Folder:
-    """The folder of an image pool of a dataset in `folder`."""
-    return open_folder(resolve_address(pool.path, folder.address))
+    """The folder of an image pool of a dataset in `folder`.
+
+    Raises:
+        DatasetError: If it is on another host than the dataset, and the user did not allow that.
+    """
+    return open_folder(pool_address(pool, folder.address))
 
 
 def pool_remedy(pool: ImagePool) -> str:

@@ -61,7 +61,7 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     """
     spec = _find_spec(dataset, split_by)
     place, descriptor = _find_built(data_root, spec)
-    if (stored := descriptor.stored_images) is not None:
+    if (stored := descriptor.smaller_images) is not None:
         raise UsageError(
             f"{place}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those that "
             "masks and boxes were drawn on; build the dataset without --store"

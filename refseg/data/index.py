@@ -81,6 +81,7 @@ class ManifestIndex:
         splits: In the dataset's order.
         datasets: Dataset ids the rows may be of: the members of a mix, or the dataset alone.
         digest: SHA-256 of the descriptor's digest and the splits: the same samples in the same order.
+        order_key: The same of the descriptor's `order_key`; the order of an epoch is keyed by it.
 
         ref_id: `(rows,)` int64.
         row_split: `(rows,)` int16, position in `splits`.
@@ -119,6 +120,7 @@ class ManifestIndex:
     splits: tuple[str, ...]
     datasets: tuple[str, ...]
     digest: str
+    order_key: str
 
     ref_id: NDArray[np.int64]
     row_split: NDArray[np.int16]
@@ -195,7 +197,10 @@ class ManifestIndex:
         for entry in entries:
             check_files(place, sizes, entry)
         datasets = dataset_ids(descriptor)
-        digest = hashlib.sha256(json.dumps([descriptor.digest, chosen]).encode()).hexdigest()
+        digest, order_key = (
+            hashlib.sha256(json.dumps([of_dataset, chosen]).encode()).hexdigest()
+            for of_dataset in (descriptor.digest, descriptor.order_key)
+        )
 
         def read(*, with_masks: bool) -> Iterator[FlatManifest]:
             def read_one(entry: ShardEntry) -> FlatManifest:
@@ -218,6 +223,7 @@ class ManifestIndex:
             splits=chosen,
             datasets=datasets,
             digest=digest,
+            order_key=order_key,
             shards=find_tars(place, names, descriptor),
             **_fields(arrays),
         )

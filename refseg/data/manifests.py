@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from refseg.data.cache import Tar
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.errors import DatasetError
+from refseg.image_pools import pool_address
 from refseg.storage import Folder, is_remote, open_folder
 
 _MASKS = "mask.counts"
@@ -161,12 +162,7 @@ def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tu
 
 
 def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> dict[str, Tar]:
-    if is_remote(pool.path):
-        folder = open_folder(pool.path)
-    else:
-        # The way begins where the folder is, not at a link to it.
-        start = place if is_remote(place.address) else open_folder(Path(place.address).resolve())
-        folder = open_folder(start.join(pool.path))
+    folder = open_folder(pool_address(pool, place.address))
     remedy = (
         f"{place} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
         "or build this dataset again"

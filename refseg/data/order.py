@@ -319,7 +319,7 @@ class EpochOrder:
         return available if self.expressions_per_image == "all" else np.minimum(available, self.expressions_per_image)
 
     def _key(self, purpose: str) -> np.uint64:
-        return key_of(f"{self.index.digest} {self.seed} {self.epoch} {purpose}")
+        return key_of(f"{self.index.order_key} {self.seed} {self.epoch} {purpose}")
 
     def _hash(self, purpose: str, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         """A uniform 64-bit number for each position, different for each purpose, seed, epoch and dataset."""

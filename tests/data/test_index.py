@@ -1,7 +1,6 @@
 """The index against a dataset whose content is known."""
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -26,6 +25,7 @@ from refseg.errors import DatasetError, UsageError
 from .conftest import Picture, Ref, draw_jpeg, draw_mask, grid_pictures, write_overlay
 
 Write = Callable[..., Path]
+Edit = Callable[..., None]
 
 
 def test_rows_sentences_and_images_are_counted(train_index: ManifestIndex, dataset: Path) -> None:
@@ -255,10 +255,9 @@ def test_a_shard_without_a_tar_needs_none(pool: Path, tmp_path: Path) -> None:
     assert [tar.address for tar in ManifestIndex.open(folder, ["val"]).shards] == [f"{pool}/val-00000.tar"]
 
 
-def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path) -> None:
+def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path, edit_descriptor: Edit) -> None:
     folder = write_overlay(tmp_path / "over", pool)
-    text = (folder / "refseg.json").read_text()
-    (folder / "refseg.json").write_text(text.replace('"name": "toy"', '"name": "other"'))
+    edit_descriptor(folder, lambda content: content["image_pools"][0].update(name="other"))
     with pytest.raises(DatasetError, match=r"over: rows lie in toy/train-00000.tar, of no tar or pool in refseg.json"):
         ManifestIndex.open(folder, ["train"])
 
@@ -308,17 +307,16 @@ def test_an_unfinished_dataset_is_refused(copy: Path) -> None:
         ManifestIndex.open(copy, ["train"])
 
 
-def test_a_hash_that_is_none_is_refused(copy: Path) -> None:
+def test_a_hash_that_is_none_is_refused(copy: Path, edit_descriptor: Edit) -> None:
     path = copy / "train-00000.parquet"
     table = pq.read_table(path)
     table = table.set_column(
         table.schema.get_field_index("sample_xxh3"), "sample_xxh3", pa.array(["?"] * table.num_rows)
     )
     pq.write_table(table, path)
-    descriptor = json.loads((copy / "refseg.json").read_text())
-    descriptor["shards"][0]["parquet_bytes"] = path.stat().st_size
-    descriptor["shards"][0]["parquet_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copy / "refseg.json").write_text(json.dumps(descriptor))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = {"parquet_bytes": path.stat().st_size, "parquet_sha256": sha256}
+    edit_descriptor(copy, lambda content: content["shards"][0].update(found))
 
     with pytest.raises(DatasetError, match="column sample_xxh3 holds no hash"):
         ManifestIndex.open(copy, ["train"])

@@ -175,7 +175,7 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else(train_index: ManifestI
 
 
 def replace_digest(index: ManifestIndex, digest: str) -> ManifestIndex:
-    return replace(index, digest=digest)
+    return replace(index, order_key=digest)
 
 
 def test_the_order_is_pinned(train_index: ManifestIndex) -> None:

@@ -21,6 +21,7 @@ from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
+from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError
 
 TAR, PARQUET = "val-00001.tar", "val-00001.parquet"
@@ -97,7 +98,7 @@ def _write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 def _newer_format(out: Path) -> None:
     text = (out / "refseg.json").read_text()
-    (out / "refseg.json").write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    (out / "refseg.json").write_text(text.replace('"format_version": 3', '"format_version": 4'))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +233,10 @@ def test_no_damage_of_a_shard_is_silent_wherever_it_is(seed: int, tiny: Any, tmp
         faults = verify_dataset(out, workers=1)
         _loader_says(out, truth)
 
-        # Of the descriptor, words that nothing depends on may change (a licence's, say).
-        assert path.name in {fault.file for fault in faults} or path.name == "refseg.json", (path.name, kind, place)
+        if path.name == "refseg.json" and not faults:  # white space that was added
+            assert load_descriptor(out) == load_descriptor(built)
+        else:
+            assert path.name in {fault.file for fault in faults}, (path.name, kind, place)
 
 
 def _most_telling(faults: list[Fault], sample: str) -> Fault:

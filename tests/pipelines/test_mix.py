@@ -420,7 +420,7 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append(dataclasses.replace(entry, parquet_sha256=sha256, rows_sha256=digest))
     descriptor = Descriptor(
-        dataset=dataset, refseg_version="0", plan_fingerprint="", mask_rule="union", tokenizer={}, num_rejects=0,
+        dataset=dataset, refseg_version="0", plan_fingerprint="0" * 64, mask_rule="union", tokenizer={}, num_rejects=0,
         shards=tuple(entries), sources=(), licences=(),
     )  # fmt: skip
     (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json())
