@@ -209,11 +209,11 @@ def test_a_strip_within_the_limit_of_pixels_is_refused_at_once(
     server: Server, width: int, height: int, message: str
 ) -> None:
     strip = png_bomb(width, height)
-    started = time.perf_counter()
+    started = time.process_time()
 
     status, refusal = server.upload(strip, "strip.png")
 
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1  # of the server, which runs in this process, whatever else runs here
     assert (status, refusal["detail"]) == (422, f"strip.png: {message}")
     assert server.upload(png_bomb(5000, 100))[0] == 200
 

@@ -129,14 +129,14 @@ def test_a_slow_decoder_is_found(index: ManifestIndex, monkeypatch: pytest.Monke
     from refseg.data.decode import decode_rgb
 
     def slow(data: Any) -> Any:
-        time.sleep(0.02)
+        time.sleep(0.05)
         return decode_rgb(data)
 
     for place in ("refseg.apps.stage_times.decode_rgb", "refseg.data.index.decode_rgb"):
         monkeypatch.setattr(place, slow)
     found = examine(index, load(), seconds=0.4, needed=1000.0)
 
-    assert found.stages["decode"] >= 0.01  # some images are twice in a batch, and decoded once
+    assert found.stages["decode"] >= 0.025  # some images are twice in a batch, and decoded once
     assert max(found.stages, key=lambda name: found.stages[name]) == "decode"
     assert found.delivered < 100
     assert diagnose(replace(found, num_cores=1)).bottleneck == "decode"

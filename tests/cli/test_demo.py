@@ -23,7 +23,7 @@ def test_the_demo_says_where_it_listens_and_ends_with_ctrl_c(toy_run: Path) -> N
         with urllib.request.urlopen(address) as answer:
             page = answer.read().decode()
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=120)
 
     assert "<dd>toy/refseg, " in page
     assert "64 × 64 pixels" in page

@@ -225,7 +225,7 @@ def test_who_waited_for_a_download_that_gave_up_waits_for_the_next(tmp_path: Pat
     assert waiting.is_alive()
     assert content(cache, tar) is None
     begun.close()
-    waiting.join(10)
+    waiting.join(60)
     assert content(cache, tar) == b"12345"
 
 

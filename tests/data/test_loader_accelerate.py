@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,9 +35,7 @@ def reports(
     num_processes, num_machines, global_batch = request.param
     out = tmp_path_factory.mktemp("accelerate")
     few = write(out / "few", {"train-00000": [Picture(1, (16, 16), (Ref(1, (0, 0, 4, 4), ("the only one",)),))]})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     # Not `--cpu`: with it accelerate starts one process, silently.
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
@@ -56,7 +53,7 @@ def reports(
     ]  # fmt: skip
     try:
         for machine in machines:
-            said, _ = machine.communicate(timeout=180)
+            said, _ = machine.communicate(timeout=300)
             assert machine.returncode == 0, said
     finally:
         for machine in machines:

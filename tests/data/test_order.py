@@ -466,7 +466,7 @@ class TwoRanks(Accelerator):
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
-        self.barrier = threading.Barrier(2, timeout=30)
+        self.barrier = threading.Barrier(2, timeout=300)
 
     def gather(self, found: torch.Tensor) -> torch.Tensor:
         self.found[threading.current_thread().name] = found

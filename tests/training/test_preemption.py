@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from refseg.training.preemption import Preemption
+from tests.ports import free_port
 from tests.training.test_training_runs import ROOT
 
 
@@ -25,7 +26,7 @@ def ask_to_leave(out: Path, overrides: list[str], *, when: Callable[[int], bool]
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.02)
     run.send_signal(signal.SIGTERM)
-    output, _ = run.communicate(timeout=20)
+    output, _ = run.communicate(timeout=120)
     return run.returncode, output
 
 
@@ -53,9 +54,7 @@ def test_a_run_that_is_asked_to_leave_while_it_starts_ends_with_75(
 
 def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str], tmp_path: Path) -> None:
     # Rank 0 of 2 opens the meeting place and waits in torch for the other, which never comes.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def waits(pid: int) -> bool:
         with socket.socket() as client:

@@ -1,6 +1,5 @@
 """One process, several, and several machines: the same training to rounding, and the same evaluation to the bit."""
 
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from refseg.config import load_recipe
 from refseg.evaluation.protocols import PROTOCOLS
 from refseg.training import trainer
 from refseg.training.checkpoint import read_state
+from tests.ports import free_port
 from tests.training.test_training_runs import TWO_PROCESSES, start, trace
 
 WORKER = str(Path(__file__).with_name("train_and_evaluate.py"))
@@ -26,9 +26,7 @@ def launch(launches: Sequence[Sequence[str]], arguments: Sequence[str]) -> None:
 
 def machines(count: int, processes: int) -> list[list[str]]:
     """Options of `accelerate launch` on each of some machines, all of which are this one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     return [
         [*TWO_PROCESSES, "--num_machines", str(count), "--machine_rank", str(rank), "--num_processes", str(processes),
          "--main_process_ip", "127.0.0.1", "--main_process_port", port]
