@@ -13,7 +13,7 @@ from pipelines.images import ImageFile, JpegFault, read_jpeg_sizes
 from pipelines.manifest import ManifestRow
 from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
 from pipelines.rejects import Reject
-from pipelines.sources.raw import RawRef, RawShard
+from pipelines.sources.raw import RawRef, RawShard, has_no_size
 from pipelines.spill import read_spill
 from pipelines.survey import image_order
 from refseg.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
@@ -220,7 +220,7 @@ def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list
     if raw.spec.dataset != CUSTOM:
         return []
     misdrawn = _check_drawn_sizes(raw, images)
-    unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if record.get("height") is None}
+    unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if has_no_size(record)}
     files = {
         image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
         for image_id, found in unsized.items()

@@ -145,6 +145,6 @@ class _Tables:
     listed: JsonTables | None
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        if self.listed is not None:
-            yield from self.listed
+        for section, record in self.listed or ():
+            yield section, self.store.complete(record) if section == "images" else record
         yield from self.store.records()

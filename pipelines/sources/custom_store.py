@@ -16,7 +16,9 @@ from pycocotools import mask as coco_mask
 
 from pipelines.masks import encode_mask, read_segmentation
 from pipelines.sources.custom_row import CustomRow, Size
+from pipelines.sources.raw import has_no_size
 from pipelines.sources.table import RowFault
+from pipelines.values import is_text, whole_number
 from refseg.errors import AnnotationError
 from refseg.mask_png import DEFAULT_RULE, PngRule, read_mask_png
 
@@ -27,6 +29,7 @@ CREATE TABLE images (
     image INTEGER PRIMARY KEY, key TEXT UNIQUE, name TEXT, id INTEGER, listed INTEGER, height INTEGER, width INTEGER,
     place TEXT, by_target INTEGER DEFAULT FALSE
 );
+CREATE INDEX images_id ON images (id);
 CREATE TABLE refs (
     ref INTEGER PRIMARY KEY, key BLOB UNIQUE, meaning BLOB, ref_id INTEGER, image INTEGER, split TEXT, category TEXT,
     kind TEXT, target TEXT, label TEXT, place TEXT
@@ -79,19 +82,20 @@ class CustomStore:
 
     def add_listed(self, section: str, record: Any) -> None:
         """Learn names, sizes and ids from a record of `instances.json`; a malformed one teaches nothing."""
-        key = record.get("id") if isinstance(record, dict) else None
-        if type(key) is not int or not 0 <= key < 2**62:
+        key = whole_number(record.get("id")) if isinstance(record, dict) else None
+        if key is None or not 0 <= key < 2**62:
             return
         if section == "images":
-            name, height, width = record.get("file_name"), record.get("height"), record.get("width")
-            if isinstance(name, str) and _is_size((height, width)):
-                self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, name, height, width))
+            if is_text(name := record.get("file_name")):
+                size = whole_number(record.get("height")), whole_number(record.get("width"))
+                known = size if None not in size else (None, None)
+                self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, name, *known))
                 self._max_image = max(self._max_image, key)
         elif section == "annotations":
             self._max_annotation = max(self._max_annotation, key)
         elif section == "categories":
             self._max_category = max(self._max_category, key)
-            if isinstance(record.get("name"), str):
+            if is_text(record.get("name")):
                 self._categories.setdefault(record["name"], key)
 
     def add(self, row: CustomRow, place: str) -> None:
@@ -183,20 +187,32 @@ class CustomStore:
             if name not in categories:
                 categories[name] = self._max_category + 1 + len(categories) - len(self._categories)
                 yield "categories", {"id": categories[name], "name": name}
-        unlisted = "SELECT id, name, height, width, place, by_target FROM images WHERE NOT listed ORDER BY image"
-        for image_id, name, height, width, place, by_target in self._base.execute(unlisted):
-            record = {"id": image_id, "file_name": name}
-            if height is not None:
-                record |= {"height": height, "width": width, "size_from": f"{self._table_name} {place}"}
-            if by_target:
-                record["size_by_target"] = True
-            yield "images", record
+        for image_id, name in self._base.execute("SELECT id, name FROM images WHERE NOT listed ORDER BY image"):
+            yield "images", {"id": image_id, "file_name": name} | self._size_fields(image_id)
         for ref, image_id, category, kind, target in self._base.execute(
             f"SELECT ref, id, category, kind, target {shapes.replace('refs', 'refs JOIN images USING (image)')} "
             "ORDER BY ref"
         ):
             record = {"id": self._annotation_id(ref), "image_id": image_id, "category_id": categories[category]}
             yield "annotations", record | {"iscrowd": 0} | _shape_fields(kind, json.loads(target))
+
+    def complete(self, image: Any) -> Any:
+        """An image's record of `instances.json`; one that has no size, with what the table tells of it."""
+        if not isinstance(image, dict) or not has_no_size(image):
+            return image
+        key = whole_number(image.get("id"))
+        bare = {name: value for name, value in image.items() if name not in ("height", "width")}
+        return bare if key is None else bare | self._size_fields(key)
+
+    def _size_fields(self, image_id: int) -> dict[str, Any]:
+        """What the table's rows tell of an image's size, where they do."""
+        query = "SELECT height, width, place, by_target FROM images WHERE id = ? AND height IS NOT NULL"
+        found = self._base.execute(query, (image_id,)).fetchone()
+        if found is None:
+            return {}
+        height, width, place, by_target = found
+        fields = {"height": height, "width": width, "size_from": f"{self._table_name} {place}"}
+        return fields | ({"size_by_target": True} if by_target else {})
 
     def _annotation_id(self, ref: int) -> int:
         return self._max_annotation + 1 + ref
@@ -206,12 +222,12 @@ class CustomStore:
         if (row.image, row.size) == self._last_image[:2]:
             return self._last_image[2]
         listed = self._find_listed(row.image)
-        key = f"name {row.image}" if listed is None else f"listed {listed[0]}"
+        is_id = _is_id(row.image)
+        name = f"{int(row.image):012d}.jpg" if is_id else row.image
+        key = f"name {name}" if listed is None else f"listed {listed[0]}"  # 7, 007 and their file are one image
         found = self._base.execute("SELECT image FROM images WHERE key = ?", (key,)).fetchone()
         if found is None:
             if listed is None:
-                is_id = _is_id(row.image)
-                name = f"{int(row.image):012d}.jpg" if is_id else row.image
                 facts = (name, int(row.image) if is_id else None, False, None, None)
             else:
                 facts = (listed[1], listed[0], True, listed[2], listed[3])
@@ -293,8 +309,3 @@ def _digest(*parts: Any) -> bytes:
 def _is_id(image: str) -> bool:
     """True for an image id: its digits fit COCO's names."""
     return re.fullmatch(r"[0-9]{1,12}", image) is not None
-
-
-def _is_size(size: tuple[Any, Any]) -> bool:
-    # 640.0 counts: the database keeps it as 640.
-    return all(type(side) in (int, float) and 0 < side <= 65500 and side == int(side) for side in size)

@@ -65,3 +65,8 @@ class RawShard:
     annotations: dict[int, dict[str, Any]] = field(default_factory=dict)
     categories: dict[int, Any] = field(default_factory=dict)
     box_targets: bool = False
+
+
+def has_no_size(image: dict[str, Any]) -> bool:
+    """True for an image's record that leaves its size to the picture: without height and width, or with null or NaN."""
+    return all(side is None or side != side for side in (image.get("height"), image.get("width")))

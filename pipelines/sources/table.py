@@ -133,12 +133,23 @@ def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> R
 def _parquet_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
     with open_source(path) as file:
         parquet = pq.ParquetFile(file)
-        _check_columns(path, parquet.schema_arrow.names, columns, required)
+        schema = parquet.schema_arrow
+        names = [name for name in schema.names if name in columns or name not in _pandas_index(schema)]
+        _check_columns(path, names, columns, required)
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024):
+        for batch in parquet.iter_batches(batch_size=1024, columns=names):
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
+
+
+def _pandas_index(schema: pa.Schema) -> list[str]:
+    """Columns in which pandas keeps a frame's index, such as `__index_level_0__`, by what it notes in the file."""
+    try:
+        noted = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return []
+    return [name for name in noted if isinstance(name, str)] if isinstance(noted, list) else []
 
 
 def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], required: Sequence[str]) -> None:
