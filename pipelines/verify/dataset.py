@@ -81,6 +81,9 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
     faults = [fault for found in findings for fault in found.faults]
     faults += _check_swapped(descriptor, findings)
     faults += _check_unique(findings, datasets)
+    for split in descriptor.splits:
+        names = {entry.name for entry in descriptor.shards if entry.split == split}
+        faults += _check_sentences([found for found in findings if found.name in names], datasets, split)
     faults += _check_members(descriptor, findings)
 
     pool_tasks = list(_pool_tasks(folder, descriptor, findings))
@@ -132,6 +135,23 @@ def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) ->
             expected=f"each ref of {datasets[position]} once",
         )
         for (position, ref_id), first, again in _find_repeats([found.refs for found in findings], of_shard)
+        if position >= 0
+    ]
+    yield from shorten(repeats)
+
+
+def _check_sentences(findings: Sequence[ShardFindings], datasets: Sequence[str], split: str) -> Iterator[Fault]:
+    """Each `sent_id` once in a split of each dataset: predictions are told apart by it."""
+    names = [found.name for found in findings]
+    of_shard = np.repeat(np.arange(len(findings)), [len(found.sentences) for found in findings])
+    repeats = [
+        Fault(
+            file=f"{names[again]}.parquet",
+            sample=f"sentence {sent_id}",
+            found=f"the same sent_id as another sentence in {names[first]}",
+            expected=f"each sent_id of {datasets[position]} once in split {split}",
+        )
+        for (position, sent_id), first, again in _find_repeats([found.sentences for found in findings], of_shard)
         if position >= 0
     ]
     yield from shorten(repeats)

@@ -51,6 +51,7 @@ class ShardFindings:
         faults: All found, at most some of each file.
         keys: `(samples, 2)` int64: image id and number of each sample in the tar.
         refs: `(rows, 2)` int64: position in the task's datasets and ref id of each row.
+        sentences: `(sentences, 2)` int64: position in the task's datasets and `sent_id` of each.
         places: By tar of a pool: what the rows say of the samples there, each sample once.
         tar_sha256: Of the tar as found; empty without one.
     """
@@ -59,6 +60,7 @@ class ShardFindings:
     faults: tuple[Fault, ...]
     keys: NDArray[np.int64]
     refs: NDArray[np.int64]
+    sentences: NDArray[np.int64]
     places: dict[str, NDArray[np.void]]
     tar_sha256: str
 
@@ -98,6 +100,15 @@ def check_shard(task: ShardTask) -> ShardFindings:
         keys=np.array(keys, np.int64).reshape(-1, 2),
         refs=np.array(
             [(positions.get(f"{row['dataset']}/{row['split_by']}", -1), row["ref_id"]) for row in rows or ()], np.int64
+        ).reshape(-1, 2),
+        sentences=np.array(
+            [
+                (positions.get(f"{record.dataset}/{record.split_by}", -1), sentence.sent_id)
+                for record in records
+                if not isinstance(record, Exception)
+                for sentence in record.sentences
+            ],
+            np.int64,
         ).reshape(-1, 2),
         places=_places([row for row in rows or () if row["shard"] in task.pool_tars]),
         tar_sha256=tar_sha256,

@@ -98,6 +98,13 @@ def _annotation(tiny: Any, **changes: object) -> None:
     tiny.annotations[0].update(changes)
 
 
+@pytest.mark.parametrize("sent", ["?", "🦒", "左", "é", "&amp;", "...", "<3"])
+def test_a_sentence_that_shows_something_is_kept(sent: str, tiny: Any) -> None:
+    tiny.refs[0]["sentences"][0]["sent"] = sent
+
+    assert records_of(tiny)[0][0].sentences[0].sent == sent
+
+
 def test_a_size_may_be_written_as_whole_floats(tiny: Any) -> None:
     _image(tiny, height=10.0, width=20.0)
 
@@ -119,6 +126,10 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_ref, {"split": "test"}, "unknown_split", "found split 'test', expected one of train, val, testA, testB"),
     (_ref, {"sentences": []}, "without_sentences", "its list of sentences is empty"),
     (_sentence, {"sent": "  "}, "no_sentence", r"sentences\[0\] is empty"),
+    *(
+        (_sentence, {"sent": sent}, "no_sentence", r"sentences\[0\] is .*, without a visible character, expected words")
+        for sent in ("\u200b", "\u00a0\u200b\ufeff", "\x01\x02", "&nbsp;", "&#8203;", "\u0301", "\u3164", "\u2800 ")
+    ),
     (_sentence, {"sent": "half \ud83d"}, "malformed_ref", "expected text"),
     (_sentence, {"sent_id": None}, "malformed_ref", "has sent_id None"),
     (_sentence, {"raw": 3}, "malformed_ref", "has raw 3"),
@@ -132,6 +143,8 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
     (_ref, {"ann_id": 4471}, "unknown_annotation", "ref 70: annotation 4471 is not in instances.json; take both files"),
     (_ref, {"ann_id": 80}, "other_image", "annotation 80 belongs to image 8, expected 7"),
     (_annotation, {"category_id": 9}, "unknown_category", "category 9 of annotation 70"),
+    (_annotation, {"category_id": 1.5}, "malformed_annotation", "has category_id 1.5, expected a whole number"),
+    (_ref, {"ann_id": [2.0**60]}, "malformed_ref", "expected an id, a list of ids, or -1"),
     (_annotation, {"category_id": "1"}, "malformed_annotation", "has category_id '1'"),
     (_annotation, {"area": None}, "malformed_annotation", "has area None"),
     (_annotation, {"area": 10**400}, "malformed_annotation", "has area 1000"),

@@ -59,6 +59,11 @@ def _change_raw(row: ManifestRow) -> ManifestRow:
     return replace(row, record=replace(row.record, sentences=(replace(sentence, raw="of yore"),)))
 
 
+def _change_sent_id(row: ManifestRow) -> ManifestRow:
+    (sentence,) = row.record.sentences
+    return replace(row, record=replace(row.record, sentences=(replace(sentence, sent_id=80),)))
+
+
 def _change_token(row: ManifestRow) -> ManifestRow:
     (sentence,) = row.record.sentences
     return replace(row, record=replace(row.record, sentences=(replace(sentence, token_ids=(49406, 5, 49407)),)))
@@ -73,6 +78,7 @@ def _change_token(row: ManifestRow) -> ManifestRow:
         (_change("width", 21), r"found a mask of 200 pixels, size \(10, 20\), expected size \(10, 21\)"),
         (_change("ref_id", 110), "found the same ref_id as in"),
         (_shift_mask, "found a mask that differs from its annotations, expected their union"),
+        (_change_sent_id, r"sentence 80: found the same sent_id as another sentence in val-0000\d"),
         (_change_token, "found other token_ids in sentence 70, expected those of clip-bpe"),
         (_move(shard="x.tar"), r"found shard x\.tar, expected val-0000\d\.tar;"),
         (_move(image_offset=0), r"bytes at 512, expected \d+ at 0"),
