@@ -14,6 +14,9 @@ from refseg.schema import Annotation, Rle
 
 Polygons = tuple[tuple[float, ...], ...]
 
+_POLYGON_SLACK = 10
+"""Pixels, or else a tenth of the side, by which a polygon may reach out of its image, where it is cut."""
+
 
 def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: str) -> Rle:
     """Rasterise a target by pycocotools and join its parts.
@@ -27,19 +30,28 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
     Returns:
         Canonical run lengths: only the first may be zero.
     """
+    return join_parts([part for annotation in annotations for part in draw_parts(annotation, size)], size, rule)
+
+
+def draw_parts(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Rasterise each part of an annotation, or its box if it has no shape; pycocotools' run lengths."""
     height, width = size
     parts: list[dict[str, Any]] = []
-    for annotation in annotations:
-        if annotation.polygons:
-            parts += coco_mask.frPyObjects(list(map(list, annotation.polygons)), height, width)
-        for rle in annotation.rles:
-            # Canonical: pycocotools stops joining where two masks have an empty run at the same pixel.
-            runs = {"size": list(rle.size), "counts": list(_canonical(rle.counts))}
-            parts.append(coco_mask.frPyObjects(runs, height, width))
-        if not (annotation.polygons or annotation.rles):
-            parts += coco_mask.frPyObjects(_clip_box(annotation.box_xywh, size), height, width)
+    if annotation.polygons:
+        parts += coco_mask.frPyObjects(list(map(list, annotation.polygons)), height, width)
+    for rle in annotation.rles:
+        # Canonical: pycocotools stops joining where two masks have an empty run at the same pixel.
+        runs = {"size": list(rle.size), "counts": list(_canonical(rle.counts))}
+        parts.append(coco_mask.frPyObjects(runs, height, width))
     if not parts:
-        return Rle(size=size, counts=(height * width,))
+        parts += coco_mask.frPyObjects(_clip_box(annotation.box_xywh, size), height, width)
+    return parts
+
+
+def join_parts(parts: list[dict[str, Any]], size: tuple[int, int], rule: str) -> Rle:
+    """Join what `draw_parts` drew by `target_mask`'s rule."""
+    if not parts:
+        return Rle(size=size, counts=(size[0] * size[1],))
     if rule == "legacy":
         return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
     # Joined as run lengths: drawing the mask and looking for its edges would take ten times as long.
@@ -81,6 +93,10 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygon
         return (), (_read_rle(segmentation, size),)
     if not isinstance(segmentation, list) or not segmentation:
         raise AnnotationError("its segmentation is empty, expected polygons or run lengths")
+    if all(isinstance(part, int | float) for part in segmentation):
+        raise AnnotationError(
+            "its segmentation is a flat list of numbers, expected a list of polygons: [[x, y, ...], ...]"
+        )
     if all(isinstance(part, dict) for part in segmentation):
         return (), tuple(_read_rle(part, size) for part in segmentation)
     return tuple(_read_polygon(part, size) for part in segmentation), ()
@@ -115,12 +131,17 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> tuple[float, ...]:
     # Built-in functions over the whole list: a loop over its numbers would take as long as rasterising it.
     if not set(map(type, polygon)) <= {int, float}:
         raise AnnotationError("one of its polygons holds something else than numbers")
-    # COCO's polygons pass the border by a pixel at most. Rasterising takes memory by a polygon's extent,
-    # so one wrong exponent could ask for gigabytes.
-    reach = 2 * max(size)
-    # `min` and `max` pass over nan, a sum does not.
-    if not (min(polygon) >= -reach and max(polygon) <= 2 * reach and math.isfinite(sum(polygon))):
-        raise AnnotationError(f"one of its polygons lies far outside of the image ({size[1]} x {size[0]} pixels)")
+    # COCO's polygons pass the border by a pixel at most. Rasterising takes memory by a polygon's extent, so one wrong
+    # exponent could ask for gigabytes; and what would be cut away may show that its scale is another picture's.
+    for numbers, side in ((polygon[::2], size[1]), (polygon[1::2], size[0])):
+        slack = max(_POLYGON_SLACK, side // 10)
+        if min(numbers) < -slack or max(numbers) > side + slack:
+            raise AnnotationError(
+                f"one of its polygons reaches from {min(numbers)!r:.12} to {max(numbers)!r:.12}, out of the image "
+                f"({size[1]} x {size[0]} pixels); expected x, y, x, y, ... in pixels of the image"
+            )
+    if not math.isfinite(sum(polygon)):  # `min` and `max` pass over nan, a sum does not
+        raise AnnotationError("one of its polygons holds nan, expected numbers")
     return tuple(map(float, polygon))
 
 

@@ -1,20 +1,19 @@
 """Raw annotations to `RefRecord`s, or `Reject`s with their reasons: every ref becomes one or the other."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
-from pipelines.masks import mask_area, read_segmentation, target_mask
+from pipelines.masks import draw_parts, join_parts, mask_area, read_segmentation
 from pipelines.rejects import RefFault, Reject
 from pipelines.sentences import read_sentences
+from pipelines.shapes import Box, clip_box, find_fractions, find_other_shape
 from pipelines.sources.raw import RawRef, RawShard
 from pipelines.values import is_text, short, whole_number
 from refseg.errors import AnnotationError
 from refseg.schema import CUSTOM, Annotation, DatasetSpec, RefRecord
 
 _NO_TARGET = -1
-_Box = tuple[float, float, float, float]
-_BOX_SLACK = 1.0
-"""Pixels that a user's box may reach out of its image: tools round, and some count pixels from 1."""
 
 
 def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefRecord]], list[tuple[int, Reject]]]:
@@ -85,7 +84,11 @@ def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
     annotations = tuple(
         _annotation(raw, ann_id, own_target or f"annotation {ann_id}", image_id, size) for ann_id in ann_ids
     )
-    mask = target_mask(annotations, size, mask_rule)
+    parts = [draw_parts(annotation, size) for annotation in annotations]
+    for annotation, drawn in zip(annotations, parts, strict=True):
+        if (annotation.polygons or annotation.rles) and (other := find_other_shape(annotation, drawn, size)):
+            raise RefFault("other_shape", f"{own_target or f'annotation {annotation.ann_id}'} {other}")
+    mask = join_parts([part for drawn in parts for part in drawn], size, mask_rule)
     if annotations and not mask_area(mask):
         target = own_target or f"annotation {', '.join(map(str, ann_ids))}"
         nothing = "no_target" if raw.spec.dataset == CUSTOM else "ann_id -1"
@@ -194,36 +197,24 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
     except AnnotationError as error:
         raise RefFault("bad_segmentation", f"{place}: {error}") from error
-    left, top, box_width, box_height = map(float, box)
+    box_xywh: Box = tuple(map(float, box))
+    numbers = chain.from_iterable(polygons) if polygons else box_xywh
+    if not rles and (fractions := find_fractions(numbers, size)):
+        raise RefFault("not_in_pixels", f"{place} {fractions}")
     if raw.spec.dataset == CUSTOM and not (polygons or rles):  # published boxes are taken as they are
-        left, top, box_width, box_height = _clip_box((left, top, box_width, box_height), place, size)
-        area = box_width * box_height
+        box_xywh, outside = clip_box(box_xywh, size)
+        if outside:
+            raise RefFault("box_outside", f"{place} {outside}")
+        area = box_xywh[2] * box_xywh[3]
     return Annotation(
         ann_id=ann_id,
         category_id=category_id,
         iscrowd=bool(iscrowd),
         area=float(area or 0.0),
-        box_xywh=(left, top, box_width, box_height),
+        box_xywh=box_xywh,
         polygons=polygons,
         rles=rles,
     )
-
-
-def _clip_box(box_xywh: _Box, place: str, size: tuple[int, int]) -> _Box:
-    """The part of a box that lies in the image, unless more than the slack lies outside."""
-    height, width = size
-    left, top, third, fourth = box_xywh
-    right, bottom = left + third, top + fourth
-    if min(left, top) < -_BOX_SLACK or right > width + _BOX_SLACK or bottom > height + _BOX_SLACK:
-        is_corners = 0 <= left < third <= width and 0 <= top < fourth <= height
-        remedy = "; is it left, top, right, bottom?" if is_corners else ""
-        raise RefFault(
-            "box_outside",
-            f"{place} reaches out of the image ({width} x {height} pixels), "
-            f"expected left, top, width, height in pixels of the image{remedy}",
-        )
-    left, right, top, bottom = max(left, 0.0), min(right, width), max(top, 0.0), min(bottom, height)
-    return left, top, max(right - left, 0.0), max(bottom - top, 0.0)
 
 
 def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
@@ -240,7 +231,7 @@ def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _surrounding_box(boxes: Sequence[_Box]) -> _Box:
+def _surrounding_box(boxes: Sequence[Box]) -> Box:
     """The box around boxes; zeros around none."""
     if len(boxes) < 2:
         return boxes[0] if boxes else (0.0, 0.0, 0.0, 0.0)

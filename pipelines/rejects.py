@@ -25,6 +25,8 @@ REASONS = {
     "malformed_category": "the name of the annotation's category is not a text",
     "other_image": "the annotation belongs to another image",
     "bad_segmentation": "polygons or run lengths cannot be read",
+    "not_in_pixels": "a box or polygons are fractions of the image instead of pixels",
+    "other_shape": "the segmentation lies elsewhere than the annotation's own box, or is far smaller than its area",
     "empty_mask": "polygons or run lengths cover no pixel",
     "box_outside": "the box of one's own data reaches out of the image",
     "missing_image": "no file for the image",

@@ -136,7 +136,7 @@ class _Reader:
             "ann_id": (_numbers(value, whole=True), "an annotation id or several"),
             "rle": (_rle(value), "COCO's run lengths: size (height, width) and counts"),
             "mask": (value if isinstance(value, str) and "\0" not in value else None, "a path"),
-            "box": (_box(value), "left, top, width, height"),
+            "box": (_box(value), "left, top, width, height, the last two above 0"),
         }[kind]
         if target is None:
             self.faults.append(f"found {kind} {_short(value)}, expected {expected}")

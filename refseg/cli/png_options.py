@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 
 def add_png_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options, each of which says more than the default rule (`refseg.mask_png`)."""
     parser.add_argument(
         "--mask-threshold",
         type=int,

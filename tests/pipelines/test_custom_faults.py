@@ -56,6 +56,28 @@ FAULTS: list[tuple[str, type[RefsegError], str]] = [
         "expected left, top, width, height in pixels of the image; is it left, top, right, bottom?",
     ),
     (
+        "a.jpg,it,train,,0.25 0.25 0.5 0.5,,,",
+        AnnotationError,
+        "line 3: box 0.25 0.25 0.5 0.5 has coordinates from 0.25 to 0.5, one pixel in the corner, expected pixels of "
+        "the image (20 x 10); multiply fractions of the picture by its width and height (a box of YOLO has its centre",
+    ),
+    (
+        "a.jpg,it,train,,250 500 750 1000,,,",
+        AnnotationError,
+        "line 3: box 250 500 750 1000 reaches out of the image (20 x 10 pixels), expected left, top, width, height in "
+        "pixels of the image; is it in thousandths of the picture (0 to 1000), as some models answer?",
+    ),
+    (
+        "a.jpg,it,train,,5 5 0 5,,,",
+        AnnotationError,
+        "line 3: found box '5 5 0 5', expected left, top, width, height, the last two above 0",
+    ),
+    (
+        "a.jpg,it,train,,nan 5 1 5,,,",
+        AnnotationError,
+        "line 3: found box 'nan 5 1 5', expected left, top, width, height",
+    ),
+    (
         "a.jpg,it,train,,20.5 2 0.5 4,,,",
         AnnotationError,
         "line 3: box 20.5 2 0.5 4 covers no pixel of the image (20 x 10 pixels), expected an area or no_target",

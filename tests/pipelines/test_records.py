@@ -1,15 +1,19 @@
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.masks import draw_parts, read_segmentation
 from pipelines.records import make_records
 from pipelines.rejects import REASONS, Reject
+from pipelines.shapes import find_other_shape
 from pipelines.sources.raw import RawRef, RawShard
 from refseg.errors import AnnotationError
-from refseg.schema import RefRecord, Rle, find_dataset
+from refseg.schema import Annotation, RefRecord, Rle, find_dataset
 from refseg.tokenizer import encode
 
 UNC = find_dataset("refcoco/unc")
@@ -157,6 +161,32 @@ BREAKS: list[tuple[Callable[..., None], dict[str, object], str, str]] = [
         "bad_segmentation",
         "annotation 70: one of its polygons has 4 numbers",
     ),
+    (
+        _annotation,
+        {"segmentation": [[0.1, 0.2, 0.3, 0.2, 0.3, 1]], "bbox": [0.1, 0.2, 0.2, 0.8], "area": 0.1},
+        "not_in_pixels",
+        r"annotation 70 has coordinates from 0.1 to 1, one pixel .*, expected pixels of the image \(20 x 10\)",
+    ),
+    (
+        _annotation,
+        {"segmentation": [[0, 0, 1, 0, 1, 2, 0, 2]]},
+        "other_shape",
+        r"covers 0 0 1 2 \(left, top, width, height\) and bbox 0 2 4 4, expected the same place in pixels",
+    ),
+    (
+        _annotation,
+        {"segmentation": [[9, 4, 10, 4, 10, 5, 9, 5]], "bbox": [9, 4, 10, 5]},
+        "other_shape",
+        "covers 9 4 1 1 .* and bbox 9 4 10 5, .*; is the bbox left, top, right, bottom",
+    ),
+    (
+        _annotation,  # run lengths in the order of rows, as if they were in that of columns
+        {"segmentation": {"size": [10, 20], "counts": [50, 1, 19, 1, 19, 1, 109]}, "bbox": [10, 2, 1, 3]},
+        "other_shape",
+        "covers 5 0 5 1 .* and bbox 10 2 1 3",
+    ),
+    (_annotation, {"bbox": [0, 0, 0, 0], "area": 4000}, "other_shape", "covers 16 pixels and area 4000"),
+    (_annotation, {"bbox": [float("nan"), 2, 3, 4]}, "malformed_annotation", "has bbox .nan, 2, 3, 4."),
     (_annotation, {"segmentation": [[5, 5, 5, 5, 5, 5]]}, "empty_mask", "annotation 70 covers no pixel"),
 ]
 
@@ -177,6 +207,45 @@ def test_each_fault_of_a_ref_is_one_reject_with_its_reason(
     assert str(error).startswith("refcoco/unc ref")
     with pytest.raises(AnnotationError, match=message):
         raise error
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bbox": [0, 0, 0, 0], "area": 0},
+        {"bbox": [0, 2, 4, 4], "area": 0.5},
+        {"bbox": [1.4, 3.4, 2.2, 2.2]},
+        {"segmentation": [[10.2, 5.2, 11, 5.2, 11, 6, 10.2, 6]], "bbox": [10.2, 5.2, 0.8, 0.8], "area": 0.64},
+        {"segmentation": [[15, 5, 24, 5, 24, 9, 15, 9]], "bbox": [15, 5, 9, 4], "area": 36},
+    ],
+    ids=["not given", "area of nothing", "rounded", "one pixel", "cut at the border"],
+)
+def test_a_box_or_area_that_differs_a_little_or_is_not_given_is_no_fault(tiny: Any, changes: dict[str, object]) -> None:
+    _annotation(tiny, **changes)
+
+    assert records_of(tiny)[1] == []
+
+
+def test_every_real_annotation_agrees_with_its_own_box_and_area(shared_data: Path) -> None:
+    num_annotations = 0
+    for path in sorted(shared_data.rglob("*instances*.json")):
+        tables = json.loads(path.read_text())
+        sizes = {image["id"]: (image["height"], image["width"]) for image in tables["images"]}
+        for record in tables["annotations"]:
+            size = sizes[record["image_id"]]
+            polygons, rles = read_segmentation(record["segmentation"], size)
+            annotation = Annotation(
+                ann_id=record["id"],
+                category_id=1,
+                iscrowd=bool(record["iscrowd"]),
+                area=float(record["area"]),
+                box_xywh=tuple(map(float, record["bbox"])),
+                polygons=polygons,
+                rles=rles,
+            )
+            assert find_other_shape(annotation, draw_parts(annotation, size), size) == "", (path, record["id"])
+            num_annotations += 1
+    assert num_annotations > 1500
 
 
 json_values = st.recursive(
