@@ -23,11 +23,12 @@ from pipelines.shards import (
     publish_bytes,
     scratch_files,
 )
+from pipelines.shared_images import find_shared_images
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, load_descriptor
+from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
 from refseg.errors import BuildError, RefsegError, StorageError, UsageError, WorkerError
 from refseg.schema import find_dataset
 from refseg.storage import Folder, LocalFolder, local_annotations, open_folder
@@ -101,7 +102,7 @@ def _build_from_source(
 ) -> BuildResult:
     """Stages `plan` and `all`."""
     if folder.size(DESCRIPTOR_NAME) is not None:
-        descriptor = _check_finished(folder, look_at_keys(source, options))
+        descriptor = _check_finished(folder, look_at_keys(source, options), options)
         num_shards = len(descriptor.shards)
         return BuildResult(descriptor=descriptor, was_complete=True, num_shards=num_shards, num_built=num_shards)
     begun = load_plan(folder)
@@ -170,13 +171,15 @@ def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[ShardTask]
     ]
 
 
-def _check_finished(folder: Folder, keys: dict[str, str]) -> Descriptor:
+def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions) -> Descriptor:
     """Compare a finished dataset with what was asked for; remove what a kill after the commit left behind."""
     descriptor = load_descriptor(folder.address)
     _refuse_other_inputs(folder, descriptor.plan_keys, keys, but=TOOL_KEYS)
     faults = verify_dataset(folder.address, fast=True)
     if faults:
         raise BuildError(f"{folder}: was finished and is damaged: {faults[0]}")
+    if options.on_shared_images == "refuse":
+        _report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
     folder.remove(BUILD_FOLDER)
     return descriptor
 
@@ -317,6 +320,16 @@ def _build_shards(
     return receipts
 
 
+def _report_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry], options: BuildOptions) -> None:
+    """Warn of pictures with several identities, or refuse them."""
+    found = find_shared_images(folder, dataset_id, shards)
+    if not found.describe():
+        return
+    if options.on_shared_images == "refuse":
+        raise BuildError(f"{dataset_id}: {found.describe()}, or leave out --on-shared-images refuse")
+    logger.warning("%s: %s (--on-shared-images refuse ends such a build)", dataset_id, found.describe())
+
+
 def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options: BuildOptions) -> Descriptor:
     """Write rejects, then the descriptor: from that moment on, there is a dataset."""
     entries = [receipts[shard.name].entry for shard in plan.shards]
@@ -324,6 +337,8 @@ def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options:
     apply_policy(rejects, options)
     if not any(entry.num_refs for entry in entries):
         raise BuildError(f"{plan.dataset}: all {len(rejects)} refs have faults; the first: {rejects[0].message}")
+    shards = tuple(entry for entry in entries if entry.num_images)
+    _report_shared_images(folder, plan.dataset, shards, options)
     rejects_sha256 = ""
     if rejects:
         with scratch_files(folder, REJECTS_NAME) as (path,):
@@ -338,7 +353,7 @@ def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options:
         tokenizer=dict(tokenizer.IDENTITY),
         num_rejects=len(rejects),
         rejects_sha256=rejects_sha256,
-        shards=tuple(entry for entry in entries if entry.num_images),
+        shards=shards,
         sources=plan.sources,
         licences=plan.licences,
         plan_keys=plan.keys,

@@ -15,6 +15,7 @@ from refseg.schema import CUSTOM, MASK_RULES
 STAGES = ("all", "plan", "shards", "finalize")
 """`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
 ON_BAD_SAMPLE = ("fail", "skip")
+ON_SHARED_IMAGES = ("warn", "refuse")
 CHECK_IMAGES = ("decode", "header")
 _MOST_LISTED = 20
 """Faults that a message lists; the rest are counted."""
@@ -43,6 +44,7 @@ class BuildOptions:
         on_bad_sample: `fail`: faults of the annotations, or the first of a picture, end the build.
             `skip`: faulty refs go to `rejects.parquet`.
         max_bad: With `skip`: more rejects than this end the build; None: no limit.
+        on_shared_images: `warn`: report pictures with equal bytes in several splits. `refuse`: they end the build.
         accept_counts: Build although the counts are not the published ones; the dataset then says so.
         stage: One of `STAGES`.
         task_index: With stage `shards`: which part of the shards, from 0.
@@ -69,6 +71,7 @@ class BuildOptions:
     store_quality: int = 95
     on_bad_sample: str = "fail"
     max_bad: int | None = None
+    on_shared_images: str = "warn"
     accept_counts: bool = False
     stage: str = "all"
     task_index: int = 0
@@ -78,6 +81,7 @@ class BuildOptions:
         for name, value, allowed in (
             ("--mask-rule", self.mask_rule, MASK_RULES),
             ("--check-images", self.check_images, CHECK_IMAGES),
+            ("--on-shared-images", self.on_shared_images, ON_SHARED_IMAGES),
             ("--on-bad-sample", self.on_bad_sample, ON_BAD_SAMPLE),
             ("--stage", self.stage, STAGES),
             ("--engine", self.engine, ENGINES),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.parquet import read_parquet
 from pipelines.published import COUNTED, published_counts
+from pipelines.shared_images import SharedImages, find_shared_images
 from refseg.descriptor import REJECTS_NAME, Descriptor, SplitCounts, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import Folder, open_folder
@@ -115,6 +116,7 @@ class DatasetStats:
         members: Of a mix, in order.
         pools: By dataset id, where the tars of other datasets lie that hold images of this one.
         rejects: Refs that became no row, by reason.
+        shared_images: Pictures with equal bytes in several splits or under several ids.
     """
 
     dataset: str
@@ -125,6 +127,7 @@ class DatasetStats:
     members: tuple[MemberStats, ...]
     pools: dict[str, str]
     rejects: dict[str, int]
+    shared_images: SharedImages
 
 
 def stats_dataset(folder: Path | str) -> DatasetStats:
@@ -167,6 +170,7 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
         ),
         pools={pool.dataset: pool.path for pool in descriptor.image_pools},
         rejects=rejects,
+        shared_images=find_shared_images(place, descriptor.dataset, descriptor.shards),
     )
 
 

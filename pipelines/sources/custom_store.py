@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pycocotools import mask as coco_mask
@@ -89,7 +89,7 @@ class CustomStore:
             if is_text(name := record.get("file_name")):
                 size = whole_number(record.get("height")), whole_number(record.get("width"))
                 known = size if None not in size else (None, None)
-                self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, name, *known))
+                self._base.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?)", (key, _plain_name(name), *known))
                 self._max_image = max(self._max_image, key)
         elif section == "annotations":
             self._max_annotation = max(self._max_annotation, key)
@@ -221,14 +221,15 @@ class CustomStore:
         """The image's number here; a new one is entered with what the row and `instances.json` tell."""
         if (row.image, row.size) == self._last_image[:2]:
             return self._last_image[2]
-        listed = self._find_listed(row.image)
-        is_id = _is_id(row.image)
-        name = f"{int(row.image):012d}.jpg" if is_id else row.image
+        image = _plain_name(row.image)
+        listed = self._find_listed(image)
+        is_id = _is_id(image)
+        name = f"{int(image):012d}.jpg" if is_id else image
         key = f"name {name}" if listed is None else f"listed {listed[0]}"  # 7, 007 and their file are one image
         found = self._base.execute("SELECT image FROM images WHERE key = ?", (key,)).fetchone()
         if found is None:
             if listed is None:
-                facts = (name, int(row.image) if is_id else None, False, None, None)
+                facts = (name, int(image) if is_id else None, False, None, None)
             else:
                 facts = (listed[1], listed[0], True, listed[2], listed[3])
             where = place if listed is None else "instances.json"
@@ -300,6 +301,12 @@ def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(rle.counts)}, height, width)
     box, area = coco_mask.toBbox(packed).tolist(), float(coco_mask.area(packed))
     return {"bbox": box, "area": area, "segmentation": target}
+
+
+def _plain_name(name: str) -> str:
+    """A path without `.` and doubled slashes, so that its spellings are one image; one that says nothing as it is."""
+    plain = str(PurePosixPath(name))
+    return name if plain == "." else plain
 
 
 def _digest(*parts: Any) -> bytes:

@@ -91,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store-quality", type=int, default=95, metavar="Q", help="with --store: of the JPEGs (default: %(default)s)"
     )
     parser.add_argument(
+        "--on-shared-images",
+        choices=("warn", "refuse"),
+        default="warn",
+        help="the same picture (equal bytes) in several splits or under several ids is reported, or ends the build "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--accept-counts",
         action="store_true",
         help="build although refs, sentences or images are not as many as published; the dataset says so",
@@ -141,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         store_quality=args.store_quality,
         on_bad_sample=args.on_bad_sample,
         max_bad=args.max_bad,
+        on_shared_images=args.on_shared_images,
         accept_counts=args.accept_counts,
         stage=args.stage,
         task_index=task_index,

@@ -71,4 +71,6 @@ def _page(stats: "DatasetStats") -> str:
         )
     lines += ["", f"rejects: {sum(stats.rejects.values()):,}"]
     lines += [f"  {reason}: {count:,}" for reason, count in stats.rejects.items()]
+    if shared := stats.shared_images.describe():
+        lines += ["", shared]
     return "\n".join(lines)

@@ -25,14 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from pipelines.shared_images import find_shared_images
     from pipelines.verify import verify_dataset
+    from refseg.descriptor import load_descriptor
+    from refseg.storage import open_folder
 
     faults = verify_dataset(args.folder, fast=args.fast, workers=args.workers)
+    notes = []
+    if not faults and not args.fast:
+        descriptor = load_descriptor(args.folder)
+        shared = find_shared_images(open_folder(args.folder), descriptor.dataset, descriptor.shards)
+        notes = [shared.describe()] if shared.describe() else []
     if args.json:
-        print(json.dumps({"folder": args.folder, "faults": [asdict(fault) for fault in faults]}, indent=1))
+        summary = {"folder": args.folder, "faults": [asdict(fault) for fault in faults], "notes": notes}
+        print(json.dumps(summary, indent=1))
     else:
         for fault in faults:
             print(fault)
+        for note in notes:
+            print(f"{args.folder}: note, which is not a fault: {note}")
         checked = "descriptor, files and sizes" if args.fast else "everything"
         print(f"{args.folder}: {len(faults)} faults" if faults else f"{args.folder}: no fault ({checked} checked)")
     return 1 if faults else 0
