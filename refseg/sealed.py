@@ -20,9 +20,10 @@ def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with the hash over them, as the last key.
 
     Args:
-        fields: JSON values only.
+        fields: JSON values only; a hash that is among them is replaced.
     """
-    return {**fields, SEAL: _content_hash(fields)}
+    content = {key: value for key, value in fields.items() if key != SEAL}
+    return {**content, SEAL: _content_hash(content)}
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

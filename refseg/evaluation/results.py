@@ -9,12 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from refseg.errors import UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import RowFacts
 from refseg.evaluation.scores import Scores, score
+from refseg.sealed import SEAL, BrokenSealError, open_seal, parse_object, seal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ def results_name(results: Results) -> str:
 def save_results(folder: Path, results: Results) -> Path:
     """Write `rows-<name>.parquet` and `scores-<name>.json`; the name is that of `results_name`.
 
-    Each file is written aside and renamed, the rows first: scores never stand beside rows they do not come from.
+    Each file is written aside and renamed, the rows first: scores never stand beside rows they do not come from. The
+    scores hold the hash of the rows' file and one of themselves, so that `load_results` notices any change of either.
 
     Returns:
         The Parquet file.
@@ -103,9 +106,11 @@ def save_results(folder: Path, results: Results) -> Path:
     scores.unlink(missing_ok=True)
     aside = folder / f".rows-{name}.part"
     pq.write_table(results.rows, aside, compression="zstd")
+    rows_hash = _file_hash(aside)
     aside.replace(rows)
     aside = folder / f".scores-{name}.part"
-    aside.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
+    sealed = seal({**results.to_json(), _ROWS_HASH: rows_hash})
+    aside.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
     aside.replace(scores)
     return rows
 
@@ -137,22 +142,30 @@ def load_results(folder: Path) -> list[Results]:
     for path in sorted(folder.glob("scores-*.json")):
         rows = path.with_name(path.name.replace("scores-", "rows-", 1)).with_suffix(".parquet")
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = open_seal(parse_object(path.read_bytes()))
             origin = {key: value for key, value in fields.items() if key not in _COMPUTED}
+            if _file_hash(rows) != fields[_ROWS_HASH]:
+                raise UsageError(f"{rows.name} is not the file that was written with it")
             table = pq.read_table(rows)
             RowFacts.of(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))
-        except (OSError, ValueError, pa.ArrowException, UsageError) as error:
+        except (OSError, KeyError, ValueError, pa.ArrowException, UsageError, BrokenSealError) as error:
             raise UsageError(f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again") from error
     if not found:
         raise UsageError(f"{folder}: found no scores-*.json; run `refseg evaluate` first")
     return sorted(found, key=_order)
 
 
+_ROWS_HASH = "rows_xxh3_128"
+"""Key of the hash of the rows' file."""
 _COMPUTED = {
     "protocol", "scores", "num_sentences", "num_refs", "num_images", "num_no_target", "rules", "facts", "intervals",
-    "other_protocols",
+    "other_protocols", _ROWS_HASH, SEAL,
 }  # fmt: skip
+
+
+def _file_hash(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 def _order(results: Results) -> tuple[bool, str, tuple[int, str]]:

@@ -6,31 +6,35 @@ Such a folder holds what segmenting needs and what the model was made from, and 
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from refseg import __version__, tokenizer
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError, UsageError
+from refseg.model_config import Count, Natural
 from refseg.models import build_model
-from refseg.models.ancestry import Ancestor
+from refseg.models.ancestry import STRICT, Ancestor
 from refseg.models.model import SegmentationModel
 from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import file_sha256
+from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 from refseg.storage import sync_path
 
-FOLDER_VERSION = 1
+FOLDER_VERSION = 2
 """Version of the folder's format: raised when an older reader could misread a newer folder."""
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Origin:
     """What a model was trained on, and how far.
 
@@ -47,15 +51,15 @@ class Origin:
 
     dataset: str
     dataset_digest: str
-    step: int
-    epoch: int
-    num_processes: int
+    step: Natural
+    epoch: Natural
+    num_processes: Count
     leaks_allowed: bool = False
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)
     ancestors: tuple[Ancestor, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@plain_dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedModel:
     """A model with its settings and its origin.
 
@@ -123,7 +127,8 @@ class PublishedModel:
             model = build_model(recipe.model, input_size=recipe.data.input_size)
         except RecipeError as error:
             raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
-        except (KeyError, TypeError, RuntimeError) as error:  # the last for sizes that no machine has
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            # The last for sizes that no machine has.
             raise CheckpointError(f"{folder / CONFIG_NAME}: unexpected content ({error}); fetch it again") from error
         if preprocessing != _preprocessing(model):
             raise CheckpointError(
@@ -144,7 +149,7 @@ class PublishedModel:
 
     def _config(self, *, weights_sha256: str) -> dict[str, Any]:
         """The content of `config.json`: the recipe's sections, and what else the numbers depend on."""
-        return {
+        fields = {
             "format": "refseg-model",
             "format_version": FOLDER_VERSION,
             "refseg": __version__,
@@ -157,6 +162,7 @@ class PublishedModel:
                 "ancestors": [dataclasses.asdict(each.without_paths()) for each in self.origin.ancestors],
             },
         }
+        return seal(fields)
 
 
 def without_paths(recipe: Recipe) -> Recipe:
@@ -178,12 +184,12 @@ def _preprocessing(model: SegmentationModel) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_object(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a folder that `refseg publish` wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, BrokenSealError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
-    if not isinstance(config, dict) or config.get("format") != "refseg-model":
+    if config.get("format") != "refseg-model":
         raise CheckpointError(
             f"{path}: not the config of a refseg model; expected a folder that `refseg publish` wrote"
         )
@@ -192,4 +198,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: found format version {config.get('format_version')}, expected {FOLDER_VERSION}; "
             f"use the refseg release that wrote it: {config.get('refseg')}"
         )
-    return config
+    try:
+        return open_seal(config)
+    except BrokenSealError as error:
+        raise CheckpointError(f"{path}: changed since it was written ({error}); fetch it again") from error

@@ -16,6 +16,7 @@ from refseg.apps.publish import publish
 from refseg.cli import main
 from refseg.config import make_recipe
 from refseg.errors import UsageError
+from refseg.sealed import seal
 from refseg.training.checkpoint import load_checkpoint
 
 
@@ -86,7 +87,7 @@ def test_scores_of_another_checkpoint_are_left_out_aloud(
     run = tmp_path / "run"
     shutil.copytree(scored_run, run)
     for path in (run / "evaluation").glob("scores-*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "step": 999}))
+        path.write_text(json.dumps(seal({**json.loads(path.read_text()), "step": 999})))
     monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     published = publish(run, tmp_path / "model")

@@ -18,6 +18,7 @@ from refseg.cli import main
 from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.results import Results, load_results, save_results
 from refseg.evaluation.scores import score
+from refseg.sealed import seal
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def with_fuller_masks(run: Path, copy: Path) -> Path:
     state = read(copy / "state.json")
     digest = xxhash.xxh3_128_hexdigest((copy / "model.safetensors").read_bytes())
     state["files"]["model.safetensors"] = {"num_bytes": (copy / "model.safetensors").stat().st_size, "xxh3_128": digest}
-    (copy / "state.json").write_text(json.dumps(state))
+    (copy / "state.json").write_text(json.dumps(seal(state)))
     return copy
 
 
@@ -146,7 +147,7 @@ def test_a_report_is_not_drawn_over_other_pictures(
 ) -> None:
     shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
     scores = tmp_path / "evaluation" / "scores-toy.refseg-val.json"
-    scores.write_text(json.dumps({**read(scores), "dataset_digest": "0" * 64}))
+    scores.write_text(json.dumps(seal({**read(scores), "dataset_digest": "0" * 64})))
 
     assert main(["report", str(tmp_path)]) == 2
 

@@ -12,6 +12,7 @@ from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, UsageError
 from refseg.models import build_model
 from refseg.models.hub_folder import Origin, PublishedModel
+from refseg.sealed import seal
 
 LEAKS = {"refcocog/umd": {"refcoco/unc val": 5}}
 
@@ -93,7 +94,7 @@ def _set(keys: str, value: Any) -> Any:
     ("change", "message"),
     [
         (_set("format", "pt"), "config.json: not the config of a refseg model"),
-        (_set("format_version", 2), "found format version 2, expected 1; use the refseg release that wrote it: "),
+        (_set("format_version", 1), "found format version 1, expected 2; use the refseg release that wrote it: "),
         (_set("model.depth", 3), r"model.depth: unknown key(.|\n)*use the refseg release that wrote it"),
         (lambda config: config.pop("origin"), "unexpected content ('origin'); fetch it again"),
         (_set("preprocessing.image_mean", [0.5, 0.5, 0.5]), "found preprocessing {'image_mean': [0.5, 0.5, 0.5],"),
@@ -101,6 +102,8 @@ def _set(keys: str, value: Any) -> Any:
         (_set("model", []), "model.name: found []; expected one of fcnet, crformer, lts, cris"),
         (_set("model.dim", 4_000_000), "config.json: unexpected content ("),
         (lambda config: (config.pop("refseg"), config["model"].update(depth=3)), "release that wrote it: unknown"),
+        (_set("origin.step", "12"), "config.json: unexpected content ("),
+        (_set("origin", []), "config.json: unexpected content ("),
         (_set("weights_sha256", "0"), "config.json expects 0; fetch it again"),
         (_set("model.ffn_dim", 32), "model.safetensors: missing, or not of the model in config.json (Error(s) in"),
     ],
@@ -111,9 +114,26 @@ def test_a_config_of_another_make_is_refused(
     path = published.save_pretrained(tmp_path / "fcnet") / "config.json"
     config = json.loads(path.read_text())
     change(config)
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(seal(config)))
 
     with pytest.raises(CheckpointError, match=message if "|" in message else re.escape(message)):
+        PublishedModel.from_pretrained(tmp_path / "fcnet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("origin.step", 13), _set("origin.leaks_allowed", False), _set("origin.dataset_digest", "e" * 64),
+        _set("train.lr", 0.5), _set("data.num_tokens", 10), lambda config: config["origin"].pop("leaks"),
+    ],
+)  # fmt: skip
+def test_a_config_that_was_changed_is_refused(published: PublishedModel, tmp_path: Path, change: Any) -> None:
+    path = published.save_pretrained(tmp_path / "fcnet") / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match=r"config\.json: changed since it was written .*; fetch it again"):
         PublishedModel.from_pretrained(tmp_path / "fcnet")
 
 

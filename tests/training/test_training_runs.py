@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from refseg.config import Recipe, load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, RecipeError, TrainingError
+from refseg.sealed import seal
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, read_state
 from refseg.training.run_files import read_metrics
@@ -185,7 +186,7 @@ def test_another_dataset_under_the_same_name_is_refused(
     shutil.copytree(unbroken_run(recipe, unbroken), out)
     for folder in (out / "checkpoints").glob("step-*"):
         state = json.loads((folder / "state.json").read_text())
-        (folder / "state.json").write_text(json.dumps({**state, "dataset_digest": "f" * 64}))
+        (folder / "state.json").write_text(json.dumps(seal({**state, "dataset_digest": "f" * 64})))
 
     with pytest.raises(RecipeError, match="holds a run on toy/refseg with digest ffffffffffff"):
         trainer.train(recipe, out)
