@@ -1,9 +1,8 @@
 """`refseg report`: one self-contained page of scores, curves and examples, or of several runs side by side."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument, path_argument
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from refseg.evaluation.comparison import build_comparison, load_runs
     from refseg.evaluation.report import RunRecord, build_report
     from refseg.evaluation.results import find_results, load_results
-    from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_metrics
+    from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_facts, read_metrics
 
     folder: Path = args.run_folders[0]
     several = len(args.run_folders) > 1
@@ -71,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         folder=str(folder),
         evaluation=str(evaluation),
         metrics=read_metrics(folder),
-        recipe=_read_json(folder / RECIPE_NAME),
-        environment=_read_json(folder / ENVIRONMENT_NAME),
+        recipe=read_facts(folder / RECIPE_NAME, sections=None),
+        environment=read_facts(folder / ENVIRONMENT_NAME, sections=["packages"]),
     )
     report = build_report(
         record,
@@ -132,11 +131,3 @@ def _load_explainers(results: "list[Results]") -> "dict[str, Explainer]":
         geometry = Geometry(kind=data.geometry, size=data.input_size, mean=model.image_mean)
         explainers[name] = Explainer(model=model, geometry=geometry, num_tokens=data.num_tokens)
     return explainers
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Facts beside the checkpoints; a folder with nothing but results has none."""
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -4,9 +4,11 @@ import dataclasses
 import errno
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,10 +20,14 @@ import torch
 from refseg import __version__
 from refseg.config import Recipe
 from refseg.descriptor import Descriptor
-from refseg.errors import TrainingError
+from refseg.errors import TrainingError, UsageError
 from refseg.models.ancestry import Ancestor
+from refseg.sealed import BrokenSealError, parse_object
+
+logger = logging.getLogger(__name__)
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
+DAMAGED_METRICS_NAME = "metrics.damaged.jsonl"
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pyarrow", "pycocotools", "pydantic",
     "safetensors",
@@ -31,8 +37,8 @@ _PACKAGES = (
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, each with `kind` and `step`, in the order of the steps.
 
-    Opening it at a step forgets what was written after that step: a resumed run writes those lines again, and the
-    file is that of a run that was never broken.
+    Opening it at a step drops what was written after that step: a resumed run writes those lines again, and the
+    file is that of a run that was never interrupted. A file with damaged lines is copied before they are dropped.
     """
 
     def __init__(self, out: Path, *, step: int) -> None:
@@ -43,11 +49,17 @@ class MetricsLog:
             step: Steps done; later lines, and a line torn by a crash, are cut off.
         """
         self.path = out / METRICS_NAME
-        kept = [line for line in read_metrics(out) if line["step"] <= step]
+        lines, damaged = _parse_metrics(self.path)
+        if damaged:
+            shutil.copyfile(self.path, out / DAMAGED_METRICS_NAME)
+            logger.warning(
+                "%s: %s damaged, dropped here and kept in %s", self.path, _lines(damaged), DAMAGED_METRICS_NAME
+            )
+        kept = [line for line in lines if line["step"] <= step]
         aside = self.path.with_name(f".{METRICS_NAME}.part")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         aside.replace(self.path)
-        self._file = self.path.open("ab", buffering=0)  # what a full disk refused would else come again at the end
+        self._file = self.path.open("ab", buffering=0)  # a buffer would write again what a full disk has refused
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line and hand it to the system.
@@ -61,7 +73,7 @@ class MetricsLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise TrainingError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
+                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command resumes"
             ) from error
 
     def sync(self) -> None:
@@ -74,17 +86,68 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Lines of a run's `metrics.jsonl`, up to the first that a crash has torn; empty if there is no file."""
-    path = out / METRICS_NAME
-    lines: list[dict[str, Any]] = []
-    if not path.is_file():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """Lines of a run's `metrics.jsonl`; empty if there is no file. Damaged ones are left out with a warning."""
+    lines, damaged = _parse_metrics(out / METRICS_NAME)
+    if damaged:
+        logger.warning("%s: %s damaged and left out", out / METRICS_NAME, _lines(damaged))
     return lines
+
+
+def _parse_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines, and the numbers of damaged ones; a last line without its end, as a crash leaves it, is neither."""
+    lines: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    if not path.is_file():
+        return lines, damaged
+    *whole, _unfinished = path.read_bytes().split(b"\n")
+    for number, text in enumerate(whole, 1):
+        try:
+            line = parse_object(text)
+        except BrokenSealError:
+            line = {}
+        if _is_metrics_line(line):
+            lines.append(line)
+        else:
+            damaged.append(number)
+    return lines, damaged
+
+
+def _is_metrics_line(line: dict[str, Any]) -> bool:
+    """Whether a line has its kind, its step, and numbers; only the name of a split is a word."""
+    words, step = [line.get("kind"), line.get("split", "")], line.get("step")
+    numbers = [value for key, value in line.items() if key not in ("kind", "split")]
+    is_step = type(step) is int and step >= 0
+    return is_step and all(isinstance(word, str) for word in words) and all(type(n) in (int, float) for n in numbers)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """For example `line 3 is`, `lines 3, 4 and 5 more are`."""
+    if len(numbers) == 1:
+        return f"line {numbers[0]} is"
+    more = f" and {len(numbers) - 3} more" if numbers[3:] else ""
+    return f"lines {', '.join(map(str, numbers[:3]))}{more} are"
+
+
+def read_facts(path: Path, *, sections: Sequence[str] | None) -> dict[str, Any]:
+    """What `recipe.json` or `environment.json` holds, for people; empty if there is no such file.
+
+    Args:
+        path: The file.
+        sections: Keys whose values are objects, if they are there; None: all are.
+
+    Raises:
+        UsageError: If it cannot be read.
+    """
+    try:
+        facts = parse_object(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, BrokenSealError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); restore it, or remove it to do without") from error
+    wrong = [key for key in (facts if sections is None else sections) if not isinstance(facts.get(key, {}), dict)]
+    if wrong:
+        raise UsageError(f"{path}: {wrong[0]} is not an object; restore the file, or remove it to do without")
+    return facts
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
