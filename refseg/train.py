@@ -57,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        sys.stderr.write(f"refseg: error: {error.filename}: {error.strerror}; see to the path, its rights and space\n")
+        sys.stderr.write(
+            f"refseg: error: {error.filename}: {error.strerror}; see to the path, permissions and free disk space\n"
+        )
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("refseg: interrupted; the same command goes on from the last checkpoint\n")
+        sys.stderr.write("refseg: interrupted; the same command resumes from the last checkpoint\n")
         return 130
     return 0
 
@@ -98,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument(
-        "--out", type=path_argument, required=True, help="the run's folder; made if absent, gone on with if not"
+        "--out",
+        type=path_argument,
+        required=True,
+        help="the run's folder: made if absent, resumed if it holds a run, refused if it holds anything else",
     )
     parser.add_argument(
         "--set",

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -15,13 +16,14 @@ from accelerate.tracking import get_available_trackers
 
 from refseg.config import TrainConfig
 from refseg.errors import RecipeError, TrainingError
+from refseg.training.missing_gpu import warn_about_missing_gpu, warn_about_other_precision
 
 logger = logging.getLogger(__name__)
 
 CPU_COMMAND = "accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py ..."
 
 
-def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerator:
+def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_encoder: str = "") -> Accelerator:
     """Join the other processes and choose device and precision.
 
     The recipe's precision holds, whatever the launcher's environment says: a run is what its recipe says.
@@ -29,6 +31,7 @@ def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerat
     Args:
         config: The recipe's `[train]` section.
         out: The run's folder, in which trackers leave their files; None: without trackers.
+        image_encoder: The recipe's, which says whether a GPU is meant; empty: not known.
 
     Raises:
         TrainingError: If fewer processes came up than were asked for, or there are more than GPUs.
@@ -53,8 +56,10 @@ def start_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerat
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     refuse_missing_processes(accelerator.num_processes, os.environ)
+    warn_about_other_precision(os.environ, config.precision)
     if accelerator.device.type == "cpu":
         _refuse_gpu_settings(config, accelerator.num_processes)
+        warn_about_missing_gpu(os.environ, image_encoder=image_encoder)
         threads = cpu_threads(os.environ, num_cores=len(os.sched_getaffinity(0)), num_local=num_local)
         torch.set_num_threads(threads)
         _repeat_every_bit()
@@ -116,20 +121,42 @@ def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> 
 
 
 def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -> int:
-    """Threads of this process: the cores shared out evenly, unless OMP_NUM_THREADS was set by a person.
+    """Threads of this process: OMP_NUM_THREADS if a person set it, else the cores shared out evenly.
 
-    Launchers set OMP_NUM_THREADS=1 where it was not set. That would leave most of a machine idle, so a 1 counts only
-    if it stood in the launcher's own environment, where that can be seen (Linux).
+    Launchers set OMP_NUM_THREADS where it was not set: torchrun to 1, accelerate to 1 or to its own share of the
+    machine's cores. That would leave most of a machine idle, or use cores that this process may not run on. So in a
+    process that a launcher started, the variable counts only if the launcher's own environment or command line has
+    it. Where these cannot be seen (outside Linux), any number but 1 counts.
 
     Args:
         environ: Of this process.
         num_cores: That this process may run on.
         num_local: Processes on this machine.
     """
-    wanted = environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and (int(wanted) > 1 or _launcher_has("OMP_NUM_THREADS")):
-        return int(wanted)
+    wanted = re.match(r"\s*([1-9][0-9]*)", environ.get("OMP_NUM_THREADS", ""))  # "4,2": 4, and 2 in nested regions
+    if wanted:
+        was_told = _launcher_was_told() if _is_launched(environ) else True
+        if was_told or (was_told is None and int(wanted[1]) > 1):
+            return int(wanted[1])
     return max(1, num_cores // num_local)
+
+
+def _is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun or `accelerate launch` started this process: by variables that nobody sets by hand."""
+    return "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_DYNAMO_MODE" in environ
+
+
+def _launcher_was_told() -> bool | None:
+    """Whether the number of threads was given to the launcher, which is the parent; None: that cannot be seen."""
+    process = Path(f"/proc/{os.getppid()}")
+    try:
+        variables = (process / "environ").read_bytes().split(b"\0")
+        arguments = (process / "cmdline").read_bytes()
+    except OSError:
+        return None
+    return b"num_cpu_threads_per_process" in arguments or any(
+        variable.startswith(b"OMP_NUM_THREADS=") for variable in variables
+    )
 
 
 def _repeat_every_bit() -> None:
@@ -141,14 +168,6 @@ def _repeat_every_bit() -> None:
     torch.use_deterministic_algorithms(True)
     # A help to find faults, at a price for each tensor. (The module stands behind a class that type checkers miss.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _launcher_has(name: str) -> bool:
-    path = Path(f"/proc/{os.getppid()}/environ")
-    try:
-        return any(entry.startswith(f"{name}=".encode()) for entry in path.read_bytes().split(b"\0"))
-    except OSError:
-        return False
 
 
 def _refuse_gpu_settings(config: TrainConfig, num_processes: int) -> None:

@@ -80,7 +80,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
         PreemptedError: If SIGTERM came; the work is saved.
     """
     refuse_other_contents(out)
-    accelerator = start_accelerator(recipe.train, out)
+    accelerator = start_accelerator(recipe.train, out, image_encoder=recipe.model.image_encoder)
     others = named_rank_death(accelerator.num_processes)
     with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         trainer = _Trainer(recipe, out, accelerator)

@@ -1,3 +1,5 @@
+import logging
+import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -8,6 +10,7 @@ from refseg.config import Tracker, TrainConfig
 from refseg.errors import RecipeError, TrainingError
 from refseg.train import main
 from refseg.training import launch
+from refseg.training.missing_gpu import warn_about_missing_gpu, warn_about_other_precision
 
 ALONE = {"ACCELERATE_MIXED_PRECISION": "no"}
 
@@ -32,17 +35,55 @@ def test_whoever_got_what_was_asked_for_may_train(num_processes: int, environ: d
     launch.refuse_missing_processes(num_processes, environ)
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+ACCELERATE = {**ALONE, "ACCELERATE_DYNAMO_MODE": "default"}
+
+
 @pytest.mark.parametrize(
-    ("value", "set_by_person", "expected"),
-    [(None, False, 4), ("1", False, 4), ("1", True, 1), ("3", False, 3)],
+    ("environ", "was_told", "expected"),
+    [
+        ({}, False, 4),
+        ({"OMP_NUM_THREADS": "1"}, False, 1),  # from a shell: nobody but a person can have set it
+        ({"OMP_NUM_THREADS": "3"}, False, 3),
+        ({"OMP_NUM_THREADS": " 2,1"}, False, 2),
+        ({"OMP_NUM_THREADS": "1", **ALONE}, False, 1),  # a variable of accelerate's that people set, too
+        ({"OMP_NUM_THREADS": "0"}, True, 4),
+        ({"OMP_NUM_THREADS": "\u00b2"}, True, 4),
+        ({"OMP_NUM_THREADS": "many"}, True, 4),
+        ({"OMP_NUM_THREADS": "1", **TORCHRUN}, False, 4),
+        ({"OMP_NUM_THREADS": "1", **TORCHRUN}, True, 1),
+        ({"OMP_NUM_THREADS": "1", **TORCHRUN}, None, 4),
+        ({"OMP_NUM_THREADS": "3", **TORCHRUN}, None, 3),
+        ({"OMP_NUM_THREADS": "1", **ACCELERATE}, False, 4),
+        ({"OMP_NUM_THREADS": "1", **ACCELERATE}, True, 1),
+        ({"OMP_NUM_THREADS": "32", **ACCELERATE}, False, 4),  # its share of cores that this process may not use
+    ],
 )
 def test_cores_are_shared_out_unless_a_person_set_the_threads(
-    value: str | None, set_by_person: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], was_told: bool | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_launcher_has", lambda name: set_by_person)
-    environ = {} if value is None else {"OMP_NUM_THREADS": value}
+    monkeypatch.setattr(launch, "_launcher_was_told", lambda: was_told)
 
     assert launch.cpu_threads(environ, num_cores=9, num_local=2) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("variables", "arguments", "told"),
+    [
+        ({}, [], False),
+        ({"OMP_NUM_THREADS": "1"}, [], True),
+        ({}, ["--num_cpu_threads_per_process", "1"], True),
+    ],
+)
+def test_what_a_launcher_was_told_is_read_from_its_environment_and_command_line(
+    variables: dict[str, str], arguments: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(
+        ["sh", "-c", "read line", "launcher", *arguments], env=variables, stdin=subprocess.PIPE
+    ) as sh:
+        monkeypatch.setattr("os.getppid", lambda: sh.pid)
+        assert launch._launcher_was_told() is told
 
 
 def test_there_is_a_thread_for_every_process() -> None:
@@ -52,6 +93,55 @@ def test_there_is_a_thread_for_every_process() -> None:
 def test_half_precision_without_a_gpu_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"train\.precision: found 'bf16' without a GPU"):
         launch._refuse_gpu_settings(TrainConfig(precision="bf16"), 1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "image_encoder", "reason"),
+    [
+        ({}, "clip_resnet101", "the recipe's image encoder is clip_resnet101"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "swin_base", "the recipe's image encoder is swin_base"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "tiny", "CUDA_VISIBLE_DEVICES is '0'"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "False"}, "", "with mixed precision bf16"),
+    ],
+)
+def test_a_run_meant_for_a_gpu_is_not_left_to_the_cpu_silently(
+    environ: dict[str, str], image_encoder: str, reason: str, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
+    warn_about_missing_gpu(environ, image_encoder=image_encoder)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "NO GPU IS USED" in caplog.text
+    assert reason in caplog.text
+    assert "ACCELERATE_USE_CPU=true" in caplog.text
+
+    caplog.clear()
+    for word in ({"ACCELERATE_USE_CPU": "true"}, {"CUDA_VISIBLE_DEVICES": "-1,-1"}):
+        warn_about_missing_gpu({**environ, **word}, image_encoder=image_encoder)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("environ", [{}, {**ACCELERATE, "ACCELERATE_USE_CPU": "False"}, {"CUDA_VISIBLE_DEVICES": ""}])
+def test_a_run_made_for_a_cpu_is_not_warned_about_gpus(
+    environ: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
+    warn_about_missing_gpu(environ, image_encoder="tiny")
+
+    assert caplog.text == ""
+
+
+def test_a_precision_of_the_launcher_that_is_not_the_recipes_is_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
+    for precision, holds in (("no", "bf16"), ("bf16", "bf16")):
+        warn_about_other_precision({"ACCELERATE_MIXED_PRECISION": precision}, holds)
+    assert caplog.text == ""
+
+    warn_about_other_precision({"ACCELERATE_MIXED_PRECISION": "fp16"}, "no")
+    assert "mixed precision fp16, which is not used: train.precision of the recipe is no" in caplog.text
 
 
 def test_synchronised_batchnorm_without_gpus_is_refused_for_several_processes() -> None:
@@ -85,9 +175,13 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("refseg.training.launch.die_with_launcher", lambda: None)
-    monkeypatch.setattr("refseg.training.trainer.train", lambda _recipe, out: out.mkdir())
 
+    assert main(["toy", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == (
+        f"refseg: error: --out {tmp_path}/file: is a file, expected a folder for the run\n"
+    )
+    monkeypatch.setattr("refseg.training.trainer.train", lambda _recipe, out: out.mkdir())
     assert main(["toy", "--out", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err == (
-        f"refseg: error: {tmp_path}/file: File exists; see to the path, its rights and space\n"
+        f"refseg: error: {tmp_path}/file: File exists; see to the path, permissions and free disk space\n"
     )
