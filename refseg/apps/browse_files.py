@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from refseg import __version__
 from refseg.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
+from refseg.evaluation.pages import open_templates
 
 _INDEX = "index.html"
 _MARK = '<meta name="generator" content="refseg browse'
@@ -151,15 +151,7 @@ class _OneFile(PageFiles):
 
 
 def _render(facts: dict[str, Any], parts: dict[str, bytes]) -> str:
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("refseg.apps"), PackageLoader("refseg.evaluation")]
-        ),  # reports share look.css
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("refseg.apps", "refseg.evaluation")  # reports share look.css
     loader = environment.loader
     assert loader is not None
     script, look, style = (loader.get_source(environment, name)[0] for name in ("browse.js", "look.css", "browse.css"))

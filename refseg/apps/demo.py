@@ -13,7 +13,6 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import InstanceOf, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -25,10 +24,12 @@ from refseg.apps.demo_guard import RequestGuard
 from refseg.apps.demo_pictures import KINDS, KeptPicture, Limits, PictureShelf
 from refseg.apps.predict import Segmenter
 from refseg.errors import ImageError, RefsegError, UsageError
+from refseg.evaluation.pages import open_templates
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body cannot be read, or the Host header names another server."},
     403: {"model": Refusal, "description": "The request comes from another site."},
+    408: {"model": Refusal, "description": "The request took too long to arrive."},
     413: {"model": Refusal, "description": "The request has too many bytes."},
     422: {"model": Refusal, "description": "The picture or the text cannot be used."},
 }
@@ -70,9 +71,7 @@ def make_demo(
     limits = limits or Limits()
     shelf = PictureShelf(segmenter, limits)
     examples = read_examples(sample)
-    pages = Environment(
-        loader=PackageLoader("refseg.apps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    pages = open_templates("refseg.apps")
     app = FastAPI(
         title="refseg demo",
         version=__version__,

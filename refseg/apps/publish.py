@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from refseg import __version__
 from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.errors import UsageError
 from refseg.evaluation.leaks import describe_leaks, leak_warning
+from refseg.evaluation.pages import open_templates
 from refseg.evaluation.results import Results, load_results
 from refseg.models.hub_folder import Origin, PublishedModel, without_paths
 from refseg.training.checkpoint import Checkpoint, load_checkpoint
@@ -108,15 +109,12 @@ def model_card(published: PublishedModel, results: Sequence[Results], *, name: s
         ]
         or None,
     )
-    environment = Environment(
-        loader=PackageLoader("refseg.apps"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("model_card.md.j2").render(
-        head=head.to_yaml(),
+    return open_templates("refseg.apps").get_template("model_card.md.j2").render(
+        head=Markup(head.to_yaml()),  # YAML quotes what others wrote
         name=name,
         architecture=_ARCHITECTURES[recipe.model.name],
         recipe=recipe,
-        recipe_toml=_toml(recipe),
+        recipe_toml=Markup(_toml(recipe)),
         origin=published.origin,
         results=results,
         mean=published.model.image_mean,
@@ -155,6 +153,8 @@ def _toml(recipe: Recipe) -> str:
     lines = []
     for section, settings in recipe.to_dict().items():
         lines += ["", f"[{section}]"]
-        # JSON's strings, numbers, booleans and flat lists are TOML's.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
+        # Strings, numbers, booleans and flat lists are written as in JSON, but without its surrogate pairs.
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value is not None
+        ]
     return "\n".join(lines[1:])

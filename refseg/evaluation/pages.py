@@ -1,16 +1,29 @@
-"""Templates filled in: each report is a page that needs nothing else, and the same in Markdown."""
+"""Templates filled in: each report is a page that needs nothing else, and the same in Markdown.
+
+Texts that others wrote (sentences, categories, names of files and datasets) are escaped for the format of the template
+that they are put into: HTML in `.html.j2`, Markdown in `.md.j2`.
+"""
 
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, pass_eval_context, select_autoescape
+from jinja2.nodes import EvalContext
+from markupsafe import Markup
 
 from refseg import __version__
+
+_HTML_IN_MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;"})
+_INLINE_MARKS = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")
+"""What has a meaning within a line of Markdown. An underscore between letters, as in `num_tokens`, has none."""
+_BLOCK_MARKS = re.compile(r"^( ?)([>=]|[-+](?!\d)|\d{1,9}(?=[.)](?:\s|$)))")
+"""What makes the beginning of a line a heading, a quotation, a rule or the item of a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +47,7 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
         values: What they speak of.
         written_at: For the foot of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("refseg.evaluation"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("refseg.evaluation")
     environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["percent"] = lambda share: "–" if math.isnan(share) else f"{100 * share:.2f}"
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -50,3 +57,40 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
         html=environment.get_template(f"{name}.html.j2").render(known),
         markdown=environment.get_template(f"{name}.md.j2").render(known),
     )
+
+
+def open_templates(*packages: str) -> Environment:
+    """Open the templates of packages; every value is escaped for its template's format unless it is `Markup`.
+
+    Args:
+        packages: Their folders `templates` are searched in this order; `.html.j2` are pages, all others are Markdown.
+    """
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+        autoescape=select_autoescape(["html.j2"]),
+        finalize=_escape_markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def markdown_text(text: str) -> str:
+    """A text as Markdown that shows exactly this text, on one line, also within a table.
+
+    White space and control characters, which could end the line, become single spaces.
+    """
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text)
+    escaped = _INLINE_MARKS.sub(r"\\\g<0>", line.translate(_HTML_IN_MARKDOWN))
+    return _BLOCK_MARKS.sub(_escape_block_mark, escaped)
+
+
+def _escape_block_mark(found: re.Match[str]) -> str:
+    space, mark = found.groups()
+    return f"{space}{mark}\\" if mark.isdigit() else f"{space}\\{mark}"
+
+
+@pass_eval_context
+def _escape_markdown(context: EvalContext, value: object) -> object:
+    """Escape a value of a template that Jinja does not escape itself."""
+    return value if context.autoescape or isinstance(value, Markup) else markdown_text(str(value))

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ import yaml
 from PIL import Image
 
 from refseg.apps.predict import segment
-from refseg.apps.publish import publish
+from refseg.apps.publish import model_card, publish
 from refseg.cli import main
 from refseg.config import make_recipe
 from refseg.errors import UsageError
+from refseg.models.ancestry import Ancestor
+from refseg.models.hub_folder import PublishedModel
 from refseg.sealed import seal
 from refseg.training.checkpoint import load_checkpoint
 
@@ -112,3 +116,24 @@ def test_the_command_says_what_it_wrote(scored_run: Path, tmp_path: Path, capsys
     assert "toy: there is something already; remove it or choose another --out" in capsys.readouterr().err
     with pytest.raises(UsageError, match="there is something already"):
         publish(scored_run, tmp_path / "toy")
+
+
+def test_names_of_others_stay_texts_in_the_card_and_its_head(folder: Path) -> None:
+    evil = "a |b| <img src=x>\n---\n# c"
+    published = PublishedModel.from_pretrained(folder)
+    ancestor = Ancestor(path=evil, weights_sha256="", step=1, root="", split="train", dataset=evil, dataset_digest="")
+    data = published.recipe.data.model_copy(update={"train_split": "😀"})
+    published = replace(
+        published,
+        recipe=published.recipe.model_copy(update={"data": data}),
+        origin=replace(published.origin, dataset=evil, ancestors=(ancestor,)),
+    )
+
+    card = model_card(published, [], name=evil, licence=evil)
+
+    _, head, body = re.split(r"(?m)^---$", card, maxsplit=2)
+    facts = yaml.safe_load(head)
+    assert facts["license"] == evil
+    assert "a \\|b\\| &lt;img src=x> --- \\# c" in body
+    assert "<img" not in body
+    assert tomllib.loads(body.split("```toml\n")[1].split("```")[0])["data"]["train_split"] == "😀"

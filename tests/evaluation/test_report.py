@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
+from markdown_it import MarkdownIt
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
@@ -263,3 +264,26 @@ def test_a_split_that_nothing_leaked_from_says_so_too(results: Results) -> None:
     page = build([replace(results, origin={**results.origin, **facts})]).markdown
 
     assert "none of toy/refseg val is known to be among them; in all, no training image is in an evaluation" in page
+
+
+@pytest.mark.parametrize(
+    "evil", ["![x](http://127.0.0.1:1/beacon.png) <img src=x onerror=alert(1)> |a|b|", "# one\n\n| two |", "**x**"]
+)
+def test_a_category_and_names_of_others_stay_texts_in_markdown(results: Results, evil: str) -> None:
+    place = results.rows.column_names.index("category")
+    rows = results.rows.set_column(place, results.rows.field(place), [[evil] * len(results.rows)])
+    origin = {**results.origin, "dataset": evil, "checkpoint": evil, "split": evil}
+    run = replace(RUN, name=evil, recipe={"model": {"name": evil}}, environment={evil: evil})
+
+    report = build_report(run, [replace(results, rows=rows, origin=origin)], {}, written_at=datetime.now(UTC))
+
+    line = " ".join(evil.split())
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(report.markdown)
+    texts = [token for token in tokens if token.type == "inline"]
+    parts = [part for token in texts for part in token.children or ()]
+    assert {token.type for token in tokens if "html" in token.type} == set()
+    assert {part.type for part in parts} <= {"text", "text_special"}
+    said = ["".join(part.content for part in token.children or ()) for token in texts]
+    assert said.count(line) == 6  # the title, the category, the checkpoint, the recipe, a fact and its name
+    assert f"{line} {line}" in said
+    assert "<img src=x" not in report.markdown + report.html

@@ -99,7 +99,7 @@ def test_a_published_model_is_started_from_and_keeps_its_ancestors_without_their
     assert str(tmp_path) not in (tmp_path / "published/config.json").read_text()
     assert str(ancestor) not in (tmp_path / "published/config.json").read_text()
     card = (tmp_path / "published/README.md").read_text()
-    assert f"| started from | {ancestor.name} at step 2, trained on `toy/refseg`" in card
+    assert f"| started from | {ancestor.name} at step 2, trained on toy/refseg, digest" in card
     assert str(ancestor) not in card
     published, before = load_checkpoint(tmp_path / "run").state.ancestors
     assert (published.path, published.root) == (str(tmp_path / "published"), "")
