@@ -197,7 +197,8 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
     except AnnotationError as error:
         raise RefFault("bad_segmentation", f"{place}: {error}") from error
-    box_xywh: Box = tuple(map(float, box))
+    left, top, width, height = map(float, box)
+    box_xywh: Box = (left, top, width, height)
     numbers = chain.from_iterable(polygons) if polygons else box_xywh
     if not rles and (fractions := find_fractions(numbers, size)):
         raise RefFault("not_in_pixels", f"{place} {fractions}")

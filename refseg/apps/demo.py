@@ -80,7 +80,9 @@ def make_demo(
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    app.add_middleware(RequestGuard, max_bytes=limits.upload_bytes, allowed_hosts=allowed_hosts)
+    app.add_middleware(
+        RequestGuard, max_bytes=limits.upload_bytes, max_seconds=limits.upload_seconds, allowed_hosts=allowed_hosts
+    )
     app.add_exception_handler(RefsegError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_fields)
     app.add_exception_handler(AnyHTTPException, _refuse_unreadable)

@@ -30,12 +30,14 @@ class Limits:
 
     Attributes:
         upload_bytes: Of one request.
+        upload_seconds: From the head of a request to its last byte.
         picture: Of one image, by its header.
         text_characters: Of one text; the rest is not looked at.
         kept_pictures: Encoded pictures in memory; the one not asked about for longest goes first.
     """
 
     upload_bytes: int = 20_000_000
+    upload_seconds: float = 120.0
     picture: PictureSize = _LARGEST_PICTURE
     text_characters: int = 1000
     kept_pictures: int = 32

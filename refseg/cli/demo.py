@@ -31,9 +31,8 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     try:
-        import uvicorn
-
         from refseg.apps.demo import make_demo
+        from refseg.apps.demo_server import make_server
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "starlette", "multipart", "python_multipart"):
             raise
@@ -72,12 +71,8 @@ def run(args: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         print(f"open http://{shown}:{port}/  (Ctrl-C ends)", flush=True)
-        # Uvicorn's own log lines would go to stdout, one a request: what matters is logged where it is done.
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="off", limit_concurrency=64
-        )
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            make_server(app).run(sockets=[listener])
         except KeyboardInterrupt:  # the way to end it
             return 0
     return 0

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from manifests import sample_folder
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.apps.demo import make_demo
+from refseg.apps.demo_server import make_server
 from refseg.apps.predict import Segmenter
 from refseg.config import load_recipe
 from tests.colour_model import ColourModel
@@ -72,7 +72,7 @@ def demo_port(segmenter: Segmenter) -> Iterator[int]:
         segmenter, sample=sample_folder(), facts={"model": "tiny <fcnet>"}, allowed_hosts=["127.0.0.1", "localhost"]
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="off"))
+        running = make_server(app)
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
         yield listener.getsockname()[1]
