@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refseg.data.batch import Batch
+from refseg.data.buffers import can_pin, memory_kind
 from refseg.data.checks import check_number, check_word
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
@@ -129,8 +130,7 @@ class RefLoader:
             "only": only,
         }
         self._plans = _Plans(EpochOrder(**self._order_options, epoch=epoch), rank=rank, world_size=world_size)
-        # torch's own pinning is for batches that other processes have packed.
-        pin = torch.cuda.is_available() and (worker_kind == "threads" or num_workers == 0)
+        memory = memory_kind()
         packer = Packer(
             index,
             geometry=geometry,
@@ -139,23 +139,23 @@ class RefLoader:
             trim_tokens=trim_tokens,
             decode=decode,
             cache=_open_cache(index, geometry, cache_bytes) if cache_bytes else None,
-            pin=pin,
+            memory=memory,
         )
         # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
         self.dataloader: DataLoader[Packed | Failed]
         """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
+        options: dict[str, Any] = {"collate_fn": _only, "pin_memory": memory == "pinned"}
         if worker_kind == "threads" and num_workers:
             ahead = _Ahead(self._plans, packer, num_workers)
-            self.dataloader = DataLoader(_Results(), batch_sampler=ahead, collate_fn=_only)
+            self.dataloader = DataLoader(_Results(), batch_sampler=ahead, **options)
         else:
             self.dataloader = DataLoader(
                 packer,
                 batch_sampler=self._plans,
-                collate_fn=_only,
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
-                pin_memory=torch.cuda.is_available() and not pin,
+                **options,
             )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -286,7 +286,7 @@ def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> PreparedLoade
         process_index=0,
         put_on_device=True,
         dispatch_batches=False,
-        non_blocking=True,
+        non_blocking=can_pin(accelerator.device),
     )
     return PreparedLoader(dataloader, accelerator.device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from refseg.data.batch import Batch
-from refseg.data.buffers import Buffers, SharedBuffers, give_back, give_back_when_gone
+from refseg.data.buffers import Buffers, MemoryKind, SharedBuffers, give_back, give_back_when_gone
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
 from refseg.data.jpegs import DecodePlace, Jpegs
@@ -41,14 +41,18 @@ class Packed(NamedTuple):
             DatasetError: If an image cannot be decoded.
         """
         images, masks = self.batch.images, self.batch.masks
-        if self.is_lent and images.is_cpu:  # else they have been copied to the device
+        if self.is_lent and images.is_cpu:  # else a copy to a device may still read them: the worker replaces them
             images, masks = give_back_when_gone(images), give_back_when_gone(masks)
         if self.jpegs is not None:
             images = self.jpegs.decode(device)
         return self.batch._replace(images=images, masks=masks)
 
     def pin_memory(self) -> "Packed":
-        """A copy that a GPU can copy from; torch's loader asks for it."""
+        """The same with all tensors in pinned memory; torch's loader calls it.
+
+        What is pinned already stays where it is. The copy of the rest is between memory of the CPU and has ended when
+        `Tensor.pin_memory` returns, so a worker may then write to what it has lent.
+        """
         batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
         if self.is_lent:
             give_back(self.batch.images)
@@ -102,7 +106,7 @@ class Packer(Dataset[Packed | Failed]):
         trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
         decode: Where images are decoded and resized (see `DecodePlace`).
         cache: Of resized images, with `decode` on the CPU; None: decode each time.
-        pin: Pack into memory that a GPU copies from while the program goes on.
+        memory: Kind of the memory to pack into (see `buffers.MemoryKind`).
     """
 
     def __init__(
@@ -115,7 +119,7 @@ class Packer(Dataset[Packed | Failed]):
         trim_tokens: bool,
         decode: DecodePlace,
         cache: ImageCache | None,
-        pin: bool,
+        memory: MemoryKind,
     ) -> None:
         self.index = index
         self.geometry = geometry
@@ -124,7 +128,8 @@ class Packer(Dataset[Packed | Failed]):
         self.trim_tokens = trim_tokens
         self.decode = decode
         self.cache = cache
-        self._own_buffers = Buffers(pin=pin)
+        self._lends = memory != "fresh"
+        self._own_buffers = Buffers(memory)
         self._shared_buffers = SharedBuffers()
 
     def __getitem__(self, plan: BatchPlan) -> Packed | Failed:
@@ -162,11 +167,15 @@ class Packer(Dataset[Packed | Failed]):
             is_pad=torch.from_numpy(plan.is_pad),
             num_global=torch.tensor(plan.num_global),
         )
-        return Packed(batch, jpegs, is_lent=get_worker_info() is not None)
+        return Packed(batch, jpegs, is_lent=self._is_lending())
+
+    def _is_lending(self) -> bool:
+        """Whether this is a worker process whose memory comes back: the training process pins or keeps its batches."""
+        return self._lends and get_worker_info() is not None
 
     def _empty(self, *shape: int) -> Tensor:
         """Memory to pack into, with anything in it."""
-        return (self._own_buffers if get_worker_info() is None else self._shared_buffers).empty(shape)
+        return (self._shared_buffers if self._is_lending() else self._own_buffers).empty(shape)
 
     def _images(self, pictures: Sequence[int]) -> Tensor:
         """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""

@@ -343,7 +343,7 @@ def test_memory_of_a_batch_that_is_kept_is_not_written_to(train_index: ManifestI
 
 
 def test_memory_of_batches_that_are_gone_is_used_again() -> None:
-    buffers = Buffers(pin=False)
+    buffers = Buffers("reused")
     tensor = buffers.empty((2, 3))
     address, view = tensor.data_ptr(), tensor[1]
     del tensor
