@@ -1,6 +1,7 @@
 """JPEG bytes to RGB pixels: the one place that knows the decoder."""
 
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -60,7 +61,40 @@ def decode_plain_rgb(files: Sequence[UInt8[Tensor, "_"]], device: torch.device) 
     Raises:
         ImageError: If the decoder refuses one of them; it does not say which.
     """
+    decode = _decode_by_gpu if device.type == "cuda" else _decode
     try:
-        return decode_jpeg(list(files), mode=ImageReadMode.RGB, device=device) if files else []
+        return decode(files, device) if files else []
     except RuntimeError as error:
         raise ImageError(f"one of {len(files)} pictures cannot be decoded: {error}") from error
+
+
+def _decode(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    pictures: list[Tensor] = decode_jpeg(list(files), mode=ImageReadMode.RGB, device=device)
+    return pictures
+
+
+def _decode_by_gpu(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Decode with nvJPEG into memory that no queued work reads, from memory that stays until it has been read.
+
+    torchvision decodes on a stream of its own, which does not wait for the caller's stream, and nvJPEG returns before
+    it has decoded. Memory of the caller's stream may still be read by kernels that are queued there, so the pixels are
+    allocated on a stream of their own; `record_stream` keeps them from being allocated again before the caller's
+    stream has passed. The files are kept until the next call, which begins by waiting for the decoder's stream.
+    """
+    caller, own = torch.cuda.current_stream(device), _decoder_stream(device)
+    with torch.cuda.stream(own):
+        pictures = _decode(files, device)  # `own` waits for the decoder
+    caller.wait_stream(own)
+    for picture in pictures:
+        picture.record_stream(caller)
+    _files_in_use[device] = files
+    return pictures
+
+
+_files_in_use: dict[torch.device, Sequence[Tensor]] = {}
+"""The files of the newest call, which nvJPEG may still be reading. torchvision has one decoder in a process."""
+
+
+@cache
+def _decoder_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
