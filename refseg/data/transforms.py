@@ -91,7 +91,7 @@ class Geometry:
             resized = F.interpolate(channels_last, (height, width), mode="bilinear", antialias=True)[0]
             rows[:, left : left + width] = resized.permute(1, 2, 0)
         if (height, width) != self.size:
-            border = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8).to(out.device)
+            border = _constant(tuple(round(255 * channel) for channel in self.mean), torch.uint8, out.device)
             for band in (out[:top], out[top + height :], rows[:, :left], rows[:, left + width :]):
                 band[:] = border
         return out.permute(2, 0, 1)
@@ -170,9 +170,15 @@ def normalise(
 ) -> Float[Tensor, "I 3 H W"]:
     """Turn 0 to 255 into float32 with the given mean and deviation (of 0 to 1), on the device the images are on."""
     # One multiply and one add, whose constants are folded in double precision.
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    scale = _constant(tuple(1 / (255 * s) for s in std), torch.float32, images.device)
+    shift = _constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), torch.float32, images.device)
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant on a device, to be read only. Building one for each call would wait for the device's queued work."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _split_runs(

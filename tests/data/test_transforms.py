@@ -164,3 +164,18 @@ def test_real_pictures_equal_pillow(train_index: ManifestIndex) -> None:
     resized = geometry.apply_image(train_index.decode_image(1))
 
     assert np.abs(resized.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_constants_are_put_on_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.arange(36, dtype=torch.uint8).reshape(1, 3, 3, 4)
+    geometry = Geometry(kind="letterbox", size=(6, 4))
+    with torch.inference_mode():  # an evaluation may come first, and a training use what it has left
+        normalise(images, CLIP_MEAN, CLIP_STD)
+    first = normalise(images, CLIP_MEAN, CLIP_STD), geometry.apply_image(images[0])
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a constant is built again"))
+
+    again = normalise(images, CLIP_MEAN, CLIP_STD), geometry.apply_image(images[0])
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    weight = torch.ones(1, 3, 1, 1, requires_grad=True)
+    (again[0] * weight).sum().backward()
+    assert torch.equal(weight.grad, again[0].sum(dim=(0, 2, 3), keepdim=True))
