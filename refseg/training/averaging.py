@@ -1,14 +1,26 @@
 """An exponential moving average of the weights, which is what is validated and kept as the result."""
 
-from typing import cast
+import copy
+from collections.abc import Iterator
+from itertools import chain
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor
 
 from refseg.models.model import SegmentationModel
 
 
 class WeightAverage:
-    """After each step: average = decay * average + (1 - decay) * weights; batch statistics are averaged likewise."""
+    """After each step: average = decay * average + (1 - decay) * weights.
+
+    Parameters are averaged, and so are the floating-point buffers that are saved with them: the statistics of batch
+    norms, which belong to the averaged weights. All other buffers are copied. Whole numbers (a grid, an index, a
+    counter) have no mean, and a buffer that is not saved is built anew by a reader of the weights, so that only a copy
+    gives the model that is read from a checkpoint.
+
+    Attributes:
+        model: The averaged model.
+    """
 
     def __init__(self, model: SegmentationModel, *, decay: float) -> None:
         """Begin with the weights as they are.
@@ -17,14 +29,23 @@ class WeightAverage:
             model: Stays as it is; the average is a copy of it.
             decay: Between 0 and 1.
         """
-        self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self._averaged.n_averaged.fill_(1)
+        self.model = copy.deepcopy(model)
+        self._weight = 1 - decay
+        self._saved = frozenset(model.state_dict())
 
-    @property
-    def model(self) -> SegmentationModel:
-        """The averaged model."""
-        return cast("SegmentationModel", self._averaged.module)
-
+    @torch.no_grad()
     def update(self, model: SegmentationModel) -> None:
-        """Take in the weights after a step."""
-        self._averaged.update_parameters(model)
+        """Take in the weights after a step that was taken."""
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for (name, average), (_, value) in zip(_tensors(self.model), _tensors(model), strict=True):
+            if name in self._saved and average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, self._weight)
+
+
+def _tensors(model: SegmentationModel) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())

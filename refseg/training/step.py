@@ -89,9 +89,9 @@ class OptimizerStep:
         norm = None
         if config.clip_norm:
             norm = self._accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self._optimizer.step()
+        was_taken = self._update_weights()
         self._optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
+        if self.average is not None and was_taken:
             self.average.update(self.model)
         # With a scaler an infinite norm only lowers the scale, and the step is left out.
         return total, norm if self._accelerator.scaler is None else None
@@ -161,6 +161,21 @@ class OptimizerStep:
         )
         self._accelerator.backward(loss)
         return loss.detach()
+
+    def _update_weights(self) -> bool:
+        """Let the optimiser change the weights; False if the scaler left the step out.
+
+        accelerate's `step_was_skipped` is wrong for a fused optimiser: torch's scaler calls it in any case, and its
+        kernel leaves the weights alone. The scaler lowers its scale after such a step and after no other. Reading the
+        scale waits for the device, so it is read only where there is an average.
+        """
+        scaler = self._accelerator.scaler
+        if scaler is None or self.average is None:
+            self._optimizer.step()
+            return True
+        scale = scaler.get_scale()
+        self._optimizer.step()
+        return scaler.get_scale() >= scale
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(self._recipe.train, step, steps_per_epoch=self._steps_per_epoch)
