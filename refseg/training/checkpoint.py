@@ -251,13 +251,15 @@ def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where:
         remedy: What to do if they do not fit.
 
     Raises:
-        CheckpointError: If names or shapes differ.
+        CheckpointError: If names, shapes or types differ; torch would cast values silently.
     """
     own = model.state_dict()
+    common = own.keys() & weights.keys()
     wrong = {
         "missing": own.keys() - weights.keys(),
         "unknown": weights.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape},
+        "of another shape": {name for name in common if own[name].shape != weights[name].shape},
+        "of another type": {name for name in common if own[name].dtype != weights[name].dtype},
     }
     for fault, names in wrong.items():
         if names:

@@ -157,6 +157,15 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, recipe: Recipe, we
         load_checkpoint(folder)
 
 
+def test_weights_of_another_type_are_refused_and_not_cast(
+    tmp_path: Path, recipe: Recipe, weights: dict[str, torch.Tensor]
+) -> None:
+    for step, dtype in ((2, torch.float16), (4, torch.float32)):
+        cast = {name: tensor.to(dtype) for name, tensor in weights.items()}  # of whole numbers, too
+        with pytest.raises(CheckpointError, match=r"\d+ weights are of another type, the first is"):
+            load_checkpoint(save(tmp_path, recipe, cast, step))
+
+
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found no checkpoint, expected a run's folder"):
         load_checkpoint(tmp_path)
