@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from refseg.data.batch import Batch
-from refseg.data.buffers import Buffers, can_pin, memory_kind
+from refseg.data.buffers import can_pin, memory_kind
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry
@@ -139,12 +139,15 @@ def test_copies_are_queued_only_from_memory_whose_copies_torch_tracks(
     assert make_loader(train_index).dataloader.pin_memory == (kind == "pinned")
 
 
-def test_memory_that_is_not_to_be_reused_never_is(train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "threads"), (1, "processes")])
+def test_memory_that_a_device_may_read_untracked_is_not_used_again(
+    train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch, num_workers: int, kind: str
+) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("mps"))
-    loader = make_loader(train_index, num_workers=1, worker_kind="processes")
+    loader = make_loader(train_index, num_workers=num_workers, worker_kind=kind)
 
     assert [packed.is_lent for packed in loader.dataloader] == [False] * len(loader)
-    assert not Buffers("fresh")._free
+    assert not loader.dataloader.dataset._own_buffers._free
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its stream is made to wait")
