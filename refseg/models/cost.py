@@ -1,6 +1,8 @@
 """What a model costs: parameters and multiply-accumulates, by part, and by what can be shared."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -69,22 +71,36 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
         token_ids = torch.zeros(1, num_tokens, dtype=torch.int64)
         token_mask = torch.ones(1, num_tokens, dtype=torch.bool)
         image_index = torch.zeros(1, dtype=torch.int64)
-        with FlopCounterMode(display=False) as whole:
+        counter = FlopCounterMode(display=False)
+        flop: dict[str, int] = {}
+        for step in ("encode_image", "encode_text", "decode_all"):  # which `forward` calls one after the other
+            setattr(model, step, _counted(getattr(model, step), step, counter, flop))
+        with counter:
             model(images, token_ids, token_mask, image_index)
-        with FlopCounterMode(display=False) as image:
-            image_state = model.encode_image(images)
-        with FlopCounterMode(display=False) as text:
-            text_state = model.encode_text(token_ids, token_mask)
-        with FlopCounterMode(display=False) as expression:
-            model.decode_all(image_state, text_state, image_index)
-    macs = _by_part({name: sum(counts.values()) for name, counts in whole.get_flop_counts().items()}, list(parameters))
+    macs = _by_part(
+        {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}, list(parameters)
+    )
     return Cost(
         parameters=parameters,
-        macs={part: flop // 2 for part, flop in macs.items()},
-        image_macs=image.get_total_flops() // 2,
-        text_macs=text.get_total_flops() // 2,
-        expression_macs=expression.get_total_flops() // 2,
+        macs={part: count // 2 for part, count in macs.items()},
+        image_macs=flop["encode_image"] // 2,
+        text_macs=flop["encode_text"] // 2,
+        expression_macs=flop["decode_all"] // 2,
     )
+
+
+def _counted(
+    function: Callable[..., Any], name: str, counter: FlopCounterMode, flop: dict[str, int]
+) -> Callable[..., Any]:
+    """The function, which notes in `flop` under its name how much the counter grew while it ran."""
+
+    def run(*args: Any) -> Any:
+        before = counter.get_total_flops()
+        result = function(*args)
+        flop[name] = counter.get_total_flops() - before
+        return result
+
+    return run
 
 
 def _by_part(flop: dict[str, int], parts: list[str]) -> dict[str, int]:

@@ -1,11 +1,14 @@
 """Multiply-accumulates against the specification's tables."""
 
+from functools import cache
+
 import pytest
 
 from refseg.model_config import MODEL_CONFIGS
 from refseg.models.cost import Cost, count_cost
 
 
+@cache
 def cost_of(name: str, encoder: str, side: int) -> Cost:
     config = MODEL_CONFIGS[name].model_validate({"name": name, "image_encoder": encoder})
     return count_cost(config, input_size=(side, side), num_tokens=17)  # type: ignore[arg-type]
