@@ -37,7 +37,7 @@ def index(write_stripes: Callable[..., Path]) -> ManifestIndex:
     """Three pictures: found, half found, and missed."""
     pictures = [
         {"size": (32, 64), "stripes": {"red": (0, 16)}, "refs": [((0, end), [f"{text} red"])]}
-        for end, text in ((16, "the <b>"), (32, "half"), (16, "too long to find: blue and not"))
+        for end, text in ((16, "the <b>"), (32, "half"), (16, "too long to find: large and not"))
     ]
     pictures[2]["stripes"] = {"blue": (0, 16)}
     return ManifestIndex.open(write_stripes(*pictures), ["val"])

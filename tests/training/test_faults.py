@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +58,38 @@ def spoil_image(shards: Path, image: int) -> None:
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
-@pytest.fixture
+@contextmanager
 def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Let no file grow beyond some bytes: a disk that is full for large files."""
+    """Gives what lets no file grow beyond some bytes: a disk that is full for large files.
+
+    The limit ends with the block, before pytest reports the test: its own output may be a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before(
-    overrides: list[str], tmp_path: Path, before_step: Any, file_size_limit: Any
+    overrides: list[str], tmp_path: Path, before_step: Any
 ) -> None:
     recipe = load_recipe("toy-quick", [*overrides, *QUIET])
-    before_step(5, lambda _: file_size_limit(50_000))
 
-    with pytest.raises(CheckpointError, match=r"step-00000008: cannot be written \(.*make room"):
-        trainer.train(recipe, tmp_path)
+    with file_size_limit() as limit:
+        before_step(5, lambda _: limit(50_000))
+        with pytest.raises(CheckpointError, match=r"step-00000008: cannot be written \(.*make room"):
+            trainer.train(recipe, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
     assert latest_checkpoint(tmp_path) is not None
 
 
-def test_a_disk_that_refuses_a_line_of_the_log_is_named(tmp_path: Path, file_size_limit: Any) -> None:
+def test_a_disk_that_refuses_a_line_of_the_log_is_named(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, step=0)
-    file_size_limit(20)
-    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
-        log.write("train", 1, {"loss": 0.5})
+    with file_size_limit() as limit:
+        limit(20)
+        with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
+            log.write("train", 1, {"loss": 0.5})
     log.close()
     assert read_metrics(tmp_path) == []
 
