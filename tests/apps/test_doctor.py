@@ -125,7 +125,9 @@ def load(**options: Any) -> Workload:
     return Workload(**settings | options)
 
 
-def test_a_slow_decoder_is_found(index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slow_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding takes so long that no other stage does, whatever else this machine does meanwhile."""
     from refseg.data.decode import decode_rgb
 
     def slow(data: Any) -> Any:
@@ -134,6 +136,10 @@ def test_a_slow_decoder_is_found(index: ManifestIndex, monkeypatch: pytest.Monke
 
     for place in ("refseg.apps.stage_times.decode_rgb", "refseg.data.index.decode_rgb"):
         monkeypatch.setattr(place, slow)
+
+
+@pytest.mark.usefixtures("slow_decoder")
+def test_a_slow_decoder_is_found(index: ManifestIndex) -> None:
     found = examine(index, load(), seconds=0.4, needed=1000.0)
 
     assert found.stages["decode"] >= 0.025  # some images are twice in a batch, and decoded once
@@ -142,6 +148,7 @@ def test_a_slow_decoder_is_found(index: ManifestIndex, monkeypatch: pytest.Monke
     assert diagnose(replace(found, num_cores=1)).bottleneck == "decode"
 
 
+@pytest.mark.usefixtures("slow_decoder")
 def test_a_cache_that_holds_all_is_filled_before_it_is_timed(
     index: ManifestIndex, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ from refseg.errors import UsageError
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
 
+TOLERANCE = {"rtol": 0, "atol": 1e-3}
+"""As `export_model` itself asks for: other kernels add in another order."""
+
 
 def inputs() -> tuple[torch.Tensor, ...]:
     """One picture with three sentences of up to nine tokens: nothing like what the programs were traced with."""
@@ -39,7 +42,9 @@ def test_torch_programs_answer_as_the_model(tmp_path: Path, name: str) -> None:
     image, sentence = (torch.export.load(tmp_path / f"out/{half}.pt2").module() for half in ("image", "sentence"))
     found = sentence(image(images), *sentences)
 
-    torch.testing.assert_close(found, model(images, *sentences).mask_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        found, model(images, *sentences).mask_logits, rtol=0, atol=1e-3
+    )  # as `export_model` promises
 
 
 @torch.no_grad()
@@ -55,7 +60,9 @@ def test_onnx_programs_answer_as_the_model(tmp_path: Path, name: str) -> None:
     values = [*state, *(value.numpy() for value in sentences)]
     found = sentence.run(None, {entry.name: v for entry, v in zip(sentence.get_inputs(), values, strict=True)})[0]
 
-    torch.testing.assert_close(torch.from_numpy(found), model(images, *sentences).mask_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(found), model(images, *sentences).mask_logits, rtol=0, atol=1e-3
+    )  # as `export_model` promises
 
 
 def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ def test_a_value_of_exactly_the_threshold_is_not_object(protocol: Protocol) -> N
     tie = 0.0 if protocol.threshold in (0.0, 0.5) else math.log(protocol.threshold / (1 - protocol.threshold))
     logits = torch.tensor([tie - 1e-4 if protocol is CRIS else tie, tie + 1e-3]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
 
-    masks = compared_masks(logits, original_size=(20, 30), geometry=STRETCH, protocol=protocol)
+    # Twice the input's size: weights are multiples of a quarter, so that halves stay halves on any machine.
+    masks = compared_masks(logits, original_size=(64, 64), geometry=STRETCH, protocol=protocol)
 
-    inside = masks[:, 2:-2, 2:-2]  # under `cris` the zeros around the picture reach into it
+    inside = masks[:, 4:-4, 4:-4]  # under `cris` the zeros around the picture reach into it
     assert not inside[0].any()
     assert inside[1].all()
 
@@ -73,6 +74,11 @@ def test_the_border_of_the_letterbox_belongs_to_nothing(original_size: tuple[int
     assert not masks[0, margin:-margin, margin:-margin].any()
 
 
+def in_480(logits: torch.Tensor, *, align_corners: bool) -> torch.Tensor:
+    """Logits at 480 x 480, to leave out pixels that are decided by how a machine rounds."""
+    return F.interpolate(logits, (480, 480), mode="bilinear", align_corners=align_corners)[:, 0]
+
+
 def test_lavt_is_the_argmax_of_two_classes_enlarged_with_aligned_corners() -> None:
     """`segmentation.py` and `test.py` of LAVT, whose input is 480 x 480."""
     logits = F.interpolate(smooth_logits(1), (120, 120), mode="bilinear")
@@ -83,7 +89,9 @@ def test_lavt_is_the_argmax_of_two_classes_enlarged_with_aligned_corners() -> No
         logits, original_size=(333, 500), geometry=Geometry(kind="stretch", size=(480, 480)), protocol=LAVT
     )
 
-    assert torch.equal(ours, theirs.bool())
+    certain = in_480(logits, align_corners=True).abs() > 1e-5
+    assert certain.float().mean() > 0.99
+    assert torch.equal(ours[certain], theirs.bool()[certain])
 
 
 def test_rela_is_the_argmax_of_two_enlarged_classes() -> None:
@@ -96,7 +104,9 @@ def test_rela_is_the_argmax_of_two_enlarged_classes() -> None:
         logits, original_size=(333, 500), geometry=Geometry(kind="stretch", size=(480, 480)), protocol=RELA
     )
 
-    assert torch.equal(ours, theirs.bool())
+    certain = in_480(logits, align_corners=False).abs() > 1e-5  # nearer to 0 both sigmoids are rounded to one half
+    assert certain.float().mean() > 0.99
+    assert torch.equal(ours[certain], theirs.bool()[certain])
 
 
 def test_lisa_cuts_the_border_off_and_resizes_logits() -> None:

@@ -46,7 +46,7 @@ def test_processes_and_machines_change_no_score_and_no_loss(
         "train.max_steps=20", "train.checkpoint_every_steps=1000", "train.val_every_epochs=0", "train.trackers=[]",
         "data.cache_gigabytes=0",
     ]  # fmt: skip
-    trainer.train(load_recipe("toy-quick", settings), tmp_path / "scored")
+    trainer.train(load_recipe("toy-quick", settings), tmp_path / "alone")
     launches = {
         "1": [["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]],
         "2": [TWO_PROCESSES],
@@ -54,11 +54,11 @@ def test_processes_and_machines_change_no_score_and_no_loss(
         "2 x 1": machines(2, 2),
     }
     for name, options in launches.items():
-        launch(options, [str(tmp_path / name), str(tmp_path / "scored"), *settings])
+        launch(options, [str(tmp_path / name), *settings])
 
     state = {name: read_state(tmp_path / name / "checkpoints" / "step-00000020") for name in launches}
     assert [state[name].num_processes for name in launches] == [1, 2, 3, 2]
-    expected = [line["loss"] for line in trace(tmp_path / "scored")]
+    expected = [line["loss"] for line in trace(tmp_path / "alone")]
     assert len(expected) == 20
     rows = feather.read_table(tmp_path / "1" / "rows.arrow")
     assert len(rows) > 20

@@ -71,7 +71,7 @@ def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*LAUNCH, *arguments],
         cwd=ROOT,
-        env={**environ, "OMP_NUM_THREADS": "1"},
+        env={**environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

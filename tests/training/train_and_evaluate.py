@@ -1,8 +1,7 @@
-"""Trains, then scores what was trained on all processes: started by launchers in a test."""
+"""Trains, then scores a model of known masks on all processes: started by launchers in a test."""
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
@@ -10,18 +9,19 @@ from refseg.data.transforms import Geometry
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.protocols import PROTOCOLS
 from refseg.training import trainer
-from refseg.training.checkpoint import load_checkpoint
 from refseg.training.launch import start_accelerator
+from tests.colour_model import ColourModel
 
 
-def main(out: Path, scored: Path, overrides: list[str]) -> None:
-    """Train into `out`, then write `rows.arrow` there: the run in `scored` by all protocols, for all launches."""
+def main(out: Path, overrides: list[str]) -> None:
+    """Train into `out`, then write `rows.arrow` there: the scores of the colour model by all protocols.
+
+    A trained model's masks would be equal only where no sum in another order moves a pixel over the threshold.
+    """
     recipe = load_recipe("toy-quick", overrides)
     trainer.train(recipe, out)
     accelerator = start_accelerator(recipe.train)
-    model: Any = load_checkpoint(scored, accelerator.device).model
-    # After 20 steps it draws nothing at one half: moved to a mean of 0, each sentence has a mask with long borders.
-    model.head.register_forward_hook(lambda *given: given[-1] - given[-1].mean((1, 2, 3), keepdim=True))
+    model = ColourModel()
     rows = evaluate_model(
         model,
         ManifestIndex.open(recipe.data.root, ["val", "testA"]),
@@ -40,4 +40,4 @@ def main(out: Path, scored: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])
