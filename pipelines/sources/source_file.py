@@ -17,6 +17,8 @@ from refseg.file_kinds import HEAD_BYTES, find_stand_in
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.(p|pkl|pickle|json|jsonl|csv|tsv|txt|parquet|xls|xlsx|gz|zip))+$")
+_FORMS = {".pkl": ".p", ".pickle": ".p"}
+"""Other suffixes of the same form."""
 _CLOSE = 0.85
 """Names at least this much alike are taken for a slip: `ref(unc)` for `refs(unc)`, and not `refs(umd)`."""
 
@@ -89,7 +91,9 @@ def suggest_names(folders: Sequence[Path], wanted: Sequence[str]) -> str:
         close = [key] if key in by_key else difflib.get_close_matches(key, by_key, n=1, cutoff=_CLOSE)
         if close:
             other = by_key[close[0]]
-            return f"; did you mean {other}? rename it to {_with_its_suffix(name, other, wanted)}"
+            form = _FORMS.get(_suffix(other), _suffix(other))
+            meant = next((one for one in wanted if _alike_key(one) == key and Path(one).suffix == form), None)
+            return f"; did you mean {other}? " + (f"rename it to {meant}" if meant else f"save it as {name}")
     return ""
 
 
@@ -98,7 +102,6 @@ def _alike_key(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", _SUFFIX.sub("", name.lower()))
 
 
-def _with_its_suffix(name: str, found: str, wanted: Sequence[str]) -> str:
-    """The wanted name whose suffix the found one has; otherwise the preferred one."""
-    stem = name.partition(".")[0]
-    return next((one for one in wanted if one.startswith(stem) and found.lower().endswith(Path(one).suffix)), name)
+def _suffix(name: str) -> str:
+    """Of a file, in small letters, without the `.gz` of a compressed one."""
+    return Path(name.lower().removesuffix(".gz")).suffix

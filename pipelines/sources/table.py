@@ -66,7 +66,8 @@ def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> It
         header = [name.strip() for name in next(records, (0, []))[1]]
         while header and not header[-1]:  # columns of nothing, as spreadsheets leave them
             header.pop()
-        _check_columns(path, header, columns, required)
+        # pandas writes its index first, without a name; a misspelt name is not empty.
+        _check_columns(path, header[1:] if header[:1] == [""] else header, columns, required)
         for number, fields in records:
             if not any(map(str.strip, fields)):  # an empty line
                 continue

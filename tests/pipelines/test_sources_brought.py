@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,7 @@ def test_what_stands_in_the_place_of_a_file_is_named(
     [
         ("refcoco/refs(unc).json", "refcoco/refs_unc.json", "refs(unc).json"),
         ("refcoco/refs(unc).json", "refcoco/refs(UNC).p", "refs(unc).p"),
+        ("refcoco/refs(unc).json", "refcoco/refs(unc).pkl", "refs(unc).p"),
         ("refcoco/refs(unc).json", "refcoco/ref(unc).json", "refs(unc).json"),
         ("refcoco/instances.json", "refcoco/Instances.JSON", "instances.json"),
         ("refcoco", "RefCOCO", "refcoco"),
@@ -242,11 +244,19 @@ def test_misspelt_names_are_told(name: str, misspelt: str, meant: str, tiny: Any
     assert str(caught.value).endswith(f"; did you mean {Path(misspelt).name}? rename it to {meant}")
 
 
-@pytest.mark.parametrize("name", ["Sentences.csv", "sentences.xlsx", "sentences.tsv", "sentence.csv", "sentences.CSV"])
-def test_a_misspelt_table_is_told(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("Sentences.csv", "rename it to sentences.csv"),
+        ("sentences.JSONL", "rename it to sentences.jsonl"),
+        ("sentence.parquet", "rename it to sentences.parquet"),
+        ("sentences.xlsx", "save it as sentences.csv"),
+    ],
+)
+def test_a_misspelt_table_is_told(name: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
 
-    with pytest.raises(UsageError, match=rf"did you mean {name}\? rename it to sentences\.csv"):
+    with pytest.raises(UsageError, match=rf"did you mean {re.escape(name)}\? {re.escape(remedy)}$"):
         read_source(find_dataset("custom/mine"), tmp_path)
 
 
@@ -304,6 +314,15 @@ def test_an_index_that_pandas_marks_is_passed_over_and_an_unmarked_column_is_not
     pq.write_table(table, tmp_path / "sentences.parquet")
     with pytest.raises(AnnotationError, match="unknown column '__index_level_0__'"):
         read_source(find_dataset("custom/mine"), tmp_path)
+
+
+def test_the_index_that_pandas_writes_to_csv_is_passed_over(tmp_path: Path) -> None:
+    write_custom(tmp_path)
+    (tmp_path / "sentences.csv").write_text(",image,sentence,split,ann_id\n4,a.jpg,the square,val,100\n")
+
+    (row,) = build_custom(tmp_path)
+
+    assert row["area"] == 16
 
 
 def test_ids_of_one_picture_written_in_two_ways_are_one_picture(tmp_path: Path) -> None:
