@@ -163,7 +163,7 @@ def _alike_key(name: str) -> str:
 def _names_in(folder: Folder) -> Iterator[str]:
     """Names of what lies directly in a folder; of a local one without a look at each, and without keeping them."""
     if not is_remote(folder.address):
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder.address) as entries:
+        with suppress(OSError), os.scandir(folder.address) as entries:
             for entry in entries:
                 yield entry.name
     else:

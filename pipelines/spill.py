@@ -28,8 +28,8 @@ class Spill:
         """Append an entry to a shard's file."""
         try:
             data = pickle.dumps(entry, protocol=5)
-        except RecursionError:  # no record of ours: kept as something that the check rejects
-            data = pickle.dumps((*entry[:-1], _TOO_DEEP), protocol=5)
+        except RecursionError:  # kept as something that the check rejects
+            data = pickle.dumps((*entry[:-1], _flatten(entry[-1])), protocol=5)
         self._buffers[shard] += data
         self._num_buffered += len(data)
         if self._num_buffered > _BUFFERED_BYTES:
@@ -42,6 +42,14 @@ class Spill:
                 file.write(buffer)
         self._buffers.clear()
         self._num_buffered = 0
+
+
+def _flatten(record: Any) -> Any:
+    """A record without the values in which something is nested; its ids stay, so that it can be found and named."""
+    if not isinstance(record, dict):
+        return _TOO_DEEP
+    fields = {name: value for name, value in record.items() if isinstance(name, str)}
+    return {name: value if isinstance(value, str | int | float) else _TOO_DEEP for name, value in fields.items()}
 
 
 def spill_path(folder: Path, shard: int) -> Path:

@@ -1,4 +1,4 @@
-"""Single values of annotation files: whole numbers, text that can be kept, and how a message shows what was found."""
+"""Single values of annotation files: whole numbers, text that can be kept, and how messages show them and errors."""
 
 import reprlib
 from typing import Any, TypeGuard
@@ -33,3 +33,9 @@ def is_text(value: Any) -> TypeGuard[str]:
 def short(value: Any) -> str:
     """A value as found, short and on one line."""
     return reprlib.repr(value).replace("\n", " ")
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line and without control characters; its type if it says nothing."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -123,7 +123,12 @@ class LocalFolder(Folder):
 
     def size(self, name: str) -> int | None:
         path = self.path / name
-        return path.stat().st_size if path.is_file() else None
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # no file can have such a name
+                raise
+            return None
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with (self.path / name).open("rb") as file:

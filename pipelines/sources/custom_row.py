@@ -60,8 +60,8 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     meant = next((known for known in SPLITS if known.lower() == split.lower() and known != split), None)
     if meant is not None:
         reader.faults.append(f"found split {_short(split)}, expected {meant!r}")
-    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", split):
-        reader.faults.append(f"found split {_short(split)}, expected a letter, then letters and digits")
+    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", split):  # part of the names of files
+        reader.faults.append(f"found split {_short(split)}, expected a letter, then letters and digits, 64 at most")
     for name in REQUIRED:
         if found.get(name) is None:
             reader.faults.append(f"found no {name}")

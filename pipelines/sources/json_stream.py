@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.sources.source_file import open_source
+from pipelines.values import one_line
 from refseg.errors import AnnotationError
 
 _CHUNK = 1 << 20
@@ -117,8 +118,9 @@ def _values(path: Path) -> Iterator["_Values"]:
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AnnotationError(f"{path}: cannot be read as JSON ({reason}); fetch the file again") from error
+        raise AnnotationError(
+            f"{path}: cannot be read as JSON ({one_line(error):.200}); fetch the file again"
+        ) from error
 
 
 def _describe_misfit(values: "_Values") -> str:

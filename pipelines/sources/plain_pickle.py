@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.numpy_pickle import NUMPY_GLOBALS, Maker, NumpyFault, replace_arrays
+from pipelines.values import one_line
 from refseg.errors import AnnotationError
 
 # What a damaged pickle can make the C unpickler raise, as far as it is no `PickleError`.
@@ -53,10 +54,11 @@ def load_plain_pickle(data: bytes, path: Path) -> Any:
     except NumpyFault as fault:
         raise AnnotationError(f"{path}: the pickle {fault}, {_EXPECTED}; {_REMEDY}") from fault
     except (pickle.PickleError, *_DAMAGED) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         if _has_windows_lines(data):
             raise AnnotationError(f"{path}: {_WINDOWS_LINES}") from error
-        raise AnnotationError(f"{path}: cannot be read as a pickle of refs ({reason}); fetch the file again") from error
+        raise AnnotationError(
+            f"{path}: cannot be read as a pickle of refs ({one_line(error)}); fetch the file again"
+        ) from error
 
 
 class PlainUnpickler(pickle.Unpickler):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pipelines.values import one_line
 from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
@@ -47,10 +48,11 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
                 file.seek(len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0)
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AnnotationError(f"{path}: cannot be unpacked with gzip ({reason}); fetch the file again") from error
+        raise AnnotationError(
+            f"{path}: cannot be unpacked with gzip ({one_line(error)}); fetch the file again"
+        ) from error
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise AnnotationError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def describe_file(path: Path, name: str) -> SourceFile:
@@ -68,7 +70,7 @@ def describe_file(path: Path, name: str) -> SourceFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             num_bytes = file.tell()
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise AnnotationError(f"{path}: cannot be read ({one_line(error)})") from error
     return SourceFile(name=name, num_bytes=num_bytes, sha256=digest)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sources.source_file import open_source
+from pipelines.values import one_line
 from refseg.errors import AnnotationError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -47,8 +48,7 @@ def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> I
         place = "a text of it" if suffix == ".parquet" else f"line {_find_undecodable(path)}"
         raise AnnotationError(f"{path}: {place} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AnnotationError(f"{path}: cannot be read as {suffix[1:].upper()} ({reason})") from error
+        raise AnnotationError(f"{path}: cannot be read as {suffix[1:].upper()} ({one_line(error)})") from error
 
 
 def table_suffix(path: Path) -> str:

@@ -18,7 +18,7 @@ from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.sources import read_source
 from pipelines.verify import verify_dataset
-from refseg.errors import AnnotationError, RefsegError, UsageError
+from refseg.errors import AnnotationError, ImageError, RefsegError, UsageError
 from refseg.schema import find_dataset
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -323,6 +323,15 @@ def test_the_index_that_pandas_writes_to_csv_is_passed_over(tmp_path: Path) -> N
     (row,) = build_custom(tmp_path)
 
     assert row["area"] == 16
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x" * 300 + "/a.jpg", "x/" * 3000 + "a.jpg"])
+def test_a_name_that_no_file_can_have_is_a_picture_that_is_not_there(name: str, tmp_path: Path) -> None:
+    rows = write_custom(tmp_path)
+    write_rows(tmp_path / "sentences.jsonl", [*rows, {**rows[0], "image": name, "ann_id": None, "no_target": True}])
+
+    with pytest.raises(ImageError, match=r"1 of 2 pictures are not below (.|\n)*line 2: found no file x"):
+        build_custom(tmp_path)
 
 
 def test_ids_of_one_picture_written_in_two_ways_are_one_picture(tmp_path: Path) -> None:
