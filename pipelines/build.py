@@ -72,7 +72,7 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
 
     Raises:
         UsageError: If a path or option is wrong, or the folder holds something else.
-        AnnotationError, ImageError: The first fault of the data, with `on_bad_sample` `fail`.
+        AnnotationError, ImageError: Faults of the annotations, or the first of a picture, with `on_bad_sample` `fail`.
         BuildError: If there are too many faults, the folder was begun with other inputs, or cannot be written.
         WorkerError: If a worker died.
         StorageError: If remote storage fails for good.

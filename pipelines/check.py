@@ -227,7 +227,7 @@ def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list
         if found is not None
     }
     faults = {
-        image_id: _missing_fault(raw.spec.dataset, raw.images[image_id]["file_name"])
+        image_id: _missing_fault(raw.spec.dataset, str(raw.images[image_id].get("file_name")))
         for image_id in unsized.keys() - files.keys()
     }
     for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):

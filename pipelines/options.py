@@ -105,7 +105,7 @@ class BuildOptions:
         if not 0 <= self.task_index < self.task_count:
             raise UsageError(f"--task-index {self.task_index}: expected 0 to {self.task_count - 1} (--task-count - 1)")
         if self.max_bad is not None and self.on_bad_sample != "skip":
-            raise UsageError("--max-bad needs --on-bad-sample skip: without it the first fault ends the build")
+            raise UsageError("--max-bad needs --on-bad-sample skip: without it any fault ends the build")
 
     @property
     def stored_images(self) -> StoredImages | None:

@@ -67,7 +67,7 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
 
     Raises:
         UsageError: If no image is found, or a split has no refs.
-        AnnotationError, ImageError: The first fault of the source, with `on_bad_sample` `fail`; of a user's own data
+        AnnotationError, ImageError: The faults of the source, with `on_bad_sample` `fail`; of a user's own data
             up to ten missing images at once.
         BuildError: If there are too many faults, or the counts are not the published ones and that is not accepted.
     """

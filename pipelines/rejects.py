@@ -75,7 +75,7 @@ class Reject:
     message: str
 
     def to_error(self) -> RefsegError:
-        """The same as an error, for a build that ends at the first fault."""
+        """The same as an error, for a build that ends with it."""
         return (ImageError if self.reason in _IMAGE_REASONS else AnnotationError)(self.message)
 
 

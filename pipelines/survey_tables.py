@@ -11,7 +11,7 @@ from pipelines.records import find_integer
 from pipelines.sources.raw import RawSource
 from pipelines.spill import Spill
 from pipelines.survey import Survey
-from pipelines.values import short, whole_number
+from pipelines.values import is_text, short, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
             is_other = key in tables.categories and tables.categories[key] != name
             tables.categories[key] = [tables.categories[key], name] if is_other else name
         elif section == "licenses":
-            licences[key] = " ".join(str(record[name]) for name in ("name", "url") if record.get(name))
+            said = (record.get(name) for name in ("name", "url"))
+            licences[key] = " ".join(text for text in said if is_text(text) and text)
     nameless.warn(source.spec.dataset_id)
     tables.images_digest = f"{digest % 2**256:064x}"
     tables.licences = tuple(f"images: {licences[key]}" for key in sorted(licences) if key in used_licences)

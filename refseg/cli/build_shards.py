@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad-sample",
         choices=("fail", "skip"),
         default="fail",
-        help="fail: the first fault ends the build; skip: faulty refs go to rejects.parquet (default: %(default)s)",
+        help="fail: faults end the build; skip: faulty refs go to rejects.parquet (default: %(default)s)",
     )
     parser.add_argument("--max-bad", type=int, metavar="N", help="with skip: more faulty refs end the build")
     parser.add_argument(
