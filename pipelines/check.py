@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import orjson
 
 from pipelines.canonical import canonical_json
-from pipelines.images import ImageFile, JpegFault, read_jpeg_sizes
+from pipelines.images import ImageFile
+from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
 from pipelines.manifest import ManifestRow
+from pipelines.missing import describe_alike
 from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard, has_no_size
@@ -59,6 +62,7 @@ class CheckTask:
         repeated: Places of refs whose id an earlier ref has.
         repeated_sentences: By place of a ref, a `sent_id` of it that an earlier sentence of its split has.
         later_splits: By image id, how many earlier splits have the image, too.
+        alike: By name of a missing picture, the file that may have been meant; of some of them.
     """
 
     spill: Path
@@ -71,6 +75,7 @@ class CheckTask:
     repeated: frozenset[int]
     repeated_sentences: dict[int, int]
     later_splits: dict[int, int]
+    alike: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +100,14 @@ class Checked:
 def check_shard(task: CheckTask) -> Checked:
     """Check one shard's records and write its samples, in the order of the tar."""
     raw, images, ambiguous = _read_raw(task)
-    unsized = _read_sizes(raw, images)
+    unsized = _read_sizes(raw, images, task.alike)
     records, rejects = make_records(raw, mask_rule=task.mask_rule)
     rejects += ambiguous + unsized
     places = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
     lines = {item.ref["ref_id"]: item.ref["where"] for item in places.values()}
     by_image: dict[int, list[RefRecord]] = defaultdict(list)
     for position, record in records:
-        fault = _image_fault(record, images[record.image_id])
+        fault = _image_fault(record, images[record.image_id], task.alike)
         if fault is None:
             by_image[record.image_id].append(record)
         elif position in places:  # named by its line, which is what its owner knows
@@ -211,7 +216,9 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
     return None
 
 
-def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:
+def _read_sizes(
+    raw: RawShard, images: dict[int, dict[str, Any] | None], alike: Mapping[str, str]
+) -> list[tuple[int, Reject]]:
     """Fill in the sizes that a user's table leaves to the pictures; take out refs that no size can be had for.
 
     Where only masks or run lengths tell a size, one drawn for another picture would speak for all rows of the image:
@@ -227,7 +234,7 @@ def _read_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list
         if found is not None
     }
     faults = {
-        image_id: _missing_fault(raw.spec.dataset, str(raw.images[image_id].get("file_name")))
+        image_id: _missing_fault(raw.spec.dataset, str(raw.images[image_id].get("file_name")), alike)
         for image_id in unsized.keys() - files.keys()
     }
     for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):
@@ -280,15 +287,16 @@ def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
     return None
 
 
-def _missing_fault(dataset: str, file_name: str) -> tuple[str, str]:
+def _missing_fault(dataset: str, file_name: str, alike: Mapping[str, str]) -> tuple[str, str]:
     looked = "with the folders of its name" if dataset == CUSTOM else "also under COCO's names"
-    return "missing_image", f"found no file {file_name}, {looked}; give --images"
+    hint = describe_alike(file_name, alike.get(file_name)) or "; give --images"
+    return "missing_image", f"found no file {file_name}, {looked}{hint}"
 
 
-def _image_fault(record: RefRecord, found: dict[str, Any] | None) -> tuple[str, str] | None:
+def _image_fault(record: RefRecord, found: dict[str, Any] | None, alike: Mapping[str, str]) -> tuple[str, str] | None:
     """Reason and what was found, if an image cannot be used."""
     if found is None:
-        return _missing_fault(record.dataset, record.file_name)
+        return _missing_fault(record.dataset, record.file_name, alike)
     if found["location"] is not None and found["size"] != [record.height, record.width]:
         height, width = found["size"]
         return "size_mismatch", (

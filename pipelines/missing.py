@@ -1,29 +1,28 @@
-"""Tells which pictures of a user's own table are not there, where it names them, and what may have been meant."""
+"""Says which pictures are not there and what may have been meant; of a user's own table also where it names them."""
 
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.images import ImageFinder
 from pipelines.sources.raw import RawSource
 from pipelines.survey_tables import Tables
 
 
-def describe_missing(source: RawSource, tables: Tables, finder: ImageFinder | None, *, images: Path | str) -> str:
+def describe_missing(source: RawSource, tables: Tables, alike: Mapping[str, str], *, images: Path | str) -> str:
     """Name missing pictures, each with the first row that speaks of it and a file of nearly that name.
 
     Args:
         source: A `custom` dataset.
         tables: With pictures missing.
-        finder: Of the pictures; None: there is no folder of them.
+        alike: By name, the file that may have been meant (`ImageFinder.find_alike`).
         images: Where they were looked for, as the user gave it.
     """
     rows: dict[int, str] = {}
     for ref in source.refs:
         if ref["image_id"] in tables.missing:
             rows.setdefault(ref["image_id"], ref["where"])
-    alike = finder.find_alike(tuple(tables.missing.values())) if finder else {}
     lines = [
-        f"  {rows[image_id]}: found no file {name}{_hint(name, alike.get(name))}"
+        f"  {rows[image_id]}: found no file {name}{describe_alike(name, alike.get(name))}"
         for image_id, name in tables.missing.items()
     ]
     if tables.num_missing > len(lines):
@@ -35,7 +34,8 @@ def describe_missing(source: RawSource, tables: Tables, finder: ImageFinder | No
     )
 
 
-def _hint(name: str, alike: str | None) -> str:
+def describe_alike(name: str, alike: str | None) -> str:
+    """The end of a message about a missing picture: the file of nearly its name; empty if there is none."""
     if alike is None:
         return ""
     if unicodedata.normalize("NFC", alike) == unicodedata.normalize("NFC", name):

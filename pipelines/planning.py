@@ -14,7 +14,7 @@ from PIL import __version__ as pillow
 from pipelines.check import Checked, CheckTask, check_shard
 from pipelines.engines import run_local
 from pipelines.images import ImageFinder
-from pipelines.missing import describe_missing
+from pipelines.missing import describe_alike, describe_missing
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
 from pipelines.pools import ImagePools
@@ -76,20 +76,22 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         spill = Spill(scratch)
         look = _look(source, options, spill)
         survey, tables = look.survey, look.tables
+        alike = look.finder.find_alike(tuple(tables.missing.values())) if look.finder and tables.missing else {}
         if source.spec.dataset == CUSTOM and tables.num_missing and options.on_bad_sample == "fail":
             images = options.images or options.annotations
-            fault = describe_missing(source, tables, look.finder, images=images)
+            fault = describe_missing(source, tables, alike, images=images)
             raise ImageError(fault) if tables.num_found else UsageError(fault)
         if tables.num_missing and not tables.num_found:
+            first = next(iter(alike or tables.missing.values()))
             raise UsageError(
-                f"--images {options.images or options.annotations}: found none of the images "
-                f"({next(iter(tables.missing.values()))}, ...), there or in train2014/, images/train2014/, "
-                "images/mscoco/images/train2014/ and the like"
+                f"--images {options.images or options.annotations}: found none of the images ({first}, ...), there or "
+                "in train2014/, images/train2014/, images/mscoco/images/train2014/ and the like"
+                f"{describe_alike(first, alike.get(first))}"
             )
         _check_counts(source.spec.dataset_id, survey.counts, accept=options.accept_counts)
         spill_refs(source, survey, spill)
         faults = make_records(RawShard(spec=source.spec, refs=survey.unassigned), mask_rule=options.mask_rule)[1]
-        tasks = _check_tasks(source, options, survey, tables, scratch)
+        tasks = _check_tasks(source, options, survey, tables, alike, scratch)
         found: dict[Path, Checked] = {}
         num_refs = sum(counts.refs or 0 for counts in survey.counts.values())
         for checked in run_local(check_shard, tasks, min(workers, 1 + num_refs // _REFS_PER_WORKER)):
@@ -192,7 +194,7 @@ def _image_roots(options: BuildOptions) -> list[str]:
 
 
 def _check_tasks(
-    source: RawSource, options: BuildOptions, survey: Survey, tables: Tables, scratch: Path
+    source: RawSource, options: BuildOptions, survey: Survey, tables: Tables, alike: dict[str, str], scratch: Path
 ) -> list[CheckTask]:
     later_splits: dict[str, dict[int, int]] = defaultdict(dict)
     for (split, image_id), number in survey.later_splits.items():
@@ -209,6 +211,7 @@ def _check_tasks(
             repeated=survey.repeated,
             repeated_sentences=survey.repeated_sentences,
             later_splits=later_splits[split],
+            alike=alike,
         )
         for number, split in enumerate(survey.shard_splits)
     ]

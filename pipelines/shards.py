@@ -18,7 +18,8 @@ import xxhash
 
 from pipelines.canonical import canonical_json
 from pipelines.check import SampleTask, read_samples, reject_image
-from pipelines.images import FETCHES, ImageFile, find_jpeg_fault
+from pipelines.images import FETCHES, ImageFile
+from pipelines.jpeg_faults import find_jpeg_fault
 from pipelines.manifest import ManifestRow, write_rows
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject

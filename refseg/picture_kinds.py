@@ -36,6 +36,7 @@ _MARKS = (
     (4, b"mdat", "a video (MOV)", _FRAME),
     (8, b"AVI ", "a video (AVI)", _FRAME),
     (0, b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)", _FRAME),
+    (0, b"\xff\xfe", "a text (UTF-16)", "fetch the picture itself"),
     (0, b"\0\5\x16\7", "a Mac's file of attributes (AppleDouble)", "take the file whose name does not begin with ._"),
 )
 """Offset of a mark in bytes, the mark, the kind that has it, and what to do."""
@@ -48,11 +49,14 @@ def describe_other_kind(data: bytes, wanted: str) -> str:
         data: The file, or its first KiB, of another kind than wanted or damaged from its first bytes on.
         wanted: `JPEG` or `PNG`.
     """
+    if not data:
+        return f"is empty, expected a {wanted}; fetch the file again"
     head = data[:HEAD_BYTES]
+    found = f"starts with {head[:4].hex(' ')}, expected a {wanted}"
     for offset, mark, kind, remedy in _MARKS:
         if head.startswith(mark, offset) and kind != f"a {wanted}":
-            return f"is {kind}, expected a {wanted}; {remedy.format(wanted=wanted)}"
+            return f"{found}; it is {kind}: {remedy.format(wanted=wanted)}"
     stand_in = find_stand_in(head)
     if stand_in is not None:
         return stand_in
-    return f"starts with {head[:4].hex(' ')}, expected a {wanted}; fetch the file again"
+    return f"{found}; fetch the file again"

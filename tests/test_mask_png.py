@@ -152,7 +152,7 @@ def test_a_file_that_is_not_a_png_is_named_by_its_kind() -> None:
     header = b"IHDR" + (65000).to_bytes(4) * 2 + whole[24:29]
     huge = whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:]
     for data, message in (
-        (jpeg.getvalue(), "is a JPEG, expected a PNG; save it as PNG"),
+        (jpeg.getvalue(), "expected a PNG; it is a JPEG: save it as PNG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (b"", "is empty"),
         (b"PNG", "starts with 50 4e 47, expected a PNG"),

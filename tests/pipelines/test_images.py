@@ -5,7 +5,8 @@ import fsspec
 import pytest
 from PIL import Image
 
-from pipelines.images import LAYOUTS, ImageFinder, read_jpeg_sizes
+from pipelines.images import LAYOUTS, ImageFinder
+from pipelines.jpeg_faults import read_jpeg_sizes
 from refseg.storage import RemoteFolder
 
 NAME = "COCO_train2014_000000000025.jpg"
@@ -124,3 +125,15 @@ def test_names_alike_are_found_in_the_folder_named_and_then_in_any(tmp_path: Pat
     found = ImageFinder([tmp_path], is_coco=False).find_alike(["s/a.jpg", "t/a.jpg", "b.jpg", "../a.jpg", "/a.jpg"])
 
     assert found == {"s/a.jpg": "s/A.JPG", "t/a.jpg": "a.jpeg"}
+
+
+def test_a_name_longer_than_a_file_system_allows_is_no_file(tmp_path: Path) -> None:
+    put(tmp_path)
+
+    assert ImageFinder([tmp_path], is_coco=False, keep_folders=True).find(1, f"{'a' * 300}.jpg") is None
+
+
+def test_names_alike_may_be_percent_encoded(tmp_path: Path) -> None:
+    put(tmp_path, "a b.jpg")
+
+    assert ImageFinder([tmp_path], is_coco=False).find_alike(["a%20b.jpg"]) == {"a%20b.jpg": "a b.jpg"}

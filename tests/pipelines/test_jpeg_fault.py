@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.images import find_jpeg_fault
+from pipelines.jpeg_faults import find_jpeg_fault
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (90, 70), **options: object) -> bytes:
@@ -105,10 +105,31 @@ def test_the_fault_is_named() -> None:
     )
     assert find_jpeg_fault(b"GIF89a", 70, 90, decode=True) == (
         "not_a_jpeg",
-        "starts with 47 49 46 38, expected a JPEG; fetch the file again",
+        "starts with 47 49 46 38, expected a JPEG; it is a GIF: save it as JPEG",
     )
     fault = find_jpeg_fault(b"", 70, 90, decode=True)
     assert fault == ("not_a_jpeg", "is empty, expected a JPEG; fetch the file again")
+
+
+THUMBNAIL = b"\xff\xe1" + (4 + len(FORMS["grey"])).to_bytes(2) + b"\0\0" + FORMS["grey"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decode", [True, False])
+def test_what_follows_the_end_of_a_picture_is_not_looked_at(form: str, decode: bool) -> None:
+    video = b"\0\0\0\x18ftypmp42" + bytes(1 << 18)
+
+    assert find_jpeg_fault(FORMS[form] + video, 70, 90, decode=decode) is None
+    assert find_jpeg_fault(FORMS[form][:2] + THUMBNAIL + FORMS[form][2:], 70, 90, decode=decode) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_end_of_a_thumbnail_or_of_what_follows_is_not_that_of_the_picture(form: str) -> None:
+    cut = FORMS[form][: -len(FORMS[form]) // 3]
+
+    for data in (cut, cut[:2] + THUMBNAIL + cut[2:], FORMS[form][:-2], cut[:-1] + b"\xff"):
+        reason, found = find_jpeg_fault(data, 70, 90, decode=False) or ("", "")
+        assert (reason, found) == ("truncated_image", "has no end marker; fetch the file again")
 
 
 @pytest.mark.parametrize(

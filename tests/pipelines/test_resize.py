@@ -93,3 +93,14 @@ def test_what_contradicts_storing_is_refused(tiny: Any, tmp_path: Path) -> None:
         tiny.options(tmp_path / "out", store="letterbox:8", store_quality=0)
     with pytest.raises(UsageError, match="leave out --check-images header"):
         tiny.options(tmp_path / "out", store="letterbox:8", check_images="header")
+
+
+def test_a_picture_of_any_number_of_pixels_is_made_smaller(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow takes 179 million pixels for an attack; the size was compared with the annotated one before.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+
+    small = shrink_jpeg(tiny.image_path(7).read_bytes(), parse_store("letterbox:8", 90))
+
+    monkeypatch.undo()
+    with Image.open(io.BytesIO(small)) as picture:
+        assert picture.size == (8, 4)

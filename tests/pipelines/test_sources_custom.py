@@ -315,7 +315,7 @@ MISTAKES = [
     (row(box=None, rle={"size": [0, 20], "counts": "1"}), "expected COCO's run lengths"),
     (row(box=None, rle={"size": [20, 10], "counts": "1"}), "its rle is for size [20, 10], expected [10, 20]"),
     (row(box=None, mask="no.png"), "mask no.png cannot be read (No such file or directory)"),
-    (row(box=None, mask="jpeg.png"), "mask jpeg.png is a JPEG, expected a PNG; save it as PNG"),
+    (row(box=None, mask="jpeg.png"), "mask jpeg.png starts with ff d8 ff e0, expected a PNG; it is a JPEG:"),
     (row(box=None, mask="cut.png"), "mask cut.png cannot be read as a PNG"),
     (row(box=None, mask="wide.png"), "mask wide.png is 10 x 21 pixels (height x width), but image 'a.jpg' is 10 x 20"),
     (row(height=None), "found height None and width 20, expected 1 to 65500 pixels"),
