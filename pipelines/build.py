@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
@@ -31,11 +32,12 @@ from refseg import __version__, tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
 from refseg.errors import BuildError, RefsegError, StorageError, UsageError, WorkerError
 from refseg.schema import find_dataset
-from refseg.storage import Folder, LocalFolder, local_annotations, open_folder
+from refseg.storage import Folder, LocalFolder, is_remote, local_annotations, open_folder
 
 logger = logging.getLogger(__name__)
 
 _LOCK_NAME = "lock"
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system says that has none, for example Lustre mounted without `flock`."""
 _NAMED = 5
@@ -91,10 +93,19 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
         logger.warning("%s: interrupted; run the same command again to go on", folder)
         raise
     except OSError as error:
-        raise BuildError(
-            f"{error.filename or options.out}: cannot be written ({error.strerror or error}); "
-            "see to space and rights, then run the same command to go on"
-        ) from error
+        raise BuildError(_describe(error, options)) from error
+
+
+def _describe(error: OSError, options: BuildOptions) -> str:
+    """What failed, by its path: what lies elsewhere than in the dataset's folder is only read."""
+    path = str(error.filename or options.out)
+    is_in_folder = not is_remote(options.out) and Path(path).absolute().is_relative_to(Path(options.out).absolute())
+    if is_in_folder or error.errno in _OF_WRITING:
+        return (
+            f"{path}: cannot be written ({error.strerror or error}); check permissions and free disk space, then run "
+            "the same command to go on"
+        )
+    return f"{path}: cannot be read ({error.strerror or error}); check its permissions, then run the same command again"
 
 
 def _build_from_source(
@@ -129,7 +140,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
         _refuse_other_dataset(folder, descriptor.dataset, options)
         _refuse_other_options(folder, descriptor.plan_keys, options)
         if options.stage == "finalize":
-            folder.remove(BUILD_FOLDER)  # a kill after the commit left it behind
+            _remove_leftovers(folder)
         num_shards = len(descriptor.shards)
         return BuildResult(descriptor=descriptor, was_complete=True, num_shards=num_shards, num_built=num_shards)
     plan = load_plan(folder)
@@ -180,8 +191,16 @@ def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions)
         raise BuildError(f"{folder}: was finished and is damaged: {faults[0]}")
     if options.on_shared_images == "refuse":
         _report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
-    folder.remove(BUILD_FOLDER)
+    _remove_leftovers(folder)
     return descriptor
+
+
+def _remove_leftovers(folder: Folder) -> None:
+    """Remove what a kill after the commit left behind, where the storage may be written."""
+    try:
+        folder.remove(BUILD_FOLDER)
+    except OSError as error:
+        logger.warning("%s: %s cannot be removed (%s); no reader needs it", folder, BUILD_FOLDER, error)
 
 
 def _refuse_foreign(folder: Folder) -> None:

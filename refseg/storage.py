@@ -126,9 +126,9 @@ class LocalFolder(Folder):
         try:
             return path.stat().st_size if path.is_file() else None
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # no file can have such a name
-                raise
-            return None
+            if error.errno == errno.ENAMETOOLONG:  # no file can have that name
+                return None
+            raise
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with (self.path / name).open("rb") as file:
@@ -147,7 +147,7 @@ class LocalFolder(Folder):
         path = self.path / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.is_symlink() or path.exists():  # on a read-only file system, removing what is not there is an error
             path.unlink(missing_ok=True)
 
 

@@ -252,7 +252,10 @@ def _print_dataset(args: argparse.Namespace, descriptor: "Descriptor", *, was_co
     if args.json:
         print(json.dumps(summary, indent=1))
         return
-    done = "was finished before, nothing changed" if was_complete else "built"
+    compared = "compared: annotations, options, names and sizes in bytes of the pictures, not their content"
+    if args.stage != "all":
+        compared = "compared: options"
+    done = f"was finished before, nothing changed ({compared})" if was_complete else "built"
     pooled = f", {summary['images_in_pools']} of the images in pools" if descriptor.image_pools else ""
     print(
         f"{args.out}: {done}: {summary['shards']} shards, {summary['images']} images, {summary['refs']} refs, "

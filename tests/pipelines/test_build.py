@@ -1,6 +1,8 @@
+import errno
 import fcntl
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -466,3 +468,53 @@ def test_the_plan_is_on_disk_while_shards_are_built(tiny: Any, tmp_path: Path) -
         ("val-00001", 2),
         ("testA-00000", 2),
     ]
+
+
+def test_a_finished_dataset_on_a_read_only_file_system_is_finished(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    build_dataset(tiny.options(out))
+
+    def refuse(path: Path | str, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for stage in ("all", "finalize"):
+        options = tiny.options(out, stage=stage)
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree"), (os, "unlink"), (os, "rename")):
+                patch.setattr(owner, name, refuse)
+            assert build_dataset(options).was_complete
+        assert "cannot be removed" not in caplog.text
+
+    (out / ".build").mkdir()  # left by a kill after the commit
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        assert build_dataset(tiny.options(out)).was_complete
+    assert ".build cannot be removed" in caplog.text
+
+
+def test_a_picture_that_cannot_be_looked_at_is_not_called_unwritable(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_file = Path.is_file
+
+    def deny(path: Path) -> bool:
+        if path.suffix == ".jpg":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", deny)
+    with pytest.raises(BuildError, match=r"\.jpg: cannot be read \(Permission denied\); check its permissions"):
+        build_dataset(tiny.options(tmp_path / "out"))
+
+
+def test_a_file_of_nearly_the_name_of_a_missing_picture_is_named(tiny: Any, tmp_path: Path) -> None:
+    tiny.image_path(7).rename(tiny.image_path(7).with_suffix(".JPG"))
+    with pytest.raises(ImageError, match=r"found no file .*7\.jpg, also under COCO's names; there is .*7\.JPG"):
+        build_dataset(tiny.options(tmp_path / "out"))
+
+    for image_id in (8, 9, 11, 12):
+        tiny.image_path(image_id).unlink()
+    with pytest.raises(UsageError, match=r"found none of the images \(.*7\.jpg, \.\.\.\), .*; there is .*7\.JPG"):
+        build_dataset(tiny.options(tmp_path / "out"))
