@@ -116,6 +116,8 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_
                 f"it is stored rotated (EXIF orientation {orientation}) and read as stored: rotate the pixels "
                 "and take the tag away"
             )
+        elif picture.size == (height, width):
+            remedy = "width and height are exchanged: correct them in the annotations, or turn the picture as annotated"
         elif size_from:
             remedy = f"{size_from} gives that size: correct it, or take the picture it was made for"
         else:

@@ -1,7 +1,6 @@
 """Raw annotations to `RefRecord`s, or `Reject`s with their reasons: every ref becomes one or the other."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from pipelines.masks import draw_parts, join_parts, mask_area, read_segmentation
@@ -197,10 +196,9 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
     except AnnotationError as error:
         raise RefFault("bad_segmentation", f"{place}: {error}") from error
-    left, top, width, height = map(float, box)
-    box_xywh: Box = (left, top, width, height)
-    numbers = chain.from_iterable(polygons) if polygons else box_xywh
-    if not rles and (fractions := find_fractions(numbers, size)):
+    left, top, box_width, box_height = map(float, box)
+    box_xywh: Box = (left, top, box_width, box_height)
+    if not rles and (fractions := find_fractions(polygons or (box_xywh,), size)):
         raise RefFault("not_in_pixels", f"{place} {fractions}")
     if raw.spec.dataset == CUSTOM and not (polygons or rles):  # published boxes are taken as they are
         box_xywh, outside = clip_box(box_xywh, size)

@@ -1,9 +1,8 @@
 """Tells shapes that are not in the pixels of their picture: fractions, another scale, another object's shape."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg.schema import Annotation
@@ -26,19 +25,19 @@ _LEAST_AREA = 0.01
 their box's have a few hundredths."""
 
 
-def find_fractions(numbers: Iterable[float], size: tuple[int, int]) -> str:
+def find_fractions(shapes: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
     """Say that coordinates are fractions of the picture; empty if they are not.
 
     Args:
-        numbers: Of a box or of a target's polygons.
+        shapes: The target's polygons, or its box alone.
         size: `(height, width)` of the picture in pixels.
     """
-    numbers = list(numbers)
     height, width = size
-    if height * width <= _SMALL or min(numbers) < 1 - _MOST_FRACTION or max(numbers) > _MOST_FRACTION:
+    least, most = min(map(min, shapes)), max(map(max, shapes))
+    if height * width <= _SMALL or least < 1 - _MOST_FRACTION or most > _MOST_FRACTION:
         return ""
     return (
-        f"has coordinates from {min(numbers):g} to {max(numbers):g}, one pixel in the corner, expected pixels of the "
+        f"has coordinates from {least:g} to {most:g}, one pixel in the corner, expected pixels of the "
         f"image ({width} x {height}); multiply fractions of the picture by its width and height (a box of YOLO has "
         "its centre first: take half of its width and height away)"
     )
@@ -75,13 +74,13 @@ def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: 
         parts: The shape's parts as pycocotools drew them.
         size: `(height, width)` of the picture in pixels.
     """
-    area = int(np.sum(coco_mask.area(parts)))
-    if not area:
-        return ""  # told of the target as a whole
-    boxes = np.atleast_2d(coco_mask.toBbox(parts))[np.atleast_1d(coco_mask.area(parts)) > 0]
-    left, top = boxes[:, 0].min(), boxes[:, 1].min()
-    right, bottom = (boxes[:, 0] + boxes[:, 2]).max(), (boxes[:, 1] + boxes[:, 3]).max()
-    drawn = float(left), float(top), float(right - left), float(bottom - top)
+    boxes = [box for box in coco_mask.toBbox(parts).tolist() if box[2] > 0]
+    if not boxes:
+        return ""  # reported for the target as a whole
+    area = sum(coco_mask.area(parts).tolist())
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    drawn = left, top, right - left, bottom - top
     stated = annotation.box_xywh
     if stated[2] > 0 and stated[3] > 0 and _iou(drawn, clip_box(stated, size)[0]) < _LEAST_IOU:
         corners = (stated[0], stated[1], stated[2] - stated[0], stated[3] - stated[1])

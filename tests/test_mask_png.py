@@ -142,7 +142,7 @@ def test_rules_that_contradict_themselves_are_refused() -> None:
         ({"channel": "red"}, "--mask-channel red: expected colour or alpha"),
     ):
         with pytest.raises(UsageError, match=message):
-            PngRule(**options)  # type: ignore[arg-type]
+            PngRule(**options)
 
 
 def test_a_file_that_is_not_a_png_is_named_by_its_kind() -> None:

@@ -92,9 +92,14 @@ def test_sampling_that_cannot_be_decoded_is_found() -> None:
 def test_the_fault_is_named() -> None:
     whole = FORMS["colour"]
 
+    assert find_jpeg_fault(whole, 90, 71, decode=True) == (
+        "size_mismatch",
+        "is 90 x 70 pixels, expected 71 x 90 as annotated; was it resized? take the original file",
+    )
     assert find_jpeg_fault(whole, 90, 70, decode=True) == (
         "size_mismatch",
-        "is 90 x 70 pixels, expected 70 x 90 as annotated; was it resized? take the original file",
+        "is 90 x 70 pixels, expected 70 x 90 as annotated; width and height are exchanged: correct them in the "
+        "annotations, or turn the picture as annotated",
     )
     reason, found = find_jpeg_fault(whole[:-200], 70, 90, decode=True) or ("", "")
     assert reason == "truncated_image"
@@ -150,7 +155,7 @@ def test_a_damaged_tag_says_nothing_of_turns() -> None:
     data = jpeg(exif=b"Exif\0\0neither II nor MM")
 
     assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith(
-        "was it resized? take the original file"
+        "or turn the picture as annotated"
     )
 
 
