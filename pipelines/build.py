@@ -3,19 +3,18 @@
 import errno
 import fcntl
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.build_folder import lock_folder, own_folder, remove_leftovers
 from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
+from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
 from pipelines.planning import look_at_keys, make_plan, option_keys
 from pipelines.rejects import Reject, write_rejects
 from pipelines.shards import (
-    RECEIPTS_FOLDER,
     Receipt,
     ShardTask,
     build_shard,
@@ -30,16 +29,13 @@ from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
-from refseg.errors import BuildError, RefsegError, StorageError, UsageError, WorkerError
+from refseg.errors import BuildError, StorageError, UsageError
 from refseg.schema import find_dataset
 from refseg.storage import Folder, LocalFolder, is_remote, local_annotations, open_folder
 
 logger = logging.getLogger(__name__)
 
-_LOCK_NAME = "lock"
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system says that has none, for example Lustre mounted without `flock`."""
 _NAMED = 5
 """Missing shards that a message lists by name."""
 
@@ -121,7 +117,7 @@ def _build_from_source(
         _refuse_other_inputs(folder, begun.keys, look_at_keys(source, options))
     else:
         _refuse_foreign(folder)
-    with _own_folder(folder, is_new=begun is None):
+    with own_folder(folder, is_new=begun is None):
         workers = options.workers or usable_cores()
         plan = begun or make_plan(source, options, workers=workers)
         if options.stage == "plan":
@@ -140,7 +136,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
         _refuse_other_dataset(folder, descriptor.dataset, options)
         _refuse_other_options(folder, descriptor.plan_keys, options)
         if options.stage == "finalize":
-            _remove_leftovers(folder)
+            remove_leftovers(folder)
         num_shards = len(descriptor.shards)
         return BuildResult(descriptor=descriptor, was_complete=True, num_shards=num_shards, num_built=num_shards)
     plan = load_plan(folder)
@@ -150,7 +146,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     _refuse_other_options(folder, plan.keys, options)
     tasks = _tasks(folder, plan, options)
     if options.stage == "shards":
-        with _lock(folder, fcntl.LOCK_SH):
+        with lock_folder(folder, fcntl.LOCK_SH):
             receipts = _build_shards(plan, tasks[options.task_index :: options.task_count], options, progress)
         return BuildResult(descriptor=None, was_complete=False, num_shards=len(plan.shards), num_built=len(receipts))
     receipts = {task.shard.name: receipt for task in tasks if (receipt := find_receipt(task)) is not None}
@@ -161,7 +157,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
             f"{folder}: {len(missing)} of {len(tasks)} shards are not built ({named}); "
             "run their tasks again with --stage shards, then --stage finalize"
         )
-    with _own_folder(folder, is_new=False):
+    with own_folder(folder, is_new=False):
         descriptor = _finalize(folder, plan, receipts, options)
     num_shards = len(plan.shards)
     return BuildResult(descriptor=descriptor, was_complete=False, num_shards=num_shards, num_built=num_shards)
@@ -191,16 +187,8 @@ def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions)
         raise BuildError(f"{folder}: was finished and is damaged: {faults[0]}")
     if options.on_shared_images == "refuse":
         _report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     return descriptor
-
-
-def _remove_leftovers(folder: Folder) -> None:
-    """Remove what a kill after the commit left behind, where the storage may be written."""
-    try:
-        folder.remove(BUILD_FOLDER)
-    except OSError as error:
-        logger.warning("%s: %s cannot be removed (%s); no reader needs it", folder, BUILD_FOLDER, error)
 
 
 def _refuse_foreign(folder: Folder) -> None:
@@ -244,63 +232,6 @@ def _refuse_other_inputs(
             f"{folder}: was built or begun from other inputs ({'; '.join(differing)}); "
             "give the same inputs, another --out, or delete the folder"
         )
-
-
-@contextmanager
-def _own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
-    """Hold the folder for one build: lock, sweep; after a fault of the data, undo a new build."""
-    path = folder.path if isinstance(folder, LocalFolder) else None
-    made = [parent for parent in (path, *path.parents) if not parent.exists()] if path else []
-    if path:
-        for name in (RECEIPTS_FOLDER, SAMPLES_FOLDER):
-            (path / name).mkdir(parents=True, exist_ok=True)
-    with _lock(folder, fcntl.LOCK_EX):
-        if folder.size(DESCRIPTOR_NAME) is not None or (folder.size(PLAN_NAME) is None) != is_new:
-            raise BuildError(f"{folder}: another build was at work here just now; run the same command again")
-        _sweep(folder)
-        try:
-            yield
-        except RefsegError as error:
-            if is_new and not isinstance(error, StorageError | WorkerError):
-                _undo(folder)
-                with suppress(OSError):  # somebody else uses a folder that we made on the way
-                    for parent in made:
-                        parent.rmdir()
-            raise
-
-
-@contextmanager
-def _lock(folder: Folder, kind: int) -> Iterator[None]:
-    """Keep two builds out of one local folder. Object stores have no locks: there, two builds write the same bytes."""
-    if not isinstance(folder, LocalFolder):
-        yield
-        return
-    with (folder.path / BUILD_FOLDER / _LOCK_NAME).open("w") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BuildError(f"{folder}: another build is at work here; wait for it, or give another --out") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: this file system has no locks; let no two builds of different inputs meet here", folder)
-        yield
-
-
-def _sweep(folder: Folder) -> None:
-    """Remove what killed writers left half done."""
-    if isinstance(folder, LocalFolder):
-        for path in (folder.path / BUILD_FOLDER).iterdir():
-            if path.name.startswith("tmp-"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _undo(folder: Folder) -> None:
-    """Remove all that a build wrote."""
-    for name in folder.list():
-        if name.endswith((".tar", ".parquet")):
-            folder.remove(name)
-    folder.remove(BUILD_FOLDER)
 
 
 def _build_shards(

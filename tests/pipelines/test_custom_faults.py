@@ -1,5 +1,6 @@
 """Faults of users' own data that a build finds: named by what the user wrote, not by ids they never gave."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
-from refseg.errors import AnnotationError, ImageError, RefsegError, UsageError
+from refseg.errors import AnnotationError, BuildError, ImageError, RefsegError, UsageError
+from refseg.mask_png import PngRule
 
 HEADER = "image,sentence,split,mask,box,rle,height,width\n"
 
@@ -274,3 +276,25 @@ def test_pictures_of_one_name_in_two_folders_are_two(folder: Path) -> None:
         stored = tar[row["image_offset"] :][: row["image_bytes"]]
         assert stored == (folder / "images" / row["file_name"]).read_bytes()
     assert len(rows) == 3
+
+
+def test_a_rule_for_masks_is_recorded_and_a_build_with_another_is_refused(folder: Path) -> None:
+    edges = Image.new("L", (20, 10))
+    ImageDraw.Draw(edges).rectangle((2, 2, 5, 5), fill=255, outline=99)
+    edges.save(folder / "edges.png")
+    (folder / "sentences.csv").write_text("image,sentence,split,mask\na.jpg,it,train,edges.png\n")
+    options = BuildOptions(dataset="custom/mine", annotations=folder, out=folder / "out", workers=1)
+
+    with pytest.raises(AnnotationError, match=r"line 2: mask edges.png holds 3 values \(0, 99, 255\)"):
+        build_dataset(options)
+    descriptor = build_dataset(replace(options, png_rule=PngRule(threshold=128))).descriptor
+
+    assert descriptor is not None
+    assert descriptor.plan_keys["mask_png"] == "object >= 128"
+    (row,) = pq.read_table(folder / "out/train-00000.parquet").to_pylist()
+    assert row["area"] == 4
+    for stage in ("all", "finalize"):
+        with pytest.raises(BuildError, match=r"mask_png: object >= 128, now object >= 9"):
+            build_dataset(replace(options, png_rule=PngRule(threshold=9), stage=stage))
+    with pytest.raises(UsageError, match="refcoco/unc: has no mask PNGs, of which --mask-... options speak"):
+        replace(options, dataset="refcoco/unc", png_rule=PngRule(threshold=9))

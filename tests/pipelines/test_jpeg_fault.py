@@ -154,9 +154,7 @@ def test_a_picture_that_only_its_tag_turns_is_named(orientation: int, size: tupl
 def test_a_damaged_tag_says_nothing_of_turns() -> None:
     data = jpeg(exif=b"Exif\0\0neither II nor MM")
 
-    assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith(
-        "or turn the picture as annotated"
-    )
+    assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith("or turn the picture as annotated")
 
 
 def test_what_gave_the_size_is_named() -> None:
