@@ -88,13 +88,14 @@ def refuse_missing_trackers(trackers: Sequence[str]) -> None:
 def die_with_launcher() -> None:
     """Ask Linux to end this process when the launcher ends, even by SIGKILL.
 
-    The launchers start their processes in sessions of their own: without this, they train on unseen after the launcher
-    is killed, and whoever gives the same command again has two runs in one folder. The launcher of one process does not
-    pass SIGTERM on and dies of it: what comes then is SIGTERM, so that the run can save.
+    The launchers start their processes in sessions of their own. Without this, these would go on training after the
+    launcher is killed, and the same command given again would make two runs in one folder. The launcher of one process
+    does not pass SIGTERM on and dies of it: its process gets SIGTERM, so that the run can save. A process that no
+    launcher started outlives its parent: that is a shell, which may end before the run.
     """
-    elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    if (elastic or "ACCELERATE_MIXED_PRECISION" in os.environ) and sys.platform == "linux":
+    if _is_launched(os.environ) and sys.platform == "linux":
         pr_set_pdeathsig = 1
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL if elastic else signal.SIGTERM)
 
 

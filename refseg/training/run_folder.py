@@ -7,10 +7,10 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from refseg.errors import TrainingError, UsageError
+from refseg.errors import RefsegError, TrainingError, UsageError
 from refseg.training.checkpoint import list_checkpoints
 from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME
 
@@ -56,9 +56,12 @@ def _is_recipe(path: Path) -> bool:
 def lock_run(out: Path) -> Iterator[None]:
     """Keep a second run out of the folder; the lock ends with the process, however that ends.
 
+    A run that is refused before it has written anything leaves no new folder.
+
     Raises:
         TrainingError: If another process trains into it.
     """
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with (out / _LOCK_NAME).open("a+", encoding="utf-8") as file:
         try:
@@ -76,4 +79,11 @@ def lock_run(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        except RefsegError:
+            if is_new and [path.name for path in out.iterdir()] == [_LOCK_NAME]:
+                with suppress(OSError):  # another process may have begun to use the folder
+                    (out / _LOCK_NAME).unlink()
+                    out.rmdir()
+            raise

@@ -1,6 +1,8 @@
 import logging
+import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -84,6 +86,27 @@ def test_what_a_launcher_was_told_is_read_from_its_environment_and_command_line(
     ) as sh:
         monkeypatch.setattr("os.getppid", lambda: sh.pid)
         assert launch._launcher_was_told() is told
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [({}, None), (ALONE, None), (ACCELERATE, signal.SIGTERM), ({**ACCELERATE, **TORCHRUN}, signal.SIGKILL)],
+)
+def test_only_a_process_of_a_launcher_ends_with_its_parent(
+    environ: dict[str, str], asked: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A shell in which somebody set one of accelerate's variables may be closed while the run goes on.
+    found: list[object] = []
+    for name in (*ACCELERATE, *TORCHRUN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(prctl=lambda _, number: found.append(number)))
+
+    launch.die_with_launcher()
+
+    assert found == ([] if asked is None else [asked])
 
 
 def test_there_is_a_thread_for_every_process() -> None:

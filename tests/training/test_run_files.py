@@ -113,3 +113,26 @@ def test_a_file_system_without_locks_is_reported_and_used(
     with lock_run(tmp_path):
         pass
     assert "this file system has no locks; start no second run in this folder" in caplog.text
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_run_that_is_refused_at_once_leaves_no_new_folder(tmp_path: Path, was_there: bool) -> None:
+    out = tmp_path / "run"
+    if was_there:
+        out.mkdir()
+    with pytest.raises(UsageError), lock_run(out):
+        raise UsageError("no such dataset")
+
+    assert out.exists() == was_there
+
+
+def test_a_run_that_fails_after_it_has_written_keeps_what_it_wrote(tmp_path: Path) -> None:
+    def fail_later() -> None:
+        with lock_run(tmp_path / "run"):
+            (tmp_path / "run" / "metrics.jsonl").touch()
+            raise UsageError("the loss is not a number")
+
+    with pytest.raises(UsageError):
+        fail_later()
+
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
