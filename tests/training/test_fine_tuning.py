@@ -250,4 +250,6 @@ def test_the_shipped_recipe_needs_no_split_but_train() -> None:
     recipe: Recipe = load_recipe("finetune-toy")
 
     assert (recipe.train.val_every_epochs, recipe.data.remainder) == (0, "pad")
-    assert recipe.model == load_recipe("toy").model == load_recipe("toy-quick").model
+    assert not recipe.model.random_start  # it is refused without `train.init_from`
+    model = recipe.model.model_copy(update={"random_start": True})
+    assert model == load_recipe("toy").model == load_recipe("toy-quick").model
