@@ -49,7 +49,8 @@ def warn_about_other_precision(environ: Mapping[str, str], precision: str) -> No
     launched = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", precision):
         logger.warning(
-            "accelerate was started with mixed precision %s, which is not used: train.precision of the recipe is %s",
+            "accelerate was started with mixed precision %s, which is not used: the precision here is %s (training has "
+            "that of its recipe, train.precision; an evaluation has none)",
             launched, precision,
         )  # fmt: skip
 

@@ -164,7 +164,7 @@ def test_a_precision_of_the_launcher_that_is_not_the_recipes_is_reported(
     assert caplog.text == ""
 
     warn_about_other_precision({"ACCELERATE_MIXED_PRECISION": "fp16"}, "no")
-    assert "mixed precision fp16, which is not used: train.precision of the recipe is no" in caplog.text
+    assert "mixed precision fp16, which is not used: the precision here is no" in caplog.text
 
 
 def test_synchronised_batchnorm_without_gpus_is_refused_for_several_processes() -> None:
