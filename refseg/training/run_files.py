@@ -47,6 +47,9 @@ class MetricsLog:
         Args:
             out: The run's folder.
             step: Steps done; later lines, and a line torn by a crash, are cut off.
+
+        Raises:
+            TrainingError: If the disk refuses.
         """
         self.path = out / METRICS_NAME
         lines, damaged = _parse_metrics(self.path)
@@ -56,9 +59,7 @@ class MetricsLog:
                 "%s: %s damaged, dropped here and kept in %s", self.path, _lines(damaged), DAMAGED_METRICS_NAME
             )
         kept = [line for line in lines if line["step"] <= step]
-        aside = self.path.with_name(f".{METRICS_NAME}.part")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
+        _write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("ab", buffering=0)  # a buffer would write again what a full disk has refused
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -72,9 +73,7 @@ class MetricsLog:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise TrainingError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command resumes"
-            ) from error
+            raise _unwritable(self.path, error) from error
 
     def sync(self) -> None:
         """Make the lines so far outlive a power cut; called before a checkpoint that counts on them."""
@@ -157,7 +156,7 @@ def write_recipe(out: Path, recipe: Recipe) -> None:
         out: The run's folder.
         recipe: Of the last start that had steps to make.
     """
-    _write(out / RECIPE_NAME, recipe.to_dict())
+    _write(out / RECIPE_NAME, json.dumps(recipe.to_dict(), indent=1) + "\n")
 
 
 def write_environment(
@@ -199,13 +198,26 @@ def write_environment(
         "leaks": descriptor.leaks,
         "ancestors": [dataclasses.asdict(each) for each in ancestors],
     }
-    _write(out / ENVIRONMENT_NAME, facts)
+    _write(out / ENVIRONMENT_NAME, json.dumps(facts, indent=1) + "\n")
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        TrainingError: If the disk refuses.
+    """
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:  # a full disk names no file
+        aside.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"{path}: cannot be written ({error.strerror}); make room, and the same command resumes")
 
 
 def _cpu_name() -> str:

@@ -76,9 +76,9 @@ def lock_run(out: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             logger.warning("%s: this file system has no locks; start no second run in this folder", out)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock holds without the name of its holder
+            file.truncate(0)
+            os.write(file.fileno(), f"{os.getpid()} on {platform.node()}\n".encode())
         try:
             yield
         except RefsegError:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from refseg.errors import UsageError
-from refseg.training.run_files import MetricsLog, read_facts, read_metrics
+from refseg.config import Recipe
+from refseg.errors import TrainingError, UsageError
+from refseg.training.run_files import MetricsLog, read_facts, read_metrics, write_recipe
 from refseg.training.run_folder import lock_run, refuse_other_contents
 
 LINES = [{"kind": "train", "step": step, "loss": 0.5} for step in (1, 2, 3)]
@@ -49,6 +50,22 @@ def test_a_last_line_that_a_crash_has_cut_is_no_damage(
 
     assert read_metrics(tmp_path) == LINES[:1]
     assert caplog.text == ""
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_refuses(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_lines(tmp_path, json.dumps(LINES[0]))
+    monkeypatch.setattr(Path, "write_text", full)
+
+    with pytest.raises(TrainingError, match=r"recipe\.json: cannot be written \(No space left on device\); make room"):
+        write_recipe(tmp_path, recipe)
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
+        MetricsLog(tmp_path, step=1)
+    assert read_metrics(tmp_path) == LINES[:1]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"model": 1}', '{"model": []}'])
