@@ -3,11 +3,12 @@
 import re
 from io import BytesIO
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from refseg.descriptor import StoredImages
 from refseg.errors import UsageError
 from refseg.schema import MAX_SIDE
+from refseg.stored_jpeg import open_stored_jpeg
 
 
 def parse_store(text: str, quality: int) -> StoredImages:
@@ -37,8 +38,7 @@ def shrink_jpeg(data: bytes, stored: StoredImages) -> bytes:
         data: A whole JPEG.
         stored: The size, and the quality of the new JPEG.
     """
-    # Not by `Image.open`, which takes a picture of more than 179 million pixels for an attack.
-    with JpegImagePlugin.JpegImageFile(BytesIO(data)) as picture:
+    with open_stored_jpeg(data) as picture:
         original_size = picture.height, picture.width
         height, width = stored.picture_size(original_size)
         if (height, width) == original_size:

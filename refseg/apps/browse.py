@@ -1,35 +1,32 @@
 """A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects."""
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image
 
 from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
+from refseg.apps.browse_pictures import note_jpeg, small_jpeg
 from refseg.data.manifests import check_files, find_tars, read_bytes
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, ImageError, UsageError
 from refseg.storage import Folder, open_folder
+
+logger = logging.getLogger(__name__)
 
 ONE_FILE_IMAGES = 500
 """Most images of a page that is one file: about 25 MB."""
-PICTURE_SIDE = 512
-"""Pixels of the longer side of a picture in the page; larger ones are made smaller."""
 
-_QUALITY = 80  # of the page's JPEGs
 _IMAGES_PER_PART = 16  # masks and ids, read when one of them is shown
 _REFS_PER_PART = 4000  # what filters look at, read one part after another when the page opens
 _NO_TARGET, _BOX_ONLY, _NOTHING = 1, 2, 4
@@ -52,6 +49,7 @@ class BrowsePage:
         num_refs: Refs in it.
         num_sentences: Sentences in it.
         num_rejects: Rejects in it: of the chosen splits, and those whose split is not known.
+        num_not_shown: Images whose picture cannot be shown: the page says so, and the log why.
     """
 
     path: Path
@@ -60,6 +58,7 @@ class BrowsePage:
     num_refs: int
     num_sentences: int
     num_rejects: int
+    num_not_shown: int
 
 
 def write_browse_page(
@@ -131,15 +130,17 @@ def write_browse_page(
         num_refs=writer.num_refs,
         num_sentences=writer.num_sentences,
         num_rejects=len(rejects),
+        num_not_shown=writer.num_not_shown,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ShownImage:
-    """An image with its manifest rows and the page's JPEG of it."""
+    """An image with its manifest rows and the page's JPEG of it; `fault` says why that is only a note."""
 
     rows: list[dict[str, Any]]
     jpeg: bytes
+    fault: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,6 +152,7 @@ class _Writer:
     num_images: int = 0
     num_refs: int = 0
     num_sentences: int = 0
+    num_not_shown: int = 0
     datasets: dict[str, int] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
     per_split: Counter[str] = field(default_factory=Counter)
@@ -163,6 +165,9 @@ class _Writer:
         """Take an image with all its refs."""
         number, first = self.num_images, image.rows[0]
         self.num_images += 1
+        if image.fault:
+            self.num_not_shown += 1
+            logger.warning("%s", image.fault)
         details: dict[str, Any] = {
             "id": first["image_id"], "file": first["file_name"], "height": first["height"], "width": first["width"],
             "first": self.num_refs, "refs": [_details(row) for row in image.rows],
@@ -266,31 +271,14 @@ def _read_images(
             xxh3=int(row["sample_xxh3"], 16),
             where=where,
         )
-        data = sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]]
-        return _ShownImage(rows=rows, jpeg=_shrink(data, (row["height"], row["width"]), where))
+        data = sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]].tobytes()
+        size = (row["height"], row["width"])
+        try:
+            return _ShownImage(rows=rows, jpeg=small_jpeg(data, size))
+        except ImageError as error:
+            return _ShownImage(rows=rows, jpeg=note_jpeg(size), fault=f"{where}: is not shown: {error}")
 
     yield from pool.map(show, images)
-
-
-def _shrink(data: NDArray[np.uint8], size: tuple[int, int], where: str) -> bytes:
-    """A JPEG for the page, in the shape of the annotated picture however it was stored.
-
-    Args:
-        data: Bytes of the JPEG.
-        size: `(height, width)` as annotated.
-        where: The picture in words, for messages.
-    """
-    scale = min(1.0, PICTURE_SIDE / max(size))
-    shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
-    try:
-        with Image.open(BytesIO(data.tobytes())) as picture:
-            picture.draft("RGB", shown)  # decodes a large one at half or a quarter of its size
-            small = picture.convert("RGB").resize(shown, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{where}: cannot be decoded ({error}); `refseg verify` the dataset") from error
-    found = BytesIO()
-    small.save(found, "JPEG", quality=_QUALITY)
-    return found.getvalue()
 
 
 def _read_rejects(place: Folder, descriptor: Descriptor) -> list[dict[str, Any]]:

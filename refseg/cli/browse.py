@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(page), "path": str(page.path)}, indent=1))
         return 0
     part = f" of {page.num_dataset_images:,}" if page.num_images < page.num_dataset_images else ""
+    if page.num_not_shown:
+        print(f"pictures that cannot be shown: {page.num_not_shown:,}, each named above", file=sys.stderr)
     print(
         f"{page.num_images:,}{part} images, {page.num_refs:,} refs, {page.num_sentences:,} sentences, "
         f"{page.num_rejects:,} rejects\nopen {page.path.resolve()}"

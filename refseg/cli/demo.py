@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         from refseg.apps.demo import make_demo
         from refseg.apps.demo_server import make_server
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn", "starlette", "multipart", "python_multipart"):
+        if error.name not in ("fastapi", "uvicorn", "h11", "starlette", "multipart", "python_multipart"):
             raise
         raise UsageError(
             f"refseg demo needs the package {error.name}; install it with: pip install 'refseg[demo]'"

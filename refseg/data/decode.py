@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from functools import cache
-from io import BytesIO
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from refseg.errors import ImageError
+from refseg.stored_jpeg import open_stored_jpeg
 
 
 def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
@@ -29,9 +28,9 @@ def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
         return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
     except RuntimeError:  # what libjpeg does not turn into RGB by itself, CMYK above all
         try:
-            with Image.open(BytesIO(data.tobytes())) as picture:
+            with open_stored_jpeg(data.tobytes()) as picture:
                 return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ImageError(f"cannot be decoded: {error}") from error
 
 
@@ -41,10 +40,10 @@ def is_plain(data: UInt8[np.ndarray, "bytes"]) -> bool:
     Greyscale and CMYK are not, nor are files whose three channels are red, green and blue already.
     """
     try:
-        with Image.open(BytesIO(data.tobytes())) as picture:  # reads the head alone
+        with open_stored_jpeg(data.tobytes()) as picture:
             says = picture.info
             return picture.mode == "RGB" and ("jfif" in says or says.get("adobe_transform") == 1)
-    except OSError:
+    except ImageError:
         return False
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from refseg.data.index import ManifestIndex
+from refseg.errors import DatasetError
 from refseg.evaluation.explanation import Explain
 from refseg.evaluation.ground_truth import GroundTruth
 from refseg.evaluation.heat_maps import draw_explanation, draw_heat_map
@@ -20,6 +22,10 @@ from refseg.evaluation.rows import column_name, counts, has_predictions
 from refseg.evaluation.scores import row_ious
 from refseg.run_lengths import draw_runs
 
+logger = logging.getLogger(__name__)
+
+_MISSING = 102
+"""Grey of a picture that cannot be shown, 0 to 255."""
 _LONGEST_SIDE = 512
 """Pixels of an example's longer side in the page."""
 
@@ -129,10 +135,15 @@ def _draw(
     (ref,) = np.flatnonzero(
         (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
     )
-    stored = index.decode_image(int(index.row_image[ref]))
     size = index.size(int(ref))
-    explanation = explain(stored, str(row["sentence"]), size) if explain else None
-    picture = stored.permute(1, 2, 0).numpy()
+    explanation = None
+    try:
+        stored = index.decode_image(int(index.row_image[ref]))
+        picture = stored.permute(1, 2, 0).numpy()
+        explanation = explain(stored, str(row["sentence"]), size) if explain else None
+    except DatasetError as error:
+        logger.warning("%s: this example is shown without its picture", error)
+        picture = np.full((*size, 3), _MISSING, np.uint8)
     if picture.shape[:2] != size:  # stored smaller than it was
         picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     predicted = draw_runs(

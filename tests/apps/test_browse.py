@@ -15,10 +15,11 @@ from PIL import Image
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
-from refseg.apps import browse
+from refseg.apps import browse, browse_pictures
 from refseg.apps.browse import write_browse_page
+from refseg.apps.browse_pictures import small_jpeg
 from refseg.cli import main
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, ImageError, UsageError
 
 
 def rows_of(dataset: Path) -> list[dict[str, Any]]:
@@ -153,7 +154,7 @@ def test_pictures_have_the_annotated_shape_however_they_are_stored(tmp_path: Pat
 
 
 def test_large_pictures_are_made_smaller(monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(browse, "PICTURE_SIDE", 64)
+    monkeypatch.setattr(browse_pictures, "PICTURE_SIDE", 64)
     one = write_browse_page(dataset, tmp_path / "page", num_images=1).path.parent
 
     with Image.open(BytesIO((one / "pictures/0/0.jpg").read_bytes())) as picture:
@@ -242,3 +243,50 @@ def test_the_command_says_what_to_open(
     assert json.loads(capsys.readouterr().out)["path"] == "one.html"
     assert main(["browse", str(tmp_path / "nowhere"), "--out", "p"]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_pictures_of_a_dataset_have_no_limit_but_their_annotated_size(
+    monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # beyond twice this, `Image.open` refuses a picture
+
+    page = write_browse_page(dataset, tmp_path / "page", num_images=1)
+
+    assert page.num_not_shown == 0
+
+
+def test_a_picture_that_cannot_be_shown_is_named_and_the_page_is_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_every_third(data: bytes, size: tuple[int, int]) -> bytes:
+        if len(data) % 3:
+            return small_jpeg(data, size)
+        return small_jpeg(data[: len(data) // 2], size)
+
+    small_jpeg = browse.small_jpeg
+    monkeypatch.setattr(browse, "small_jpeg", cut_every_third)
+    cut = {row["image_id"]: row["file_name"] for row in rows_of(dataset) if row["image_bytes"] % 3 == 0}
+    assert cut
+
+    assert main(["browse", str(dataset), "--out", str(tmp_path / "page"), "--json"]) == 0
+
+    printed = capsys.readouterr()
+    page = json.loads(printed.out)
+    assert page["num_not_shown"] == len(cut)
+    assert (page["num_images"], len(list((tmp_path / "page/pictures/0").iterdir()))) == (24, 24)
+    for image_id, name in cut.items():
+        assert f"image {image_id} ({name}): is not shown: cannot be decoded" in printed.err
+
+
+def test_a_file_that_is_larger_than_annotated_is_refused_by_its_header() -> None:
+    file = BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG")
+    data = file.getvalue()
+    assert Image.open(BytesIO(small_jpeg(data, (48, 64)))).size == (64, 48)
+    size = data.index(b"\xff\xc0") + 5
+    bomb = data[:size] + (65000).to_bytes(2) * 2 + data[size + 4 :]
+
+    with pytest.raises(ImageError, match=r"found 65000 x 65000 pixels, expected at most 48 x 64 \(height x width\)"):
+        small_jpeg(bomb, (48, 64))
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        small_jpeg(b"no picture", (48, 64))

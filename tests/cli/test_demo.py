@@ -51,6 +51,7 @@ def test_without_its_packages_the_demo_names_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "refseg.apps.demo_server", raising=False)
 
     assert main(["demo", "--checkpoint", str(tmp_path)]) == 2
 

@@ -1,4 +1,5 @@
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
-from refseg.errors import UsageError
+from refseg.errors import DatasetError, UsageError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
 from refseg.evaluation.explanation import SentenceExplanation
@@ -287,3 +288,18 @@ def test_a_category_and_names_of_others_stay_texts_in_markdown(results: Results,
     assert said.count(line) == 6  # the title, the category, the checkpoint, the recipe, a fact and its name
     assert f"{line} {line}" in said
     assert "<img src=x" not in report.markdown + report.html
+
+
+def test_an_example_whose_picture_cannot_be_read_is_named_and_shown_without_it(
+    index: ManifestIndex, results: Results, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def decode(self: ManifestIndex, image: int) -> Any:
+        raise DatasetError("val-00000.tar: image 1: cannot be decoded")
+
+    monkeypatch.setattr(ManifestIndex, "decode_image", decode)
+    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
+
+    page = build([results], index).html
+
+    assert page.count('<figure class="example"') == 9
+    assert "val-00000.tar: image 1: cannot be decoded: this example is shown without its picture" in caplog.text
