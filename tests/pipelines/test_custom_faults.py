@@ -296,5 +296,5 @@ def test_a_rule_for_masks_is_recorded_and_a_build_with_another_is_refused(folder
     for stage in ("all", "finalize"):
         with pytest.raises(BuildError, match=r"mask_png: object >= 128, now object >= 9"):
             build_dataset(replace(options, png_rule=PngRule(threshold=9), stage=stage))
-    with pytest.raises(UsageError, match="refcoco/unc: has no mask PNGs, of which --mask-... options speak"):
+    with pytest.raises(UsageError, match=r"refcoco/unc: has no mask PNGs, of which --mask-\.\.\. options speak"):
         replace(options, dataset="refcoco/unc", png_rule=PngRule(threshold=9))
