@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.canonical import canonical_json
-from pipelines.parquet import read_parquet
-from refseg.errors import DatasetError
+from refseg.manifests import parse_manifest
+from refseg.manifests import read_rows as read_all_rows
 from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 
 _ROW_GROUP_ROWS = 4096
@@ -162,13 +162,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DatasetError: If the file is no manifest of this format.
     """
-    try:
-        table = read_parquet(path.read_bytes())
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"{path}: cannot be read as Parquet ({reason}); build the dataset again") from error
-    if not table.schema.equals(MANIFEST_SCHEMA):
-        raise DatasetError(f"{path}: has other columns than a manifest; build the dataset again")
+    table = read_all_rows(str(path), parse_manifest(str(path), path.read_bytes()))
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

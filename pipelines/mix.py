@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.manifest import write_table
-from pipelines.mix_members import TRAIN, Member, find_pools, open_members, read_rows, used_pools
+from pipelines.mix_members import TRAIN, Member, find_pools, open_members, used_pools
 from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
+from refseg.manifests import read_columns
 from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
@@ -223,7 +224,7 @@ def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
         raise UsageError(f"--out {out}: holds {descriptor.dataset}, expected a new or empty folder for the mix")
     _refuse_other_inputs(out, descriptor.plan_keys, keys, but=TOOL_KEYS)
     for entry in descriptor.shards:
-        read_rows(out, entry, ["image_id"])
+        read_columns(out, entry, descriptor, ["image_id"])
     out.remove(BUILD_FOLDER)  # a kill after the commit
     return descriptor
 
@@ -282,7 +283,7 @@ def _read_eval_images(member: Member) -> Iterator[EvalImages]:
         if split == TRAIN:
             continue
         rows = pa.concat_tables(
-            read_rows(member.folder, entry, ["image_id", "image_xxh3"])
+            read_columns(member.folder, entry, descriptor, ["image_id", "image_xxh3"])
             for entry in descriptor.shards
             if entry.split == split
         )
@@ -296,7 +297,7 @@ def _read_eval_images(member: Member) -> Iterator[EvalImages]:
 
 def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
     """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
-    rows = read_rows(member.folder, entry)
+    rows = read_columns(member.folder, entry, member.descriptor, MANIFEST_SCHEMA.names)
     leaks = pa.nulls(rows.num_rows, pa.bool_()).fill_null(False)
     for images in protected:
         same = find_leaks(rows, is_coco=member.is_coco, protected=images)

@@ -1,15 +1,11 @@
-"""The members of a mix: opened, held against each other, their manifests read, their images found."""
+"""The members of a mix: opened, compared with each other, their images found."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow as pa
-
-from pipelines.parquet import read_parquet
 from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.image_pools import pool_address, relative_address
@@ -145,23 +141,3 @@ def used_pools(pools: Sequence[ImagePool], used: Collection[str]) -> tuple[Image
     """Pools with those of their tars that rows name (`<pool>/<tar>`), without pools that have none."""
     kept = (replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in used)) for pool in pools)
     return tuple(pool for pool in kept if pool.tars)
-
-
-def read_rows(folder: Folder, entry: ShardEntry, columns: list[str] | None = None) -> pa.Table:
-    """Read a manifest that is as its descriptor says.
-
-    Raises:
-        DatasetError: If it is missing or another.
-    """
-    name = f"{entry.name}.parquet"
-    remedy = "see `refseg verify`, then copy or build the dataset again"
-    try:
-        data = folder.read(name)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{folder.join(name)}: found no such file, expected a manifest; {remedy}") from error
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != entry.parquet_sha256:
-        raise DatasetError(
-            f"{folder.join(name)}: found sha256 {sha256:.12}, expected {entry.parquet_sha256:.12} as built; {remedy}"
-        )
-    return read_parquet(data, columns)

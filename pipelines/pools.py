@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.parquet import read_parquet
 from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
-from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.errors import UsageError
 from refseg.image_pools import pool_address, relative_address
+from refseg.manifests import read_columns
 from refseg.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.storage import open_folder
 
@@ -120,17 +120,7 @@ class ImagePools:
 
 def _read_locations(folder: str, descriptor: Descriptor) -> pa.Table:
     place = open_folder(folder)
-    tables = []
-    for entry in descriptor.shards:
-        name = f"{entry.name}.parquet"
-        try:
-            tables.append(read_parquet(place.read(name), _COLUMNS))
-        except StorageError:
-            raise  # an outage, no damage
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise DatasetError(f"{place.join(name)}: cannot be read ({reason}); `refseg verify` {folder}") from error
-    return pa.concat_tables(tables)
+    return pa.concat_tables(read_columns(place, entry, descriptor, _COLUMNS) for entry in descriptor.shards)
 
 
 def _rename_shards(table: pa.Table, names: dict[str, str]) -> pa.Table:

@@ -10,7 +10,7 @@ from pipelines.shapes import Box, clip_box, find_fractions, find_other_shape
 from pipelines.sources.raw import RawRef, RawShard
 from pipelines.values import is_text, short, whole_number
 from refseg.errors import AnnotationError
-from refseg.schema import CUSTOM, Annotation, DatasetSpec, RefRecord
+from refseg.schema import CUSTOM, MAX_PIXELS, MAX_SIDE, Annotation, DatasetSpec, RefRecord
 
 _NO_TARGET = -1
 
@@ -124,11 +124,11 @@ def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
     if image_id < 0:
         raise RefFault("malformed_image", f"found image id {image_id}, expected 0 or more")
     sides = _side(height), _side(width)
-    if None in sides:
+    if None in sides or (sides[0] or 0) * (sides[1] or 0) > MAX_PIXELS:
         raise RefFault(
             "malformed_image",
             f"instances.json gives image {image_id} size {short(height)} x {short(width)} (height x width), "
-            "expected 1 to 65500 pixels",
+            f"expected 1 to {MAX_SIDE} pixels a side and {MAX_PIXELS} at most",
         )
     if not is_text(file_name) or "\0" in file_name:
         raise RefFault("malformed_image", f"instances.json gives image {image_id} no file_name")
@@ -137,7 +137,7 @@ def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
 
 def _side(value: Any) -> int | None:
     side = whole_number(value)
-    return side if side is not None and 0 < side <= 65500 else None  # a JPEG has no longer sides
+    return side if side is not None and 0 < side <= MAX_SIDE else None  # a JPEG has no longer sides
 
 
 def find_annotation_ids(ref: Any) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.parquet import read_parquet
 from refseg.descriptor import ShardEntry
 from refseg.errors import DatasetError
+from refseg.manifests import manifest_name, open_manifest, read_rows
 from refseg.schema import CUSTOM
 from refseg.storage import Folder
 
@@ -117,11 +117,10 @@ def _groups(images: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
 
 def _read_images(folder: Folder, shards: Sequence[ShardEntry], number: int) -> NDArray[np.void]:
     table = _read(folder, shards[number], ["image_id", "image_xxh3"])
-    text = "".join(table["image_xxh3"].to_pylist())
     images = np.empty(table.num_rows, _IMAGE)
     try:
-        images["hash"] = np.frombuffer(bytes.fromhex(text), ">u8")
-    except ValueError as error:
+        images["hash"] = np.frombuffer(bytes.fromhex("".join(table["image_xxh3"].to_pylist())), ">u8")
+    except (ValueError, TypeError) as error:
         name = folder.join(f"{shards[number].name}.parquet")
         raise DatasetError(f"{name}: found image_xxh3 that are not hashes; see `refseg verify`") from error
     images["image_id"] = table["image_id"].to_numpy()
@@ -143,12 +142,7 @@ def _name(folder: Folder, shards: Sequence[ShardEntry], group: NDArray[np.void],
 
 
 def _read(folder: Folder, shard: ShardEntry, columns: list[str]) -> pa.Table:
-    name = f"{shard.name}.parquet"
-    try:
-        return read_parquet(folder.read(name), columns)
-    except (FileNotFoundError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"{folder.join(name)}: cannot be read as Parquet ({reason}); see `refseg verify`") from error
+    return read_rows(folder.join(manifest_name(shard)), open_manifest(folder, shard), columns)
 
 
 def _join(parts: Sequence[object]) -> str:

@@ -1,21 +1,18 @@
 """What a built dataset holds: counts beside the published ones, lengths, areas, rejects. Reads manifests only."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.parquet import read_parquet
 from pipelines.published import COUNTED, published_counts
 from pipelines.shared_images import SharedImages, find_shared_images
-from refseg.descriptor import REJECTS_NAME, Descriptor, SplitCounts, load_descriptor
-from refseg.errors import DatasetError, UsageError
+from refseg.descriptor import Descriptor, SplitCounts, load_descriptor
+from refseg.errors import UsageError
+from refseg.manifests import read_columns, read_rejects
 from refseg.storage import Folder, open_folder
 
 TOKEN_LIMITS = (17, 20, 22)
@@ -148,9 +145,7 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
     published = published_counts(descriptor.dataset)
     members = {member.dataset: _Tally() for member in descriptor.mix}
     splits = tuple(_split_stats(place, descriptor, split, published.get(split), members) for split in descriptor.splits)
-    rejects: dict[str, int] = {}
-    if descriptor.num_rejects:
-        rejects = dict(Counter(_read_columns(place, REJECTS_NAME, ["reason"])["reason"].to_pylist()))
+    rejects = dict(Counter(read_rejects(place, descriptor)["reason"].to_pylist()))
     return DatasetStats(
         dataset=descriptor.dataset,
         digest=descriptor.digest,
@@ -202,7 +197,7 @@ def _split_stats(
     num_no_target = num_nothing = num_box_only = 0
     entries = [entry for entry in descriptor.shards if entry.split == split]
     for entry in entries:
-        table = _read_columns(folder, f"{entry.name}.parquet", _COLUMNS)
+        table = read_columns(folder, entry, descriptor, _COLUMNS)
         column = {name: table[name].to_numpy() for name in ("image_id", "height", "width", "area", "no_target")}
         num_sentences = pc.list_value_length(table["sentences"]).to_numpy()
         datasets = pc.binary_join_element_wise(table["dataset"], table["split_by"], "/")
@@ -240,14 +235,6 @@ def _split_stats(
         refs_per_image=num_refs / images,
         sentences_per_ref=total / num_refs,
     )
-
-
-def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> Any:
-    try:
-        return read_parquet(folder.read(name), columns)
-    except (FileNotFoundError, IsADirectoryError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"{folder.join(name)}: cannot be read as Parquet ({reason}); see `refseg verify`") from error
 
 
 def _add(histogram: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ _RESTORE = "put the file back as it was built, or build the dataset again"
 _ORDER_FACTS_VERSION = 2  # the format version whose digest the order of an epoch is keyed by
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Some = Annotated[int, Field(ge=1, lt=2**63)]
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Sha256OrEmpty = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
@@ -53,10 +54,10 @@ class ShardEntry:
 
     name: str
     split: _Split
-    num_images: _Count
+    num_images: _Some
     num_samples: _Count
-    num_refs: _Count
-    num_sentences: _Count
+    num_refs: _Some
+    num_sentences: _Some
     tar_bytes: _Count
     tar_sha256: _Sha256OrEmpty
     parquet_bytes: _Count

@@ -17,6 +17,9 @@ FORMAT_VERSION = 3
 MAX_SIDE = 65_500
 """Pixels of a picture's longer side at most: more than this libjpeg does not write."""
 
+MAX_PIXELS = 2**28
+"""Pixels of a picture at most (16,384 x 16,384): a larger one takes gigabytes wherever it or its mask is drawn."""
+
 MASK_RULES = ("union", "legacy")
 """`union`: pixels of any part. `legacy`: pixels covered exactly once (LAVT and its forks keep only those)."""
 

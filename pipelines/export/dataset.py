@@ -7,12 +7,12 @@ from typing import Any
 
 import xxhash
 
-from pipelines.mix_members import read_rows
 from refseg.compat.file_names import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, UsageError
 from refseg.image_pools import pool_address
+from refseg.manifests import read_columns
 from refseg.schema import find_dataset
 from refseg.storage import Folder, open_folder
 
@@ -78,7 +78,7 @@ class BuiltDataset:
         Raises:
             DatasetError: If the manifest is missing or another than was built.
         """
-        rows: list[dict[str, Any]] = read_rows(self.place, entry, list(columns)).to_pylist()
+        rows: list[dict[str, Any]] = read_columns(self.place, entry, self.descriptor, columns).to_pylist()
         return rows
 
     def all_rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.engines import run_local, usable_cores
-from pipelines.verify.descriptor import check_counts, check_descriptor, row_datasets
+from pipelines.verify.descriptor import check_counts, check_descriptor
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, UsageError
+from refseg.manifests import dataset_ids, row_rules
 from refseg.storage import Folder, open_folder
 
 _BYTES_PER_WORKER = 64 * 2**20
@@ -62,15 +63,14 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
 
 
 def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None) -> list[Fault]:
-    pool_tars = frozenset(f"{pool.name}/{tar.name}" for pool in descriptor.image_pools for tar in pool.tars)
-    datasets = row_datasets(descriptor)
+    datasets = dataset_ids(descriptor)
     tasks = [
         ShardTask(
             folder=folder.address,
             entry=entry,
-            datasets=datasets,
-            pool_tars=pool_tars,
+            rules=row_rules(descriptor, entry),
             mask_rule=descriptor.mask_rule,
+            stored_images=descriptor.stored_images,
         )
         for entry in descriptor.shards
     ]
@@ -198,4 +198,5 @@ def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[Shard
                 file=file,
                 places=np.unique(np.concatenate([np.empty(0, PLACE), *places[file]])),
                 remedy=pool_remedy(pool),
+                stored_images=pool.stored_images,
             )

@@ -8,20 +8,16 @@ from pipelines.verify.faults import Fault
 from refseg import tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
 from refseg.errors import UsageError
+from refseg.manifests import dataset_ids
 from refseg.schema import MASK_RULES, find_dataset
 
 _MIX = "mix/"
 
 
-def row_datasets(descriptor: Descriptor) -> tuple[str, ...]:
-    """Dataset ids that rows may have: the members of a mix, or the dataset itself."""
-    return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
-
-
 def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
     """Look at every field that another field or this release says something about."""
     known_splits: set[str] | None = set()
-    for dataset_id in row_datasets(descriptor):
+    for dataset_id in dataset_ids(descriptor):
         try:
             splits = find_dataset(dataset_id).splits
         except UsageError as error:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pipelines.tars import BLOCK
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import read_whole
-from pipelines.verify.samples import hash_span
-from refseg.descriptor import PoolTar
+from pipelines.verify.samples import find_size_fault, hash_span
+from refseg.descriptor import PoolTar, StoredImages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class PoolTask:
         file: What rows call it: `<pool>/<tar>`.
         places: What rows say of samples in it: `shards.PLACE`.
         remedy: What to do where it is not so.
+        stored_images: Size of the pictures in the pool; None: they have their rows' size.
     """
 
     folder: str
@@ -31,6 +32,7 @@ class PoolTask:
     file: str
     places: NDArray[np.void]
     remedy: str
+    stored_images: StoredImages | None
 
 
 def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
@@ -53,12 +55,15 @@ def _check_places(task: PoolTask, data: bytes) -> Iterator[Fault]:
     for place in task.places:
         offset, num_bytes, image_id = (int(place[name]) for name in ("image_offset", "image_bytes", "image_id"))
         xxh3 = hash_span(data, offset, int(place["sample_bytes"]))
+        jpeg = memoryview(data)[offset : offset + num_bytes]
         key = data[max(0, offset - BLOCK) :][:100].partition(b".")[0]
         wrong = None
         if xxh3 != f"{place['sample_xxh3']:016x}":
             wrong = f"a sample with xxh3 {xxh3}", f"{place['sample_xxh3']:016x} as in the manifest"
-        elif xxhash.xxh3_64_intdigest(memoryview(data)[offset : offset + num_bytes]) != place["image_xxh3"]:
+        elif xxhash.xxh3_64_intdigest(jpeg) != place["image_xxh3"]:
             wrong = "other image bytes", f"xxh3 {place['image_xxh3']:016x} as in the manifest"
+        elif size_fault := find_size_fault(jpeg, (int(place["height"]), int(place["width"])), task.stored_images):
+            wrong = size_fault
         elif key.partition(b"_")[0] != b"%012d" % image_id:
             wrong = f"sample {key.decode(errors='replace')}", f"image {image_id} as in the manifest"
         if wrong is not None:

@@ -1,7 +1,6 @@
 """A tar's samples, one after the other, and each against what a manifest says of it."""
 
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ from pipelines.shards import sample_json
 from pipelines.tars import BLOCK, walk_members
 from pipelines.verify.faults import Fault
 from pipelines.verify.rows import Row
-from refseg.errors import DatasetError
+from refseg.descriptor import StoredImages
+from refseg.errors import DatasetError, ImageError
+from refseg.jpeg_header import jpeg_size
+from refseg.json_text import parse_json
 from refseg.schema import RefRecord
 
 _KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
@@ -69,7 +71,12 @@ def walk_samples(data: bytes) -> Iterator[Sample]:
 
 
 def check_sample(
-    file: str, sample: Sample, data: bytes, rows: Sequence[Row], records: Sequence[RefRecord | Exception]
+    file: str,
+    sample: Sample,
+    data: bytes,
+    rows: Sequence[Row],
+    records: Sequence[RefRecord | Exception],
+    stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
     """Compare a sample with the rows of its image: place, bytes, JSON.
 
@@ -79,6 +86,7 @@ def check_sample(
         data: The tar.
         rows: Those of the image.
         records: Of these rows.
+        stored_images: Size of the pictures in the tar; None: they have their rows' size.
     """
 
     def fault(found: str, expected: str) -> Fault:
@@ -93,6 +101,11 @@ def check_sample(
         if row["image_xxh3"] != image_xxh3:
             yield fault("other image bytes", f"xxh3 {row['image_xxh3']} as in the manifest")
             return
+    for row in rows[:1]:
+        size_fault = find_size_fault(sample.image, (row["height"], row["width"]), stored_images)
+        if size_fault is not None:
+            yield fault(*size_fault)
+            return
     are_records = all(isinstance(record, RefRecord) for record in records)
     if are_records and sample.text != (expected_text := sample_json(rows)):
         yield fault(f"a .json that differs from the manifest{_difference(sample.text, expected_text)}", "the same refs")
@@ -105,6 +118,19 @@ def check_sample(
             return
 
 
+def find_size_fault(
+    jpeg: bytes | memoryview, size: tuple[int, int], stored_images: StoredImages | None
+) -> tuple[str, str] | None:
+    """What is found and expected where a picture's header says another size than its rows; None if it does not."""
+    expected = size if stored_images is None else stored_images.picture_size(size)
+    try:
+        found = "{} x {} pixels".format(*jpeg_size(jpeg))
+    except ImageError as error:
+        found = f"an image that {error}"
+    wanted = "{} x {} pixels".format(*expected)
+    return None if found == wanted else (found, f"{wanted} (height x width) as in the manifest")
+
+
 def hash_span(data: bytes, image_offset: int, num_bytes: int) -> str:
     """XXH3-64 of a whole sample, by the place of its JPEG."""
     start = max(0, image_offset - BLOCK)
@@ -114,7 +140,7 @@ def hash_span(data: bytes, image_offset: int, num_bytes: int) -> str:
 def _difference(found: bytes, expected: bytes) -> str:
     """Where two samples' JSON differ, in words; empty if the text cannot be read."""
     try:
-        ours, theirs = json.loads(found), json.loads(expected)
+        ours, theirs = parse_json(found), parse_json(expected)
         for name, value in theirs.items():
             if name != "refs" and ours[name] != value:
                 return f" in {name}"

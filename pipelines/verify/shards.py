@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import read_whole
-from pipelines.verify.rows import Row, check_rows, is_hash, parse_rows, read_rows
+from pipelines.verify.rows import Row, check_rows, read_rows, read_table
 from pipelines.verify.samples import check_sample, hash_span, walk_samples
-from refseg.descriptor import ShardEntry
+from refseg.descriptor import ShardEntry, StoredImages
 from refseg.errors import DatasetError
+from refseg.row_checks import RowRules
 from refseg.schema import RefRecord
 
 PLACE = np.dtype(
     [
         ("image_id", "<i8"), ("image_offset", "<i8"), ("image_bytes", "<i8"), ("image_xxh3", "<u8"),
-        ("sample_bytes", "<i8"), ("sample_xxh3", "<u8"),
+        ("sample_bytes", "<i8"), ("sample_xxh3", "<u8"), ("height", "<i4"), ("width", "<i4"),
     ]
 )  # fmt: skip
 """What rows say of a sample in an image pool."""
@@ -30,16 +31,16 @@ class ShardTask:
     Attributes:
         folder: Path or URL of the dataset.
         entry: What the descriptor says of the shard.
-        datasets: Dataset ids that rows may have.
-        pool_tars: What rows may have as `shard` besides their own tar.
+        rules: What its rows must be.
         mask_rule: Of the dataset.
+        stored_images: Size of the pictures in its tar; None: they have their rows' size.
     """
 
     folder: str
     entry: ShardEntry
-    datasets: tuple[str, ...]
-    pool_tars: frozenset[str]
+    rules: RowRules
     mask_rule: str
+    stored_images: StoredImages | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,27 +74,28 @@ def check_shard(task: ShardTask) -> ShardFindings:
     """
     entry = task.entry
     parquet, tar = f"{entry.name}.parquet", f"{entry.name}.tar"
-    positions = {dataset_id: position for position, dataset_id in enumerate(task.datasets)}
+    positions = {dataset_id: position for position, dataset_id in enumerate(task.rules.datasets)}
     rows: list[Row] | None = None
     records: list[RefRecord | Exception] = []
     row_faults: list[Fault] = []
     data, _ = read_whole(task.folder, parquet, entry.parquet_sha256, row_faults)
     if data is not None:
         try:
-            rows = read_rows(data)
+            table = read_table(data)
         except DatasetError as error:
             row_faults.append(Fault(file=parquet, found=str(error), expected="a manifest"))
-    if rows is not None:
-        records = parse_rows(rows)
-        tars = task.pool_tars | ({tar} if entry.num_samples else set())
-        row_faults += check_rows(parquet, entry, rows, records, datasets=positions, tars=tars, rule=task.mask_rule)
+        else:
+            found_rows = read_rows(table)
+            faults, records = check_rows(parquet, entry, table, found_rows, rules=task.rules, mask_rule=task.mask_rule)
+            row_faults += faults
+            rows = found_rows if records else None
 
     tar_faults: list[Fault] = []
     keys: list[tuple[int, int]] = []
     data, tar_sha256 = read_whole(task.folder, tar, entry.tar_sha256, tar_faults) if entry.num_samples else (None, "")
     if data is not None:
         images = None if rows is None else _images(tar, rows, records)
-        tar_faults += _check_tar(tar, data, entry, images, keys)
+        tar_faults += _check_tar(tar, data, entry, images, keys, task.stored_images)
     return ShardFindings(
         name=entry.name,
         faults=(*shorten(row_faults), *shorten(tar_faults)),
@@ -110,7 +112,7 @@ def check_shard(task: ShardTask) -> ShardFindings:
             ],
             np.int64,
         ).reshape(-1, 2),
-        places=_places([row for row in rows or () if row["shard"] in task.pool_tars]),
+        places=_places([row for row in rows or () if row["shard"] != tar]),
         tar_sha256=tar_sha256,
     )
 
@@ -130,7 +132,12 @@ def _images(tar: str, rows: Sequence[Row], records: Sequence[RefRecord | Excepti
 
 
 def _check_tar(
-    tar: str, data: bytes, entry: ShardEntry, images: dict[int, _Image] | None, keys: list[tuple[int, int]]
+    tar: str,
+    data: bytes,
+    entry: ShardEntry,
+    images: dict[int, _Image] | None,
+    keys: list[tuple[int, int]],
+    stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
     """Walk the tar beside the manifest's images; without a manifest it is checked by itself. Adds to `keys`."""
     waiting = {} if images is None else dict(images)
@@ -139,7 +146,7 @@ def _check_tar(
             keys.append((sample.image_id, sample.number))
             image = waiting.pop(sample.image_id, None)
             if image is not None:
-                yield from check_sample(tar, sample, data, *image)
+                yield from check_sample(tar, sample, data, *image, stored_images)
             elif images is not None:
                 yield Fault(file=tar, sample=sample.key, found="an image that no row waits for", expected="no sample")
     except DatasetError as error:
@@ -163,7 +170,6 @@ def _check_tar(
 def _places(rows: Sequence[Row]) -> dict[str, NDArray[np.void]]:
     by_tar: dict[str, list[tuple[int, ...]]] = {}
     for row in rows:
-        if is_hash(row["image_xxh3"]) and is_hash(row["sample_xxh3"]):  # else told with the row
-            fields = tuple(int(row[name], 16) if name.endswith("xxh3") else row[name] for name in PLACE.names or ())
-            by_tar.setdefault(row["shard"], []).append(fields)
+        fields = tuple(int(row[name], 16) if name.endswith("xxh3") else row[name] for name in PLACE.names or ())
+        by_tar.setdefault(row["shard"], []).append(fields)
     return {tar: np.unique(np.array(places, PLACE)) for tar, places in by_tar.items()}

@@ -1,6 +1,5 @@
 """A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
 from refseg.apps.browse_pictures import note_jpeg, small_jpeg
-from refseg.data.manifests import check_files, find_tars, read_bytes
+from refseg.data.manifests import find_tars
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
-from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
+from refseg.errors import ImageError, UsageError
+from refseg.manifests import check_files, read_columns, read_rejects
 from refseg.storage import Folder, open_folder
 
 logger = logging.getLogger(__name__)
@@ -119,7 +116,7 @@ def write_browse_page(
                 progress(writer.num_images, shown)
         rejects = [
             reject
-            for reject in _read_rejects(place, descriptor)
+            for reject in read_rejects(place, descriptor).to_pylist()
             if not splits or not reject["split"] or reject["split"] in splits
         ]
         writer.finish(descriptor, rejects, total)
@@ -253,7 +250,7 @@ def _read_images(
     place: Folder, entry: ShardEntry, descriptor: Descriptor, chosen: set[int], pool: ThreadPoolExecutor
 ) -> Iterator[_ShownImage]:
     """The chosen images of a shard, in order, by their positions in its manifest."""
-    table = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry))).read(columns=_COLUMNS)
+    table = read_columns(place, entry, descriptor, _COLUMNS)
     groups = groupby(table.to_pylist(), key=lambda row: (row["shard"], row["image_offset"]))
     images = [list(rows) for position, (_, rows) in enumerate(groups) if position in chosen]
     names = list(dict.fromkeys(rows[0]["shard"] for rows in images))
@@ -274,28 +271,9 @@ def _read_images(
         data = sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]].tobytes()
         size = (row["height"], row["width"])
         try:
+            tars[shard].check_picture(data, size)
             return _ShownImage(rows=rows, jpeg=small_jpeg(data, size))
         except ImageError as error:
             return _ShownImage(rows=rows, jpeg=note_jpeg(size), fault=f"{where}: is not shown: {error}")
 
     yield from pool.map(show, images)
-
-
-def _read_rejects(place: Folder, descriptor: Descriptor) -> list[dict[str, Any]]:
-    """Rows of `rejects.parquet`; none where the dataset has none."""
-    if not descriptor.num_rejects:
-        return []
-    try:
-        data = place.read(REJECTS_NAME)
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{place.join(REJECTS_NAME)}: there is no such file, expected {descriptor.num_rejects} rejects; copy or "
-            "build the dataset again"
-        ) from error
-    if (found := hashlib.sha256(data).hexdigest()) != descriptor.rejects_sha256:
-        raise DatasetError(
-            f"{place.join(REJECTS_NAME)}: found sha256 {found}, expected {descriptor.rejects_sha256}; "
-            "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
-        )
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
-    return rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from refseg.cache_files import make_cache_folder
 from refseg.compat.file_names import path_inside
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.errors import DatasetError, StorageError
@@ -94,6 +95,8 @@ class ImageFolder:
         )
         temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
         try:
+            if self._is_ours:
+                make_cache_folder(self.path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(sample[HEADER_BYTES : HEADER_BYTES + place.image_bytes].tobytes())
             temporary.replace(path)  # whoever opens the name finds the whole file

@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from refseg.addresses import local_path
 from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
-from refseg.data.manifests import check_files, find_tars, read_bytes
+from refseg.data.manifests import find_tars
 from refseg.data.shard_files import ShardFiles
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import UsageError
+from refseg.manifests import check_files, read_columns
 from refseg.schema import DATASETS, DatasetSpec, find_dataset
 from refseg.storage import Folder, RemoteFolder, cache_folder, is_remote, open_folder
 
@@ -69,8 +67,7 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     rows: list[dict[str, Any]] = []
     for entry in descriptor.shards:
         check_files(place, place.list(), entry)
-        file = pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)))
-        rows += file.read(columns=[*COLUMNS, *_LOCATION], use_threads=False).to_pylist()
+        rows += read_columns(place, entry, descriptor, [*COLUMNS, *_LOCATION]).to_pylist()
     images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
     names = sorted({row["shard"] for row in images.values()})
     numbers = {name: number for number, name in enumerate(names)}

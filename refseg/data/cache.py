@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from refseg.cache_files import make_cache_folder, open_cache_file
+from refseg.descriptor import StoredImages
 from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.jpeg_header import check_jpeg_size
 from refseg.storage import cache_folder, is_remote, open_folder, reserve_space
 
 logger = logging.getLogger(__name__)
@@ -39,11 +42,13 @@ class Tar:
         address: Path or URL.
         num_bytes: Size.
         sha256: Of its content.
+        stored_images: Size of the pictures in it; None: they have their rows' size.
     """
 
     address: str
     num_bytes: int
     sha256: str
+    stored_images: StoredImages | None = None
 
     def __str__(self) -> str:
         return self.address
@@ -52,6 +57,18 @@ class Tar:
     def is_remote(self) -> bool:
         """True if it lies at a URL."""
         return is_remote(self.address)
+
+    def check_picture(self, jpeg: bytes | memoryview, size: tuple[int, int]) -> None:
+        """Check that a picture of this tar has the size it was stored at, by its header.
+
+        Args:
+            jpeg: The file.
+            size: `(height, width)` of its rows, in pixels.
+
+        Raises:
+            ImageError: If it has another.
+        """
+        check_jpeg_size(jpeg, size if self.stored_images is None else self.stored_images.picture_size(size))
 
     def read(self, start: int, num_bytes: int) -> bytes:
         """Part of a remote tar, by one request (and its retries).
@@ -102,7 +119,7 @@ class ShardCache:
         if asked is not None and asked < 0:
             raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes from 0 on, for example 200")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_cache_folder(folder)
             held = sum(size for _, size, _ in _entries(folder))
             possible = shutil.disk_usage(folder).free + held
         except OSError as error:
@@ -115,8 +132,8 @@ class ShardCache:
         path = self._path(tar)
         while True:
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # or it cannot be read: as if it were not here
+                descriptor = open_cache_file(path, os.O_RDONLY)
+            except OSError:  # or it cannot be read, or is a link: as if it were not here
                 return None
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -153,17 +170,17 @@ class ShardCache:
         final = self._path(tar)
         part = final.with_suffix(".part")
         while True:
-            if final.exists():
+            if _is_file(final):
                 return "here"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make_cache_folder(self.folder)
+            descriptor = open_cache_file(part, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 if not is_at(descriptor, part):
                     continue  # who held the lock finished or gave up meanwhile
                 done = False
                 try:
-                    if final.exists():  # this part was begun a moment after another was finished
+                    if _is_file(final):  # this part was begun a moment after another was finished
                         return "here"
                     if not self._make_room(descriptor, part, tar.num_bytes):
                         return "no room"
@@ -211,7 +228,7 @@ class ShardCache:
     @contextmanager
     def _sole_owner(self) -> Iterator[None]:
         """One process at a time adds up sizes."""
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_cache_file(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -263,15 +280,20 @@ def _entries(folder: Path) -> list[tuple[Path, int, float]]:
     for path in folder.iterdir():
         if path.suffix in (".tar", ".part"):
             with suppress(FileNotFoundError):  # finished or removed meanwhile
-                facts = path.stat()
+                facts = path.lstat()
                 found.append((path, facts.st_size, facts.st_mtime))
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """True for a file, not for a link to one: a rename replaces the link."""
+    return path.is_file() and not path.is_symlink()
 
 
 def remove_unused(path: Path) -> bool:
     """Remove a file unless somebody holds a lock on it, as who uses it does; True if it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_cache_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
@@ -289,6 +311,6 @@ def remove_unused(path: Path) -> bool:
 def is_at(descriptor: int, path: Path) -> bool:
     """True if an open file still has this name: it was not removed, or replaced, since it was opened."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

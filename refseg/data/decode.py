@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from refseg.errors import ImageError
+from refseg.jpeg_header import jpeg_size
 from refseg.stored_jpeg import open_stored_jpeg
 
 
@@ -28,7 +29,7 @@ def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
         return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
     except RuntimeError:  # what libjpeg does not turn into RGB by itself, CMYK above all
         try:
-            with open_stored_jpeg(data.tobytes()) as picture:
+            with open_stored_jpeg(data.tobytes(), at_most=jpeg_size(data.data)) as picture:
                 return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot be decoded: {error}") from error

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from refseg.data.manifests import REMEDY
 from refseg.errors import DatasetError
+from refseg.row_checks import find_repeated, list_ends, numbers, one_array
 
 STRINGS = ("category", "sent", "file_name")
 """Columns of strings."""
@@ -92,6 +92,36 @@ def join_in_memory(manifests: Iterable[FlatManifest]) -> tuple[Arrays, list[str]
     return {name: np.concatenate(found) for name, found in parts.items()}, tars
 
 
+def refuse_repeats(where: str, manifests: Iterable[FlatManifest]) -> Iterator[FlatManifest]:
+    """Pass manifests on; refs and sentences that are in two of them are refused at the end.
+
+    Args:
+        where: The dataset, for messages.
+        manifests: Each without repeats of its own.
+
+    Raises:
+        DatasetError: If a ref id is there twice in a dataset, or a sentence id in a dataset's split.
+    """
+    ids: dict[str, list[NDArray[np.int64]]] = {name: [] for name in ("ref_id", "dataset", "sent_id", "split")}
+    for manifest in manifests:
+        arrays = manifest.arrays
+        num_sentences = np.diff(arrays["sentence_start"], prepend=0)
+        dataset = arrays["row_dataset"].astype(np.int64)
+        ids["ref_id"].append(arrays["ref_id"])
+        ids["dataset"].append(dataset)
+        ids["sent_id"].append(arrays["sent_id"])
+        ids["split"].append(np.repeat(dataset << 32 | arrays["row_split"], num_sentences))
+        yield manifest
+    for what, group, expected in (("ref_id", "dataset", "each once"), ("sent_id", "split", "each once in a split")):
+        found = np.concatenate([np.empty(0, np.int64), *ids[what]])
+        repeated = find_repeated(found, np.concatenate([np.empty(0, np.int64), *ids[group]]))
+        if len(repeated):
+            raise DatasetError(
+                f"{where}: found {what} {found[repeated[0]]} in two manifests, expected {expected}; `refseg verify` "
+                "the dataset, then build it again"
+            )
+
+
 def hole(length: int, kind: type) -> NDArray[Any]:
     """Zeros that are to be filled in later, and take no memory until then."""
     return np.broadcast_to(np.zeros(1, kind), length)
@@ -102,30 +132,24 @@ def is_hole(array: NDArray[Any]) -> bool:
     return array.strides == (0,) and len(array) > 1
 
 
-def flatten(
-    where: str, table: pa.Table, num_run_lengths: int, *, split: int, datasets: tuple[str, ...]
-) -> FlatManifest:
+def flatten(table: pa.Table, num_run_lengths: int, *, split: int, datasets: tuple[str, ...]) -> FlatManifest:
     """Make flat arrays of a manifest's rows. A manifest has all rows of its images that are of its split.
 
     Args:
-        where: The manifest, for messages.
-        table: Its rows; if they are without masks, these become holes.
+        table: Its rows, checked; if they are without masks, these become holes.
         num_run_lengths: Of all masks.
         split: Position of their split.
         datasets: Ids that rows may have.
-
-    Raises:
-        DatasetError: If rows are of another dataset, or a hash is none.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
     sentences = columns["sentences"].flatten()
     token_lists = sentences.field("token_ids")
     shards = columns["shard"]  # a dictionary of few
-    row_shard = _numbers(shards.indices)
+    row_shard = numbers(shards.indices)
 
     # Rows of one image are adjacent: a new image starts where the place in the tars changes, or the member of a mix.
-    row_dataset = _row_datasets(where, columns["dataset"], columns["split_by"], datasets)
-    offset = _numbers(columns["image_offset"])
+    row_dataset = _row_datasets(columns["dataset"], columns["split_by"], datasets)
+    offset = numbers(columns["image_offset"])
     is_first = np.ones(table.num_rows, np.bool_)
     is_first[1:] = (
         (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1]) | (row_dataset[1:] != row_dataset[:-1])
@@ -133,31 +157,28 @@ def flatten(
     first_row = np.flatnonzero(is_first)
 
     def of_image(name: str) -> NDArray[Any]:
-        return _numbers(columns[name])[first_row]
+        return numbers(columns[name])[first_row]
 
     _, hashes = _text(columns["sample_xxh3"].take(pa.array(first_row)))
-    try:
-        sample_xxh3 = np.frombuffer(bytes.fromhex(hashes.tobytes().decode()), ">u8").astype(np.uint64)
-    except ValueError as error:
-        raise DatasetError(f"{where}: column sample_xxh3 holds no hash ({error}); build the dataset again") from error
+    sample_xxh3 = np.frombuffer(bytes.fromhex(hashes.tobytes().decode()), ">u8").astype(np.uint64)
     spans, counts = hole(2 * table.num_rows, np.int64), hole(num_run_lengths, np.uint32)
     if "mask" in columns:
         spans, counts = flatten_masks(columns["mask"])
     arrays = {
-        "ref_id": _numbers(columns["ref_id"]),
+        "ref_id": numbers(columns["ref_id"]),
         "row_split": np.full(table.num_rows, split, np.int16),
         "row_dataset": row_dataset,
         "row_image": np.cumsum(is_first) - 1,
-        "no_target": _numbers(columns["no_target"]),
+        "no_target": numbers(columns["no_target"]),
         "mask_span": spans,
         "mask_counts": counts,
         "manifest_start": np.array([table.num_rows]),
         "manifest_counts_start": np.array([num_run_lengths]),
-        "sentence_start": _ends(columns["sentences"]),
-        "sent_id": _numbers(sentences.field("sent_id")),
-        "sentence_exists": _numbers(sentences.field("exists")),
-        "token_start": _ends(token_lists),
-        "tokens": _numbers(token_lists.flatten()),
+        "sentence_start": list_ends(columns["sentences"]),
+        "sent_id": numbers(sentences.field("sent_id")),
+        "sentence_exists": numbers(sentences.field("exists")),
+        "token_start": list_ends(token_lists),
+        "tokens": numbers(token_lists.flatten()),
         "image_id": of_image("image_id"),
         "height": of_image("height"),
         "width": of_image("width"),
@@ -181,9 +202,9 @@ def flatten(
 def flatten_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Start and end of each mask's run lengths, in turn, and the run lengths of all."""
     lists = masks.field("counts")
-    ends = _ends(lists)
+    ends = list_ends(lists)
     spans = np.stack([np.append(0, ends[:-1]), ends], axis=1).reshape(-1)
-    return spans, _numbers(lists.flatten())
+    return spans, numbers(lists.flatten())
 
 
 def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
@@ -193,34 +214,15 @@ def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
 
 
 def _row_datasets(
-    where: str, names: pa.DictionaryArray, partitions: pa.DictionaryArray, known: tuple[str, ...]
+    names: pa.DictionaryArray, partitions: pa.DictionaryArray, known: tuple[str, ...]
 ) -> NDArray[np.int16]:
     """Position of each row's dataset in `known`."""
     num_partitions = len(partitions.dictionary)
-    codes, code = np.unique(
-        _numbers(names.indices) * num_partitions + _numbers(partitions.indices), return_inverse=True
-    )
+    codes, code = np.unique(numbers(names.indices) * num_partitions + numbers(partitions.indices), return_inverse=True)
     ids = [
         f"{names.dictionary[c // num_partitions]}/{partitions.dictionary[c % num_partitions]}" for c in codes.tolist()
     ]
-    if unknown := [dataset_id for dataset_id in ids if dataset_id not in known]:
-        raise DatasetError(f"{where}: found rows of {unknown[0]}, expected {', '.join(known)}; {REMEDY}")
     return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[code]
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array, copied only if it is in several: of row groups."""
-    return column.chunk(0) if column.num_chunks == 1 else column.unify_dictionaries().combine_chunks()
-
-
-def _numbers(array: pa.Array) -> NDArray[Any]:
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _ends(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Where each list ends in the flattened values."""
-    offsets = _numbers(lists.offsets).astype(np.int64)
-    return offsets[1:] - offsets[0]
 
 
 def _text(strings: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

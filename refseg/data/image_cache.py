@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refseg.cache_files import make_cache_folder, open_cache_file
 from refseg.data.cache import is_at, remove_unused
 from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
@@ -127,7 +128,7 @@ class _File:
     """
 
     def __init__(self, path: Path, num_bytes: int, *, num_slots: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(path.parent)
         self.descriptor = _open_locked(path)
         weakref.finalize(self, os.close, self.descriptor)
         os.utime(self.descriptor)  # used just now
@@ -140,7 +141,7 @@ class _File:
 
 def _open_locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_cache_file(path, os.O_RDWR | os.O_CREAT)
         with suppress(OSError):  # a file system without locks: there nothing is removed either
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         if is_at(descriptor, path):
@@ -166,6 +167,6 @@ def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
 
 def _last_use(path: Path) -> float:
     try:
-        return path.stat().st_mtime
+        return path.lstat().st_mtime
     except FileNotFoundError:  # removed meanwhile
         return 0.0

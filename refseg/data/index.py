@@ -27,22 +27,16 @@ from refseg.data.flat_arrays import (
     flatten,
     flatten_masks,
     join_in_memory,
-    one_array,
     read_all,
+    refuse_repeats,
     strings_of,
 )
-from refseg.data.index_cache import StoredIndex, open_stored
-from refseg.data.manifests import (
-    check_files,
-    dataset_ids,
-    find_tars,
-    read_manifest,
-    read_masks,
-    refuse_unknown_files,
-)
+from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
+from refseg.data.manifests import find_tars, read_manifest, read_masks
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.manifests import check_files, dataset_ids, refuse_unknown_files
 from refseg.storage import is_remote, open_folder
 
 _STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
@@ -204,11 +198,10 @@ class ManifestIndex:
 
         def read(*, with_masks: bool) -> Iterator[FlatManifest]:
             def read_one(entry: ShardEntry) -> FlatManifest:
-                table, num_run_lengths = read_manifest(place, entry, with_masks=with_masks)
-                split = chosen.index(entry.split)
-                return flatten(place.address, table, num_run_lengths, split=split, datasets=datasets)
+                table, num_run_lengths = read_manifest(place, entry, descriptor, with_masks=with_masks)
+                return flatten(table, num_run_lengths, split=chosen.index(entry.split), datasets=datasets)
 
-            return read_all(read_one, entries)
+            return refuse_repeats(place.address, read_all(read_one, entries))
 
         stored = None
         parquet_bytes = sum(entry.parquet_bytes for entry in entries)
@@ -301,9 +294,11 @@ class ManifestIndex:
             return np.array([height * width], np.uint32)
         start, end = self.mask_span[2 * row : 2 * row + 2].tolist()
         counts = self.mask_counts[start:end]
-        # Not there yet; or another process is writing them just now; or the machine lost power before they were kept.
-        if self._stored is not None and counts.sum() != height * width:
-            return self._read_counts(row)
+        if self._stored is not None and self._stored.has_holes:
+            manifest = int(np.searchsorted(self.manifest_start, row, side="right")) - 1
+            # Not there yet; or another process is writing them just now; or damaged.
+            if not self._stored.has_masks(manifest) or counts.sum() != height * width:
+                return self._read_counts(manifest, row)
         return counts
 
     def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
@@ -358,28 +353,32 @@ class ManifestIndex:
         self._files.check_ahead(wait=wait)
 
     def _read(self, image: int) -> NDArray[np.uint8]:
-        """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's."""
+        """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's.
+
+        Its header says the size that its rows do.
+        """
+        shard = int(self.image_shard[image])
         sample = self._files.read_sample(
-            int(self.image_shard[image]),
+            shard,
             start=int(self.image_offset[image]) - HEADER_BYTES,
             num_bytes=int(self.sample_bytes[image]),
             xxh3=int(self.sample_xxh3[image]),
             where=self._where(image),
         )
-        return sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
+        jpeg = sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
+        try:
+            # Before anybody decodes it: a small file may claim a size that takes gigabytes.
+            self.shards[shard].check_picture(jpeg.data, (int(self.height[image]), int(self.width[image])))
+        except ImageError as error:
+            raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
+        return jpeg
 
-    def _read_counts(self, row: int) -> NDArray[np.uint32]:
-        """The run lengths of a row out of its manifest, all of which are brought into the index.
-
-        Processes may do so at the same time: they write the same bytes. The spans are written last.
-        """
+    def _read_counts(self, manifest: int, row: int) -> NDArray[np.uint32]:
+        """The run lengths of a row out of its manifest, all of which are brought into the index."""
         assert self._stored is not None, "in memory all are there"
-        number = int(np.searchsorted(self.manifest_start, row, side="right")) - 1
-        spans, counts = flatten_masks(one_array(read_masks(open_folder(self.folder), self._manifests[number])))
-        first_row, first_count = int(self.manifest_start[number]), int(self.manifest_counts_start[number])
-        self._stored.fill("mask_counts", first_count, counts)
-        self._stored.fill("mask_span", 2 * first_row, spans + first_count)
-        start, end = spans[2 * (row - first_row) :][:2].tolist()
+        spans, counts = flatten_masks(read_masks(open_folder(self.folder), self._manifests[manifest]))
+        self._stored.fill_masks(manifest, spans, counts)
+        start, end = spans[2 * (row - int(self.manifest_start[manifest])) :][:2].tolist()
         return counts[start:end].copy()  # not the whole manifest's
 
     def _where(self, image: int) -> str:
@@ -392,6 +391,6 @@ def _manifests_of(descriptor: Descriptor, splits: Sequence[str]) -> tuple[ShardE
 
 def _fields(arrays: Arrays) -> dict[str, Any]:
     """Arrays as `ManifestIndex` has them: strings put together."""
-    of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")}
+    of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")} | {MASK_CHECK}
     numbers = {name: array for name, array in arrays.items() if name not in of_strings}
     return {**numbers, **{name: strings_of(arrays, name) for name in STRINGS}}

@@ -20,20 +20,28 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from refseg.cache_files import make_cache_folder, open_cache_file, read_cache_file
 from refseg.data.flat_arrays import Arrays, FlatManifest, is_hole, join
-from refseg.data.manifests import manifest_facts, read_bytes
+from refseg.data.manifests import manifest_facts
 from refseg.descriptor import ShardEntry
 from refseg.errors import DatasetError
+from refseg.json_text import parse_json
+from refseg.manifests import read_bytes
 from refseg.storage import Folder, cache_folder
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raised when the arrays change, so that those of another release are not read."""
+MASK_CHECK = "mask_check"
+"""Array of an index whose masks are filled in later: `(manifests,)` uint64, XXH3-64 of each manifest's masks, 0 until
+they are there."""
 _FACTS = "index.json"
 _CHECKED = "checked.json"
+_HASHING_THREADS = 4
 _PART_OF_DISK = 0.5  # of what is free or taken by indexes
 
 
@@ -42,11 +50,14 @@ class CacheUnusableError(Exception):
 
 
 class StoredIndex:
-    """The files of one index, kept from being removed as long as this lives; pickled as their place alone.
+    """The files of one index, kept from being removed as long as this lives; pickled as their folder alone.
+
+    Each array has its XXH3-64, which `check` compares. Masks that are filled in later have one for each manifest.
 
     Attributes:
         folder: Of the files.
         tars: What rows call their tars.
+        has_holes: True if masks are filled in when they are first asked for.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,30 +67,82 @@ class StoredIndex:
             OSError: If it is not there, or not whole.
         """
         self.folder = folder
-        descriptor = os.open(folder / _FACTS, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_cache_file(folder / _FACTS, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        facts = json.loads((folder / _FACTS).read_bytes())
+        facts = _unseal(read_cache_file(folder / _FACTS))
         self.tars: list[str] = facts["tars"]
-        self._arrays: dict[str, tuple[str, int]] = facts["arrays"]
-        for name, (kind, length) in self._arrays.items():
-            if (folder / name).stat().st_size != length * np.dtype(kind).itemsize:
+        self._arrays: dict[str, tuple[str, int, int | None]] = facts["arrays"]
+        for name, (kind, length, _) in self._arrays.items():
+            if (folder / name).lstat().st_size != length * np.dtype(kind).itemsize:
                 raise OSError(f"{folder / name}: expected {length} values of type {kind}")
+        self.has_holes = MASK_CHECK in self._arrays
+        self._mapped: Arrays = {}
+        self._sound: set[int] = set()  # manifests whose masks this process has compared with their hash
         self._cannot_fill = False
         with suppress(OSError):  # of another user, or read-only: it is removed a little earlier
             os.utime(folder / _FACTS)  # used just now
 
     def arrays(self) -> Arrays:
         """The arrays, mapped and read-only."""
-        return {name: _map(self.folder / name, kind, length) for name, (kind, length) in self._arrays.items()}
+        if not self._mapped:
+            self._mapped = {name: _map(self.folder / name, *facts[:2]) for name, facts in self._arrays.items()}
+        return self._mapped
 
-    def fill(self, name: str, position: int, values: NDArray[Any]) -> None:
+    def check(self) -> None:
+        """Compare all arrays with their hashes: a bit that changed on the disk would be other words, or another image.
+
+        Raises:
+            OSError: If one is damaged.
+        """
+
+        def check_one(name: str) -> None:
+            expected = self._arrays[name][2]
+            if expected is not None and xxhash.xxh3_64_intdigest(self.arrays()[name].data) != expected:
+                raise OSError(f"{self.folder / name}: damaged")
+
+        self.arrays()
+        with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+            list(threads.map(check_one, self._arrays))
+
+    def has_masks(self, manifest: int) -> bool:
+        """True if the masks of a manifest are there, as they were filled in; each process compares them once."""
+        if manifest in self._sound:
+            return True
+        arrays = self.arrays()
+        row, end_row = arrays["manifest_start"][manifest : manifest + 2].tolist()
+        count, end_count = arrays["manifest_counts_start"][manifest : manifest + 2].tolist()
+        found = _hash_masks(arrays["mask_span"][2 * row : 2 * end_row], arrays["mask_counts"][count:end_count])
+        if found != int(arrays[MASK_CHECK][manifest]):
+            return False
+        self._sound.add(manifest)
+        return True
+
+    def fill_masks(self, manifest: int, spans: NDArray[np.int64], counts: NDArray[np.uint32]) -> None:
+        """Write the masks of a manifest, for all processes; their hash is written last.
+
+        Processes may do so at the same time: they write the same bytes.
+
+        Args:
+            manifest: Its number.
+            spans: `(2 * rows,)` where each mask starts and ends in `counts`, in turn.
+            counts: Run lengths of all its masks.
+        """
+        arrays = self.arrays()
+        first_row = int(arrays["manifest_start"][manifest])
+        first_count = int(arrays["manifest_counts_start"][manifest])
+        spans = spans + first_count
+        self._fill("mask_counts", first_count, counts)
+        self._fill("mask_span", 2 * first_row, spans)
+        self._fill(MASK_CHECK, manifest, np.array([_hash_masks(spans, counts)], np.uint64))
+
+    def _fill(self, name: str, position: int, values: NDArray[Any]) -> None:
         """Write into a hole of an array, for all processes: they see it in what they have mapped.
 
         Where that cannot be done a warning says so, once.
         """
         try:
-            with (self.folder / name).open("r+b") as file:
+            with os.fdopen(open_cache_file(self.folder / name, os.O_RDWR), "r+b") as file:
                 file.seek(position * values.itemsize)
                 file.write(np.ascontiguousarray(values, self._arrays[name][0]).data)
         except OSError as error:
@@ -95,7 +158,7 @@ class StoredIndex:
     def is_checked(self, address: str, facts: list[list[object]]) -> bool:
         """True if the manifests at `address` were compared with their hashes when they were `facts`."""
         try:
-            return bool(json.loads((self.folder / _CHECKED).read_bytes()).get(address) == _digest(facts))
+            return bool(parse_json(read_cache_file(self.folder / _CHECKED)).get(address) == _digest(facts))
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -106,8 +169,11 @@ class StoredIndex:
         with suppress(OSError):
             known = {}
             with suppress(OSError, ValueError):
-                known = json.loads(path.read_bytes())
-            temporary.write_text(json.dumps({**known, address: _digest(facts)}), encoding="utf-8")
+                known = parse_json(read_cache_file(path))
+            with suppress(FileNotFoundError):  # left by a process that was killed
+                temporary.unlink()
+            with os.fdopen(open_cache_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
+                json.dump({**(known if isinstance(known, dict) else {}), address: _digest(facts)}, file)
             temporary.replace(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,10 +208,12 @@ class IndexCache:
     def open(self, key: str) -> StoredIndex | None:
         """The index of this name; None if it is not here, or was damaged."""
         try:
-            return StoredIndex(self.folder / key)
+            stored = StoredIndex(self.folder / key)
+            stored.check()
+            return stored
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s: cannot be used (%s), will be written anew", self.folder / key, error)
             return None
 
@@ -169,12 +237,12 @@ class IndexCache:
             part = self.folder / f"{key}.part"
             try:
                 with _unusable(self.folder):
-                    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-                    part.mkdir()
+                    _remove(part)  # left by a process that was killed
+                    part.mkdir(0o700)
                 self._fill(part, read)
                 with _unusable(self.folder), self._lock("lock"):
                     self._make_room(part)
-                    shutil.rmtree(self.folder / key, ignore_errors=True)  # damaged
+                    _remove(self.folder / key)  # damaged
                     part.rename(self.folder / key)
                     return StoredIndex(self.folder / key), True
             finally:
@@ -183,17 +251,23 @@ class IndexCache:
     def _fill(self, part: Path, read: Callable[[], Iterable[FlatManifest]]) -> None:
         files: dict[str, BinaryIO] = {}
         arrays: dict[str, tuple[str, int]] = {}
+        hashes: dict[str, xxhash.xxh3_64] = {}
 
         def put(name: str, values: NDArray[Any]) -> None:
             with _unusable(self.folder):
                 if name not in files:
-                    files[name] = (part / name).open("wb")
+                    files[name] = (part / name).open("xb")
                     arrays[name] = (values.dtype.str, 0)
+                    hashes[name] = xxhash.xxh3_64()
                 kind, length = arrays[name]
                 if is_hole(values):
                     files[name].seek(len(values) * np.dtype(kind).itemsize, os.SEEK_CUR)
+                    hashes.pop(name, None)
                 else:
-                    files[name].write(np.ascontiguousarray(values, np.dtype(kind)).data)
+                    data = np.ascontiguousarray(values, np.dtype(kind)).data
+                    files[name].write(data)
+                    if name in hashes:
+                        hashes[name].update(data)
                 arrays[name] = (kind, length + len(values))
 
         try:
@@ -208,13 +282,21 @@ class IndexCache:
                 with suppress(OSError):  # of a full disk, which has been told
                     file.close()
         with _unusable(self.folder):
-            (part / _FACTS).write_text(json.dumps({"tars": tars, "arrays": arrays}), encoding="utf-8")
+            if "mask_counts" in arrays and "mask_counts" not in hashes:
+                arrays[MASK_CHECK] = ("<u8", arrays["manifest_start"][1] - 1)
+                with (part / MASK_CHECK).open("xb") as file:
+                    file.truncate(8 * arrays[MASK_CHECK][1])
+            sealed = {
+                name: (kind, length, hashes[name].intdigest() if name in hashes else None)
+                for name, (kind, length) in arrays.items()
+            }
+            (part / _FACTS).write_text(_seal({"tars": tars, "arrays": sealed}), encoding="utf-8")
 
     def _make_room(self, new: Path) -> None:
         """Remove what was used least recently until the new index is within the limit."""
+        folders = (path for path in self.folder.iterdir() if path != new and not path.is_symlink())
         held = sorted(
-            (path for path in self.folder.iterdir() if (path / _FACTS).is_file() and path != new),
-            key=lambda path: (path / _FACTS).stat().st_mtime,
+            (path for path in folders if (path / _FACTS).is_file()), key=lambda path: (path / _FACTS).stat().st_mtime
         )
         sizes = {path: _num_bytes(path) for path in (*held, new)}
         total = sum(sizes.values())
@@ -234,8 +316,8 @@ class IndexCache:
     def _lock(self, name: str) -> Iterator[None]:
         """One process at a time."""
         with _unusable(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make_cache_folder(self.folder)
+            descriptor = open_cache_file(self.folder / name, os.O_RDWR | os.O_CREAT)
         try:
             with _unusable(self.folder):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -300,9 +382,46 @@ def _unusable(folder: Path) -> Iterator[None]:
 def _map(path: Path, kind: str, length: int) -> NDArray[Any]:
     if length == 0:
         return np.empty(0, kind)
-    with path.open("rb") as file:
+    descriptor = open_cache_file(path, os.O_RDONLY)
+    try:
         # The plain way to a plain array: `np.memmap` is a class of its own that every slice pays for.
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), kind)
+        return np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), kind)
+    finally:
+        os.close(descriptor)
+
+
+def _hash_masks(spans: NDArray[Any], counts: NDArray[Any]) -> int:
+    """XXH3-64 of a manifest's masks, never 0: that says that they are not there."""
+    found = xxhash.xxh3_64(np.ascontiguousarray(spans, np.int64).data)
+    found.update(np.ascontiguousarray(counts, np.uint32).data)
+    return found.intdigest() or 1
+
+
+def _seal(facts: dict[str, Any]) -> str:
+    """Facts as JSON, with the hash of that JSON before it."""
+    text = json.dumps(facts)
+    return f"{xxhash.xxh3_64_hexdigest(text.encode())}\n{text}"
+
+
+def _unseal(data: bytes) -> dict[str, Any]:
+    """What `_seal` was given.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    found, _, text = data.partition(b"\n")
+    if found != xxhash.xxh3_64_hexdigest(text).encode():
+        raise ValueError("its facts are damaged")
+    facts: dict[str, Any] = parse_json(text)
+    return facts
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link that stands in its place, if there is one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(facts: list[list[object]]) -> str:
@@ -319,7 +438,7 @@ def _num_bytes_taken(folder: Path) -> int:
 
 def _remove_unused(folder: Path) -> bool:
     """Remove an index unless somebody maps it."""
-    with (folder / _FACTS).open("rb") as file:
+    with os.fdopen(open_cache_file(folder / _FACTS, os.O_RDONLY), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

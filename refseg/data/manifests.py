@@ -1,6 +1,5 @@
-"""The files behind an index: manifests and tars as the descriptor names them, here and in pools."""
+"""What an index is made of: columns of manifests, and the tars behind them, here and in pools."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,82 +7,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refseg.data.cache import Tar
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.errors import DatasetError
 from refseg.image_pools import pool_address
+from refseg.manifests import (
+    REMEDY,
+    check_size,
+    manifest_name,
+    open_manifest,
+    read_checked,
+    read_rows,
+    row_error,
+)
+from refseg.row_checks import RowFault, numbers, one_array
+from refseg.shape_checks import find_mask_faults
 from refseg.storage import Folder, is_remote, open_folder
 
-_MASKS = "mask.counts"
-_FEW = ["dataset", "split_by", "shard", "category"]  # values that repeat, read as dictionaries
-_COLUMNS = [
-    "dataset", "split_by", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target",
-    *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "token_ids", "exists")),
-    "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
-]  # fmt: skip
-REMEDY = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"
-
-
-def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
-    """Ids that rows may have: the members of a mix, or the dataset itself."""
-    return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
-
-
-def refuse_unknown_files(place: Folder, sizes: dict[str, int], descriptor: Descriptor) -> None:
-    """Look for a shard that is there twice, say: whoever takes all tars would see its samples twice.
-
-    Args:
-        place: The dataset's folder.
-        sizes: What is in it: names and bytes.
-        descriptor: Of the dataset.
-
-    Raises:
-        DatasetError: If the folder holds a tar or Parquet file that is not the dataset's.
-    """
-    known = {REJECTS_NAME, *(f"{entry.name}.{kind}" for entry in descriptor.shards for kind in ("tar", "parquet"))}
-    for name in sorted(sizes):
-        if name.endswith((".tar", ".parquet")) and name not in known:
-            raise DatasetError(
-                f"{place.join(name)}: found a file that {DESCRIPTOR_NAME} does not name, expected only the dataset's "
-                "own shards; remove it"
-            )
-
-
-def check_files(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> None:
-    """Check that a shard's manifest and tar are there and have the descriptor's sizes.
-
-    Args:
-        place: The dataset's folder.
-        sizes: What is in it: names and bytes.
-        entry: The shard.
-
-    Raises:
-        DatasetError: If one of the two is missing or of another size.
-    """
-    if entry.num_samples:
-        _check_size(place, sizes, f"{entry.name}.tar", entry.tar_bytes)
-    _check_size(place, sizes, manifest_name(entry), entry.parquet_bytes)
-
-
-def manifest_name(entry: ShardEntry) -> str:
-    """File name of a shard's manifest."""
-    return f"{entry.name}.parquet"
-
-
-def read_bytes(place: Folder, entry: ShardEntry) -> bytes:
-    """Read a manifest's file and check its hash.
-
-    Hashing tars too would read the whole dataset: each sample is checked when read.
-
-    Raises:
-        DatasetError: If it is another than was built.
-        StorageError: If storage refuses or fails.
-    """
-    data = place.read(manifest_name(entry))
-    if (sha256 := hashlib.sha256(data).hexdigest()) != entry.parquet_sha256:
-        raise DatasetError(
-            f"{place.join(manifest_name(entry))}: found sha256 {sha256}, expected {entry.parquet_sha256}; {REMEDY}"
-        )
-    return data
+_MASKS = "mask"
+_FEW = ("dataset", "split_by", "split", "shard", "category")  # values that repeat, read as dictionaries
 
 
 def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[object]]:
@@ -98,41 +39,54 @@ def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[ob
     return [[entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino] for entry, facts in found]
 
 
-def read_manifest(place: Folder, entry: ShardEntry, *, with_masks: bool) -> tuple[pa.Table, int]:
-    """Read the columns of a manifest that an index needs; errors as of `read_bytes`.
+def read_manifest(
+    place: Folder, entry: ShardEntry, descriptor: Descriptor, *, with_masks: bool
+) -> tuple[pa.Table, int]:
+    """Read the columns of a manifest that an index needs, all rows checked.
 
     Args:
         place: The dataset's folder.
         entry: The shard.
-        with_masks: Also their run lengths, which take three quarters of the time.
+        descriptor: Of the dataset.
+        with_masks: Also their run lengths, which take three quarters of the time; else they are checked when read.
 
     Returns:
         The rows, and how many run lengths their masks have.
+
+    Raises:
+        DatasetError: If the manifest is missing, another than was built, or has rows that the format forbids.
+        StorageError: If storage refuses or fails.
     """
-    file = _open_manifest(place, entry)
-    columns = [*_COLUMNS, _MASKS] if with_masks else _COLUMNS
-    return file.read(columns=columns, use_threads=False), _num_run_lengths(file.metadata)
+    file = open_manifest(place, entry, dictionaries=_FEW)
+    path = place.join(manifest_name(entry))
+    table = read_checked(path, file, entry, descriptor, ["category", *([_MASKS] if with_masks else [])])
+    num_run_lengths = _num_run_lengths(file.metadata)
+    pixels = int((table.column("height").to_numpy().astype("int64") * table.column("width").to_numpy()).sum())
+    if not table.num_rows <= num_run_lengths <= pixels + table.num_rows:  # every run but the first has a pixel
+        raise DatasetError(f"{path}: found {num_run_lengths} run lengths for {pixels} pixels of masks; {REMEDY}")
+    return table, num_run_lengths
 
 
-def read_masks(place: Folder, entry: ShardEntry) -> pa.ChunkedArray:
-    """Read the masks of a manifest's rows; errors as of `read_bytes`."""
-    return _open_manifest(place, entry).read(columns=[_MASKS], use_threads=False).column("mask")
-
-
-def read_columns(place: Folder, entry: ShardEntry, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a manifest's rows; errors as of `read_bytes`."""
-    return _open_manifest(place, entry).read(columns=list(columns), use_threads=False)
-
-
-def _open_manifest(place: Folder, entry: ShardEntry) -> pq.ParquetFile:
-    # Read without threads of its own: manifests are read several at a time.
-    return pq.ParquetFile(pa.BufferReader(read_bytes(place, entry)), read_dictionary=_FEW)
+def read_masks(place: Folder, entry: ShardEntry) -> pa.StructArray:
+    """Read the masks of a manifest whose other columns were checked before; errors as of `read_manifest`."""
+    path = place.join(manifest_name(entry))
+    table = read_rows(path, open_manifest(place, entry), ["ref_id", "height", "width", "no_target", _MASKS])
+    masks = one_array(table.column(_MASKS))
+    lists = masks.field("counts")
+    if masks.null_count or lists.null_count or lists.flatten().null_count:
+        raise DatasetError(f"{path}: found masks without values, expected one in every row; {REMEDY}")
+    no_target, *sides = (numbers(one_array(table.column(name))) for name in ("no_target", "height", "width"))
+    for is_wrong, found, expected in find_mask_faults(masks, no_target, (sides[0], sides[1])):
+        if is_wrong.any():
+            row = int(is_wrong.argmax())
+            raise row_error(path, table, RowFault(row, found(row), expected))
+    return masks
 
 
 def _num_run_lengths(metadata: pq.FileMetaData) -> int:
     """Run lengths of all masks, which the file's footer says; no list of them is empty, or it would count too."""
     columns = range(metadata.num_columns)
-    position = next(i for i in columns if metadata.schema.column(i).path.startswith(f"{_MASKS}."))
+    position = next(i for i in columns if metadata.schema.column(i).path.startswith(f"{_MASKS}.counts."))
     return sum(metadata.row_group(i).column(position).num_values for i in range(metadata.num_row_groups))
 
 
@@ -140,13 +94,17 @@ def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tu
     """The tars that rows call `names`, here or in an image pool; a pool's are checked as our own were.
 
     Raises:
-        DatasetError: If there is no such tar or pool, or one is another than when this dataset was built.
+        DatasetError: If there is no such tar or pool, one is another than when this dataset was built, or it lies on
+            a host that is not allowed.
         StorageError: If storage refuses or fails.
     """
     wanted = set(names)
     tars = {
         f"{entry.name}.tar": Tar(
-            address=place.join(f"{entry.name}.tar"), num_bytes=entry.tar_bytes, sha256=entry.tar_sha256
+            address=place.join(f"{entry.name}.tar"),
+            num_bytes=entry.tar_bytes,
+            sha256=entry.tar_sha256,
+            stored_images=descriptor.stored_images,
         )
         for entry in descriptor.shards
         if entry.num_samples
@@ -170,16 +128,11 @@ def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> di
     sizes = folder.list()
     found = {}
     for tar in used:
-        _check_size(folder, sizes, tar.name, tar.num_bytes, remedy=remedy)
+        check_size(folder, sizes, tar.name, tar.num_bytes, remedy=remedy)
         found[f"{pool.name}/{tar.name}"] = Tar(
-            address=folder.join(tar.name), num_bytes=tar.num_bytes, sha256=tar.sha256
+            address=folder.join(tar.name),
+            num_bytes=tar.num_bytes,
+            sha256=tar.sha256,
+            stored_images=pool.stored_images,
         )
     return found
-
-
-def _check_size(place: Folder, sizes: dict[str, int], name: str, expected: int, *, remedy: str = REMEDY) -> None:
-    found = sizes.get(name)
-    if found is None:
-        raise DatasetError(f"{place.join(name)}: there is no such file, expected {expected} bytes; {remedy}")
-    if found != expected:
-        raise DatasetError(f"{place.join(name)}: found {found} bytes, expected {expected}; {remedy}")

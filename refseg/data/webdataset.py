@@ -14,7 +14,6 @@ it was built with: of a dataset whose images lie in another's tars (image pool, 
 """
 
 import io
-import json
 import random
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,9 @@ from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, ImageError, StorageError, UsageError
+from refseg.jpeg_header import jpeg_size
+from refseg.json_text import parse_json
+from refseg.schema import MAX_PIXELS, MAX_SIDE
 from refseg.storage import is_remote, open_folder
 
 _TAR_END_BYTES = 1024
@@ -206,35 +208,76 @@ def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_t
     """All expressions of tar samples; each picture is decoded once.
 
     Raises:
-        DatasetError: If a sample has not the two members of ours, or its picture cannot be decoded.
+        DatasetError: If a sample has not the two members of ours, its JSON is not that of the format, or its picture
+            cannot be decoded.
     """
     for sample in samples:
         where = f"{sample['__url__']}: sample {sample['__key__']}"
         try:
-            facts = json.loads(sample["json"])
-            pixels = decode_rgb(np.frombuffer(bytearray(sample["jpg"]), np.uint8))
-            image = geometry.apply_image(pixels, (facts["height"], facts["width"]))
+            facts = parse_json(sample["json"])
+            size = _read_size(facts)
+            image = geometry.apply_image(_decode(sample["jpg"], size), size)
+            yield from _expressions_of(facts, size, image, geometry=geometry, num_tokens=num_tokens)
         except KeyError as error:
             raise DatasetError(
                 f"{where}: found no member {error}, expected jpg and json; stream refseg's shards"
             ) from error
         except ImageError as error:
             raise DatasetError(f"{where}: {error}; `refseg verify` the dataset") from error
-        for ref in facts["refs"]:
-            height, width = ref["mask"]["size"]
-            counts = np.array(ref["mask"]["counts"], np.uint32)
-            mask = torch.from_numpy(geometry.apply_mask(counts, (height, width)))
-            empty = torch.zeros_like(mask)
-            for sentence in ref["sentences"]:
-                cut = tokenizer.truncate(sentence["token_ids"], num_tokens)
-                token_ids = torch.zeros(num_tokens, dtype=torch.int64)
-                token_ids[: len(cut)] = torch.tensor(cut)
-                yield StreamSample(
-                    image=image,
-                    mask=mask if sentence["exists"] else empty,
-                    token_ids=token_ids,
-                    token_mask=torch.arange(num_tokens) < len(cut),
-                    image_id=facts["image_id"],
-                    ref_id=ref["ref_id"],
-                    sent_id=sentence["sent_id"],
-                )
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DatasetError(
+                f"{where}: found JSON that is not a sample of refseg's ({error}); `refseg verify` the dataset"
+            ) from error
+
+
+def _expressions_of(
+    facts: dict[str, Any],
+    size: tuple[int, int],
+    image: UInt8[Tensor, "3 H W"],
+    *,
+    geometry: Geometry,
+    num_tokens: int,
+) -> Iterator[StreamSample]:
+    for ref in facts["refs"]:
+        counts = np.array(ref["mask"]["counts"], np.uint32)
+        if tuple(ref["mask"]["size"]) != size or counts.sum(dtype=np.int64) != size[0] * size[1]:
+            raise ValueError(f"the mask of ref {ref['ref_id']} is not of the image's size")
+        mask = torch.from_numpy(geometry.apply_mask(counts, size))
+        empty = torch.zeros_like(mask)
+        for sentence in ref["sentences"]:
+            cut = tokenizer.truncate(sentence["token_ids"], num_tokens)
+            if len(cut) < 2 or not all(type(i) is int and 0 <= i < tokenizer.VOCAB_SIZE for i in cut):
+                raise ValueError(f"the token_ids of sentence {sentence['sent_id']} are not the tokenizer's")
+            token_ids = torch.zeros(num_tokens, dtype=torch.int64)
+            token_ids[: len(cut)] = torch.tensor(cut)
+            yield StreamSample(
+                image=image,
+                mask=mask if sentence["exists"] else empty,
+                token_ids=token_ids,
+                token_mask=torch.arange(num_tokens) < len(cut),
+                image_id=facts["image_id"],
+                ref_id=ref["ref_id"],
+                sent_id=sentence["sent_id"],
+            )
+
+
+def _read_size(facts: Any) -> tuple[int, int]:
+    """`(height, width)` of a sample, within the format's limits."""
+    sides = facts["height"], facts["width"]
+    if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
+        raise ValueError(f"its size is {sides[0]!r:.40} x {sides[1]!r:.40}")
+    return sides
+
+
+def _decode(jpeg: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
+    """Decode a picture that is no larger than its sample says: a tar does not say whether pictures were made smaller.
+
+    Raises:
+        ImageError: If it is larger, or cannot be decoded.
+    """
+    found = jpeg_size(jpeg)
+    if found[0] * found[1] > size[0] * size[1]:
+        raise ImageError(
+            f"its header says {found[0]} x {found[1]} pixels (height x width), expected {size[0]} x {size[1]} or fewer"
+        )
+    return decode_rgb(np.frombuffer(bytearray(jpeg), np.uint8))

@@ -1,19 +1,17 @@
 """Target masks by the rule of each protocol, from a dataset's masks or, where they do not tell, its annotations."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg.data.index import ManifestIndex
-from refseg.data.manifests import read_bytes
 from refseg.data.transforms import Geometry
 from refseg.evaluation.protocols import Protocol
+from refseg.manifests import read_columns
 from refseg.run_lengths import draw_runs, encode_runs
 from refseg.storage import open_folder
 
@@ -144,7 +142,7 @@ def _read_parts(index: ManifestIndex, *, every: bool) -> dict[int, Parts]:
     for entry in index.descriptor.shards:
         if entry.split not in index.splits:
             continue
-        table = pq.read_table(io.BytesIO(read_bytes(place, entry)), columns=["annotations"])
+        table = read_columns(place, entry, index.descriptor, ["annotations"])
         for row, annotations in enumerate(table.column("annotations").to_pylist(), start=first):
             if every or sum(map(_num_parts, annotations)) > 1:
                 found[row] = annotations

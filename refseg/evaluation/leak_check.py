@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refseg.data.index import ManifestIndex
-from refseg.data.manifests import read_columns
 from refseg.descriptor import Descriptor, load_descriptor
 from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.manifests import read_columns
 from refseg.schema import find_dataset
 from refseg.storage import open_folder
 
@@ -148,7 +148,7 @@ def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> 
     place = open_folder(folder)
     columns = ["dataset", "split_by", "image_id", "image_xxh3"]
     entries = [entry for entry in descriptor.shards if entry.split in splits]
-    rows = pa.concat_tables([read_columns(place, entry, columns) for entry in entries])
+    rows = pa.concat_tables([read_columns(place, entry, descriptor, columns) for entry in entries])
     dataset = pc.binary_join_element_wise(
         pc.cast(rows["dataset"], pa.string()), pc.cast(rows["split_by"], pa.string()), "/"
     )

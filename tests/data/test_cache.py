@@ -325,6 +325,37 @@ def test_a_thread_that_breaks_off_by_a_mistake_says_so(
     assert "ZeroDivisionError: a mistake" in caplog.text
 
 
+def test_links_in_the_cache_are_not_followed(tmp_path: Path, put: Put, caplog: pytest.LogCaptureFixture) -> None:
+    tar, victim = put("a", b"x" * 100), tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    cache = ShardCache(tmp_path / "cache", 1_000)
+    cache.folder.mkdir(mode=0o755)
+    final = cache.folder / f"{tar.sha256}.tar"
+    part = final.with_suffix(".part")
+    part.symlink_to(victim)
+
+    assert cache.fetch(tar) == "no room"
+    assert "is a symbolic link, which a cache does not follow" in caplog.text
+    assert victim.read_bytes() == b"mine"
+    part.unlink()
+    final.symlink_to(victim)
+    assert cache.open(tar) is None
+    assert cache.fetch(tar) == "here"
+    assert (victim.read_bytes(), final.read_bytes()) == (b"mine", b"x" * 100)
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_folder_that_is_a_link_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shards").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
+
+    assert ShardCache.of_this_machine() is None
+    assert "expected a folder: a cache follows no links" in caplog.text
+
+
 def test_a_system_that_cannot_take_space_does_without(
     tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,3 +186,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         make_cache(tmp_path / "file" / "decoded")
     with pytest.raises(UsageError, match="a cache of 71 bytes holds no image of 4 x 6 pixels; expected at least 72"):
         make_cache(tmp_path, max_bytes=71)
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    make_cache(tmp_path / "decoded")
+    (path,) = (tmp_path / "decoded").iterdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    path.unlink()
+    path.symlink_to(victim)
+
+    with pytest.raises(UsageError, match="is a symbolic link, which a cache does not follow"):
+        make_cache(tmp_path / "decoded")
+    assert victim.read_bytes() == b"mine"
+    assert (tmp_path / "decoded").stat().st_mode & 0o777 == 0o700

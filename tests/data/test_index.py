@@ -184,7 +184,7 @@ def test_a_picture_that_is_no_jpeg_is_named(tmp_path: Path, write: Write) -> Non
     picture = Picture(5, (8, 8), (Ref(1, (0, 0, 2, 2), ("x",)),), b"GIF89a not a picture")
     index = ManifestIndex.open(write(tmp_path / "d", {"train-00000": [picture]}), ["train"])
 
-    with pytest.raises(DatasetError, match=r"image 5 \(.*\): cannot be decoded: .*; `refseg verify`"):
+    with pytest.raises(DatasetError, match=r"image 5 \(.*\): is not a JPEG; `refseg verify`"):
         index.decode_image(0)
 
 
@@ -258,7 +258,9 @@ def test_a_shard_without_a_tar_needs_none(pool: Path, tmp_path: Path) -> None:
 def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path, edit_descriptor: Edit) -> None:
     folder = write_overlay(tmp_path / "over", pool)
     edit_descriptor(folder, lambda content: content["image_pools"][0].update(name="other"))
-    with pytest.raises(DatasetError, match=r"over: rows lie in toy/train-00000.tar, of no tar or pool in refseg.json"):
+    with pytest.raises(
+        DatasetError, match=r"ref 0: found shard .toy/train-00000.tar., expected other/train-00000.tar or other"
+    ):
         ManifestIndex.open(folder, ["train"])
 
 
@@ -278,7 +280,7 @@ def test_rows_of_another_dataset_are_refused(pool: Path, tmp_path: Path) -> None
     other = replace(descriptor, mix=(descriptor.mix[0], replace(descriptor.mix[1], dataset="refclef/unc")))
     (folder / "refseg.json").write_text(other.to_json())
 
-    with pytest.raises(DatasetError, match="found rows of refcocog/umd, expected refcoco/unc, refclef/unc; the data"):
+    with pytest.raises(DatasetError, match="found dataset refcocog/umd, expected refcoco/unc, refclef/unc; such"):
         ManifestIndex.open(folder, ["train"])
 
 
@@ -318,7 +320,7 @@ def test_a_hash_that_is_none_is_refused(copy: Path, edit_descriptor: Edit) -> No
     found = {"parquet_bytes": path.stat().st_size, "parquet_sha256": sha256}
     edit_descriptor(copy, lambda content: content["shards"][0].update(found))
 
-    with pytest.raises(DatasetError, match="column sample_xxh3 holds no hash"):
+    with pytest.raises(DatasetError, match=r"ref 0: found sample_xxh3 '.', expected 16 hexadecimal digits"):
         ManifestIndex.open(copy, ["train"])
 
 

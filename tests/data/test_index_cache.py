@@ -18,9 +18,9 @@ from refseg.data import index as index_module
 from refseg.data.flat_arrays import FlatManifest, join_in_memory
 from refseg.data.index import ManifestIndex
 from refseg.data.index_cache import CacheUnusableError, IndexCache
-from refseg.data.manifests import read_bytes
 from refseg.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.errors import DatasetError
+from refseg.manifests import read_bytes
 
 from .conftest import grid_pictures, write_overlay
 
@@ -52,7 +52,7 @@ def manifests_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(entry.name)  # type: ignore[attr-defined]
         return read_bytes(place, entry)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("refseg.data.manifests.read_bytes", count)
+    monkeypatch.setattr("refseg.manifests.read_bytes", count)
     monkeypatch.setattr("refseg.data.index_cache.read_bytes", count)
     return read
 
@@ -266,6 +266,56 @@ def test_damaged_files_are_written_anew(
     assert again.text(0, 0) == "thing 0 of 0 said 0"
     if damage != "missing":  # which looks as if there were nothing
         assert "will be written anew" in caplog.text
+
+
+def test_a_changed_bit_of_any_array_is_noticed(copy: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = ManifestIndex.open(copy, ["train"])
+    expected = {name: whole_array(whole, name) for name in ("tokens", "row_image", "width", "ref_id")}
+    run_lengths = masks(whole)
+    (folder,) = indexes(cache)
+    del whole
+    for path in sorted(folder.iterdir()):
+        if path.name not in ("checked.json", "mask_check") and path.stat().st_size:
+            with path.open("r+b") as file:
+                file.seek(path.stat().st_size // 2)
+                byte = file.read(1)[0]
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte ^ 4]))
+            caplog.clear()
+
+            again = ManifestIndex.open(copy, ["train"])
+
+            assert {name: whole_array(again, name) for name in expected} == expected, path.name
+            assert masks(again) == run_lengths, path.name
+            # Masks that were filled in are compared when they are first asked for.
+            assert ("will be written anew" in caplog.text) == (path.name not in ("mask_counts", "mask_span")), path.name
+            del again
+
+
+def whole_array(index: ManifestIndex, name: str) -> list[int]:
+    values: list[int] = getattr(index, name).tolist()
+    return values
+
+
+def test_a_link_in_the_place_of_an_index_is_not_followed(copy: Path, cache: Path, tmp_path: Path) -> None:
+    ManifestIndex.open(copy, ["train"])
+    (folder,) = indexes(cache)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "mine").write_text("kept")
+    shutil.rmtree(folder)
+    for name in (folder.name, f"{folder.name}.part"):
+        (cache / name).symlink_to(victim)
+    (cache / "elsewhere").write_text("kept")
+    (cache / "lock").unlink()
+    (cache / "lock").symlink_to(victim / "mine")
+
+    assert ManifestIndex.open(copy, ["train"]).num_rows == 22  # in memory, as the lock is a link
+    (cache / "lock").unlink()
+    assert ManifestIndex.open(copy, ["train"]).num_rows == 22
+    assert [path.name for path in victim.iterdir()] == ["mine"]
+    assert (victim / "mine").read_text() == "kept"
+    assert cache.stat().st_mode & 0o777 == 0o700
 
 
 def test_where_no_files_can_be_kept_the_index_is_in_memory(

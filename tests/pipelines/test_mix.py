@@ -400,20 +400,27 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
     for split, image_ids in splits.items():
         entry = ShardEntry(
             name=f"{split}-00000", split=split, num_images=len(image_ids), num_samples=len(image_ids),
-            num_refs=len(image_ids), num_sentences=len(image_ids), tar_bytes=0, tar_sha256="", parquet_bytes=0,
-            parquet_sha256="", rows_sha256="",
+            num_refs=len(image_ids), num_sentences=len(image_ids), tar_bytes=2048 * len(image_ids), tar_sha256="0" * 64,
+            parquet_bytes=0, parquet_sha256="", rows_sha256="",
         )  # fmt: skip
-        sentence = {"sent_id": 0, "raw": "it", "sent": "it", "words": ["it"], "token_ids": [1, 2], "exists": True}
+        sentence = {"raw": "it", "sent": "it", "words": ["it"], "token_ids": [49406, 49407], "exists": True}
         same = {
             "dataset": name, "split_by": split_by, "split": split, "file_name": "", "height": 1, "width": 1,
             "category": "", "box_xywh": [0.0, 0.0, 1.0, 1.0], "area": 1, "no_target": False, "box_only": False,
-            "mask": {"size": [1, 1], "counts": [0, 1]}, "sentences": [sentence], "annotations": [],
-            "shard": f"{entry.name}.tar", "image_offset": 512, "image_bytes": 1, "sample_bytes": 1, "sample_xxh3": "0",
+            "mask": {"size": [1, 1], "counts": [0, 1]}, "annotations": [],
+            "shard": f"{entry.name}.tar", "image_bytes": 1, "sample_bytes": 2048, "sample_xxh3": "0" * 16,
         }  # fmt: skip
         # Each dataset has saved its pictures for itself: only the ids tell that they are the same.
         rows = [
-            {**same, "ref_id": image_id, "image_id": image_id, "image_xxh3": f"{dataset} {image_id}"}
-            for image_id in sorted(image_ids)
+            {
+                **same,
+                "ref_id": image_id,
+                "image_id": image_id,
+                "image_offset": 512 + 2048 * number,
+                "image_xxh3": hashlib.sha256(f"{dataset} {image_id}".encode()).hexdigest()[:16],
+                "sentences": [{**sentence, "sent_id": image_id}],
+            }
+            for number, image_id in enumerate(sorted(image_ids))
         ]
         path = folder / f"{entry.name}.parquet"
         digest = write_table(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))

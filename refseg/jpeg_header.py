@@ -1,0 +1,50 @@
+"""The size of a JPEG by its header, before a decoder takes memory for it."""
+
+from refseg.errors import ImageError
+
+_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # start of frame, not tables
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_FORBIDDEN = (0xD8, 0xD9, 0xDA)  # before the size: another file's start, the file's end, the header's end
+
+
+def jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
+    """`(height, width)` in pixels as stored, found as libjpeg finds it: what lies between markers is passed over.
+
+    Args:
+        data: The file, or its start.
+
+    Raises:
+        ImageError: If no size is there; the message has no place in it.
+    """
+    length, at = len(data), 2
+    if length < 2 or data[0] != 0xFF or data[1] != 0xD8:
+        raise ImageError("is not a JPEG")
+    while True:
+        while at < length and data[at] != 0xFF:
+            at += 1
+        while at < length and data[at] == 0xFF:
+            at += 1
+        if at + 8 > length:
+            raise ImageError("has no size in its header")
+        marker = data[at]
+        at += 1
+        if marker in _SIZES:
+            return data[at + 3] << 8 | data[at + 4], data[at + 5] << 8 | data[at + 6]
+        if marker and marker not in _WITHOUT_LENGTH:
+            num_bytes = data[at] << 8 | data[at + 1]
+            if marker in _FORBIDDEN or num_bytes < 2:
+                raise ImageError("has no size in its header")
+            at += num_bytes
+
+
+def check_jpeg_size(data: bytes | memoryview, expected: tuple[int, int]) -> None:
+    """Compare a JPEG's header with the size that it must have, `(height, width)` in pixels.
+
+    Raises:
+        ImageError: If it has another, or none; the message has no place in it.
+    """
+    found = jpeg_size(data)
+    if found != expected:
+        raise ImageError(
+            f"its header says {found[0]} x {found[1]} pixels (height x width), expected {expected[0]} x {expected[1]}"
+        )

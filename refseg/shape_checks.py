@@ -1,0 +1,110 @@
+"""Masks, polygons and run lengths of a manifest's rows: they fit their images, so that drawing them is safe."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+ShapeFault = tuple[NDArray[np.bool_], Callable[[int], str], str]
+"""Which rows, what is found in a row, what is expected."""
+_Sides = tuple[NDArray[Any], NDArray[Any]]
+_REACH = 2  # a polygon's corners lie no further out than so many times the image's longer side
+
+
+def find_mask_faults(masks: pa.StructArray, no_target: NDArray[np.bool_], sides: _Sides) -> Iterator[ShapeFault]:
+    """Masks whose run lengths are not the image's: without them a reader draws an empty target, or too much memory.
+
+    Args:
+        masks: `(rows,)` without nulls; without `size` if that was not read.
+        no_target: `(rows,)`.
+        sides: Heights and widths of the rows' images, in pixels.
+    """
+    is_wrong = _do_not_fit(masks, sides)
+    yield is_wrong, lambda row: _describe(masks, row), "run lengths of the image's size, none but the first empty"
+    if not is_wrong.any():
+        has_pixels = _lengths(masks.field("counts")) > 1
+        yield (
+            has_pixels == no_target,
+            lambda row: f"no_target {bool(no_target[row])} and a mask with{'' if has_pixels[row] else 'out'} pixels",
+            "a target with pixels, or no_target and none",
+        )
+
+
+def find_annotation_faults(
+    annotations: pa.ListArray,
+    no_target: NDArray[np.bool_],  # noqa: ARG001  # as of `find_mask_faults`
+    sides: _Sides,
+) -> Iterator[ShapeFault]:
+    """Annotations that cannot be drawn: run lengths of another size, polygons far outside. Arguments as of masks."""
+    num_rows = len(annotations)
+    row_of = np.repeat(np.arange(num_rows), _lengths(annotations))
+    shapes = annotations.flatten()
+    boxes = shapes.field("box_xywh")
+    values = _values(boxes.flatten())
+    if (wrong := _lengths(boxes) != 4).any() or not np.isfinite(values).all():
+        wrong[np.repeat(np.arange(len(boxes)), _lengths(boxes))[~np.isfinite(values)]] = True
+        yield _of_rows(row_of[wrong], num_rows), lambda _: "an annotation's box_xywh", "four finite numbers"
+
+    rles = shapes.field("segmentation").field("rles")
+    row_of_rle = np.repeat(row_of, _lengths(rles))
+    is_wrong = _do_not_fit(rles.flatten(), (sides[0][row_of_rle], sides[1][row_of_rle]), may_be_empty=True)
+    expected = "run lengths of the image's size"
+    yield _of_rows(row_of_rle[is_wrong], num_rows), lambda _: "an annotation's run lengths of another size", expected
+
+    polygons = shapes.field("segmentation").field("polygons")
+    row_of_polygon = np.repeat(row_of, _lengths(polygons))
+    lengths = _lengths(polygons.flatten())
+    corners = _values(polygons.flatten().flatten())
+    row_of_corner = np.repeat(row_of_polygon, lengths)
+    reach = _REACH * np.maximum(*sides)[row_of_corner]
+    far = ~((corners >= -reach) & (corners <= 2 * reach))  # also nan
+    wrong_rows = np.concatenate([row_of_polygon[(lengths < 6) | (lengths % 2 == 1)], row_of_corner[far]])
+    yield _of_rows(wrong_rows, num_rows), lambda _: "a polygon", "an even count of at least 6 numbers near the image"
+
+
+def _do_not_fit(masks: pa.StructArray, sides: _Sides, *, may_be_empty: bool = False) -> NDArray[np.bool_]:
+    """Which run lengths are of another size than given, or have an empty run that is not the first."""
+    names = {field.name for field in masks.type}
+    pixels = sides[0].astype(np.int64) * sides[1]
+    lists = masks.field("counts")
+    lengths = _lengths(lists)
+    is_wrong = lengths == 0
+    counts, starts = _values(lists.flatten()), np.cumsum(lengths) - lengths
+    filled = ~is_wrong
+    sums = np.zeros(len(lists), np.int64)
+    sums[filled] = np.add.reduceat(counts, starts[filled], dtype=np.int64) if filled.any() else 0
+    is_wrong |= sums != pixels
+    if not may_be_empty:
+        is_empty = counts == 0
+        is_empty[starts[filled]] = False
+        is_wrong[np.repeat(np.arange(len(lists)), lengths)[is_empty]] = True
+    if "size" in names:
+        of_two = _lengths(masks.field("size")) == 2
+        is_wrong |= ~of_two
+        if of_two.all():
+            found = _values(masks.field("size").flatten()).reshape(-1, 2)
+            is_wrong |= (found[:, 0] != sides[0]) | (found[:, 1] != sides[1])
+    return is_wrong
+
+
+def _describe(masks: pa.StructArray, row: int) -> str:
+    mask = masks[row].as_py()
+    size = f", size {tuple(mask['size'])}" if "size" in mask else ""
+    return f"a mask of {sum(mask['counts'])} pixels{size} in {len(mask['counts'])} runs"
+
+
+def _of_rows(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:
+    is_wrong = np.zeros(num_rows, np.bool_)
+    is_wrong[rows] = True
+    return is_wrong
+
+
+def _lengths(lists: pa.ListArray) -> NDArray[np.int64]:
+    offsets: NDArray[np.int64] = lists.offsets.to_numpy().astype(np.int64)
+    return offsets[1:] - offsets[:-1]
+
+
+def _values(array: pa.Array) -> NDArray[Any]:
+    return array.to_numpy(zero_copy_only=False)
