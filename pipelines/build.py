@@ -286,7 +286,9 @@ def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options:
     rejects = [*plan.rejects, *(reject for shard in plan.shards for reject in receipts[shard.name].rejects)]
     apply_policy(rejects, options)
     if not any(entry.num_refs for entry in entries):
-        raise BuildError(f"{plan.dataset}: all {len(rejects)} refs have faults; the first: {rejects[0].message}")
+        raise BuildError(
+            f"{plan.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
+        )
     shards = tuple(entry for entry in entries if entry.num_images)
     _report_shared_images(folder, plan.dataset, shards, options)
     rejects_sha256 = ""

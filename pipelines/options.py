@@ -11,6 +11,7 @@ from refseg.descriptor import StoredImages
 from refseg.errors import BuildError, UsageError
 from refseg.mask_png import DEFAULT_RULE, PngRule
 from refseg.schema import CUSTOM, MASK_RULES
+from refseg.wording import counted
 
 STAGES = ("all", "plan", "shards", "finalize")
 """`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
@@ -128,8 +129,8 @@ def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
         raise type(error)(f"{error}{_list_others(faults)}")
     if options.max_bad is not None and len(faults) > options.max_bad:
         raise BuildError(
-            f"{options.dataset}: {len(faults)} refs have faults, more than --max-bad {options.max_bad}; "
-            f"the first: {faults[0].message}"
+            f"{options.dataset}: found {counted(len(faults), 'ref')} with faults, "
+            f"more than --max-bad {options.max_bad}; the first: {faults[0].message}"
         )
 
 

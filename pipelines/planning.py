@@ -107,7 +107,9 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         apply_policy(rejects, options)
         checks = [found[task.out] for task in tasks]
         if not any(checked.num_samples for checked in checks):
-            raise BuildError(f"{options.dataset}: all {len(rejects)} refs have faults; the first: {rejects[0].message}")
+            raise BuildError(
+                f"{options.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
+            )
         used_tars = (tar for checked in checks for tar in checked.pool_tars)
         plan = Plan(
             dataset=source.spec.dataset_id,

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pipelines.published import COUNTED, published_counts
 from pipelines.shared_images import SharedImages, find_shared_images
 from refseg.descriptor import Descriptor, SplitCounts, load_descriptor
-from refseg.errors import UsageError
 from refseg.manifests import read_columns, read_rejects
 from refseg.storage import Folder, open_folder
 
@@ -139,8 +138,6 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
         StorageError: If remote storage fails.
     """
     place = open_folder(folder)
-    if not place.exists():
-        raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
     descriptor = load_descriptor(folder)
     published = published_counts(descriptor.dataset)
     members = {member.dataset: _Tally() for member in descriptor.mix}

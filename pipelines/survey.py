@@ -20,6 +20,7 @@ from pipelines.sources.raw import RawRef, RawSource
 from pipelines.spill import Spill
 from refseg.descriptor import SplitCounts
 from refseg.errors import AnnotationError, UsageError
+from refseg.wording import did_you_mean
 
 _NO_ID = -(2**63)
 _UNKNOWN, _OTHER = -1, -2  # in place of a split's position: none of the partition's; one that is not asked for
@@ -196,6 +197,7 @@ def _choose_splits(source: RawSource, wanted: Sequence[str] | None, found: set[s
         if split not in there:
             raise UsageError(
                 f"--splits {split}: {source.sources[0].name} has no such refs, expected {', '.join(there)}"
+                f"{did_you_mean(split, there)}"
             )
     return tuple(split for split in there if wanted is None or split in wanted)
 

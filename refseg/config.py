@@ -1,6 +1,5 @@
 """Recipes: typed settings of a run, read from TOML, every mistake listed at once with its key path."""
 
-import difflib
 import json
 import re
 import tomllib
@@ -23,6 +22,7 @@ from refseg.model_config import (
     Natural,
     Section,
 )
+from refseg.wording import closest, did_you_mean
 
 Geometry = Literal["letterbox", "stretch"]
 Sampling = Literal["ref", "sentence", "images"]
@@ -299,7 +299,9 @@ def _find(path_or_name: str | Path) -> Path:
     shipped = _shipped() / f"{path_or_name}.toml"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
-    raise RecipeError(f"{path_or_name}: no such recipe; expected a TOML file or one of {', '.join(recipe_names())}")
+    known = recipe_names()
+    hint = did_you_mean(path.name.removesuffix(".toml"), known)
+    raise RecipeError(f"{path_or_name}: no such recipe; expected a TOML file or one of {', '.join(known)}{hint}")
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -350,15 +352,15 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     kind = mistake["type"]
     if kind == "extra_forbidden":
         known = list(_fields_at(location[:-1]))
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        close = closest(str(location[-1]), known)
+        hint = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind == "unknown_model":
         section = mistake["input"]
         found = section.get("name") if isinstance(section, dict) else section
-        return f"model.name: found {found!r}; {mistake['msg']}"
+        return f"model.name: found {found!r}; {mistake['msg']}{did_you_mean(str(found), MODEL_CONFIGS)}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}"

@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.geometry import GeometryKind, place
 from refseg.json_text import parse_json
 from refseg.schema import FORMAT_VERSION, MAX_SIDE
 from refseg.storage import open_folder
+from refseg.wording import did_you_mean
 
 DESCRIPTOR_NAME = "refseg.json"
 REJECTS_NAME = "rejects.parquet"
@@ -230,6 +231,12 @@ class Descriptor:
         return next((found for found in stored if found is not None), None)
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files that the dataset consists of, without the descriptor's own."""
+        shards = [f"{shard.name}.{kind}" for shard in self.shards for kind in ("tar", "parquet")]
+        return (*shards, *([REJECTS_NAME] if self.num_rejects else []))
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the splits and rows of all shards, masks, tokens and image hashes included, and a mix's weights.
 
@@ -288,10 +295,14 @@ def load_descriptor(folder: Path | str) -> Descriptor:
     try:
         text = place.read(DESCRIPTOR_NAME)
     except NotADirectoryError as error:
-        raise DatasetError(f"{place}: is no folder; expected a dataset made by `refseg build-shards`") from error
+        raise MissingDatasetError(
+            f"{place}: is not a folder; expected a dataset made by `refseg build-shards`"
+        ) from error
     except FileNotFoundError as error:
         if not place.exists():
-            raise DatasetError(f"{place}: no such folder; expected a dataset made by `refseg build-shards`") from error
+            raise MissingDatasetError(
+                f"{place}: no such folder; expected a dataset made by `refseg build-shards`"
+            ) from error
         raise DatasetError(
             f"{place}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
         ) from error
@@ -350,6 +361,20 @@ def _find_contradiction(descriptor: Descriptor) -> str | None:
         if repeated := [name for name, number in Counter(found).items() if number > 1]:
             return f"found {what} {repeated[0]} more than once, expected each once"
     return None
+
+
+def unknown_split(folder: Path | str, descriptor: Descriptor, split: str) -> str:
+    """What to say of a split that a dataset does not have, with the splits that it has.
+
+    Args:
+        folder: The dataset's folder, local or a URL.
+        descriptor: Of the dataset.
+        split: The name that was asked for.
+    """
+    return (
+        f"{folder}: {descriptor.dataset} has no split {split!r}; expected some of {', '.join(descriptor.splits)}"
+        f"{did_you_mean(split, descriptor.splits)}"
+    )
 
 
 def refuse_within_dataset(out: Path) -> None:

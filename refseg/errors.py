@@ -8,7 +8,7 @@ class RefsegError(Exception):
 
 
 class UsageError(RefsegError):
-    """The call is at fault (a path, an option, a name); the command line exits with 2."""
+    """The call is at fault: an option, a name, a path where nothing is; the command line exits with 2."""
 
     exit_code = 2
 
@@ -25,6 +25,10 @@ class ImageError(RefsegError):
     """An image is missing, truncated, not a JPEG, or of another size than annotated."""
 
 
+class MissingImageError(ImageError, UsageError):
+    """There is nothing at the path where an image is expected."""
+
+
 class BuildError(RefsegError):
     """A build cannot start, go on or finish."""
 
@@ -37,12 +41,24 @@ class DatasetError(RefsegError):
     """A built dataset is incomplete, damaged, of another format, or made with another tokenizer."""
 
 
+class MissingDatasetError(DatasetError, UsageError):
+    """There is nothing at the path or URL where a dataset is expected."""
+
+
 class PredictionError(RefsegError):
     """Predicted masks that were given cannot be read, are missing, or are not of the image's size."""
 
 
 class CheckpointError(RefsegError):
     """A checkpoint is missing, torn, or does not fit the model or the dataset."""
+
+
+class MissingCheckpointError(CheckpointError, UsageError):
+    """There is nothing at the path where a run, a checkpoint or a file of weights is expected."""
+
+
+class ResultsError(RefsegError):
+    """Results of an evaluation are missing, damaged, or do not belong together."""
 
 
 class TrainingError(RefsegError):

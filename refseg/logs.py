@@ -5,6 +5,15 @@ import sys
 
 from tqdm.contrib.logging import _TqdmLoggingHandler
 
+from refseg.wording import printable
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Shows control characters that names in a message hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 def configure_logging(*, verbose: bool = False, main_process: bool = True) -> None:
     """Send the log lines of `refseg` and `pipelines` to stderr, without tearing a progress bar.
@@ -15,7 +24,7 @@ def configure_logging(*, verbose: bool = False, main_process: bool = True) -> No
     """
     handler = _TqdmLoggingHandler()
     handler.stream = sys.stderr
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
     level = logging.DEBUG if verbose else logging.INFO
     for name in ("refseg", "pipelines"):
         logger = logging.getLogger(name)

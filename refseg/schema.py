@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from refseg.errors import AnnotationError, UsageError
+from refseg.wording import did_you_mean
 
 FORMAT_VERSION = 3
 """Version of the folder format: raised when an older reader could misread a newer folder."""
@@ -100,10 +101,12 @@ def find_dataset(dataset_id: str) -> DatasetSpec:
         return DatasetSpec(dataset=CUSTOM, split_by=split_by, folder=split_by, splits=(), is_coco=False)
     spec = DATASETS.get(f"{dataset}/{split_by}")
     if spec is None:
-        close = [known for known in DATASETS if known.split("/")[0] == dataset]
+        known = [*DATASETS, f"{CUSTOM}/{split_by or '<name>'}"]
+        folded = dataset.casefold().replace("refcoco+", "refcocoplus")
+        partitions = [name for name in DATASETS if name.split("/")[0] == folded]
         raise UsageError(
-            f"unknown dataset {dataset_id!r}; expected one of {', '.join(close or [*DATASETS, f'{CUSTOM}/<name>'])} "
-            "(the partition is always named)"
+            f"unknown dataset {dataset_id!r}; expected one of {', '.join(partitions or known)} "
+            f"(the partition is always named){did_you_mean(f'{folded}/{split_by}', partitions or known)}"
         )
     return spec
 

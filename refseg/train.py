@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     from refseg.errors import RefsegError, UsageError
     from refseg.logs import configure_logging
+    from refseg.wording import printable
 
     configure_logging(main_process=rank == 0)
     try:
@@ -50,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_process_group()
     except RefsegError as error:
         if rank == 0:
-            sys.stderr.write(f"refseg: error: {error}\n")
+            sys.stderr.write(f"refseg: error: {printable(str(error))}\n")
         elif not isinstance(error, UsageError):  # wrong usage is everybody's, and rank 0 says it
-            sys.stderr.write(f"refseg: error: rank {rank}: {error}\n")
+            sys.stderr.write(f"refseg: error: rank {rank}: {printable(str(error))}\n")
         return error.exit_code
     except OSError as error:
         if error.filename is None:
             raise
-        sys.stderr.write(
-            f"refseg: error: {error.filename}: {error.strerror}; see to the path, permissions and free disk space\n"
-        )
+        remedy = "check the path, its permissions and the free disk space"
+        sys.stderr.write(f"refseg: error: {printable(str(error.filename))}: {error.strerror}; {remedy}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("refseg: interrupted; the same command resumes from the last checkpoint\n")

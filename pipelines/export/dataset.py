@@ -9,7 +9,7 @@ import xxhash
 
 from refseg.compat.file_names import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
+from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
 from refseg.errors import DatasetError, UsageError
 from refseg.image_pools import pool_address
 from refseg.manifests import read_columns
@@ -53,10 +53,7 @@ class BuiltDataset:
                 "masks and boxes were drawn on; build the dataset without --store"
             )
         if unknown := sorted(set(splits or ()) - set(self.descriptor.splits)):
-            raise UsageError(
-                f"--splits {' '.join(unknown)}: {self.descriptor.dataset} at {folder} has "
-                f"{', '.join(self.descriptor.splits)}"
-            )
+            raise UsageError(f"--splits: {unknown_split(folder, self.descriptor, unknown[0])}")
         self.spec = find_dataset(self.descriptor.dataset)
         self.entries: tuple[ShardEntry, ...] = tuple(
             entry for entry in self.descriptor.shards if splits is None or entry.split in splits

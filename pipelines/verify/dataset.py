@@ -14,7 +14,7 @@ from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rej
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.manifests import dataset_ids, row_rules
 from refseg.storage import Folder, open_folder
 
@@ -41,10 +41,10 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
     place = open_folder(folder)
-    if not place.exists():
-        raise UsageError(f"{folder}: no such folder; expected a dataset made by `refseg build-shards`")
     try:
         descriptor = load_descriptor(folder)
+    except MissingDatasetError:
+        raise
     except DatasetError as error:
         # Its message ends with what to do, as all of ours.
         found, _, remedy = str(error).removeprefix(f"{place}: ").rpartition("; ")

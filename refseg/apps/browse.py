@@ -14,7 +14,7 @@ from refseg.apps.browse_files import PageFiles, open_page
 from refseg.apps.browse_pictures import note_jpeg, small_jpeg
 from refseg.data.manifests import find_tars
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
+from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
 from refseg.errors import ImageError, UsageError
 from refseg.manifests import check_files, read_columns, read_rejects
 from refseg.storage import Folder, open_folder
@@ -85,10 +85,7 @@ def write_browse_page(
     out = local_path(out)
     descriptor = load_descriptor(folder)
     if unknown := [split for split in splits if split not in descriptor.splits]:
-        raise UsageError(
-            f"{folder}: {descriptor.dataset} has no split {', '.join(map(repr, unknown))}; "
-            f"expected some of {', '.join(descriptor.splits)}"
-        )
+        raise UsageError(unknown_split(folder, descriptor, unknown[0]))
     entries = [entry for entry in descriptor.shards if not splits or entry.split in splits]
     total = sum(entry.num_images for entry in entries)
     shown = total if num_images is None else min(num_images, total)
@@ -98,7 +95,7 @@ def write_browse_page(
             f"give a folder (a name without .html), or --images {ONE_FILE_IMAGES}"
         )
     place = open_folder(folder)
-    sizes = place.list()
+    sizes = place.list(descriptor.file_names)
     with open_page(out) as files, ThreadPoolExecutor() as pool:
         writer = _Writer(files=files, splits=tuple(dict.fromkeys(entry.split for entry in entries)))
         first = 0

@@ -19,7 +19,7 @@ from refseg import tokenizer
 from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.data.transforms import Geometry, normalise
-from refseg.errors import ImageError, UsageError
+from refseg.errors import ImageError, MissingImageError, UsageError
 from refseg.evaluation.explanation import SentenceExplanation, explain_sentence
 from refseg.evaluation.heat_maps import draw_explanation
 from refseg.evaluation.inference import masks_at_original_size
@@ -287,7 +287,9 @@ def _read(
                     largest.check(name, picture.width, picture.height)
                 return _to_rgb(picture)
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file; expected an image") from error
+        raise MissingImageError(f"{name}: no such file; expected an image") from error
+    except IsADirectoryError as error:
+        raise MissingImageError(f"{name}: is a folder; expected an image") from error
     except UnidentifiedImageError as error:
         expected = "JPEG, PNG, WebP, ..." if kinds is None else ", ".join(kinds)
         raise ImageError(f"{name}: not an image of a kind that is read here; expected {expected}") from error

@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any, cast
 
 from refseg import __version__
 from refseg.addresses import address_argument, path_argument
 from refseg.errors import RefsegError
+from refseg.wording import did_you_mean, printable
 
 SHELLS = ("bash", "zsh", "tcsh")
 COMMANDS = {
@@ -55,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         _configure_logging()
-        return int(args.run(args))
+        with redirect_stdout(cast("Any", _PrintableOutput(sys.stdout))):
+            return int(args.run(args))
     except RefsegError as error:
-        print(f"refseg: error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("refseg: interrupted", file=sys.stderr)
@@ -70,8 +74,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno not in _OF_THE_DISK:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"refseg: error: {where}{error.strerror}; see to the path, its rights and space", file=sys.stderr)
+        _print_error(f"{where}{error.strerror}; check the path, its permissions and the free disk space")
         return 1
+
+
+def _print_error(message: str) -> None:
+    print(f"refseg: error: {printable(message)}", file=sys.stderr)
+
+
+class _PrintableOutput:
+    """Standard output on which control characters are shown: results name files, categories and sentences."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._stream.write(printable(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says which name may have been meant by an unknown one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            message = f"found {value!r}, expected one of {', '.join(known)}{did_you_mean(str(value), known)}"
+            raise argparse.ArgumentError(action, message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message) if message else message, file)
 
 
 def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
@@ -81,7 +115,7 @@ def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentPar
         argv: What is called.
         whole: Know the arguments of every command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="refseg",
         description="Referring image segmentation: annotations to verified shards to models to scores.",
         epilog="training: accelerate launch refseg/train.py RECIPE.toml --set a.b=c",

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from refseg.addresses import address_argument, path_argument
+from refseg.wording import counted
 
 EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
   refseg browse shards/sample-ccby --out sample.html"""
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if page.num_not_shown:
         print(f"pictures that cannot be shown: {page.num_not_shown:,}, each named above", file=sys.stderr)
     print(
-        f"{page.num_images:,}{part} images, {page.num_refs:,} refs, {page.num_sentences:,} sentences, "
-        f"{page.num_rejects:,} rejects\nopen {page.path.resolve()}"
+        f"{counted(page.num_images, 'image')}{part}, {counted(page.num_refs, 'ref')}, "
+        f"{counted(page.num_sentences, 'sentence')}, {counted(page.num_rejects, 'reject')}\nopen {page.path.resolve()}"
     )
     return 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from refseg.addresses import address_argument
 from refseg.cli.png_options import add_png_options, read_png_rule
 from refseg.errors import UsageError
+from refseg.wording import counted
 
 if TYPE_CHECKING:
     from pipelines.build import BuildResult
@@ -229,9 +230,14 @@ def _print_stage(args: argparse.Namespace, result: "BuildResult") -> None:
     if args.json:
         print(json.dumps(summary, indent=1))
     elif args.stage == "plan":
-        print(f"{args.out}: planned: {result.num_shards} shards; next: --stage shards, then --stage finalize")
+        print(
+            f"{args.out}: planned: {counted(result.num_shards, 'shard')}; next: --stage shards, then --stage finalize"
+        )
     else:
-        print(f"{args.out}: built {result.num_built} of {result.num_shards} shards; when all are: --stage finalize")
+        print(
+            f"{args.out}: built {result.num_built} of {counted(result.num_shards, 'shard')}; "
+            "when all are: --stage finalize"
+        )
 
 
 def _print_dataset(args: argparse.Namespace, descriptor: "Descriptor", *, was_complete: bool) -> None:
@@ -256,9 +262,7 @@ def _print_dataset(args: argparse.Namespace, descriptor: "Descriptor", *, was_co
     if args.stage != "all":
         compared = "compared: options"
     done = f"was finished before, nothing changed ({compared})" if was_complete else "built"
+    names = ("shard", "image", "ref", "sentence", "reject")
+    counts = ", ".join(counted(int(str(summary[f"{name}s"])), name) for name in names)
     pooled = f", {summary['images_in_pools']} of the images in pools" if descriptor.image_pools else ""
-    print(
-        f"{args.out}: {done}: {summary['shards']} shards, {summary['images']} images, {summary['refs']} refs, "
-        f"{summary['sentences']} sentences, {summary['rejects']} rejects, {int(str(summary['bytes'])) / 1e6:.1f} MB"
-        f"{pooled}"
-    )
+    print(f"{args.out}: {done}: {counts}, {int(str(summary['bytes'])) / 1e6:.1f} MB{pooled}")

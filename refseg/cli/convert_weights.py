@@ -4,6 +4,7 @@ import argparse
 import json
 
 from refseg.addresses import path_argument
+from refseg.wording import counted
 
 EXAMPLE = """refseg convert-weights clip RN101.pt --out weights/clip-rn101.safetensors
   refseg convert-weights cris best_model.pth --out weights/cris-r101.safetensors
@@ -53,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**asdict(converted), "out": str(converted.out)}, indent=1))
         return 0
-    print(f"{converted.out}: {converted.num_tensors} tensors, {converted.num_parameters:,} numbers in float32")
+    print(
+        f"{converted.out}: {counted(converted.num_tensors, 'tensor')}, "
+        f"{counted(converted.num_parameters, 'number')} in float32"
+    )
     print(f"source SHA-256 {converted.source_sha256}")
     for name, count in sorted(converted.left_out.items()):
         print(f"left out: {name} ({count})")

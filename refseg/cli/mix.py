@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
+from refseg.wording import counted
 
 if TYPE_CHECKING:
     from refseg.descriptor import Descriptor
@@ -77,7 +78,8 @@ def _page(folder: str, descriptor: "Descriptor", *, was_complete: bool) -> str:
     num_sentences = sum(shard.num_sentences for shard in descriptor.shards)
     width = max(len(member.dataset) for member in descriptor.mix)
     lines = [
-        f"{folder}: {done}: {descriptor.dataset}, {num_refs:,} refs, {num_sentences:,} sentences, "
+        f"{folder}: {done}: {descriptor.dataset}, {counted(num_refs, 'ref')}, "
+        f"{counted(num_sentences, 'sentence')}, "
         f"digest {descriptor.digest:.12}",
         "",
         f"{'dataset':<{width}} {'weight':>7} {'refs':>9} {'dropped':>9}   training images that are in other splits",

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from refseg.errors import UsageError
     from refseg.model_config import MODEL_CONFIGS, ImageEncoderName, ModelConfig
     from refseg.models.cost import count_cost
+    from refseg.wording import did_you_mean
 
     for side in args.input_size:
         if side < 32 or side % 32:
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     for option, names in known.items():
         for name in chosen[option]:
             if name not in names:
-                raise UsageError(f"--{option}: found {name}, expected some of {', '.join(names)}")
+                hint = did_you_mean(name, names)
+                raise UsageError(f"--{option}: found {name}, expected some of {', '.join(names)}{hint}")
     section: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     rows = [
         (name, encoder, side, count_cost(section.validate_python({"name": name, "image_encoder": encoder}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
 from refseg.errors import UsageError
+from refseg.wording import counted
 
 if TYPE_CHECKING:
     from refseg.data.plan import ReadPlan
@@ -82,7 +83,8 @@ def _page(plan: "ReadPlan") -> str:
     left = f"{plan.padded:,} repeats added" if plan.padded else f"{plan.dropped:,} left out"
     variety = plan.diversity
     facts = {
-        "world": f"{plan.num_nodes:,} nodes x {per_node:,} processes, {plan.num_workers} workers each",
+        "world": f"{counted(plan.num_nodes, 'node')} x {counted(per_node, 'process', 'processes')}, "
+        f"{counted(plan.num_workers, 'worker')} each",
         "an epoch": f"{plan.samples:,} samples, {plan.steps:,} steps on every rank, {left}",
         "a step": f"{plan.global_batch:,} samples, {plan.global_batch / plan.num_ranks:g} on each rank",
         "a batch": (

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out or folder / ("comparison.html" if several else "report.html")
     if out.suffix != ".html":
         raise UsageError(f"--out: found {out}, expected a file name that ends in .html")
+    _refuse_foreign(out)
     for run_folder in args.run_folders:
         if not run_folder.is_dir():
             raise UsageError(f"{run_folder}: no such folder; expected a run that refseg/train.py wrote")
@@ -82,6 +83,24 @@ def run(args: argparse.Namespace) -> int:
     )
     _write(out, report)
     return 0
+
+
+_MARK = " – refseg report</title>"
+"""In the head of every page."""
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to replace a file that no earlier call wrote; the Markdown belongs to the page beside it."""
+    from refseg.errors import UsageError
+
+    if out.is_file() and _MARK.encode() in out.read_bytes()[:_MARKED_BYTES]:
+        return
+    for path in (out, out.with_suffix(".md")):
+        if path.exists():
+            raise UsageError(f"--out: {path} is not a page of `refseg report`; remove it, or name another file")
+
+
+_MARKED_BYTES = 4096
 
 
 def _write(out: Path, report: "Report") -> None:

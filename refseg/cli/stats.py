@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
+from refseg.wording import counted
 
 if TYPE_CHECKING:
     from pipelines.stats import DatasetStats
@@ -44,9 +45,10 @@ def _page(stats: "DatasetStats") -> str:
     for member in stats.members:
         counts = member.counts
         lines.append(
-            f"{member.dataset}, weight {member.weight:g}: {counts.images:,} images, {counts.refs:,} refs, "
-            f"{counts.sentences:,} sentences; {member.dropped_refs:,} refs of {member.dropped_images:,} images "
-            f"dropped, {member.leaked_images:,} leaked images"
+            f"{member.dataset}, weight {member.weight:g}: {counted(counts.images or 0, 'image')}, "
+            f"{counted(counts.refs or 0, 'ref')}, {counted(counts.sentences or 0, 'sentence')}; "
+            f"{counted(member.dropped_refs, 'ref')} of {counted(member.dropped_images, 'image')} dropped, "
+            f"{counted(member.leaked_images, 'leaked image')}"
         )
     if stats.pools:
         num_pool_images = sum(split.num_pool_images for split in stats.splits)

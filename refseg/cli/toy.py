@@ -4,6 +4,7 @@ import argparse
 import json
 
 from refseg.addresses import path_argument
+from refseg.wording import counted
 
 EXAMPLE = "refseg toy --out toy-source --images 400 --seed 0"
 
@@ -26,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"out": str(args.out), **asdict(summary)}))
         return 0
     print(
-        f"{args.out}: {sum(summary.num_images.values())} images, {sum(summary.num_refs.values())} refs, "
-        f"{sum(summary.num_sentences.values())} sentences"
+        f"{args.out}: {counted(sum(summary.num_images.values()), 'image')}, "
+        f"{counted(sum(summary.num_refs.values()), 'ref')}, "
+        f"{counted(sum(summary.num_sentences.values()), 'sentence')}"
         + ("" if summary.drawn else " (was there already, left as it is)")
     )
     for split, images in summary.num_images.items():

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from refseg.addresses import address_argument
+from refseg.wording import counted
 
 EXAMPLE = """refseg verify shards/refcoco-unc
   refseg verify s3://bucket/refcoco-unc --fast"""
@@ -45,5 +46,9 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             print(f"{args.folder}: note, which is not a fault: {note}")
         checked = "descriptor, files and sizes" if args.fast else "everything"
-        print(f"{args.folder}: {len(faults)} faults" if faults else f"{args.folder}: no fault ({checked} checked)")
+        print(
+            f"{args.folder}: {counted(len(faults), 'fault')}"
+            if faults
+            else f"{args.folder}: no fault ({checked} checked)"
+        )
     return 1 if faults else 0

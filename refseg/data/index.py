@@ -34,10 +34,11 @@ from refseg.data.flat_arrays import (
 from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
 from refseg.data.manifests import find_tars, read_manifest, read_masks
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor
+from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
 from refseg.errors import DatasetError, ImageError, UsageError
 from refseg.manifests import check_files, dataset_ids, refuse_unknown_files
 from refseg.storage import is_remote, open_folder
+from refseg.wording import counted
 
 _STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
 _MASKS_LATER_FROM_BYTES = 100_000_000  # read in more than a second; 80,000 images
@@ -177,14 +178,11 @@ class ManifestIndex:
                 f"{tokenizer.IDENTITY}; build the dataset again with this release"
             )
         if unknown := [split for split in splits if split not in descriptor.splits]:
-            raise UsageError(
-                f"{folder}: {descriptor.dataset} has no split {', '.join(map(repr, unknown))}; "
-                f"expected some of {', '.join(descriptor.splits)}"
-            )
+            raise UsageError(unknown_split(folder, descriptor, unknown[0]))
         if not splits:
             raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
         place = open_folder(folder)
-        sizes = place.list()
+        sizes = place.list(descriptor.file_names)
         refuse_unknown_files(place, sizes, descriptor)
         chosen = tuple(split for split in descriptor.splits if split in splits)
         entries = _manifests_of(descriptor, chosen)
@@ -237,8 +235,8 @@ class ManifestIndex:
 
     def __repr__(self) -> str:
         return (
-            f"<ManifestIndex of {self.descriptor.dataset} {'+'.join(self.splits)}: {self.num_rows} refs, "
-            f"{self.num_sentences} sentences, {self.num_images} images>"
+            f"<ManifestIndex of {self.descriptor.dataset} {'+'.join(self.splits)}: {counted(self.num_rows, 'ref')}, "
+            f"{counted(self.num_sentences, 'sentence')}, {counted(self.num_images, 'image')}>"
         )
 
     @property

@@ -15,6 +15,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import Remainder, Sampling
 from refseg.data.transforms import Geometry
+from refseg.wording import counted
 
 
 class RefIds(NamedTuple):
@@ -118,8 +119,8 @@ class RefDataset(Dataset[Sample]):
     def __repr__(self) -> str:
         index = self.index
         return (
-            f"<RefDataset {index.descriptor.dataset} {'+'.join(index.splits)}: {len(self)} refs, "
-            f"{index.num_sentences} sentences, {index.num_images} images>"
+            f"<RefDataset {index.descriptor.dataset} {'+'.join(index.splits)}: {counted(len(self), 'ref')}, "
+            f"{counted(index.num_sentences, 'sentence')}, {counted(index.num_images, 'image')}>"
         )
 
     def loader(

@@ -31,7 +31,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor, unknown_split
 from refseg.errors import DatasetError, ImageError, StorageError, UsageError
 from refseg.jpeg_header import jpeg_size
 from refseg.json_text import parse_json
@@ -73,10 +73,7 @@ def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
     descriptor = load_descriptor(folder)
     _refuse_pools(folder, descriptor)
     if unknown := [split for split in splits if split not in descriptor.splits]:
-        raise UsageError(
-            f"{folder}: {descriptor.dataset} has no split {', '.join(map(repr, unknown))}; "
-            f"expected some of {', '.join(descriptor.splits)}"
-        )
+        raise UsageError(unknown_split(folder, descriptor, unknown[0]))
     place = open_folder(folder)
     return [place.join(f"{entry.name}.tar") for entry in descriptor.shards if entry.split in splits]
 

@@ -16,6 +16,7 @@ from refseg.errors import UsageError
 from refseg.evaluation.metrics import Ratio
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.scores import ratios
+from refseg.wording import counted
 
 NUM_DRAWS = 1000
 LEVEL = 0.95
@@ -129,4 +130,4 @@ def _interval(values: _Floats) -> Interval:
 
 def _describe(table: pa.Table) -> str:
     places = {f"{row['dataset']} {row['split']}" for row in table.select(["dataset", "split"]).slice(0, 1).to_pylist()}
-    return f"{len(table):,} sentences of {', '.join(places) or 'nothing'}"
+    return f"{counted(len(table), 'sentence')} of {', '.join(places) or 'nothing'}"

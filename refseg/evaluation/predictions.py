@@ -1,6 +1,5 @@
 """Masks that another project predicted, read from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
 
-import difflib
 import json
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import RowFacts, column_name
 from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values, read_mask_png
 from refseg.run_lengths import encode_runs, expand_counts
+from refseg.wording import closest
 
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
 
@@ -140,12 +140,9 @@ def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key,
 
 def _name_keys(names: Sequence[str]) -> str:
     """Keys for a note, those first that look like a misspelling."""
-    close = {
-        name: difflib.get_close_matches(name.rpartition(".")[2].lower(), _OPTIONAL_KEYS, n=1, cutoff=0.8)
-        for name in names
-    }
+    close = {name: closest(name.rpartition(".")[2], _OPTIONAL_KEYS, likeness=0.8) for name in names}
     named = [
-        f"{name!r:.40}" + (f" (did you mean {close[name][0]}?)" if close[name] else "")
+        f"{name!r:.40}" + (f" (did you mean {close[name]}?)" if close[name] else "")
         for name in sorted(names, key=lambda name: not close[name])
     ]
     more = f" and {len(named) - _NUM_NAMED:,} more" if len(named) > _NUM_NAMED else ""

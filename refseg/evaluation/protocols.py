@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from refseg.errors import UsageError
+from refseg.wording import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +206,8 @@ def find_protocol(name: str) -> Protocol:
         UsageError: If there is none of that name; the message lists those there are.
     """
     if name not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {name!r}; expected one of {', '.join(PROTOCOLS)}")
+        hint = did_you_mean(name, PROTOCOLS)
+        raise UsageError(f"unknown protocol {name!r}; expected one of {', '.join(PROTOCOLS)}{hint}")
     return PROTOCOLS[name]
 
 

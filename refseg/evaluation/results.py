@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from refseg.errors import UsageError
+from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import RowFacts
@@ -119,13 +119,15 @@ def find_results(run: Path) -> Path:
     """Where a run's results lie: in `RUN/evaluation`, or in `RUN` itself, as `refseg evaluate --out RUN` writes them.
 
     Raises:
-        UsageError: If they lie in neither, or in both: nothing says which are meant.
+        ResultsError: If they lie in neither, or in both: nothing says which are meant.
     """
     places = [place for place in (run, run / "evaluation") if any(place.glob("scores-*.json"))]
     if not places:
-        raise UsageError(f"{run}: found no scores-*.json here or in {run / 'evaluation'}; run `refseg evaluate` first")
+        raise ResultsError(
+            f"{run}: found no scores-*.json here or in {run / 'evaluation'}; run `refseg evaluate` first"
+        )
     if len(places) > 1:
-        raise UsageError(
+        raise ResultsError(
             f"{run}: found scores-*.json here and in {run / 'evaluation'}, expected them in one place; move these with "
             f"their rows elsewhere, or name {run / 'evaluation'} for those alone"
         )
@@ -136,7 +138,7 @@ def load_results(folder: Path) -> list[Results]:
     """Read all results of a folder: scores before controls, each in the order of datasets and the splits' names.
 
     Raises:
-        UsageError: If there are none, or a file is not what `save_results` wrote.
+        ResultsError: If there are none, or a file is not what `save_results` wrote.
     """
     found = []
     for path in sorted(folder.glob("scores-*.json")):
@@ -150,9 +152,11 @@ def load_results(folder: Path) -> list[Results]:
             RowFacts.of(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))
         except (OSError, KeyError, ValueError, pa.ArrowException, UsageError, BrokenSealError) as error:
-            raise UsageError(f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again") from error
+            raise ResultsError(
+                f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again"
+            ) from error
     if not found:
-        raise UsageError(f"{folder}: found no scores-*.json; run `refseg evaluate` first")
+        raise ResultsError(f"{folder}: found no scores-*.json; run `refseg evaluate` first")
     return sorted(found, key=_order)
 
 

@@ -16,6 +16,7 @@ from refseg.evaluation.predictions import GivenMask, Key, Predictions
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import Counted, RowFacts, make_table
 from refseg.run_lengths import count_ones, count_shared, draw_runs, encode_runs
+from refseg.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,11 @@ def _check_keys(index: ManifestIndex, keys: Sequence[Key], masks: Mapping[Key, G
         )
     if missing := [key for key in keys if key not in masks]:
         raise PredictionError(
-            f"{where}: {len(missing):,} of {len(keys):,} sentences have no mask: {_name(missing)}; predict all, with "
-            "an empty mask where the model finds nothing"
+            f"{where}: {len(missing):,} of {counted(len(keys), 'sentence')} without a mask: {_name(missing)}; "
+            "predict all, with an empty mask where the model finds nothing"
         )
     extra = sorted(set(masks) - known)
-    return (f"{len(extra):,} masks are of no sentence of the split and were left out: {_name(extra)}",) if extra else ()
+    return (f"{counted(len(extra), 'mask')} of no sentence of the split left out: {_name(extra)}",) if extra else ()
 
 
 def _name(keys: Sequence[Key]) -> str:

@@ -19,6 +19,7 @@ from refseg.evaluation.no_target import (
 )
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import RowFacts, counts
+from refseg.wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +71,14 @@ class Scores:
         lines = self.protocol.rules(facts.mask_rule, given_masks=facts.given_masks)
         lines.append("oIoU: sum of intersections over sum of unions, in pixels; mIoU: mean IoU of the sentences")
         lines.append(
-            f"all sentences: {self.num_sentences:,} of {self.num_refs:,} refs in {self.num_images:,} images, "
+            f"all sentences: {self.num_sentences:,} of {counted(self.num_refs, 'ref')} in "
+            f"{counted(self.num_images, 'image')}, "
             f"{self.num_no_target:,} without a target"
         )
         if _speaks_of_none(self.protocol, self.num_no_target):
             says = "the model's own output" if self.num_said else "an empty mask"
             if 0 < self.num_said < self.num_sentences:
-                says += f" where there is one ({self.num_said:,} sentences), else by an empty mask"
+                says += f" where there is one ({counted(self.num_said, 'sentence')}), else by an empty mask"
             lines += [
                 f"no target: {_NO_TARGET[self.protocol.no_target]}; it is predicted by {says}",
                 "gIoU: mean IoU, a no-target sentence is worth 1 if predicted so, else 0; cIoU: a missed one adds its "
@@ -90,7 +92,7 @@ class Scores:
         if facts.sentence_order == "shuffled":
             lines.append(
                 "SHUFFLED CONTROL: each sentence is scored against another target of the same image; "
-                f"{facts.num_left_out:,} sentences of images with a single target are left out"
+                f"{counted(facts.num_left_out, 'sentence')} of images with a single target left out"
             )
         return lines
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refseg import __version__
 from refseg.addresses import local_path
-from refseg.errors import CheckpointError
+from refseg.errors import CheckpointError, MissingCheckpointError, UsageError
 from refseg.models.clip_archive import read_archive
 from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import CLIP_FILES, file_sha256
@@ -109,16 +110,18 @@ def convert_weights(
     Args:
         kind: Family of the file.
         source: The file.
-        out: Written whole or not at all; an existing file is replaced.
+        out: Written whole or not at all; a file that an earlier call wrote is replaced.
         accepted_sha256: Hash of a CLIP archive other than OpenAI's that is to be taken all the same.
         allow_namespace: Let a checkpoint hold an `argparse.Namespace` (LAVT's does): nothing of it is used.
 
     Raises:
+        UsageError: If something else is at `out`.
         CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
     """
     source, out = local_path(source), local_path(out)
     if not source.is_file():
-        raise CheckpointError(f"{source}: no such file; {_where_from(kind, source)}")
+        raise MissingCheckpointError(f"{source}: no such file; {_where_from(kind, source)}")
+    _refuse_foreign(out)
     sha256 = file_sha256(source)
     if kind == "clip":
         _check_clip_hash(source, sha256, accepted_sha256)
@@ -149,6 +152,19 @@ def convert_weights(
         num_parameters=sum(tensor.numel() for tensor in state.values()),
         left_out=dict(left_out + Counter(others)),
     )
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to replace what no earlier call wrote."""
+    if not out.exists():
+        return
+    try:
+        with safe_open(out, framework="pt") as file:
+            written = "source_sha256" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        written = False
+    if not written:
+        raise UsageError(f"--out {out}: is not a file of `refseg convert-weights`; remove it, or name another file")
 
 
 def _as_stored(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from refseg.models.image_encoder import ClipResNet, SwinBase
 from refseg.models.model import SegmentationModel
 from refseg.models.text_encoder import ClipTextEncoder
 from refseg.models.weight_sources import CLIP_FILES, SWIN_NAMES, swin_address, swin_repository
+from refseg.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +174,8 @@ def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
     ):
         if found:
             raise CheckpointError(
-                f"{path}: {len(found)} weights are {fault}, the first is {found[0]}; expected the file published for "
-                f"{type(module).__name__}: {rules.remedy}"
+                f"{path}: {counted(len(found), 'weight')} {fault}, the first is {found[0]}; expected the file "
+                f"published for {type(module).__name__}: {rules.remedy}"
             )
     module.load_state_dict(
         {n: state[n].float() if state[n].is_floating_point() else state[n] for n in state}, strict=False

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from refseg.addresses import local_path
 from refseg.config import Recipe
-from refseg.errors import CheckpointError, DatasetError, RecipeError
+from refseg.errors import CheckpointError, DatasetError, MissingCheckpointError, RecipeError
 from refseg.models import build_model
 from refseg.models.hub_folder import CONFIG_NAME, PublishedModel
 from refseg.models.model import SegmentationModel
 from refseg.sealed import BrokenSealError, open_seal, parse_object
 from refseg.training.checkpoint_state import CheckpointState
+from refseg.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where:
     for fault, names in wrong.items():
         if names:
             raise CheckpointError(
-                f"{where}: does not fit the recipe's model: {len(names)} weights are {fault}, the first is "
+                f"{where}: does not fit the recipe's model: {counted(len(names), 'weight')} {fault}, the first is "
                 f"{min(names)}; {remedy}"
             )
     model.load_state_dict(dict(weights))
@@ -280,6 +281,11 @@ def _resolve(path: Path) -> Path:
     """The folder of the checkpoint that is meant: that of a run is its best, or else its newest."""
     if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
         return path
+    if not path.is_dir():
+        raise MissingCheckpointError(
+            f"{path}: found no checkpoint, expected a run's folder (with checkpoints/step-...) or a checkpoint's; "
+            f"there is {'a file' if path.exists() else 'nothing'} at this path"
+        )
     newest = _latest(path)
     if newest is None:
         raise CheckpointError(

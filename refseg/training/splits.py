@@ -1,7 +1,7 @@
 """The splits that a recipe names, looked for before anything is read of them."""
 
 from refseg.config import Recipe
-from refseg.descriptor import load_descriptor
+from refseg.descriptor import load_descriptor, unknown_split
 from refseg.errors import RecipeError
 
 
@@ -21,9 +21,6 @@ def refuse_unknown_splits(recipe: Recipe) -> None:
     for key, folder, split, hint in asked:
         descriptor = load_descriptor(folder)
         if split not in descriptor.splits:
-            mistakes.append(
-                f"data.{key}: {folder}: {descriptor.dataset} has no split {split!r}; "
-                f"expected some of {', '.join(descriptor.splits)}; {hint}"
-            )
+            mistakes.append(f"data.{key}: {unknown_split(folder, descriptor, split)}; {hint}")
     if mistakes:
         raise RecipeError("\n".join(mistakes))

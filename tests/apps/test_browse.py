@@ -241,7 +241,7 @@ def test_the_command_says_what_to_open(
     assert f"open {tmp_path / 'browse-toy-refseg/index.html'}" in out
     assert main(["browse", str(dataset), "--out", "one.html", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == "one.html"
-    assert main(["browse", str(tmp_path / "nowhere"), "--out", "p"]) == 1
+    assert main(["browse", str(tmp_path / "nowhere"), "--out", "p"]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

@@ -66,5 +66,6 @@ def test_a_path_that_cannot_be_written_is_one_line(
 
     assert main(["stats", "anywhere"]) == 1
     assert capsys.readouterr().err == (
-        f"refseg: error: {tmp_path}/file/folder: Not a directory; see to the path, its rights and space\n"
+        f"refseg: error: {tmp_path}/file/folder: Not a directory; check the path, its permissions "
+        "and the free disk space\n"
     )

@@ -28,7 +28,7 @@ def test_what_was_kept_and_left_out_is_printed(cris: Path, capsys: pytest.Captur
 
     assert main(["convert-weights", "cris", str(cris), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: 1 tensors, 6 numbers in float32",
+        f"{out}: 1 tensor, 6 numbers in float32",
         f"source SHA-256 {sha256}",
         "left out: epoch (1)",
         "left out: neck (2)",
@@ -44,7 +44,7 @@ def test_what_was_kept_and_left_out_is_printed(cris: Path, capsys: pytest.Captur
 
 def test_a_missing_archive_is_an_error_with_its_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "RN50.pt"
-    assert main(["convert-weights", "clip", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert main(["convert-weights", "clip", str(path), "--out", str(tmp_path / "out")]) == 2
 
     sha256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
     assert capsys.readouterr().err == (

@@ -134,10 +134,13 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_pat
 
 
 def test_a_report_without_scores_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 1
+    assert main(["evaluate", str(tmp_path)]) == 1
     assert "run `refseg evaluate` first" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "gone")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "gone")]) == 2
+    assert "there is nothing at this path" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--out", "page.pdf"]) == 2
     assert "ends in .html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

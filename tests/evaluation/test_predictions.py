@@ -304,13 +304,13 @@ def test_missing_masks_are_named_and_extra_ones_warned_of(
     few = {key: mask for key, mask in masks.items() if key.ref_id == 10}
     with pytest.raises(
         PredictionError,
-        match=r"val: 2 of 4 sentences have no mask: ref 11 sentence 1100, ref 12 sentence 1200; predict all",
+        match=r"val: 2 of 4 sentences without a mask: ref 11 sentence 1100, ref 12 sentence 1200; predict all",
     ):
         score_masks(index, given(few), [ORIGINAL])
 
     with caplog.at_level(logging.WARNING):
         more = score_masks(index, given({**masks, Key(7, 8): masks[Key(10, 1000)]}), [ORIGINAL])
-    said = "1 masks are of no sentence of the split and were left out: ref 7 sentence 8"
+    said = "1 mask of no sentence of the split left out: ref 7 sentence 8"
     assert said in caplog.text
     assert said in score(more).rules()
     assert more.equals(score_masks(index, given(masks), [ORIGINAL]))
@@ -339,7 +339,7 @@ def test_many_missing_masks_are_counted(write_stripes: Callable[..., Path]) -> N
     picture = {"size": SIZE, "stripes": {}, "refs": [((0, 16), [f"number {n}" for n in range(14)])]}
     index = ManifestIndex.open(write_stripes(picture), ["val"])
 
-    with pytest.raises(PredictionError, match=r"14 of 14 sentences have no mask: ref 10 .* 1009 and 4 more; predict"):
+    with pytest.raises(PredictionError, match=r"14 of 14 sentences without a mask: ref 10 .* 1009 and 4 more; predict"):
         score_masks(index, given({}), [ORIGINAL])
 
 

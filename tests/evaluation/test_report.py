@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
-from refseg.errors import DatasetError, UsageError
+from refseg.errors import DatasetError, ResultsError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
 from refseg.evaluation.explanation import SentenceExplanation
@@ -179,14 +179,14 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
     save_results(tmp_path, results).unlink()
 
     with pytest.raises(
-        UsageError, match=r"scores-toy\.refseg-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
+        ResultsError, match=r"scores-toy\.refseg-val\.json: cannot be read with its rows .* run `refseg evaluate` again"
     ):
         load_results(tmp_path)
     rows = save_results(tmp_path, results)
     pq.write_table(results.rows.slice(1), rows)
-    with pytest.raises(UsageError, match=r"cannot be read .*rows-toy\.refseg-val\.parquet is not the file that was"):
+    with pytest.raises(ResultsError, match=r"cannot be read .*rows-toy\.refseg-val\.parquet is not the file that was"):
         load_results(tmp_path)
-    with pytest.raises(UsageError, match=r"found no scores-\*\.json"):
+    with pytest.raises(ResultsError, match=r"found no scores-\*\.json"):
         load_results(tmp_path / "elsewhere")
 
 
@@ -197,19 +197,21 @@ def test_no_change_of_written_scores_is_accepted(results: Results, tmp_path: Pat
     fields = json.loads(path.read_text())
     for changed in ({**fields, key: None}, {name: value for name, value in fields.items() if name != key}):
         path.write_text(json.dumps(changed))
-        with pytest.raises(UsageError, match=r"scores-toy\.refseg-val\.json: cannot be read .* again"):
+        with pytest.raises(ResultsError, match=r"scores-toy\.refseg-val\.json: cannot be read .* again"):
             load_results(tmp_path)
 
 
 def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(results: Results, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"found no scores-\*\.json here or in .*evaluation; run `refseg evaluate`"):
+    with pytest.raises(ResultsError, match=r"found no scores-\*\.json here or in .*evaluation; run `refseg evaluate`"):
         find_results(tmp_path)
     save_results(tmp_path / "evaluation", results)
 
     assert find_results(tmp_path) == tmp_path / "evaluation"
     assert find_results(tmp_path / "evaluation") == tmp_path / "evaluation"
     save_results(tmp_path, results)
-    with pytest.raises(UsageError, match=r"found scores-\*\.json here and in .*evaluation, expected them in one place"):
+    with pytest.raises(
+        ResultsError, match=r"found scores-\*\.json here and in .*evaluation, expected them in one place"
+    ):
         find_results(tmp_path)
 
 

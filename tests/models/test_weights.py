@@ -121,8 +121,8 @@ def test_where_the_weights_are_from_is_logged(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("ln_final.bias"), r"1 weights are missing, the first is ln_final\.bias; expected"),
-        (lambda w: w.update({"ln_post.bias": torch.ones(1)}), r"1 weights are unknown, the first is ln_post\.bias;"),
+        (lambda w: w.pop("ln_final.bias"), r"1 weight missing, the first is ln_final\.bias; expected"),
+        (lambda w: w.update({"ln_post.bias": torch.ones(1)}), r"1 weight unknown, the first is ln_post\.bias;"),
         (
             lambda w: w.update({"transformer.resblocks.2.mlp.c_fc.bias": torch.ones(1)}),
             r"unknown, the first is transformer\.resblocks\.2\.mlp\.c_fc\.bias;",

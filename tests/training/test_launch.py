@@ -206,5 +206,5 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(
     monkeypatch.setattr("refseg.training.trainer.train", lambda _recipe, out: out.mkdir())
     assert main(["toy", "--out", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err == (
-        f"refseg: error: {tmp_path}/file: File exists; see to the path, permissions and free disk space\n"
+        f"refseg: error: {tmp_path}/file: File exists; check the path, its permissions and the free disk space\n"
     )

@@ -103,9 +103,10 @@ def test_splits_that_are_not_there_are_named_together(overrides: list[str], toy_
         trainer.train(recipe, tmp_path)
     known = "expected some of train, val, testA, testB"
     assert str(error.value).splitlines() == [
-        f"data.train_split: {toy_shards}: toy/refseg has no split 'trian'; {known}; name one with data.train_split=",
-        f"data.val_split: {toy_shards}: toy/refseg has no split 'vla'; {known}; name one with data.val_split=, "
-        "or train without validation: train.val_every_epochs=0",
+        f"data.train_split: {toy_shards}: toy/refseg has no split 'trian'; {known}; did you mean train?; name one "
+        "with data.train_split=",
+        f"data.val_split: {toy_shards}: toy/refseg has no split 'vla'; {known}; did you mean val?; name one "
+        "with data.val_split=, or train without validation: train.val_every_epochs=0",
     ]
 
 
