@@ -1,54 +1,39 @@
 """Folders and files, local or at any fsspec URL: read whole or in part, list, publish whole or not at all.
 
 A local file is published by writing it under a temporary name, fsync and rename; an object by one upload, which object
-stores show whole or not at all. Requests to remote storage are tried again with growing pauses before they are errors.
+stores show whole or not at all. Requests to remote storage go through `refseg.storage_requests`.
 """
 
 import errno
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 from refseg.addresses import is_remote as is_remote
 from refseg.addresses import parse_address
 from refseg.addresses import whole_address as whole_address
 from refseg.errors import StorageError, UsageError
+from refseg.storage_requests import ask, http_status, open_file_system
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MAX_TRIES = 5
-"""So often a request to remote storage is made before its failure is an error."""
-MAX_SECONDS = 120.0
-"""No further try is begun this long after the first."""
 ANNOTATION_SUFFIXES = (
     *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
     ".png",  # masks of a user's own
 )
 """Files that `local_annotations` copies."""
 
-_FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 20.0
 _RENAMING = frozenset({"file", "local", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"})
 """Protocols of real file systems: an upload there is seen while it grows, a rename is one step. In object stores it is
 the other way round."""
-_FOREIGN_FAILURES = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("botocore.parsers", "ResponseParserError"),
-    ("aiohttp", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("azure.core.exceptions", "AzureError"),
-)
-"""Errors of failed requests, by module and name, that file systems pass on although they are no `OSError`."""
 
 
 class Folder(ABC):
@@ -71,8 +56,12 @@ class Folder(ABC):
         """True if the folder is there (for object stores: holds anything)."""
 
     @abstractmethod
-    def list(self) -> dict[str, int]:
-        """Names of the files directly in this folder and their sizes in bytes; empty if there is no such folder."""
+    def list(self, known: Iterable[str] = ()) -> dict[str, int]:
+        """Names of the files directly in this folder and their sizes in bytes; empty if there is no such folder.
+
+        Args:
+            known: Names that are looked for where storage cannot list a folder.
+        """
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -98,7 +87,10 @@ def open_folder(address: Path | str) -> Folder:
         UsageError: As `parse_address`.
     """
     parsed = parse_address(address)
-    return LocalFolder(parsed) if isinstance(parsed, Path) else RemoteFolder(parsed)
+    if isinstance(parsed, Path):
+        return LocalFolder(parsed)
+    is_web = parsed.startswith(("http://", "https://")) and "::" not in parsed
+    return WebFolder(parsed) if is_web else RemoteFolder(parsed)
 
 
 class LocalFolder(Folder):
@@ -114,7 +106,7 @@ class LocalFolder(Folder):
     def exists(self) -> bool:
         return self.path.is_dir()
 
-    def list(self) -> dict[str, int]:
+    def list(self, known: Iterable[str] = ()) -> dict[str, int]:  # noqa: ARG002
         try:
             with os.scandir(self.path) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -162,15 +154,17 @@ class RemoteFolder(Folder):
         self.address = address.rstrip("/") if not address.endswith("://") else address
 
     def join(self, name: str) -> str:
-        scheme, _, path = self.address.partition("://")
+        own, chain, archive = self.address.partition("::")  # `zip://folder::s3://bucket/file.zip`
+        scheme, _, path = own.partition("://")
         joined = os.path.normpath(f"{path}/{name}")
         # A bucket has no parent, as `/` has none.
-        return f"{scheme}://{path.split('/')[0] if joined in ('.', '..') or joined.startswith('../') else joined}"
+        below = path.split("/")[0] if joined in (".", "..") or joined.startswith("../") else joined
+        return f"{scheme}://{below}{chain}{archive}"
 
     def exists(self) -> bool:
         return self._info("") == ("directory", 0)
 
-    def list(self) -> dict[str, int]:
+    def list(self, known: Iterable[str] = ()) -> dict[str, int]:  # noqa: ARG002
         return {name: size for name, (kind, size) in self._entries().items() if kind == "file"}
 
     def folders(self) -> tuple[str, ...]:
@@ -277,50 +271,103 @@ class RemoteFolder(Folder):
         except FileNotFoundError:
             return {}
 
+    def _path(self, root: str, name: str) -> str:
+        """The file system's own path of something in this folder, whose own is `root`."""
+        return os.path.normpath(f"{root.rstrip('/')}/{name}") if name else root
+
     def _ask(self, what: str, name: str, request: Callable[[Any, str], T]) -> T:
-        """Run `request(file system, path)`, again after passing failures, and name place and remedy where it fails.
+        """Run `request(file system, path)` as `requests.ask` does."""
 
-        Raises:
-            FileNotFoundError: If storage says so, at once.
-            StorageError: If storage refuses (at once) or fails (after the last try).
-        """
-        import tenacity
+        def call() -> T:
+            files, root = open_file_system(self.address)
+            return request(files, self._path(root, name))
 
-        address = self.join(name)
-        files, root = _open_file_system(self.address)
-        path = os.path.normpath(f"{root.rstrip('/')}/{name}") if name else root
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            stop=tenacity.stop_after_attempt(MAX_TRIES) | tenacity.stop_after_delay(MAX_SECONDS),
-            wait=tenacity.wait_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS)
-            + tenacity.wait_random(0, _FIRST_PAUSE_SECONDS),
-            before_sleep=lambda state: logger.warning(
-                "%s: %s failed (%s); trying again",
-                address,
-                what,
-                state.outcome and _describe(state.outcome.exception()),
-            ),
-            reraise=True,
-        )
-        begin = time.monotonic()
+        return ask(what, self.join(name), call)
+
+
+class WebFolder(RemoteFolder):
+    """A folder that a web server shows (`http:`, `https:`): it can be read, not written.
+
+    A web server need not list a folder. Where it does, by a page of links, `list` gives what is linked; else it gives
+    what is there of the names that the caller knows. Sizes are asked for one by one.
+    """
+
+    def exists(self) -> bool:
         try:
-            return retrying(request, files, path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from error
-        except StorageError:
-            raise
-        except _failures() as error:
-            number = getattr(error, "errno", None) or errno.EIO
-            if not _may_pass(error):
-                remedy = "see to the address, the credentials and what they permit, then run the same command again"
-                raise StorageError(number, f"{what} is refused ({_describe(error)}); {remedy}", address) from error
-            tries, seconds = retrying.statistics["attempt_number"], time.monotonic() - begin
-            raise StorageError(
-                number,
-                f"{what} failed {tries} times in {seconds:.0f} s, the last time with {_describe(error)}; "
-                "see to the network and the server, then run the same command again to go on",
-                address,
-            ) from error
+            return self._info("") is not None
+        except StorageError as error:
+            return error.errno == errno.EACCES  # files may be there although the folder itself is not shown
+
+    def list(self, known: Iterable[str] = ()) -> dict[str, int]:
+        names = sorted({*known, *(name for name, (kind, _) in self._entries().items() if kind == "file")})
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            sizes = dict(zip(names, pool.map(self.size, names), strict=True))
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        if length == 0:
+            return b""
+        end = None if length is None else start + length
+
+        def request(files: Any, path: str) -> bytes:
+            try:
+                data = bytes(files.cat_file(path, start=start, end=end) if start or end else files.cat_file(path))
+            except Exception as error:
+                if http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    return b""
+                raise
+            # A server that knows no ranges sends the whole file.
+            return data[start:end] if length is not None and len(data) > length else data
+
+        return self._ask("reading", name, request)
+
+    def publish(self, temporary: Path, name: str) -> None:  # noqa: ARG002
+        raise StorageError(errno.EROFS, _READ_ONLY, self.join(name))
+
+    def remove(self, name: str) -> None:
+        if self._info(name) is not None:
+            raise StorageError(errno.EROFS, _READ_ONLY, self.join(name))
+
+    def _path(self, root: str, name: str) -> str:
+        return f"{self.join('')}/{quote(name)}" if name else root
+
+    def _info(self, name: str) -> tuple[str, int] | None:
+        def request(files: Any, path: str) -> tuple[str, int]:
+            try:
+                size = files.info(path)["size"]
+            except FileNotFoundError as error:  # said of every failure
+                if error.__cause__ is None or http_status(error.__cause__) in _NOT_THERE:
+                    raise
+                raise error.__cause__ from error
+            return "file", len(files.cat_file(path)) if size is None else int(size)
+
+        try:
+            return self._ask("reading", name, request)
+        except FileNotFoundError:
+            return None
+
+    def _entries(self) -> dict[str, tuple[str, int]]:
+        def request(files: Any, path: str) -> dict[str, tuple[str, int]]:
+            try:
+                links = files.ls(f"{path.rstrip('/')}/", detail=True)
+            except Exception as error:
+                if http_status(error) in (HTTPStatus.FORBIDDEN, *_NOT_THERE):
+                    return {}
+                raise
+            names = {unquote(link["name"].removeprefix(f"{path.rstrip('/')}/")): link["type"] for link in links}
+            found = {
+                name.rstrip("/"): (str(kind), 0) for name, kind in names.items() if not name.startswith(("?", "#"))
+            }
+            return {name: entry for name, entry in found.items() if name and "/" not in name}
+
+        try:
+            return self._ask("listing", "", request)
+        except FileNotFoundError:
+            return {}
+
+
+_READ_ONLY = "cannot be written: a web server is only read from; write to a path or to an object store such as s3://"
+_NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
 def read_file(address: Path | str) -> bytes:
@@ -332,8 +379,9 @@ def read_file(address: Path | str) -> bytes:
     """
     if not is_remote(address):
         return Path(address).read_bytes()
-    folder, _, name = str(address).rpartition("/")
-    return open_folder(folder).read(name)
+    own, chain, archive = str(address).partition("::")
+    folder, _, name = own.rpartition("/")
+    return open_folder(f"{folder}{chain}{archive}").read(name)
 
 
 @contextmanager
@@ -370,50 +418,6 @@ def local_annotations(address: Path | str) -> Iterator[Path]:
                 f"{address}: found no annotation file ({kinds}) there or one folder below; is the URL right?"
             )
         yield Path(temporary) / file
-
-
-def _open_file_system(address: str) -> tuple[Any, str]:
-    """This process's file system for a URL, and the path in it; fsspec keeps and gives the same one again."""
-    import fsspec
-
-    try:
-        # Listings are asked anew each time: another process may have written since.
-        files, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
-    except ImportError as error:
-        scheme = address.partition("://")[0]
-        raise UsageError(
-            f"{address}: {scheme}:// needs a package that is not installed ({error}); for s3:// install refseg[s3]"
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"{address}: {error}; expected a path or a URL such as s3://bucket/folder") from error
-    if hasattr(files, "retries"):
-        files.retries = 1  # s3fs's and gcsfs's own loop around each request: ours is around it, and they would multiply
-    return files, str(root)
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """What file systems raise when a request fails; those of libraries that nobody has imported cannot come."""
-    named = [getattr(sys.modules[module], name) for module, name in _FOREIGN_FAILURES if module in sys.modules]
-    return (OSError, *named)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """True for a failure that another try may not meet; a `StorageError` comes from a request that was tried again."""
-    refusals = (
-        FileNotFoundError,
-        FileExistsError,
-        PermissionError,
-        IsADirectoryError,
-        NotADirectoryError,
-        StorageError,
-    )
-    final = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
-    return isinstance(error, _failures()) and not isinstance(error, refusals) and type(error).__name__ not in final
-
-
-def _describe(error: BaseException | None) -> str:
-    words = " ".join(str(error).split())  # botocore writes some over several lines
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _compare_sizes(expected: int | None, found: int | None) -> None:

@@ -16,15 +16,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from refseg import storage
+from refseg import storage_requests
 from refseg.errors import RefsegError, StorageError, UsageError
 from refseg.storage import Folder, RemoteFolder, is_remote, local_annotations, open_folder, read_file
 
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(storage, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(storage_requests, "_LONGEST_PAUSE_SECONDS", 0.02)
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3"])
@@ -190,7 +190,7 @@ def test_a_fault_that_stays_is_an_error_that_says_where_what_and_how_often(
     message = str(caught.value)
     assert message.startswith(f"{bucket}/set/a: reading failed 5 times in ")
     assert f" s, the last time with {found}" in message
-    assert message.endswith("see to the network and the server, then run the same command again to go on")
+    assert message.endswith("check the network and the server, then run the same command again to go on")
     assert isinstance(caught.value, RefsegError)
     assert isinstance(caught.value, OSError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
@@ -237,7 +237,7 @@ def test_a_slow_server_is_given_up_after_the_read_time_out_and_asked_again(
 def test_no_try_is_begun_after_the_time_limit(
     faulty_s3: Any, bucket: str, short_pauses: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(storage_requests, "MAX_SECONDS", 0.0)
     faulty_s3.faults = itertools.repeat("503")
     with pytest.raises(StorageError, match="reading failed 1 times"):
         open_folder(bucket).read("a")
@@ -247,7 +247,7 @@ def test_no_try_is_begun_after_the_time_limit(
 def test_a_refusal_is_an_error_at_once(faulty_s3: Any, bucket: str, status: str) -> None:
     faulty_s3.faults = iter([status])
     expected = {
-        "403": r"^s3://bucket-\w+/a: reading is refused \(PermissionError: .*see to the address, the credentials"
+        "403": r"^s3://bucket-\w+/a: reading is refused \(PermissionError: .*check the address, the credentials"
     }
     error = {"403": StorageError, "404": FileNotFoundError}[status]
     with pytest.raises(error, match=expected.get(status)):

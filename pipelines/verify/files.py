@@ -22,7 +22,7 @@ def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
         if entry.num_samples:
             expected[f"{entry.name}.tar"] = entry.tar_bytes
         expected[f"{entry.name}.parquet"] = entry.parquet_bytes
-    found = folder.list()
+    found = folder.list(descriptor.file_names)
     for name, num_bytes in expected.items():
         yield from _compare_size(name, found.get(name), num_bytes, REBUILD)
     if descriptor.num_rejects and REJECTS_NAME not in found:
@@ -38,7 +38,7 @@ def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
             )
     for pool in descriptor.image_pools:
         try:
-            sizes = find_pool(folder, pool).list()
+            sizes = find_pool(folder, pool).list([tar.name for tar in pool.tars])
         except DatasetError as error:
             wrong, _, remedy = str(error).removeprefix(f"{folder}: ").rpartition("; ")
             own_host = "image pools on the dataset's own host"

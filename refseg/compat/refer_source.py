@@ -65,8 +65,9 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
             "masks and boxes were drawn on; build the dataset without --store"
         )
     rows: list[dict[str, Any]] = []
+    sizes = place.list(descriptor.file_names)
     for entry in descriptor.shards:
-        check_files(place, place.list(), entry)
+        check_files(place, sizes, entry)
         rows += read_columns(place, entry, descriptor, [*COLUMNS, *_LOCATION]).to_pylist()
     images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
     names = sorted({row["shard"] for row in images.values()})

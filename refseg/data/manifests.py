@@ -125,7 +125,7 @@ def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> di
         f"{place} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
         "or build this dataset again"
     )
-    sizes = folder.list()
+    sizes = folder.list([tar.name for tar in used])
     found = {}
     for tar in used:
         check_size(folder, sizes, tar.name, tar.num_bytes, remedy=remedy)

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import torch
 
-from refseg import storage
+from refseg import storage_requests
 from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "1")
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.01)
     return tmp_path / "cache" / "shards"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from refseg import storage
+from refseg import storage_requests
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.data.webdataset import StreamSample, stream, tar_urls
@@ -92,7 +92,7 @@ def test_two_ranks_of_two_workers_get_every_expression_once(
 def test_tars_in_object_storage_are_streamed_through_failures(
     dataset: Path, bucket: str, faulty_s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("refseg.data.webdataset._BLOCK_BYTES", 10_000)  # a shard is several requests
     for path in dataset.iterdir():
         fsspec.filesystem("s3").put_file(str(path), f"{bucket}/toy/{path.name}")

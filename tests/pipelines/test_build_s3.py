@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.build import build_dataset
 from pipelines.verify import verify_dataset
-from refseg import storage
+from refseg import storage_requests
 from refseg.cli import main
 from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
@@ -45,8 +45,8 @@ def uploaded(tiny: Any, bucket: str, built: dict[str, bytes]) -> str:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(storage, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(storage_requests, "_LONGEST_PAUSE_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
