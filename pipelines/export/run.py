@@ -1,18 +1,21 @@
 """One export: written aside, published by a rename, and never over anything."""
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.export.dataset import BuiltDataset
+from refseg.addresses import is_remote, local_path
+from refseg.aside import folder_aside
 from refseg.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
-from refseg.storage import is_remote, sync_path
+from refseg.storage import sync_path
+from refseg.wording import counted
 
 FORMATS = {
     "refer": "pipelines.export.refer",
@@ -73,6 +76,10 @@ class ExportReport:
         splits: Those exported.
         num_refs: Of these splits.
         num_sentences: Of these splits.
+        images: Whether images were written.
+        annotations: Whether the annotation files were put back as they were.
+        num_files: How many were written, without this report.
+        num_bytes: Of these files.
         differences: In sentences, what the files have otherwise than those the dataset was built from, or lack
             against the shards.
     """
@@ -83,54 +90,116 @@ class ExportReport:
     splits: tuple[str, ...]
     num_refs: int
     num_sentences: int
+    images: bool
+    annotations: bool
+    num_files: int
+    num_bytes: int
     differences: tuple[str, ...]
 
 
-def export_dataset(options: ExportOptions, *, progress: Progress | None = None) -> ExportReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What there is now.
+
+    Attributes:
+        report: What the export holds.
+        was_complete: True if an earlier run had finished it and nothing was changed.
+    """
+
+    report: ExportReport
+    was_complete: bool
+
+
+def export_dataset(options: ExportOptions, *, progress: Progress | None = None) -> ExportResult:
     """Export a finished dataset.
 
     The files are written beside `out` under a temporary name, which becomes `out` when all is done; a killed export
-    leaves no `out`.
+    leaves no `out`. An export that is finished already is left as it is.
 
     Args:
         options: See there.
         progress: Called after each shard.
 
     Raises:
-        UsageError: If the dataset cannot be had in this form, or `out` holds something or lies within a dataset.
+        UsageError: If the dataset cannot be had in this form, or `out` holds anything but this export or lies within a
+            dataset.
         DatasetError: If the dataset is unfinished or damaged.
         OSError: If `out` cannot be written.
     """
-    out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    out = local_path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file, expected a new or empty folder; nothing is overwritten")
+    is_new = not out.exists() or not any(out.iterdir())
+    if is_new:
+        refuse_within_dataset(out)
+    elif not (out / REPORT_NAME).is_file():
         raise UsageError(f"--out {out}: is there already, expected a new or empty folder; nothing is overwritten")
-    refuse_within_dataset(out)
     dataset = BuiltDataset(options.folder, options.splits)
+    if not is_new:
+        return ExportResult(report=_finished(out, dataset, options), was_complete=True)
     module = import_module(FORMATS[options.to])
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    aside = out.absolute().with_name(f".{out.absolute().name}-{os.getpid()}-{secrets.token_hex(4)}")
-    aside.mkdir()
     try:
-        differences = module.write(dataset, aside, options, progress or _ignore)
-        report = ExportReport(
-            format=options.to,
-            dataset=dataset.descriptor.dataset,
-            digest=dataset.descriptor.digest,
-            splits=dataset.splits,
-            num_refs=sum(entry.num_refs for entry in dataset.entries),
-            num_sentences=sum(entry.num_sentences for entry in dataset.entries),
-            differences=tuple(differences),
-        )
-        (aside / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-        aside.replace(out.absolute())
-        sync_path(out.absolute().parent)
+        with folder_aside(out) as folder:
+            aside = folder / "export"
+            aside.mkdir()
+            differences = module.write(dataset, aside, options, progress or _ignore)
+            num_files, num_bytes = _measure(aside)
+            report = ExportReport(
+                **_identity(dataset, options),
+                num_refs=sum(entry.num_refs for entry in dataset.entries),
+                num_sentences=sum(entry.num_sentences for entry in dataset.entries),
+                num_files=num_files,
+                num_bytes=num_bytes,
+                differences=tuple(differences),
+            )
+            (aside / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+            aside.replace(out.absolute())
+            sync_path(out.absolute().parent)
     except OSError as error:
         if error.filename is None:  # a write says what is wrong, and not where
             raise OSError(error.errno, error.strerror or str(error), str(out)) from error
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return ExportResult(report=report, was_complete=False)
+
+
+def _identity(dataset: BuiltDataset, options: ExportOptions) -> dict[str, Any]:
+    """The fields of a report by which an export is known again."""
+    return {
+        "format": options.to,
+        "dataset": dataset.descriptor.dataset,
+        "digest": dataset.descriptor.digest,
+        "splits": dataset.splits,
+        "images": options.images,
+        "annotations": options.annotations is not None,
+    }
+
+
+def _finished(out: Path, dataset: BuiltDataset, options: ExportOptions) -> ExportReport:
+    """The report of an export that is finished, compared with what was asked for and with the files that are there."""
+    path = out / REPORT_NAME
+    remedy = "give another --out, or delete the folder"
+    try:
+        report = TypeAdapter(ExportReport).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UsageError(
+            f"--out {out}: is there already, and {path} cannot be read as of an export; {remedy}"
+        ) from error
+    asked = _identity(dataset, options)
+    if differing := [name for name, value in asked.items() if getattr(report, name) != value]:
+        raise UsageError(f"--out {out}: is there already and holds another export ({', '.join(differing)}); {remedy}")
+    found = _measure(out)
+    if found != (report.num_files, report.num_bytes):
+        raise UsageError(
+            f"--out {out}: holds this export, but {counted(found[0], 'file')} of {counted(found[1], 'byte')}, expected "
+            f"{report.num_files:,} of {report.num_bytes:,}; {remedy}"
+        )
     return report
+
+
+def _measure(folder: Path) -> tuple[int, int]:
+    """How many files a folder holds, without the report, and their bytes."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != folder / REPORT_NAME]
+    return len(sizes), sum(sizes)
 
 
 def _ignore(_done: int, _in_all: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,6 +22,7 @@ from pipelines.toy.records import (
 from pipelines.toy.scenes import Scene, draw_scene
 from pipelines.toy.sentences import KINDS, describe
 from refseg.addresses import local_path
+from refseg.aside import folder_aside
 from refseg.errors import UsageError
 from refseg.schema import find_dataset
 
@@ -86,9 +86,8 @@ def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, in
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _existing(out, identity)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workplace:
-            unfinished = Path(workplace) / "toy"
+        with folder_aside(out) as workplace:
+            unfinished = workplace / "toy"
             summary = _write(unfinished, identity, num_images, image_size)
             unfinished.rename(out)
     except OSError as error:

@@ -6,7 +6,6 @@ that hand over their JSON. Whatever an annotation says stays JSON, in which no t
 
 import base64
 import hashlib
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import orjson
 from markupsafe import Markup
 
 from refseg import __version__
+from refseg.aside import folder_aside
 from refseg.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 from refseg.evaluation.pages import open_templates
@@ -68,16 +68,15 @@ def open_page(out: Path) -> Iterator[PageFiles]:
         raise UsageError(f"--out: {out} is no page of `refseg browse`; remove it, or name another file")
     if not one_file:
         _refuse_foreign(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
-        aside = Path(name) / "page"
+    with folder_aside(out) as folder:
+        aside = folder / "page"
         if one_file:
             yield _OneFile(aside)
             aside.replace(out)
         else:
             yield _FolderPage(aside)
             if out.exists():
-                out.replace(Path(name) / "earlier")  # removed with the rest
+                out.replace(folder / "earlier")  # removed with the rest
             aside.replace(out)
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from refseg.addresses import local_path
+from refseg.aside import folder_aside
 from refseg.config import Recipe
-from refseg.errors import UsageError
+from refseg.errors import RefsegError, UsageError
 from refseg.models.folding import fold_batch_norms
 from refseg.models.model import SegmentationModel
 
@@ -83,36 +84,41 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
     token_ids = torch.tensor([[49406, 736, 1449, 49407], [49406, 2368, 49407, 0]])
     token_mask = torch.tensor([[True] * 4, [True, True, True, False]])
     image_index = torch.tensor([1, 0])
-    part = out.with_name(f".{out.name}.part")
-    part.mkdir(parents=True)
-    with torch.no_grad():
-        state = model.encode_image(images)
-        expected = model(images, token_ids, token_mask, image_index).mask_logits
-        image_half, sentence_half = _ImageHalf(model), _SentenceHalf(model, state)
-        tensors = image_half(images)
-        sentence_inputs = (tensors, token_ids, token_mask, image_index)
-        num_images, num_sentences = torch.export.Dim("images"), torch.export.Dim("sentences")
-        length = torch.export.Dim("tokens", min=3, max=77)
-        image_program = torch.export.export(image_half, (images,), dynamic_shapes=({0: num_images},))
-        sentence_program = torch.export.export(
-            sentence_half,
-            sentence_inputs,
-            dynamic_shapes=(
-                tuple({0: num_images} for _ in tensors),
-                {0: num_sentences, 1: length},
-                {0: num_sentences, 1: length},
-                {0: num_sentences},
-            ),
+    with folder_aside(out) as folder:
+        part = folder / "model"
+        part.mkdir()
+        with torch.no_grad():
+            state = model.encode_image(images)
+            expected = model(images, token_ids, token_mask, image_index).mask_logits
+            image_half, sentence_half = _ImageHalf(model), _SentenceHalf(model, state)
+            tensors = image_half(images)
+            sentence_inputs = (tensors, token_ids, token_mask, image_index)
+            num_images, num_sentences = torch.export.Dim("images"), torch.export.Dim("sentences")
+            length = torch.export.Dim("tokens", min=3, max=77)
+            image_program = torch.export.export(image_half, (images,), dynamic_shapes=({0: num_images},))
+            sentence_program = torch.export.export(
+                sentence_half,
+                sentence_inputs,
+                dynamic_shapes=(
+                    tuple({0: num_images} for _ in tensors),
+                    {0: num_sentences, 1: length},
+                    {0: num_sentences, 1: length},
+                    {0: num_sentences},
+                ),
+            )
+            if kind == "torch":
+                found = _write_torch(part, image_program, sentence_program, images, sentence_inputs)
+            else:
+                found = _write_onnx(part, image_program, sentence_program, images, sentence_inputs)
+        (part / _FACTS).write_text(
+            json.dumps(_facts(model, recipe, kind, len(tensors)), indent=1) + "\n", encoding="utf-8"
         )
-        if kind == "torch":
-            found = _write_torch(part, image_program, sentence_program, images, sentence_inputs)
-        else:
-            found = _write_onnx(part, image_program, sentence_program, images, sentence_inputs)
-    (part / _FACTS).write_text(json.dumps(_facts(model, recipe, kind, len(tensors)), indent=1) + "\n", encoding="utf-8")
-    error = float((found - expected).abs().max())
-    if not error < _LARGEST_ERROR:
-        raise UsageError(f"{part}: the written programs differ from the model by {error:.2g}; kept for inspection")
-    part.rename(out)
+        error = float((found - expected).abs().max())
+        if not error < _LARGEST_ERROR:
+            raise RefsegError(
+                f"{out}: the written programs differ from the model by {error:.2g}; nothing is kept of them"
+            )
+        part.rename(out)
     return error
 
 

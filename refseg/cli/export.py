@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 
 from refseg.addresses import address_argument, path_argument
+from refseg.wording import counted
 
 EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
   refseg export shards/refcoco-unc --to cris-lmdb --out datasets
@@ -52,12 +53,15 @@ def run(args: argparse.Namespace) -> int:
             bar.total = in_all
             bar.update(done - bar.n)
 
-        report = export_dataset(options, progress=show)
+        result = export_dataset(options, progress=show)
+    report = result.report
     if args.json:
-        print(json.dumps({"folder": str(args.out), **asdict(report)}, indent=1))
+        print(json.dumps({"folder": str(args.out), "was_complete": result.was_complete, **asdict(report)}, indent=1))
         return 0
+    done = "was finished before, nothing changed: " if result.was_complete else ""
     print(
-        f"{args.out}: {report.dataset} as {report.format}: {report.num_refs:,} refs, {report.num_sentences:,} sentences"
+        f"{args.out}: {done}{report.dataset} as {report.format}: {counted(report.num_refs, 'ref')}, "
+        f"{counted(report.num_sentences, 'sentence')}"
     )
     print("\nOtherwise than in the sources:" if report.differences else "\nThe annotation files are the sources' own.")
     for difference in report.differences:

@@ -21,6 +21,7 @@ from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.mix import MixOptions, mix_datasets
 from pipelines.options import BuildOptions
 from pipelines.sources.plain_pickle import load_plain_pickle
+from refseg.aside import folder_aside
 from refseg.cli import main
 from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError, UsageError
@@ -388,6 +389,48 @@ def test_nothing_is_overwritten(built: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "data", "empty", "out"]
 
 
+def test_the_same_export_again_is_finished_and_another_one_is_refused(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(built), "--to", "coco", "--out", str(out)]
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{out}: was finished before, nothing changed: refcoco/unc as coco: 5 refs"
+    )
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["was_complete"] is True
+    for others, differing in (
+        (["--to", "refer"], "format"),
+        (["--no-images"], "images"),
+        (["--splits", "val"], "splits"),
+    ):
+        assert main([*arguments, *others]) == 2
+        assert f"--out {out}: is there already and holds another export ({differing})" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    next(out.rglob("*.jpg")).unlink()
+    assert main(arguments) == 2
+    assert "holds this export, but" in capsys.readouterr().err
+    (out / REPORT_NAME).write_text("{}")
+    assert main(arguments) == 2
+    assert f"{out / REPORT_NAME} cannot be read as of an export" in capsys.readouterr().err
+
+
+def test_what_a_killed_export_left_behind_is_removed_by_the_next_one(built: Path, tmp_path: Path) -> None:
+    for name in (".out.0000abcd.part", ".other.0000abcd.part"):  # nobody holds their locks
+        (tmp_path / name / "export").mkdir(parents=True)
+
+    with folder_aside(tmp_path / "out") as at_work:
+        export(built, "coco", tmp_path / "out")
+        assert {path.name for path in tmp_path.glob(".*")} == {at_work.name, ".other.0000abcd.part"}
+    assert [path.name for path in tmp_path.glob(".*")] == [".other.0000abcd.part"]
+
+
 @pytest.mark.parametrize("name", ["out", "a/b/out", "empty"])
 def test_nothing_is_written_into_a_dataset(name: str, built: Path, tmp_path: Path) -> None:
     (built / "empty").mkdir()
@@ -417,7 +460,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 1
     assert line.startswith(f"refseg: error: {tmp_path}")
-    assert line.endswith("; see to the path, its rights and space")
+    assert line.endswith("; check the path, its permissions and the free disk space")
     assert ("val.lmdb: cannot be written (" in line) == (to == "cris-lmdb")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -431,7 +474,11 @@ def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_pa
     for folder, changes, message in (
         (tmp_path / "small", {}, "pictures were made to fit 8 x 8 pixels"),
         (tmp_path / "mix", {}, r"is a mix.*export its members \(refcoco/unc, refcocoplus/unc\)"),
-        (built, {"splits": ("val", "testB")}, "--splits testB: refcoco/unc at .* has val, testA"),
+        (
+            built,
+            {"splits": ("val", "testB")},
+            "--splits: .*: refcoco/unc has no split 'testB'; expected some of val, testA",
+        ),
         (built, {"to": "tfds"}, "--to tfds: expected one of refer, cris-lmdb, coco, parquet-hf"),
         (built, {"to": "parquet-hf", "images": False}, "--no-images: parquet-hf holds the images"),
         (built, {"to": "coco", "annotations": tmp_path}, "--annotations goes with --to refer alone"),
@@ -459,5 +506,7 @@ def test_the_command_says_what_was_exported_and_what_differs(
 
     assert main(["export", str(built), "--to", "coco", "--no-images", "--out", str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'b'}: refcoco/unc as coco: 5 refs, 5 sentences\n")
-    assert main(["export", str(built), "--to", "refer", "--out", str(tmp_path / "a")]) == 2
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/mine").touch()
+    assert main(["export", str(built), "--to", "refer", "--out", str(tmp_path / "c")]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
