@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         default=Path("predictions"),
         metavar="DIR",
-        help="folder to write to (default: %(default)s)",
+        help="folder to write to (default: %(default)s); results are named after the image, and a name that holds "
+        "another result gets a number",
     )
     parser.add_argument(
         "--explain",
@@ -45,38 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
     import torch
-    from PIL import Image
 
     from refseg.apps.predict import segment
+    from refseg.apps.predict_files import write_prediction
+    from refseg.training.checkpoint import load_checkpoint
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    prediction = segment(args.checkpoint, args.image, args.texts, device=device, explain=args.explain)
-    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = load_checkpoint(args.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    prediction = segment(checkpoint, args.image, args.texts, explain=args.explain)
     found = []
-    for number, text in enumerate(prediction.texts):
-        stem = args.image.stem if len(prediction.texts) == 1 else f"{args.image.stem}-{number + 1}"
-        mask, overlay = args.out / f"{stem}.mask.png", args.out / f"{stem}.overlay.png"
-        pictures = {mask: prediction.masks[number].astype(np.uint8) * 255, overlay: prediction.overlay(number)}
+    for number, files in enumerate(write_prediction(args.out, args.image, prediction, checkpoint)):
         entry: dict[str, Any] = {
-            "text": text,
+            "text": prediction.texts[number],
             "covered_share": prediction.covered_shares[number],
             "box_xywh": prediction.boxes_xywh[number],
-            "mask": str(mask),
-            "overlay": str(overlay),
+            "mask": str(files.mask),
+            "overlay": str(files.overlay),
         }
         if args.explain:
             entry["explanation"] = prediction.explanations[number].to_json()
-            heat_maps = prediction.explanation_picture(number)
-            if heat_maps is not None:
-                path = args.out / f"{stem}.explain.png"
-                pictures[path] = heat_maps
-                entry["explanation"]["heat_maps"] = str(path)
-        for path, pixels in pictures.items():
-            aside = path.with_name(f".{path.name}.part")
-            Image.fromarray(pixels).save(aside, "PNG")
-            aside.replace(path)
+            if files.explain is not None:
+                entry["explanation"]["heat_maps"] = str(files.explain)
         found.append(entry)
     if args.json:
         height, width = prediction.picture.shape[:2]

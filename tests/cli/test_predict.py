@@ -70,7 +70,34 @@ def test_a_missing_picture_is_an_error_of_one_line_and_writes_nothing(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["predict", "gone.jpg", "a cat", "--checkpoint", str(toy_run), "--out", str(out)]) == 1
+    assert main(["predict", "gone.jpg", "a cat", "--checkpoint", str(toy_run), "--out", str(out)]) == 2
 
     assert capsys.readouterr().err == "refseg: error: gone.jpg: no such file; expected an image\n"
     assert not out.exists()
+
+
+def test_no_result_replaces_that_of_another_picture_or_sentence(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for place, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (60, 40), colour).save(tmp_path / place / "photo.png")
+    out.mkdir()
+    (out / "photo-3.overlay.png").write_bytes(b"precious")
+
+    def predict(picture: str, text: str) -> list[str]:
+        arguments = [str(tmp_path / picture), text, "--checkpoint", str(toy_run), "--out", str(out), "--json"]
+        assert main(["predict", *arguments]) == 0
+        (entry,) = json.loads(capsys.readouterr().out)["predictions"]
+        assert Path(entry["overlay"]).is_file()
+        return [Path(entry[name]).name.split(".")[0] for name in ("mask", "overlay")]
+
+    asked = [("a/photo.png", "the red one"), ("a/photo.png", "the blue one"), ("b/photo.png", "the red one")]
+    named = [predict(*question) for question in asked]
+
+    assert named == [["photo"] * 2, ["photo-2"] * 2, ["photo-4"] * 2]
+    before = sorted(out.iterdir())
+    assert [predict(*question) for question in reversed(asked)] == named[::-1]
+    assert sorted(out.iterdir()) == before
+    assert (out / "photo-3.overlay.png").read_bytes() == b"precious"

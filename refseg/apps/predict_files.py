@@ -1,0 +1,119 @@
+"""The files of `refseg predict`: masks, overlays and heat maps, each under a name that no other result has."""
+
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from refseg.apps.predict import Prediction
+from refseg.training.checkpoint import Checkpoint
+
+_KEY = "refseg"
+"""Of the PNG's text that says of which picture, sentence and checkpoint a result is."""
+_LONGEST_STEM = 180
+"""Bytes; what is added stays within the 255 that file systems allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionFiles:
+    """The files of one sentence.
+
+    Attributes:
+        mask: Object is 255, the rest 0.
+        overlay: The picture with the mask over it.
+        explain: Heat maps; None where there are none.
+    """
+
+    mask: Path
+    overlay: Path
+    explain: Path | None
+
+
+def write_prediction(
+    out: Path, image: Path, prediction: Prediction, checkpoint: Checkpoint
+) -> tuple[PredictionFiles, ...]:
+    """Write what was predicted for one picture.
+
+    The files are named after the picture: `photo.mask.png`, of several sentences `photo-1.mask.png`, ... A name that
+    holds another picture's result, another sentence's, another checkpoint's, or anything else is left alone, and the
+    next free number is taken. The same call again replaces its own files.
+
+    Args:
+        out: Folder, made if absent.
+        image: The picture's file.
+        prediction: Of this picture.
+        checkpoint: That predicted it.
+
+    Returns:
+        For each sentence.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stem = os.fsencode(image.stem)[:_LONGEST_STEM].decode(errors="ignore")
+    source = {
+        "picture_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "checkpoint": str(checkpoint.folder.resolve()),
+        "step": checkpoint.step,
+    }
+    written = []
+    for number, text in enumerate(prediction.texts):
+        facts = {**source, "text": text}
+        first = stem if len(prediction.texts) == 1 else f"{stem}-{number + 1}"
+        name = _claim_name(out, first, stem, facts)
+        files = PredictionFiles(
+            mask=out / f"{name}.mask.png",
+            overlay=out / f"{name}.overlay.png",
+            explain=out / f"{name}.explain.png" if prediction.explanations else None,
+        )
+        _write(files.overlay, prediction.overlay(number), facts)
+        heat_maps = prediction.explanation_picture(number) if files.explain else None
+        if files.explain and heat_maps is not None:
+            _write(files.explain, heat_maps, facts)
+        else:
+            files = PredictionFiles(mask=files.mask, overlay=files.overlay, explain=None)
+        _write(files.mask, prediction.masks[number].astype(np.uint8) * 255, facts)
+        written.append(files)
+    return tuple(written)
+
+
+def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
+    """The first name whose files are this result's or nobody's, taken by an empty mask file."""
+    for name in itertools.chain([first], (f"{stem}-{number}" for number in itertools.count(2))):
+        taken = [path for kind in ("mask", "overlay", "explain") if (path := out / f"{name}.{kind}.png").exists()]
+        if any(_facts_of(path) != facts for path in taken):
+            continue
+        if taken:
+            return name
+        try:
+            (out / f"{name}.mask.png").touch(exist_ok=False)
+        except FileExistsError:  # another process took it a moment ago
+            continue
+        return name
+    raise AssertionError("numbers do not end")
+
+
+def _facts_of(path: Path) -> object:
+    """What a PNG says it is of; None if it says nothing."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return json.loads(picture.info.get(_KEY, "null"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return None
+
+
+def _write(path: Path, pixels: Any, facts: dict[str, Any]) -> None:
+    """Write a PNG whole or not at all."""
+    said = PngInfo()
+    said.add_text(_KEY, json.dumps(facts))
+    aside = path.with_name(f".{path.name}.part")
+    Image.fromarray(pixels).save(aside, "PNG", pnginfo=said)
+    aside.replace(path)
