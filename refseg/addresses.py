@@ -4,6 +4,7 @@ Shells expand `~` at the start of a word only, so `--out=~/x` and `data.root=~/x
 """
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from refseg.errors import UsageError
 
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
 """What is left of `s3://bucket` once it was a `Path`; one letter alone is a drive."""
+
+_LONGEST_NAME = 255
+"""Bytes; file systems allow no more."""
 
 
 def is_remote(address: Path | str) -> bool:
@@ -69,6 +73,11 @@ def _expanded(address: Path | str) -> Path:
     if "\0" in text:
         raise UsageError(f"found a path with a zero byte, {text!r:.200}; expected the name of a file or folder")
     path = Path(text)
+    if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None):
+        raise UsageError(
+            f"found a path with a name of {len(os.fsencode(long))} bytes, {long[:40]}..., "
+            f"expected at most {_LONGEST_NAME}"
+        )
     if text.startswith("./"):  # `Path` drops it, and its name would then be read as a URL or a home folder
         return path.absolute() if str(path).startswith("~") or _URL_AS_PATH.match(str(path)) else path
     if found := _URL_AS_PATH.match(text):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from refseg.addresses import address_argument, local_path, parse_address, path_argument, whole_address
-from refseg.errors import UsageError
+from refseg.config import load_recipe
+from refseg.errors import RecipeError, UsageError
 from refseg.storage import open_folder
 
 
@@ -20,6 +21,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_tilde_is_the_home_folder_wherever_an_address_is_taken(home: Path, text: str | Path) -> None:
     assert parse_address(text) == local_path(text) == path_argument(str(text)) == home / "shards"
     assert whole_address(text) == address_argument(str(text)) == open_folder(text).address == f"{home}/shards"
+
+
+def test_a_tilde_in_a_setting_is_the_home_folder(home: Path) -> None:
+    recipe = load_recipe("toy", ["data.root=~/shards", "train.init_from=~/run", "model.text_weights=~/clip"])
+    assert (recipe.data.root, recipe.train.init_from) == (f"{home}/shards", f"{home}/run")
+    assert recipe.model.text_weights == f"{home}/clip"
+    with pytest.raises(
+        RecipeError, match=r"data\.root: found s3:/bucket/x, expected a path or a URL; write s3://bucket"
+    ):
+        load_recipe("toy", ["data.root=s3:/bucket/x"])
 
 
 def test_a_url_is_taken_as_it_is_where_it_can_be_read_and_refused_where_it_cannot() -> None:
@@ -38,7 +49,13 @@ def test_a_url_that_lost_a_slash_never_names_a_local_folder(text: str | Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "empty path"), ("~no-such-user/x", "no home folder of that user"), ("a\0b", "zero byte")]
+    ("text", "said"),
+    [
+        ("", "empty path"),
+        ("~no-such-user/x", "no home folder of that user"),
+        ("a\0b", "zero byte"),
+        ("a/" + "x" * 300, "name of 300 bytes, x{40}..., expected at most 255"),
+    ],
 )
 def test_text_that_names_nothing_is_refused_with_its_reason(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from refseg.addresses import address_argument
 from refseg.cli.plan import count_or_all, size
 from refseg.errors import UsageError
+from refseg.wording import counted
 
 if TYPE_CHECKING:
     from refseg.apps.doctor import Diagnosis, Measured
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from refseg.config import load_recipe
     from refseg.data.index import ManifestIndex
 
-    recipe = load_recipe(args.recipe, [f"data.root={json.dumps(args.folder)}"]) if args.recipe else None
+    recipe = load_recipe(args.recipe, [f"data.root={json.dumps(args.folder)}"]) if args.recipe is not None else None
     split = args.split or (recipe.data.train_split if recipe else "train")
     index = ManifestIndex.open(args.folder, [split])
     load = _workload(args, recipe)
@@ -158,8 +159,8 @@ def _page(found: "Measured", diagnosis: "Diagnosis") -> str:
         lines.append(f"read from the disk itself: {1e3 * found.disk_read:.3f} ms a sample")
     if found.expressions > 1:
         lines.append(f"expressions: {found.expressions:.2f} a sample")
-    lines.append(f"measured: {found.delivered:,.1f} samples/s from {found.num_workers} workers")
-    lines.append(f"expected of {found.num_cores} cores: {found.rate(found.num_cores):,.1f} samples/s")
+    lines.append(f"measured: {found.delivered:,.1f} samples/s from {counted(found.num_workers, 'worker')}")
+    lines.append(f"expected of {counted(found.num_cores, 'core')}: {found.rate(found.num_cores):,.1f} samples/s")
     if found.cached_share:
         lines.append(f"  {100 * found.cached_share:.0f} % of the images come from the cache of decoded images")
     if found.cached_share < 1:
