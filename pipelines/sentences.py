@@ -6,9 +6,9 @@ from itertools import zip_longest
 from typing import Any
 
 from pipelines.rejects import RefFault
-from pipelines.values import is_text, short, whole_number
 from refseg import tokenizer
 from refseg.schema import Sentence
+from refseg.values import is_text, short, whole_number
 
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols of Unicode that show nothing: Hangul fillers and the empty Braille pattern."""

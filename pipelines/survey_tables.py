@@ -11,7 +11,7 @@ from pipelines.records import find_integer
 from pipelines.sources.raw import RawSource
 from pipelines.spill import Spill
 from pipelines.survey import Survey
-from pipelines.values import is_text, short, whole_number
+from refseg.values import is_text, short, whole_number
 
 logger = logging.getLogger(__name__)
 

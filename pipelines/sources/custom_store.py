@@ -18,9 +18,9 @@ from pipelines.masks import encode_mask, read_segmentation
 from pipelines.sources.custom_row import CustomRow, Size
 from pipelines.sources.raw import has_no_size
 from pipelines.sources.table import RowFault
-from pipelines.values import is_text, whole_number
 from refseg.errors import AnnotationError
 from refseg.mask_png import DEFAULT_RULE, PngRule, read_mask_png
+from refseg.values import is_text, whole_number
 
 _TABLES = """
 CREATE TABLE listed (id INTEGER PRIMARY KEY, name TEXT, height INTEGER, width INTEGER);

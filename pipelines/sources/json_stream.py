@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.sources.source_file import open_source
-from pipelines.values import one_line
 from refseg.errors import AnnotationError
+from refseg.values import one_line
 
 _CHUNK = 1 << 20
 _LARGEST_VALUE = 256 << 20

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.numpy_pickle import NUMPY_GLOBALS, Maker, NumpyFault, replace_arrays
-from pipelines.values import one_line
 from refseg.errors import AnnotationError
+from refseg.values import one_line
 
 # What a damaged pickle can make the C unpickler raise, as far as it is no `PickleError`.
 _DAMAGED = (

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from pipelines.values import one_line
 from refseg.descriptor import SourceFile
 from refseg.errors import AnnotationError
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
+from refseg.values import one_line
 
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"

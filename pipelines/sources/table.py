@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sources.source_file import open_source
-from pipelines.values import one_line
 from refseg.errors import AnnotationError
+from refseg.values import one_line
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take

@@ -17,8 +17,10 @@ from refseg.addresses import local_path
 from refseg.errors import AnnotationError, PredictionError, UsageError
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import RowFacts, column_name
+from refseg.file_kinds import HEAD_BYTES, find_stand_in
 from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values, read_mask_png
 from refseg.run_lengths import encode_runs, expand_counts
+from refseg.values import whole_number
 from refseg.wording import closest
 
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
@@ -102,6 +104,9 @@ def read_predictions(
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
     try:
+        with path.open("rb") as file:
+            if stand_in := find_stand_in(file.read(HEAD_BYTES)):
+                raise PredictionError(f"{path}: {stand_in}")
         if path.suffix == ".parquet" and _is_rows(schema := pq.read_schema(path)):
             columns = [_own_columns(path, schema, protocol) for protocol in protocols]
             own = (_own_records(path, *one) for one in zip(protocols, columns, strict=True))
@@ -237,11 +242,10 @@ def _own_records(path: Path, protocol: Protocol, columns: Sequence[str]) -> Iter
 
 
 def _read_record(where: str, record: Mapping[str, Any]) -> tuple[Key, GivenMask]:
-    ref_id, sent_id = record.get("ref_id"), record.get("sent_id")
-    if type(ref_id) is not int or type(sent_id) is not int:
-        raise PredictionError(
-            f"{where}: found ref_id {ref_id!r:.40} and sent_id {sent_id!r:.40}, expected two whole numbers"
-        )
+    ref_id, sent_id = whole_number(record.get("ref_id")), whole_number(record.get("sent_id"))
+    if ref_id is None or sent_id is None:
+        found = f"ref_id {record.get('ref_id')!r:.40} and sent_id {record.get('sent_id')!r:.40}"
+        raise PredictionError(f"{where}: found {found}, expected two whole numbers")
     key = Key(ref_id, sent_id)
     rle = record if record.get("segmentation") is None else record["segmentation"]
     if rle is not record and record.get("counts") is not None:
@@ -252,10 +256,11 @@ def _read_record(where: str, record: Mapping[str, Any]) -> tuple[Key, GivenMask]
     if not isinstance(rle, dict) or rle.get("counts") is None:
         raise PredictionError(f"{where}, {key}: found no mask, expected segmentation with size and counts (COCO's RLE)")
     size = rle.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+    sides = [whole_number(side) or 0 for side in size] if isinstance(size, list) else []
+    if len(sides) != 2 or min(sides) < 1:
         raise PredictionError(f"{where}, {key}: found size {size!r:.40}, expected [height, width] in pixels")
     return key, GivenMask(
-        size=(size[0], size[1]), counts=_read_counts(where, key, rle["counts"], size), predicted_none=none
+        size=(sides[0], sides[1]), counts=_read_counts(where, key, rle["counts"], sides), predicted_none=none
     )
 
 

@@ -101,6 +101,18 @@ def test_masks_are_read_from_every_kind_of_file(
             assert read[key].predicted_none is None
 
 
+def test_ids_and_sizes_may_be_whole_floats_as_pandas_writes_them(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
+    found = records(masks)
+    for record in found:
+        record |= {"ref_id": float(record["ref_id"]), "sent_id": float(record["sent_id"])}
+        record["segmentation"]["size"] = [float(side) for side in record["segmentation"]["size"]]
+
+    (read,) = read_predictions(write(tmp_path / "masks.parquet", found), [ORIGINAL], "val").masks
+
+    assert read.keys() == masks.keys()
+    assert {mask.size for mask in read.values()} == {SIZE}
+
+
 @pytest.mark.parametrize("kind", ["0/255", "0/1", "bit", "palette"])
 def test_masks_are_read_from_a_folder_of_pngs(masks: dict[Key, np.ndarray], tmp_path: Path, kind: str) -> None:
     for key, mask in masks.items():
@@ -138,7 +150,7 @@ def test_a_file_without_a_mask_of_the_split_says_what_it_has(masks: dict[Key, np
     others = [{**record, "split": "testA"} for record in records(masks)]
     with pytest.raises(PredictionError, match=r"others\.json: found no mask of split val, but 4 of testA; expected"):
         read_predictions(write(tmp_path / "others.json", others), [ORIGINAL], "val")
-    for name, content in (("a.jsonl", ""), ("b.jsonl", "\n\n"), ("c.json", "[]")):
+    for name, content in (("b.jsonl", "\n\n"), ("c.json", "[]")):
         (tmp_path / name).write_text(content)
         with pytest.raises(PredictionError, match=f"{name}: found no mask of split val; expected some"):
             read_predictions(tmp_path / name, [ORIGINAL], "val")
@@ -231,9 +243,17 @@ def test_a_record_that_is_no_mask_is_refused_with_its_place(
 def test_files_that_are_no_predictions_are_refused(masks: dict[Key, np.ndarray], tmp_path: Path) -> None:
     with pytest.raises(PredictionError, match="ref 10 sentence 1000 is predicted twice"):
         read_predictions(write(tmp_path / "twice.jsonl", records(masks) + records(masks)[:1]), [ORIGINAL], "val")
-    for name, text in (("a.json", "{}"), ("b.json", "["), ("c.jsonl", "3"), ("d.parquet", "PAR")):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    for name, text, said in (
+        ("a.json", "{}", "found dict, expected a list of records"),
+        ("b.json", "[", "cannot be read"),
+        ("c.jsonl", "3", "found 3, expected an object"),
+        ("d.parquet", "PAR", "cannot be read"),
+        ("e.parquet", pointer, "is a Git LFS pointer, not the file itself"),
+        ("f.json", pointer, "is a Git LFS pointer, not the file itself"),
+    ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(PredictionError, match=name):
+        with pytest.raises(PredictionError, match=f"{name}.* ?{said}"):
             read_predictions(tmp_path / name, [ORIGINAL], "val")
     with pytest.raises(UsageError, match=r"masks\.csv: expected a folder of PNGs or a file that ends in \.parquet"):
         read_predictions(tmp_path / "masks.csv", [ORIGINAL], "val")

@@ -1,4 +1,4 @@
-"""Single values of annotation files: whole numbers, text that can be kept, and how messages show them and errors."""
+"""Single values of files that people bring: whole numbers, text that can be kept, and how messages show the rest."""
 
 import reprlib
 from typing import Any, TypeGuard
