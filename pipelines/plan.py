@@ -146,4 +146,9 @@ def installed_tools() -> dict[str, str]:
 def differing_keys(before: Mapping[str, str], now: Mapping[str, str], *, but: Sequence[str] = ()) -> list[str]:
     """Say in words which plan keys differ, for example `seed: 0, now 1`; those named in `but` are not looked at."""
     names = [name for name in {**before, **now} if name not in but and before.get(name) != now.get(name)]
-    return [f"{name}: {before.get(name, 'none'):.12}, now {now.get(name, 'none'):.12}" for name in names]
+    return [f"{name}: {_shown(before.get(name, 'none'))}, now {_shown(now.get(name, 'none'))}" for name in names]
+
+
+def _shown(value: str) -> str:
+    """The start of a hash; options whole."""
+    return value[:12] if len(value) == 64 else value

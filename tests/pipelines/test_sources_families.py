@@ -67,6 +67,7 @@ def instances_of(image_names: dict[int, str], annotations: list[dict[str, Any]])
 
 def test_grefcoco_has_many_objects_none_and_crowds(tmp_path: Path) -> None:
     crowd = {**square(901, 7, 0), "iscrowd": 1, "segmentation": {"size": [10, 20], "counts": [190, 10]}}
+    crowd["bbox"] = [19, 0, 1, 10]
     name = "COCO_train2014_000000000007.jpg"
     refs = [
         ref(1, 7, [70, 71], category_id=[1, 1]), ref(2, 7, [-1], category_id=[-1], no_target=True),
@@ -93,7 +94,7 @@ def test_refclef_has_run_lengths_by_part_and_images_of_its_own(tmp_path: Path) -
     packed = coco_mask.encode(drawn)
     compressed = {"size": packed["size"], "counts": packed["counts"].decode()}
     runs = {"size": [10, 20], "counts": [195, 5]}
-    annotation = {**square(5, 112, 0), "segmentation": [compressed, runs]}
+    annotation = {**square(5, 112, 0), "segmentation": [compressed, runs], "bbox": [4, 1, 16, 9]}
     write(
         tmp_path, "refclef", "refs(unc).json", [ref(1, 112, 5, "testC")], instances_of({112: "112.jpg"}, [annotation])
     )  # fmt: skip
