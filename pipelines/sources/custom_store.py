@@ -6,6 +6,7 @@ import sqlite3
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
@@ -104,6 +105,8 @@ class CustomStore:
         Raises:
             RowFault: If the row contradicts an earlier one or `instances.json`, or its mask file cannot be read.
         """
+        if row.kind == "mask":
+            row = replace(row, target=_plain_name(row.target))
         image = self._add_image(row, place)
         self._given["ref_id"].add(row.ref_id is not None)
         self._given["sent_id"].add(row.sent_id is not None)

@@ -193,6 +193,15 @@ def test_a_mask_is_what_was_drawn(tmp_path: Path, read: Read) -> None:
     assert raw.sources[-1].name == "mine/1 mask files"
 
 
+def test_spellings_of_one_mask_are_one_target(tmp_path: Path, read: Read) -> None:
+    Image.new("L", (20, 10), 1).save(tmp_path / "m.png")
+
+    raw = read([row(box=None, mask=name, sentence=name) for name in ("m.png", "./m.png", ".//m.png")])
+
+    assert [len(ref["sentences"]) for ref in raw.refs] == [3]
+    assert raw.sources[-1].name == "mine/1 mask files"
+
+
 def test_a_mask_that_may_mean_several_things_is_refused_until_a_rule_says_which(tmp_path: Path, read: Read) -> None:
     values = np.zeros((10, 20), np.uint8)
     values[5, 4:8] = 3, 128, 255, 255
