@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_rows_that_the_format_forbids_are_refused_by_every_reader(
         with pytest.raises(DatasetError, match=pattern):
             stats_dataset(folder)
     faults = [str(fault) for fault in verify_dataset(folder, workers=1)]
-    assert any(message.split(" .* ")[0].removeprefix("found ") in fault for fault in faults), faults
+    assert any(re.search(pattern, fault) for fault in faults), faults
 
 
 def test_ids_of_two_manifests_are_refused(write: Write, edit_descriptor: Edit, tmp_path: Path) -> None:

@@ -435,6 +435,6 @@ def test_a_sentence_of_a_ref_without_target_does_not_exist(built: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     assert "found no_target with a sentence that exists, expected none that does" in say(built)
 
-    rows[0] |= {"no_target": False, "annotations": table.to_pylist()[0]["annotations"], "box_only": True}
+    rows[0] = {**table.to_pylist()[0], "box_only": True}
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     assert "box_only is True, its annotations say otherwise" in say(built)
