@@ -17,6 +17,7 @@ from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.manifests import dataset_ids, row_rules
 from refseg.storage import Folder, open_folder
+from refseg.wording import counted
 
 _BYTES_PER_WORKER = 64 * 2**20
 """A process takes a second to start, in which another checks more than this."""
@@ -176,7 +177,9 @@ def _check_members(descriptor: Descriptor, findings: Sequence[ShardFindings]) ->
         num_refs = int(np.count_nonzero(rows == position))
         if num_refs != member.num_refs:
             yield Fault(
-                file=DESCRIPTOR_NAME, found=f"{num_refs} rows of {member.dataset}", expected=f"{member.num_refs}"
+                file=DESCRIPTOR_NAME,
+                found=f"{counted(num_refs, 'row')} of {member.dataset}",
+                expected=f"{member.num_refs}",
             )
 
 

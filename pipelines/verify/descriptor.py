@@ -10,6 +10,7 @@ from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCoun
 from refseg.errors import UsageError
 from refseg.manifests import dataset_ids
 from refseg.schema import MASK_RULES, find_dataset
+from refseg.wording import counted
 
 _MIX = "mix/"
 
@@ -25,7 +26,9 @@ def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
             return
         known_splits = known_splits | set(splits) if splits and known_splits is not None else None
     if bool(descriptor.mix) != descriptor.dataset.startswith(_MIX):
-        yield _fault(f"{descriptor.dataset} with {len(descriptor.mix)} members", "members in a mix, none elsewhere")
+        yield _fault(
+            f"{descriptor.dataset} with {counted(len(descriptor.mix), 'member')}", "members in a mix, none elsewhere"
+        )
     if descriptor.mask_rule not in MASK_RULES:
         yield _fault(f"mask rule {descriptor.mask_rule!r}", f"one of {', '.join(MASK_RULES)}")
     if descriptor.tokenizer != tokenizer.IDENTITY:
@@ -49,10 +52,13 @@ def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools:
     if known_splits is not None and entry.split not in known_splits:
         yield _fault(f"shard {entry.name!r} of split {entry.split!r}", f"one of {', '.join(sorted(known_splits))}")
     if bool(entry.num_samples) != bool(entry.tar_bytes) or bool(entry.num_samples) != bool(entry.tar_sha256):
-        yield _fault(f"shard {entry.name}: {entry.num_samples} samples in {entry.tar_bytes} bytes", "both or neither")
+        yield _fault(
+            f"shard {entry.name}: {counted(entry.num_samples, 'sample')} in {counted(entry.tar_bytes, 'byte')}",
+            "both or neither",
+        )
     if entry.num_samples > entry.num_images or (entry.num_samples < entry.num_images and not has_pools):
         yield _fault(
-            f"shard {entry.name}: {entry.num_samples} samples for {entry.num_images} images",
+            f"shard {entry.name}: {counted(entry.num_samples, 'sample')} for {counted(entry.num_images, 'image')}",
             "one for each image that lies in no pool",
         )
 
@@ -79,7 +85,7 @@ def check_counts(descriptor: Descriptor, rejected: Mapping[str, int] | None) -> 
         num_rejected = rejected.get(split, 0)
         if source.refs is not None and source.refs != (rows.refs or 0) + num_rejected:
             yield _fault(
-                f"{rows.refs} rows and {num_rejected} rejects in split {split}",
+                f"{counted(rows.refs or 0, 'row')} and {counted(num_rejected, 'reject')} in split {split}",
                 f"together the {source.refs} refs of the source",
             )
         for name in ("images", "sentences"):

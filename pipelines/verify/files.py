@@ -13,6 +13,7 @@ from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePo
 from refseg.errors import DatasetError, StorageError
 from refseg.image_pools import pool_address
 from refseg.storage import Folder, open_folder
+from refseg.wording import counted
 
 
 def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
@@ -26,7 +27,7 @@ def check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
     for name, num_bytes in expected.items():
         yield from _compare_size(name, found.get(name), num_bytes, REBUILD)
     if descriptor.num_rejects and REJECTS_NAME not in found:
-        yield Fault(file=REJECTS_NAME, found="no such file", expected=f"{descriptor.num_rejects} rejects")
+        yield Fault(file=REJECTS_NAME, found="no such file", expected=counted(descriptor.num_rejects, "reject"))
     known = {*expected, *([REJECTS_NAME] if descriptor.num_rejects else [])}
     for name in sorted(found):
         if name.endswith((".tar", ".parquet")) and name not in known:
@@ -117,7 +118,7 @@ def read_rejects(folder: Folder, descriptor: Descriptor) -> tuple[list[Fault], d
     except FileNotFoundError:
         return [], None  # told with the files
 
-    def fault(found: str, expected: str = f"{descriptor.num_rejects} rejects") -> Fault:
+    def fault(found: str, expected: str = counted(descriptor.num_rejects, "reject")) -> Fault:
         return Fault(file=REJECTS_NAME, found=found, expected=expected)
 
     faults = []
@@ -130,5 +131,5 @@ def read_rejects(folder: Folder, descriptor: Descriptor) -> tuple[list[Fault], d
     if not table.schema.equals(REJECTS_SCHEMA):
         return [*faults, fault("other columns")], None
     if table.num_rows != descriptor.num_rejects:
-        faults.append(fault(f"{table.num_rows} rows"))
+        faults.append(fault(counted(table.num_rows, "row")))
     return faults, dict(Counter(split for split in table.column("split").to_pylist() if split is not None))

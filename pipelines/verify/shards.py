@@ -14,6 +14,7 @@ from refseg.descriptor import ShardEntry, StoredImages
 from refseg.errors import DatasetError
 from refseg.row_checks import RowRules
 from refseg.schema import RefRecord
+from refseg.wording import counted
 
 PLACE = np.dtype(
     [
@@ -161,7 +162,7 @@ def _check_tar(
         }
     else:
         if len(keys) != entry.num_samples:
-            yield Fault(file=tar, found=f"{len(keys)} samples", expected=f"{entry.num_samples}")
+            yield Fault(file=tar, found=counted(len(keys), "sample"), expected=f"{entry.num_samples}")
     for image_id, (rows, _) in waiting.items():
         refs = ", ".join(str(row["ref_id"]) for row in rows)
         yield Fault(file=tar, sample=f"{image_id:012d}", found="no such sample", expected=f"the image of refs {refs}")

@@ -43,4 +43,4 @@ def test_a_shell_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="2"):
         main(["--print-completion", "fish"])
 
-    assert "invalid choice: 'fish' (choose from" in capsys.readouterr().err
+    assert "found 'fish', expected one of bash, zsh, tcsh" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_the_page_names_stages_rate_and_bottleneck(shards: Path, capsys: pytest.
     assert printed.startswith("toy/refseg train, 4 samples by ref in a batch\n")
     for stage in ("read", "hash", "decode", "resize", "masks", "tokens and packing", "hand-off", "receive"):
         assert f"\n{stage:<20} " in printed
-    assert "samples/s from 1 workers" in printed
+    assert "samples/s from 1 worker" in printed
     assert "bottleneck: model\n" in printed
     assert " with data.cache_gigabytes = 1, from the second epoch on" in printed
 

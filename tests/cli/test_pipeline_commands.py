@@ -50,7 +50,7 @@ def test_build_verify_stats(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "out"
 
     assert build(data, out) == 0
-    assert "built: 1 shards, 5 images, 5 refs, 9 sentences, 0 rejects" in capsys.readouterr().out
+    assert "built: 1 shard, 5 images, 5 refs, 9 sentences, 0 rejects" in capsys.readouterr().out
     assert build(data, out, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["was_complete"], summary["refs"], summary["sentences"]) == (True, 5, 9)

@@ -108,9 +108,7 @@ def test_pairing_finds_a_difference_that_intervals_alone_would_hide() -> None:
 
 
 def test_runs_on_other_sentences_are_not_compared() -> None:
-    with pytest.raises(
-        UsageError, match=r"not scored on the same sentences \(1 sentences of toy/refseg val; 2 sentenc"
-    ):
+    with pytest.raises(UsageError, match=r"not scored on the same sentences \(1 sentence of toy/refseg val; 2 sentenc"):
         compare(make_rows({"union": 1}), make_rows({"union": 1}, {"union": 2}), ORIGINAL)
     with pytest.raises(UsageError, match="not scored on the same sentences"):
         compare(make_rows({"union": 1}), make_rows({"union": 1, "target_ref_id": 9}), ORIGINAL)

@@ -409,7 +409,7 @@ def test_where_a_model_speaks_of_some_sentences_alone_the_rules_say_so(
     scores = score(score_masks(index, Predictions(masks=[mixed]), [RELA]), RELA)
 
     assert scores.values["T-acc"] == 2 / 3
-    expected = "predicted by the model's own output where there is one (1 sentences), else by an empty mask"
+    expected = "predicted by the model's own output where there is one (1 sentence), else by an empty mask"
     assert any(rule.endswith(expected) for rule in scores.rules())
 
 

@@ -68,7 +68,7 @@ def test_every_rule_that_moves_a_score_is_said() -> None:
             "oIoU: sum of intersections",
             "mIoU: mean IoU",
             "Pr@X: share",
-            "all sentences: 1 of 1 refs in 1 images",
+            "all sentences: 1 of 1 ref in 1 image",
         )
         for part in (*parts, *always):
             assert part in rules, (protocol.name, part)

@@ -186,7 +186,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     assert not (out / "refseg.json").exists()
     with pytest.raises(DatasetError, match="no finished dataset"):
         load_descriptor(out)
-    with pytest.raises(DatasetError, match=r"val-00000\.tar: is no folder; expected a dataset made by"):
+    with pytest.raises(DatasetError, match=r"val-00000\.tar: is not a folder; expected a dataset made by"):
         load_descriptor(out / "val-00000.tar")
 
     rebuilt = []

@@ -125,7 +125,7 @@ def test_a_mix_is_counted_by_its_members(tmp_path: Path, capsys: pytest.CaptureF
     assert second.counts == first.counts
     assert stats.pools == {"refcoco/unc": "../refcoco", "refcocoplus/unc": "../refcoco+"}
     assert main(["stats", str(tmp_path / "mix")]) == 0
-    assert "refcocoplus/unc, weight 2: 2 images, 4 refs, 4 sentences; 1 refs of 1 images dropped, 0 leaked" in (
+    assert "refcocoplus/unc, weight 2: 2 images, 4 refs, 4 sentences; 1 ref of 1 image dropped, 0 leaked" in (
         capsys.readouterr().out
     )
 

@@ -147,7 +147,7 @@ def test_lost_rejects_are_named(tiny: Any, tmp_path: Path) -> None:
     (out / "rejects.parquet").write_bytes(b"PAR1")
     assert "rejects.parquet: found sha256" in str(verify_dataset(out)[0])
     (out / "rejects.parquet").unlink()
-    assert "rejects.parquet: found no such file, expected 1 rejects" in str(verify_dataset(out)[0])
+    assert "rejects.parquet: found no such file, expected 1 reject" in str(verify_dataset(out)[0])
 
 
 def test_many_faults_of_a_shard_are_summed_up(tiny: Any, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_source_counts_are_rows_and_rejects(tiny: Any, tmp_path: Path) -> None:
     rewrite(built, source_counts=true, counts_accepted=True)
     assert verify_dataset(built) == []
     rewrite(built, source_counts={**true, "val": counts(3, 4, 3)})
-    assert "refseg.json: found 2 rows and 1 rejects in split val, expected together the 4 refs of the sou" in say(built)
+    assert "refseg.json: found 2 rows and 1 reject in split val, expected together the 4 refs of the sou" in say(built)
     rewrite(built, source_counts={**true, "testA": counts(2, 2, 3)})
     assert "refseg.json: found 2 sentences in split testA, expected 3 as in the source" in say(built)
     rewrite(built, source_counts={**true, "val": counts(1, 3, 3)})
@@ -346,7 +346,7 @@ def test_rows_of_a_pool_that_the_descriptor_does_not_name_are_faults(built: Path
     rewrite(folder, image_pools=(replace(pool, name="other"),))
     assert re.search(r"val-00000.parquet, ref \d+: found shard 'pool/val-00000.tar', expected other/", say(folder))
     rewrite(folder, image_pools=())
-    assert "refseg.json: found shard val-00000: 0 samples for 1 images, expected one for each image that" in say(folder)
+    assert "refseg.json: found shard val-00000: 0 samples for 1 image, expected one for each image that" in say(folder)
 
 
 def test_a_mix_is_checked_by_its_members(built: Path, tmp_path: Path) -> None:
