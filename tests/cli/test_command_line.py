@@ -1,5 +1,6 @@
 """The command line as a whole: quick, torch-free until a command needs it, helpful everywhere."""
 
+import logging
 import resource
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refseg.cli import COMMANDS, main
+from refseg.errors import DatasetError
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:
@@ -69,3 +71,22 @@ def test_a_path_that_cannot_be_written_is_one_line(
         f"refseg: error: {tmp_path}/file/folder: Not a directory; check the path, its permissions "
         "and the free disk space\n"
     )
+
+
+def test_control_characters_in_names_are_shown_and_not_sent_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "cat\x1b[2J\r\x9b\u202e"
+
+    def run(_args: object) -> int:
+        sys.stdout.write(f"category {name}\n")
+        logging.getLogger("refseg.data").warning("file %s", name)
+        raise DatasetError(f"{name}: damaged")
+
+    monkeypatch.setattr("refseg.cli.stats.run", run)
+    assert main(["stats", "anywhere"]) == 1
+
+    said = capsys.readouterr()
+    shown = r"cat\x1b[2J\r\x9b\u202e"
+    assert said.out == f"category {shown}\n"
+    assert said.err.endswith(f"file {shown}\nrefseg: error: {shown}: damaged\n")
