@@ -18,7 +18,6 @@ from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_s
 from refseg.errors import ImageError, UsageError
 from refseg.manifests import check_files, read_columns, read_rejects
 from refseg.storage import Folder, open_folder
-from refseg.wording import counted
 
 logger = logging.getLogger(__name__)
 
