@@ -170,7 +170,9 @@ def read_checked(
     where: str, file: pq.ParquetFile, entry: ShardEntry, descriptor: Descriptor, columns: Sequence[str]
 ) -> pa.Table:
     """Read columns of an open manifest with those that checks need; arguments and errors as of `read_columns`."""
-    table = read_rows(where, file, [*_CHECKED, *(name for name in columns if name not in _CHECKED)])
+    # Annotations are checked whole, so they are read whole, also where only their ids are asked for.
+    wanted = ("annotations" if name.startswith("annotations.") else name for name in columns)
+    table = read_rows(where, file, list(dict.fromkeys([*_CHECKED, *wanted])))
     for fault in find_row_faults(table, row_rules(descriptor, entry)):
         raise row_error(where, table, fault)
     num_sentences = len(one_array(table.column("sentences")).flatten())
