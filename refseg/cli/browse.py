@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**asdict(page), "path": str(page.path)}, indent=1))
         return 0
-    part = f" of {page.num_dataset_images:,}" if page.num_images < page.num_dataset_images else ""
+    part = f"{page.num_images:,} of " if page.num_images < page.num_dataset_images else ""
     if page.num_not_shown:
         print(f"pictures that cannot be shown: {page.num_not_shown:,}, each named above", file=sys.stderr)
     print(
-        f"{counted(page.num_images, 'image')}{part}, {counted(page.num_refs, 'ref')}, "
+        f"{part}{counted(page.num_dataset_images, 'image')}, {counted(page.num_refs, 'ref')}, "
         f"{counted(page.num_sentences, 'sentence')}, {counted(page.num_rejects, 'reject')}\nopen {page.path.resolve()}"
     )
     return 0

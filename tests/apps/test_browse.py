@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -113,7 +114,7 @@ def test_rejects_are_those_of_the_splits_shown_and_of_no_split(
 ) -> None:
     told = {"ref_id": 1, "image_id": 2, "reason": "unknown_image", "message": "no such image"}
     found = [{"split": split, **told} for split in ("train", "val", None)]
-    monkeypatch.setattr(browse, "_read_rejects", lambda *_: found)
+    monkeypatch.setattr(browse, "read_rejects", lambda *_: pa.Table.from_pylist(found))
 
     page = write_browse_page(dataset, tmp_path / "page", splits=["val"])
 
