@@ -68,7 +68,7 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             for r, ref in enumerate(picture["refs"]):
                 row = _row(image_id, picture, jpeg, len(tar) + 512, 10 * image_id + r, mask_rule, *ref)
                 rows.append({**row, "dataset": dataset.split("/")[0]})
-            tar += bytes(512) + jpeg  # readers take the sample from a block before the picture, and here to its end
+            tar += _sample(jpeg)
         parquet = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)
         (folder / "val-00000.tar").write_bytes(tar)
@@ -122,6 +122,11 @@ def _jpeg(picture: dict[str, Any]) -> bytes:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=100, subsampling=0)
     return data.getvalue()
+
+
+def _sample(jpeg: bytes) -> bytes:
+    """A sample's blocks in a tar, of which readers look at the picture and at the hash of all."""
+    return bytes(512) + jpeg + bytes(-len(jpeg) % 512) + bytes(1024)
 
 
 def _row(
@@ -183,6 +188,6 @@ def _row(
         "image_offset": offset,
         "image_bytes": len(jpeg),
         "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
-        "sample_bytes": 512 + len(jpeg),
-        "sample_xxh3": xxhash.xxh3_64_hexdigest(bytes(512) + jpeg),
+        "sample_bytes": len(_sample(jpeg)),
+        "sample_xxh3": xxhash.xxh3_64_hexdigest(_sample(jpeg)),
     }

@@ -159,7 +159,7 @@ def test_a_file_without_a_mask_of_the_split_says_what_it_has(masks: dict[Key, np
     with pytest.raises(PredictionError, match=r"d\.parquet: found no mask of split val; expected some"):
         read_predictions(tmp_path / "d.parquet", [ORIGINAL], "val")
     (tmp_path / "e.json").write_text("")
-    with pytest.raises(PredictionError, match=r"e\.json: cannot be read"):
+    with pytest.raises(PredictionError, match=r"e\.json: is empty"):
         read_predictions(tmp_path / "e.json", [ORIGINAL], "val")
 
 
