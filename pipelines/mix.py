@@ -24,6 +24,7 @@ from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
+from refseg.json_text import parse_json
 from refseg.manifests import read_columns
 from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
@@ -234,7 +235,7 @@ def _check_unfinished(out: Folder, keys: Mapping[str, str]) -> None:
     if isinstance(out, LocalFolder) and out.path.exists() and not out.path.is_dir():
         raise UsageError(f"--out {out}: is a file, expected a folder for the mix")
     try:
-        plan = json.loads(out.read(_PLAN))
+        plan = parse_json(out.read(_PLAN))
         begun_with = plan["keys"] if plan["format"] == "refseg-mix" else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         begun_with = None

@@ -27,6 +27,7 @@ from pipelines.resize import shrink_jpeg
 from pipelines.tars import TarWriter
 from refseg.descriptor import ShardEntry, StoredImages
 from refseg.errors import BuildError, StorageError
+from refseg.json_text import parse_json
 from refseg.schema import ImageLocation
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
 
@@ -146,7 +147,7 @@ def find_receipt(task: ShardTask) -> Receipt | None:
     """
     folder = open_folder(task.folder)
     try:
-        fields = json.loads(folder.read(receipt_name(task.shard.name)))
+        fields = parse_json(folder.read(receipt_name(task.shard.name)))
         if fields["fingerprint"] != task.fingerprint:
             return None
         receipt = Receipt(

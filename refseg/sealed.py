@@ -7,6 +7,7 @@ from typing import Any
 import xxhash
 
 from refseg.errors import RefsegError
+from refseg.json_text import parse_json
 
 SEAL = "content_xxh3_128"
 """Key of the hash: XXH3-128 over the other keys and values as JSON with sorted keys."""
@@ -33,8 +34,8 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
         BrokenSealError: If the text is not a JSON object.
     """
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise BrokenSealError(f"found no JSON ({error})") from error
     if not isinstance(fields, dict):
         raise BrokenSealError(f"found {type(fields).__name__}, expected a JSON object")
@@ -54,7 +55,10 @@ def open_seal(fields: Mapping[str, Any]) -> dict[str, Any]:
     expected = fields.get(SEAL)
     if expected is None:
         raise BrokenSealError(f"found no {SEAL}, the hash of its content")
-    found = _content_hash(content)
+    try:
+        found = _content_hash(content)
+    except RecursionError as error:  # it could be read, with little to spare
+        raise BrokenSealError("found content that is nested too deeply") from error
     if found != expected:
         raise BrokenSealError(f"found content with the hash {found}, expected {SEAL} {expected}")
     return content

@@ -24,6 +24,7 @@ from pipelines.toy.sentences import KINDS, describe
 from refseg.addresses import local_path
 from refseg.aside import folder_aside
 from refseg.errors import UsageError
+from refseg.json_text import parse_json
 from refseg.schema import find_dataset
 
 SPLIT_KINDS = {
@@ -107,15 +108,15 @@ def split_sizes(num_images: int) -> dict[str, int]:
 def _existing(out: Path, identity: dict[str, Any]) -> ToySummary:
     path = out / _SPEC.folder / "instances.json"  # its `info` names the arguments
     try:
-        marker = json.loads(path.read_text(encoding="utf-8"))["info"]["toy"]
-        found = marker["identity"]
+        marker = parse_json(path.read_bytes())["info"]["toy"]
+        found, summary = marker["identity"], ToySummary(**marker["summary"], drawn=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{out}: the folder is not empty and holds no toy dataset; name a new folder") from error
     if found != identity:
         raise UsageError(
             f"{out}: found a toy dataset of {found}, expected {identity}; name a new folder or delete this one"
         )
-    return ToySummary(**marker["summary"], drawn=False)
+    return summary
 
 
 def _write(root: Path, identity: dict[str, Any], num_images: int, image_size: tuple[int, int]) -> ToySummary:

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from refseg.apps.predict import Prediction
+from refseg.json_text import parse_json
 from refseg.training.checkpoint import Checkpoint
 
 _KEY = "refseg"
@@ -105,7 +106,7 @@ def _facts_of(path: Path) -> object:
     """What a PNG says it is of; None if it says nothing."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
-            return json.loads(picture.info.get(_KEY, "null"))
+            return parse_json(picture.info.get(_KEY, "null"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return None
 

@@ -7,7 +7,9 @@ codes do during training (the first sentence, a random one) is not copied.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from refseg.errors import UsageError
 from refseg.wording import did_you_mean
@@ -37,6 +39,8 @@ class Protocol:
         precision_comparison: Of IoU and X.
         note: What readers of its papers should know; no rule, and not compared.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     size: tuple[int, int] | None
@@ -219,9 +223,3 @@ def find_protocols(names: Sequence[str]) -> tuple[Protocol, ...]:
     """
     wanted = dict.fromkeys(known for name in names for known in (PROTOCOLS if name == "all" else (name,)))
     return tuple(find_protocol(name) for name in wanted)
-
-
-def protocol_from_json(fields: dict[str, Any]) -> Protocol:
-    """A protocol as it was written beside rows; it may differ from today's of that name."""
-    size = fields["size"] and tuple(fields["size"])
-    return Protocol(**{**fields, "size": size, "precision_thresholds": tuple(fields["precision_thresholds"])})

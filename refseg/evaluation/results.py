@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 
 from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
+from refseg.evaluation.leak_check import LeakCheck
 from refseg.evaluation.protocols import ORIGINAL, Protocol
-from refseg.evaluation.rows import RowFacts
+from refseg.evaluation.rows import RowFacts, check_rows
 from refseg.evaluation.scores import Scores, score
+from refseg.models.ancestry import Ancestor
 from refseg.sealed import SEAL, BrokenSealError, open_seal, parse_object, seal
 
 
@@ -148,9 +151,14 @@ def load_results(folder: Path) -> list[Results]:
             origin = {key: value for key, value in fields.items() if key not in _COMPUTED}
             if _file_hash(rows) != fields[_ROWS_HASH]:
                 raise UsageError(f"{rows.name} is not the file that was written with it")
+            (_OF_MASKS if "predictions" in origin else _OF_MODEL).validate_json(json.dumps(origin), strict=True)
             table = pq.read_table(rows)
-            RowFacts.of(table)  # refused here, where the file is known
+            check_rows(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ResultsError(f"{path}: {where}: {first['msg']}; run `refseg evaluate` again") from error
         except (OSError, KeyError, ValueError, pa.ArrowException, UsageError, BrokenSealError) as error:
             raise ResultsError(
                 f"{path}: cannot be read with its rows ({error}); run `refseg evaluate` again"
@@ -160,6 +168,34 @@ def load_results(folder: Path) -> list[Results]:
     return sorted(found, key=_order)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What reports rely on in an origin, whoever wrote it; other keys are not looked at."""
+
+    data: str
+    dataset: str
+    dataset_digest: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OriginOfMasks(_Origin):
+    predictions: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OriginOfModel(_Origin):
+    checkpoint: str
+    step: int
+    trained_on: str
+    trained_on_digest: str
+    leaks_allowed: bool = False
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
+    leak_check: LeakCheck | None = None
+    ancestors: tuple[Ancestor, ...] = ()
+
+
+_OF_MASKS, _OF_MODEL = TypeAdapter(_OriginOfMasks), TypeAdapter(_OriginOfModel)
 _ROWS_HASH = "rows_xxh3_128"
 """Key of the hash of the rows' file."""
 _COMPUTED = {

@@ -3,16 +3,19 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from refseg.data.index import ManifestIndex
 from refseg.errors import UsageError
 from refseg.evaluation.metrics import Counts
-from refseg.evaluation.protocols import Protocol, protocol_from_json
+from refseg.evaluation.protocols import Protocol
+from refseg.schema import MASK_RULES
 
 SentenceOrder = Literal["own", "shuffled"]
 """`own`: each sentence against its ref's target. `shuffled`: the control, against another target of the same image."""
@@ -73,8 +76,10 @@ class RowFacts:
         notes: What of the given masks was left out or looked odd, a line each.
     """
 
-    protocols: tuple[Protocol, ...]
-    mask_rule: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
+    mask_rule: Annotated[str, Field(pattern=f"^({'|'.join(MASK_RULES)})$")]
     sentence_order: SentenceOrder
     num_left_out: int
     given_masks: bool = False
@@ -97,11 +102,41 @@ class RowFacts:
                 "the rows have lost the facts of their evaluation (`refseg` in the schema's metadata), as where pandas "
                 "wrote them again; take the file that `refseg evaluate` wrote, or give a copy that file's metadata"
             )
-        fields = json.loads(text)
-        if "protocols" not in fields:
-            raise UsageError("the rows were written by an earlier release; run `refseg evaluate` again")
-        protocols = tuple(map(protocol_from_json, fields.pop("protocols")))
-        return cls(protocols=protocols, notes=tuple(fields.pop("notes", ())), **fields)
+        try:
+            return _FACTS.validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"the facts of the rows' evaluation are not those of this release ({where and f'{where}: '}"
+                f"{first['msg']}): the rows were written by an earlier release, or changed; run `refseg evaluate` again"
+            ) from error
+
+
+_FACTS = TypeAdapter(RowFacts)
+
+
+def check_rows(table: pa.Table) -> None:
+    """Check that a table that was read has what every row must have, so that scores are computed of nothing else.
+
+    Raises:
+        UsageError: If a column is missing, of another type, has no value somewhere, or its pixel counts contradict
+            each other; or as of `RowFacts.of`.
+    """
+    counted = [column_name(protocol, name) for protocol in RowFacts.of(table).protocols for name in COUNTED]
+    for name, kind in (*SENTENCE_FIELDS, *((name, pa.int64()) for name in counted)):
+        position = table.schema.get_field_index(name)
+        found = "no such column" if position < 0 else str(table.schema.field(position).type)
+        if found != str(kind):
+            raise UsageError(f"column {name}: found {found}, expected {kind}")
+        if name != "predicted_none" and table.column(position).null_count:
+            raise UsageError(f"column {name}: found rows without a value, expected one in each")
+    for protocol in RowFacts.of(table).protocols:
+        shared, union, *areas = (table.column(column_name(protocol, name)) for name in COUNTED)
+        least = pc.min_element_wise(shared, pc.subtract(areas[0], shared), pc.subtract(areas[1], shared))
+        joined = pc.subtract(pc.add(areas[0], areas[1]), shared)
+        if not pc.all(pc.and_(pc.greater_equal(least, 0), pc.equal(union, joined))).as_py() and len(table):
+            raise UsageError(f"the pixel counts of protocol {protocol.name} contradict each other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

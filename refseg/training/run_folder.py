@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import platform
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refseg.errors import RefsegError, TrainingError, UsageError
+from refseg.json_text import parse_json
 from refseg.training.checkpoint import list_checkpoints
 from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME
 
@@ -46,8 +46,8 @@ def refuse_other_contents(out: Path) -> None:
 def _is_recipe(path: Path) -> bool:
     """Whether a file is a recipe as a run writes it."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"model", "data", "train"} <= content.keys()
 

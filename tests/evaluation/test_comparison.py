@@ -29,7 +29,7 @@ def results(better: int, **fields: Any) -> Results:
     rows = make_rows(*sentences, **given)
     origin = {
         "checkpoint": "run/step-1", "step": 1200, "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
-        "trained_on": "mix/all", **fields,
+        "trained_on": "mix/all", "trained_on_digest": "a" * 64, "data": "shards/toy", **fields,
     }  # fmt: skip
     return Results(rows=rows, origin=origin)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from accelerate import Accelerator
 from markdown_it import MarkdownIt
 
@@ -22,6 +24,7 @@ from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, find_results, load_results, save_results
 from refseg.evaluation.rows import RowFacts
+from refseg.sealed import seal
 
 RUN = RunRecord(
     name="my <run>",
@@ -199,6 +202,63 @@ def test_no_change_of_written_scores_is_accepted(results: Results, tmp_path: Pat
         path.write_text(json.dumps(changed))
         with pytest.raises(ResultsError, match=r"scores-toy\.refseg-val\.json: cannot be read .* again"):
             load_results(tmp_path)
+
+
+def save_by_another_writer(folder: Path, results: Results, rows: pa.Table) -> None:
+    """The results' files with other rows, and right hashes."""
+    path = save_results(folder, results)
+    pq.write_table(rows, path)
+    scores = folder / "scores-toy.refseg-val.json"
+    fields = {**json.loads(scores.read_text()), "rows_xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes())}
+    scores.write_text(json.dumps(seal(fields)))
+
+
+FACTS = '{"protocols": [], "mask_rule": "union", "sentence_order": "own", "num_left_out": 0}'
+
+
+@pytest.mark.parametrize(
+    "facts", ["[" * 100_000, "3", '["protocols"]', FACTS, FACTS.replace("[]", '[{"name": "cris"}]')]
+)
+def test_facts_of_another_writer_are_refused_where_their_file_is_known(
+    results: Results, tmp_path: Path, facts: str
+) -> None:
+    save_by_another_writer(tmp_path, results, results.rows.replace_schema_metadata({"refseg": facts}))
+    with pytest.raises(
+        ResultsError, match=r"-val\.json: cannot be read .*the facts of the rows' evaluation are not those"
+    ):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value", "found"), [
+    ("sentence", None, "column sentence: found rows without a value"),
+    ("original_union", -5, "the pixel counts of protocol original contradict each other"),
+    ("original_intersection", 10**15, "the pixel counts of protocol original contradict each other"),
+    ("original_union", "5", "column original_union: found string, expected int64"),
+    ("image_id", ..., "column image_id: found no such column, expected int64"),
+])  # fmt: skip
+def test_rows_of_another_writer_are_checked_before_they_are_scored(
+    results: Results, tmp_path: Path, name: str, value: Any, found: str
+) -> None:
+    position, kind = results.rows.schema.get_field_index(name), results.rows.schema.field(name).type
+    rows = results.rows.drop_columns([name])
+    if value is not ...:
+        values = pa.array([value] * len(rows), pa.string() if isinstance(value, str) else kind)
+        rows = rows.add_column(position, name, values)
+    save_by_another_writer(tmp_path, results, rows)
+    with pytest.raises(ResultsError, match=found):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("dataset", 3), ("split", None), ("data", 5), ("step", "x"), ("leak_check", {"num_shared": "all"}),
+    ("leaks", [1]), ("ancestors", [{"path": "x"}]), ("predictions", 1),
+])  # fmt: skip
+def test_an_origin_of_another_writer_is_checked(results: Results, tmp_path: Path, key: str, value: Any) -> None:
+    save_results(tmp_path, results)
+    path = tmp_path / "scores-toy.refseg-val.json"
+    path.write_text(json.dumps(seal({**json.loads(path.read_text()), key: value})))
+    with pytest.raises(ResultsError, match=rf"scores-toy\.refseg-val\.json: {key}.*; run `refseg evaluate` again"):
+        load_results(tmp_path)
 
 
 def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(results: Results, tmp_path: Path) -> None:

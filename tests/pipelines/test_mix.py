@@ -317,6 +317,10 @@ def test_a_folder_that_holds_something_else_is_refused(members: list[Path], tmp_
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file, expected a folder"):
         mix(members, tmp_path / "file")
+    (tmp_path / "deep" / ".build").mkdir(parents=True)
+    (tmp_path / "deep" / ".build" / "mix.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"holds \.build/mix\.json and no mix"):
+        mix(members, tmp_path / "deep")
 
 
 def test_a_damaged_mix_or_member_is_named(members: list[Path], tmp_path: Path) -> None:

@@ -348,6 +348,10 @@ def test_a_finished_set_is_left_as_it_is_and_another_folder_refused(
     with pytest.raises(UsageError, match=r"mine: the folder is not empty and holds no toy dataset"):
         draw_toy(tmp_path / "mine", num_images=10, seed=0)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    for text in ("[" * 100_000, '{"info": {"toy": {"identity": {}, "summary": {"x": 1}}}}', "[]"):
+        (out / "toy" / "instances.json").write_text(text)
+        with pytest.raises(UsageError, match="holds no toy dataset"):
+            draw_toy(out, num_images=10, seed=1)
 
 
 def test_the_summary_is_json_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
