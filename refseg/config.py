@@ -269,7 +269,7 @@ def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); let one of them stand alone")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except _NOT_TOML as error:
         raise RecipeError(f"{path}: not a TOML file ({error})") from error
     base = settings.pop("extends", None)
     if base is None:
@@ -286,6 +286,11 @@ def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         both = isinstance(values, dict) and isinstance(merged.get(section), dict)
         merged[section] = {**merged[section], **values} if both else values
     return merged
+
+
+_NOT_TOML = (ValueError, RecursionError)
+"""What `tomllib` raises: its own error and that of the encoding, and for numbers of thousands of digits, are
+ValueErrors; the other one is for lists within lists without end."""
 
 
 def _shipped() -> Path:
@@ -310,9 +315,12 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise RecipeError(f"--set {override}: expected section.key=value, for example train.lr=3e-5")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word: --set data.root=shards/toy
+        parsed = tomllib.loads(f"value = {text}")
+    except _NOT_TOML:
+        parsed = {"value": text.strip()}  # a bare word: --set data.root=shards/toy
+    if len(parsed) > 1:
+        raise RecipeError(f"--set {override}: found {len(parsed)} settings, expected one; give each its own word")
+    value = parsed["value"]
     for key in keys[:-1]:
         inner = settings.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -358,9 +366,11 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind == "unknown_model":
-        section = mistake["input"]
-        found = section.get("name") if isinstance(section, dict) else section
-        return f"model.name: found {found!r}; {mistake['msg']}{did_you_mean(str(found), MODEL_CONFIGS)}"
+        if not isinstance(mistake["input"], dict):
+            known = f"expected a section; its model is named by model.name, one of {', '.join(MODEL_CONFIGS)}"
+            return f"model: found {_as_toml(mistake['input'])}; {known}"
+        found = mistake["input"].get("name")
+        return f"model.name: found {_as_toml(found)}; {mistake['msg']}{did_you_mean(str(found), MODEL_CONFIGS)}"
     message = mistake["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # ours, of several keys together: it names them
         return f"{path}: {message}"
@@ -372,8 +382,13 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     return f"{path}: found {value}; {message[0].lower()}{message[1:]}"
 
 
+_SHOWN = 200
+"""Characters of a value in a message."""
+
+
 def _as_toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:

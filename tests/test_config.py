@@ -79,6 +79,7 @@ def test_a_missing_key_is_named(recipe_file: Path) -> None:
         ("model.egm=false", "ecm: weighs what egm makes"),
         ("train.lr=nan", r"train\.lr: found nan"),
         ("train.lr", "expected section.key=value"),
+        ("train.lr=1\ntrain.epochs=2", "found 2 settings, expected one"),
         ("model.image_encoder.x=1", "image_encoder is a value, not a section"),
     ],
 )
@@ -102,6 +103,11 @@ def test_a_wrong_value_is_refused(recipe_file: Path, override: str, message: str
         ("data.expressions_per_image=true",
          "data.expressions_per_image: found true; expected a whole number, or 'all'"),
         ("data=3", "data: found 3; expected a section"),
+        ("model=fcnet", "model: found 'fcnet'; expected a section; its model is named by model.name, one of fcnet, "
+         "crformer, lts, cris"),
+        (f"train.epochs={'9' * 5000}",
+         f"train.epochs: found '{'9' * 199}...; expected a whole number (without quotes)"),
+        (f"train.lr={'[' * 50_000}", f"train.lr: found '{'[' * 199}...; expected a number"),
         ("model={name='lts', image_encoder='tiny', filter_size=true}",
          "model.filter_size: found true; expected a whole number"),
         ("model={name='lts', image_encoder='tiny', filter_size=1.0}",
@@ -231,8 +237,9 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         load_recipe("tpy")
 
 
-def test_a_file_that_is_not_toml_is_named(recipe_file: Path) -> None:
-    recipe_file.write_text("[model\n")
+@pytest.mark.parametrize("text", ["[model\n", f"a = {'[' * 50_000}\n", f"a = {'9' * 5000}\n"])
+def test_a_file_that_is_not_toml_is_named(recipe_file: Path, text: str) -> None:
+    recipe_file.write_text(text)
 
     with pytest.raises(RecipeError, match=r"mine\.toml: not a TOML file"):
         load_recipe(recipe_file)
