@@ -4,12 +4,13 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from refseg.apps.predict import Prediction
@@ -105,9 +106,11 @@ def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
 def _facts_of(path: Path) -> object:
     """What a PNG says it is of; None if it says nothing."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return parse_json(picture.info.get(_KEY, "null"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of 89 megapixels
+            with Image.open(path, formats=["PNG"]) as picture:
+                return parse_json(picture.info.get(_KEY, "null"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 

@@ -1,11 +1,14 @@
 """`refseg predict` writes what it says."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from refseg.cli import main
 
@@ -101,3 +104,27 @@ def test_no_result_replaces_that_of_another_picture_or_sentence(
     assert [predict(*question) for question in reversed(asked)] == named[::-1]
     assert sorted(out.iterdir()) == before
     assert (out / "photo-3.overlay.png").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["of 4 gigapixels", "whose text is nested without end"])
+def test_a_png_that_cannot_be_looked_into_is_left_alone(
+    kind: str, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.jpg")
+    taken = tmp_path / "photo.mask.png"
+    text = PngInfo()
+    text.add_text("refseg", "[" * 100_000)
+    Image.new("L", (5, 5)).save(taken, pnginfo=text)
+    if kind == "of 4 gigapixels":
+        data = bytearray(taken.read_bytes())
+        data[16:24] = struct.pack(">II", 65_000, 65_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        taken.write_bytes(data)
+    before = taken.read_bytes()
+
+    arguments = ["the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path), "--json"]
+    assert main(["predict", str(tmp_path / "photo.jpg"), *arguments]) == 0
+
+    (entry,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert Path(entry["mask"]).name == "photo-2.mask.png"
+    assert taken.read_bytes() == before
