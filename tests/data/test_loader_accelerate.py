@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from refseg.data.index import ManifestIndex
+from tests.ports import free_port
 
 from .conftest import Picture, Ref
 

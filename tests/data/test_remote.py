@@ -195,8 +195,14 @@ def test_a_cache_smaller_than_the_dataset_keeps_what_fits_and_says_so(
 
 
 def test_images_in_a_pool_come_from_where_it_lies(
-    remote: str, dataset: Path, train_index: ManifestIndex, tmp_path: Path, bucket: str
+    remote: str,
+    dataset: Path,
+    train_index: ManifestIndex,
+    tmp_path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("REFSEG_ALLOW_HOSTS", bucket)  # of the second, which lies on this machine
     # Beside the dataset in the bucket; and on this machine, over a dataset at a URL.
     beside = write_overlay(tmp_path / "beside", dataset, pool_path="../toy")
     for path in beside.iterdir():

@@ -143,7 +143,8 @@ def _row(
     height, width = picture["size"]
     first, end = columns
     area = height * (end - first)
-    counts = [height * first, area, height * (width - end)] if area else [height * width]
+    after = [height * (width - end)] if end < width else []  # only the first run may be empty
+    counts = [height * first, area, *after] if area else [height * width]
     if annotations is None:
         polygon = [float(value) for value in (first, 0, end, 0, end, height, first, height)]
         annotations = [annotation(polygons=[polygon])] if area else []
