@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.geometry import GeometryKind, place
 from refseg.json_text import parse_json
-from refseg.schema import FORMAT_VERSION, MAX_SIDE
+from refseg.schema import FORMAT_VERSION, MASK_RULES, MAX_SIDE
 from refseg.storage import open_folder
 from refseg.wording import did_you_mean
 
@@ -30,6 +30,8 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Sha256OrEmpty = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 _Split = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9]*$")]
 _TarName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*-[0-9]{5,}\.tar$")]
+MaskRule = Annotated[str, Field(pattern=f"^({'|'.join(MASK_RULES)})$")]
+"""How the parts of a target were joined."""
 _PoolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_+.-]*$")]
 
 
@@ -165,7 +167,7 @@ class MixMember:
 
     dataset: str
     digest: _Sha256
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight: Annotated[float, Field(gt=0, lt=1e9)]  # so that the positions in an epoch are whole numbers of 64 bits
     num_refs: _Count
     dropped_refs: _Count
     dropped_images: _Count
@@ -203,7 +205,7 @@ class Descriptor:
     dataset: str
     refseg_version: str
     plan_fingerprint: _Sha256
-    mask_rule: str
+    mask_rule: MaskRule
     tokenizer: dict[str, str]
     num_rejects: _Count
     shards: tuple[ShardEntry, ...]

@@ -73,6 +73,12 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
     yield from _find_split_images(columns)
     if "sentences" in columns:
         yield from _find_wrong_sentences(columns)
+    if "box_xywh" in columns:
+        boxes = columns["box_xywh"]
+        is_wrong = list_lengths(boxes) != 4
+        values = numbers(boxes.flatten())
+        is_wrong[np.repeat(np.arange(len(boxes)), list_lengths(boxes))[~np.isfinite(values)]] = True
+        yield from _constant(is_wrong, "a box_xywh of other values", "four finite numbers")
     for name, find in (("mask", find_mask_faults), ("annotations", find_annotation_faults)):
         if name in columns:
             for is_wrong, found, expected in find(columns[name], numbers(columns["no_target"]), sides):

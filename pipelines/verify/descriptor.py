@@ -9,7 +9,7 @@ from refseg import tokenizer
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
 from refseg.errors import UsageError
 from refseg.manifests import dataset_ids
-from refseg.schema import MASK_RULES, find_dataset
+from refseg.schema import find_dataset
 from refseg.wording import counted
 
 _MIX = "mix/"
@@ -29,8 +29,6 @@ def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
         yield _fault(
             f"{descriptor.dataset} with {counted(len(descriptor.mix), 'member')}", "members in a mix, none elsewhere"
         )
-    if descriptor.mask_rule not in MASK_RULES:
-        yield _fault(f"mask rule {descriptor.mask_rule!r}", f"one of {', '.join(MASK_RULES)}")
     if descriptor.tokenizer != tokenizer.IDENTITY:
         yield _fault(f"tokenizer {descriptor.tokenizer}", f"{tokenizer.IDENTITY}")
     if descriptor.plan_fingerprint != fingerprint(descriptor.plan_keys):

@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refseg import tokenizer
 from refseg.data.cache import Tar
 from refseg.data.decode import decode_rgb
 from refseg.data.flat_arrays import (
@@ -32,7 +31,7 @@ from refseg.data.flat_arrays import (
     strings_of,
 )
 from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
-from refseg.data.manifests import find_tars, read_manifest, read_masks
+from refseg.data.manifests import find_tars, read_manifest, read_masks, refuse_other_tokenizer
 from refseg.data.shard_files import HEADER_BYTES, ShardFiles
 from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
 from refseg.errors import DatasetError, ImageError, UsageError
@@ -172,11 +171,7 @@ class ManifestIndex:
             StorageError: If remote storage refuses or fails.
         """
         descriptor = load_descriptor(folder)
-        if descriptor.tokenizer != tokenizer.IDENTITY:
-            raise DatasetError(
-                f"{folder}: its token ids were made by tokenizer {descriptor.tokenizer}, expected "
-                f"{tokenizer.IDENTITY}; build the dataset again with this release"
-            )
+        refuse_other_tokenizer(folder, descriptor)
         if unknown := [split for split in splits if split not in descriptor.splits]:
             raise UsageError(unknown_split(folder, descriptor, unknown[0]))
         if not splits:

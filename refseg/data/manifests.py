@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refseg import tokenizer
 from refseg.data.cache import Tar
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.errors import DatasetError
@@ -25,6 +26,19 @@ from refseg.storage import Folder, is_remote, open_folder
 
 _MASKS = "mask"
 _FEW = ("dataset", "split_by", "split", "shard", "category")  # values that repeat, read as dictionaries
+
+
+def refuse_other_tokenizer(folder: Path | str, descriptor: Descriptor) -> None:
+    """Refuse a dataset whose token ids mean other words than the models read.
+
+    Raises:
+        DatasetError: If another tokenizer made them.
+    """
+    if descriptor.tokenizer != tokenizer.IDENTITY:
+        raise DatasetError(
+            f"{folder}: its token ids were made by tokenizer {descriptor.tokenizer}, expected "
+            f"{tokenizer.IDENTITY}; build the dataset again with this release"
+        )
 
 
 def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[object]]:

@@ -30,6 +30,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
+from refseg.data.manifests import refuse_other_tokenizer
 from refseg.data.transforms import Geometry
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor, unknown_split
 from refseg.errors import DatasetError, ImageError, StorageError, UsageError
@@ -67,10 +68,11 @@ def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
         splits: Names of splits.
 
     Raises:
-        DatasetError: If the dataset is unfinished.
+        DatasetError: If the dataset is unfinished, or made with another tokenizer.
         UsageError: If it has no such split, or rows whose images lie in another dataset's tars.
     """
     descriptor = load_descriptor(folder)
+    refuse_other_tokenizer(folder, descriptor)
     _refuse_pools(folder, descriptor)
     if unknown := [split for split in splits if split not in descriptor.splits]:
         raise UsageError(unknown_split(folder, descriptor, unknown[0]))
@@ -105,7 +107,9 @@ def stream(
         raise UsageError("no tar to stream; expected at least one url")
     for folder in sorted({Path(url).parent for url in urls if ":" not in url}):
         if (folder / DESCRIPTOR_NAME).is_file():
-            _refuse_pools(folder, load_descriptor(folder))
+            descriptor = load_descriptor(folder)
+            refuse_other_tokenizer(folder, descriptor)
+            _refuse_pools(folder, descriptor)
     urls = list(urls)
     rng = random.Random(f"{seed} {epoch}")
     if shuffle_images:
@@ -243,6 +247,10 @@ def _expressions_of(
         empty = torch.zeros_like(mask)
         for sentence in ref["sentences"]:
             cut = tokenizer.truncate(sentence["token_ids"], num_tokens)
+            if not all(type(i) is int for i in (facts["image_id"], ref["ref_id"], sentence["sent_id"])):
+                raise ValueError("the ids of an expression are not whole numbers")
+            if type(sentence["exists"]) is not bool:
+                raise ValueError(f"sentence {sentence['sent_id']} does not say whether it exists")
             if len(cut) < 2 or not all(type(i) is int and 0 <= i < tokenizer.VOCAB_SIZE for i in cut):
                 raise ValueError(f"the token_ids of sentence {sentence['sent_id']} are not the tokenizer's")
             token_ids = torch.zeros(num_tokens, dtype=torch.int64)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from refseg.data.index import ManifestIndex
+from refseg.descriptor import MaskRule
 from refseg.errors import UsageError
 from refseg.evaluation.metrics import Counts
 from refseg.evaluation.protocols import Protocol
-from refseg.schema import MASK_RULES
 
 SentenceOrder = Literal["own", "shuffled"]
 """`own`: each sentence against its ref's target. `shuffled`: the control, against another target of the same image."""
@@ -79,7 +79,7 @@ class RowFacts:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
-    mask_rule: Annotated[str, Field(pattern=f"^({'|'.join(MASK_RULES)})$")]
+    mask_rule: MaskRule
     sentence_order: SentenceOrder
     num_left_out: int
     given_masks: bool = False

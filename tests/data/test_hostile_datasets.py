@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -27,7 +28,9 @@ from refseg.descriptor import load_descriptor
 from refseg.errors import DatasetError, ImageError, RefsegError, StorageError
 from refseg.image_pools import host_of
 from refseg.jpeg_header import jpeg_size
+from refseg.manifests import read_columns
 from refseg.schema import MANIFEST_SCHEMA
+from refseg.storage import open_folder
 
 from .conftest import Picture, Ref, draw_jpeg, grid_pictures, write_overlay
 
@@ -119,6 +122,18 @@ def test_rows_that_the_format_forbids_are_refused_by_every_reader(
     assert any(re.search(pattern, fault) for fault in faults), faults
 
 
+@pytest.mark.parametrize("box", [[1.0, 2.0, 3.0], [0.0, 0.0, math.nan, 5.0]])
+def test_a_box_is_four_numbers_for_every_reader_of_boxes(
+    box: list[float], write: Write, edit_descriptor: Edit, tmp_path: Path
+) -> None:
+    folder = rewrite(write(tmp_path / "d", {SHARD: grid_pictures(0, 4)}), edit_descriptor, put(box, "box_xywh"))
+    descriptor = load_descriptor(folder)
+
+    with pytest.raises(DatasetError, match="found a box_xywh of other values, expected four finite numbers"):
+        read_columns(open_folder(folder), descriptor.shards[0], descriptor, ["box_xywh"])
+    assert any("a box_xywh of other values" in str(fault) for fault in verify_dataset(folder, workers=1))
+
+
 def test_ids_of_two_manifests_are_refused(write: Write, edit_descriptor: Edit, tmp_path: Path) -> None:
     shards = {SHARD: grid_pictures(0, 2), "train-00001": grid_pictures(2, 2)}
     for name, change in (("ref_id", put(200, "ref_id")), ("sent_id", put(2000, "sentences", 0, "sent_id"))):
@@ -176,7 +191,33 @@ def test_the_size_of_a_jpeg_is_found_as_libjpeg_finds_it() -> None:
             jpeg_size(data)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "{}", "\ud800", '{"height": 8, "width": -1, "refs": []}'])
+@pytest.mark.parametrize(("key", "value"), [("mask_rule", "x"), ("mix", 1e308)])
+def test_a_descriptor_whose_values_no_reader_can_use_is_refused(
+    key: str, value: Any, tmp_path: Path, dataset: Path, edit_descriptor: Edit
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        if key == "mix":
+            content["mix"][0]["weight"] = value
+        else:
+            content[key] = value
+
+    folder = write_overlay(tmp_path / "d", dataset, mix=("toy/refseg",))
+    edit_descriptor(folder, change)
+    with pytest.raises(DatasetError, match=rf"refseg.json: cannot be read \({key}"):
+        ManifestIndex.open(folder, ["train"])
+
+
+def streamed(**fields: Any) -> str:
+    """A sample's JSON whose one sentence has other fields."""
+    sentence = {"sent_id": 1, "exists": True, "token_ids": [49406, 49407], **fields}
+    ref = {"ref_id": 1, "mask": {"size": [8, 8], "counts": [64]}, "sentences": [sentence]}
+    return json.dumps({"image_id": 1, "height": 8, "width": 8, "refs": [ref]})
+
+
+@pytest.mark.parametrize("text", [
+    "[" * 100_000, "[]", "{", "{}", "\ud800", '{"height": 8, "width": -1, "refs": []}',
+    streamed(sent_id="x"), streamed(exists=None), streamed(exists="no"), streamed(token_ids=[]),
+])  # fmt: skip
 def test_a_streamed_sample_that_is_not_ours_is_named(text: str, write: Write, tmp_path: Path) -> None:
     import io
     import tarfile

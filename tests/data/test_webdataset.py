@@ -146,7 +146,7 @@ def test_a_tar_of_someone_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
-        for name, data in (("1.jpg", b"no picture"), ("1.json", b'{"refs": []}')):
+        for name, data in (("1.jpg", b"no picture"), ("1.json", b'{"height": 8, "width": 8, "refs": []}')):
             header = tarfile.TarInfo(name)
             header.size = len(data)
             tar.addfile(header, BytesIO(data))
@@ -179,6 +179,14 @@ def test_a_dataset_over_anothers_tars_is_not_streamed(dataset: Path, tmp_path: P
     with pytest.raises(UsageError, match=message):
         tar_urls(folder, ["train"])
     with pytest.raises(UsageError, match=message):
+        stream([str(folder / "train-00000.tar")], geometry=GEOMETRY, num_tokens=12)
+
+
+def test_a_dataset_of_another_tokenizer_is_not_streamed(tmp_path: Path, write: Callable[..., Path]) -> None:
+    folder = write(tmp_path / "d", {"train-00000": grid_pictures(0, 1)}, vocab_sha256="0" * 64)
+    with pytest.raises(DatasetError, match="its token ids were made by tokenizer"):
+        tar_urls(folder, ["train"])
+    with pytest.raises(DatasetError, match="its token ids were made by tokenizer"):
         stream([str(folder / "train-00000.tar")], geometry=GEOMETRY, num_tokens=12)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +16,7 @@ from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
 from refseg.descriptor import load_descriptor
-from refseg.errors import ImageError, UsageError
+from refseg.errors import DatasetError, ImageError, UsageError
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -113,6 +114,17 @@ def test_a_pool_that_changed_is_another_input(tiny: Any, pool: Path, tmp_path: P
 
     assert faults
     assert "refcoco-unc/val-00000.tar" in str(faults[0])
+
+
+def test_a_pool_whose_manifest_was_altered_gives_no_image(tiny: Any, pool: Path, tmp_path: Path) -> None:
+    path = pool / "val-00000.parquet"
+    table = pq.read_table(path)
+    offsets = pa.array([offset + 512 for offset in table.column("image_offset").to_pylist()])
+    pq.write_table(table.set_column(table.schema.get_field_index("image_offset"), "image_offset", offsets), path)
+
+    with pytest.raises(DatasetError, match=r"refcoco/val-00000\.parquet: found sha256 \w{64}, expected"):
+        build_dataset(_plus(tiny).options(tmp_path / "plus", images_from=(pool,)))
+    assert not (tmp_path / "plus" / "refseg.json").exists()
 
 
 def test_a_picture_of_another_size_in_the_pool_is_a_fault(tiny: Any, pool: Path, tmp_path: Path) -> None:
