@@ -206,8 +206,12 @@ class IndexCache:
         return cls(cache_folder("index"))
 
     def open(self, key: str) -> StoredIndex | None:
-        """The index of this name; None if it is not here, or was damaged."""
+        """The index of this name; None if it is not here, was damaged, or lies where others could have put it."""
         try:
+            if self.folder.exists():
+                make_cache_folder(self.folder)
+            if (self.folder / key).is_symlink():
+                raise OSError("is a link, which a cache does not follow")
             stored = StoredIndex(self.folder / key)
             stored.check()
             return stored

@@ -297,6 +297,20 @@ def whole_array(index: ManifestIndex, name: str) -> list[int]:
     return values
 
 
+def test_an_index_behind_a_link_is_not_read(copy: Path, cache: Path, tmp_path: Path) -> None:
+    ManifestIndex.open(copy, ["train"])
+    (name,) = (path.name for path in cache.iterdir() if (path / "index.json").is_file())
+    (cache / name).rename(tmp_path / "theirs")
+    (cache / name).symlink_to(tmp_path / "theirs")
+
+    assert ManifestIndex.open(copy, ["train"]).num_rows == 21
+    assert not (cache / name).is_symlink()
+    assert (tmp_path / "theirs" / "index.json").is_file()
+    cache.rename(tmp_path / "all")
+    cache.symlink_to(tmp_path / "all")
+    assert IndexCache(cache).open(name) is None
+
+
 def test_a_link_in_the_place_of_an_index_is_not_followed(copy: Path, cache: Path, tmp_path: Path) -> None:
     ManifestIndex.open(copy, ["train"])
     (folder,) = indexes(cache)
