@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def write_best(checkpoints: Path, state: CheckpointState) -> None:
     """Write the name of the best checkpoint into `best`, where a person looks for it; readers take `state.json`'s."""
     if state.best is None:
         return
+    text = checkpoint_name(state.best.step) + "\n"
+    with suppress(OSError, UnicodeDecodeError):  # it is not there, or damaged
+        if (checkpoints / BEST_NAME).read_text(encoding="utf-8") == text:
+            return
     aside = checkpoints / f".{BEST_NAME}.part"
-    aside.write_text(checkpoint_name(state.best.step) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     sync_path(aside)
     aside.replace(checkpoints / BEST_NAME)
     sync_path(checkpoints)

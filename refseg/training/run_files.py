@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
 DAMAGED_METRICS_NAME = "metrics.damaged.jsonl"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room."""
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pyarrow", "pycocotools", "pydantic",
     "safetensors",
@@ -212,12 +215,14 @@ def _write(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as error:  # a full disk names no file
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system also what is not there cannot be removed
+            aside.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> TrainingError:
-    return TrainingError(f"{path}: cannot be written ({error.strerror}); make room, and the same command resumes")
+    remedy = "make room" if error.errno in _FULL else "see to its permissions and its disk"
+    return TrainingError(f"{path}: cannot be written ({error.strerror}); {remedy}, and the same command resumes")
 
 
 def _cpu_name() -> str:

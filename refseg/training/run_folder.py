@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 _LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system without locks, for example Lustre mounted without `flock`."""
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder that this process may not write to."""
 _BEFORE_THE_RECIPE = {_LOCK_NAME, ENVIRONMENT_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
 """What a run leaves that is killed before it has written its recipe."""
 
@@ -56,14 +58,22 @@ def _is_recipe(path: Path) -> bool:
 def lock_run(out: Path) -> Iterator[None]:
     """Keep a second run out of the folder; the lock ends with the process, however that ends.
 
-    A run that is refused before it has written anything leaves no new folder.
+    A run that is refused before it has written anything leaves no new folder. A folder that cannot be written to needs
+    no lock: a finished run writes nothing, and any other one fails at its first file.
 
     Raises:
         TrainingError: If another process trains into it.
     """
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with (out / _LOCK_NAME).open("a+", encoding="utf-8") as file:
+    try:
+        opened = (out / _LOCK_NAME).open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        yield
+        return
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

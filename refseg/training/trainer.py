@@ -139,9 +139,12 @@ class _Trainer:
             self._restore(resumed, state)
 
     def run(self, preemption: Preemption) -> TrainResult:
-        """Train to the end."""
-        if self.step >= self.total_steps:
+        """Train to the end; a run that is there already is left as it is, also where nothing can be written."""
+        if self.is_main:
+            self._warn_about_leaks()
+        if self.step >= self.total_steps and not self.owes_validation:
             logger.info("%s is trained: %d steps are done, none is left", self.out, self.step)
+            return self._result()
         if self.is_main:
             self._say_what_it_is()
         self.stepping.train_mode()
@@ -159,6 +162,9 @@ class _Trainer:
                 self.step += 1
                 log.advance()
                 self._do_what_is_due(log, preemption)
+        return self._result()
+
+    def _result(self) -> TrainResult:
         checkpoint = self.out / "checkpoints" / checkpoint_name(self.step)
         return TrainResult(checkpoint=checkpoint, step=self.step, best=self.best)
 
@@ -244,6 +250,8 @@ class _Trainer:
                 self.recipe.model.image_encoder, self.index.descriptor.dataset, self.recipe.train.epochs,
                 self.steps_per_epoch, self.num_processes, device,
             )  # fmt: skip
+
+    def _warn_about_leaks(self) -> None:
         if self.index.descriptor.leaks_allowed:
             logger.warning(
                 "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",

@@ -1,5 +1,6 @@
 """What a run writes beside its checkpoints is read back without a traceback, and damage in it is named."""
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_a_full_disk_is_named_by_the_file_that_it_refuses(
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
         MetricsLog(tmp_path, step=1)
     assert read_metrics(tmp_path) == LINES[:1]
+
+
+def test_a_read_only_file_system_is_not_called_full(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for name in ("write_text", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    message = r"recipe\.json: cannot be written \(Read-only file system\); see to its permissions"
+    with pytest.raises(TrainingError, match=message):
+        write_recipe(tmp_path, recipe)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"model": 1}', '{"model": []}'])

@@ -1,5 +1,6 @@
 """Whole runs on 24 toy scenes: seconds each, on one thread, so that traces are equal bit for bit."""
 
+import errno
 import json
 import os
 import re
@@ -156,6 +157,27 @@ def test_a_finished_run_is_left_as_it_is(recipe: Recipe, unbroken: dict[str, Pat
 
     assert (result.step, result.checkpoint.name, trace(out)) == (12, "step-00000012", before)
     assert result.best is not None
+
+
+def test_a_finished_run_on_a_read_only_file_system_is_finished(
+    recipe: Recipe, unbroken: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = unbroken_run(recipe, unbroken)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    really_open = Path.open
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def open_to_read(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        return refuse(path) if set(mode) & set("wax+") else really_open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    for name in ("unlink", "replace", "rename"):
+        monkeypatch.setattr(Path, name, refuse)
+
+    assert trainer.train(recipe, out).step == 12
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
