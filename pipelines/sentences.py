@@ -1,7 +1,5 @@
 """The sentences of a raw ref: ids, words and token ids checked; one that shows nothing is refused."""
 
-import unicodedata
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -9,9 +7,6 @@ from pipelines.rejects import RefFault
 from refseg import tokenizer
 from refseg.schema import Sentence
 from refseg.values import is_text, short, whole_number
-
-_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters and symbols of Unicode that show nothing: Hangul fillers and the empty Braille pattern."""
 
 
 def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, ...]:
@@ -53,7 +48,7 @@ def _sentence(record: dict[Any, Any], position: int, sent_id: int | None, no_tar
     if not is_text(sent):
         raise RefFault("malformed_ref", f"{place} has sent {short(sent)}, expected text")
     token_ids = tokenizer.encode(sent)
-    if not _shows_words(sent, token_ids):
+    if not tokenizer.shows_words(sent, token_ids):
         found = f"{sent!a:.60}, without a visible character" if sent.strip() else "empty"
         raise RefFault("no_sentence", f"{place} is {found}, expected words")
     if sent_id is None:
@@ -75,13 +70,4 @@ def _sentence(record: dict[Any, Any], position: int, sent_id: int | None, no_tar
         words=tuple(words),
         token_ids=token_ids,
         exists=bool(exist) and not no_target,
-    )
-
-
-def _shows_words(sent: str, token_ids: Sequence[int]) -> bool:
-    """False for a sentence without a visible character once it is cleaned: of zero-width spaces, or `&nbsp;`."""
-    if sent.isascii() and sent.isprintable() and "&" not in sent:
-        return bool(sent.strip())
-    return any(
-        unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANKS for letter in tokenizer.decode(token_ids)
     )

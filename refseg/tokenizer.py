@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import html
 import itertools
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -36,6 +37,8 @@ IDENTITY = {"name": "clip-bpe", "vocab_sha256": _VOCABULARY_SHA256}
 _NUM_MERGES = VOCAB_SIZE - 2 * 256 - 2
 # As in CLIP: contractions, runs of letters, single digits, runs of anything else. The two special tokens can
 # be written out in a sentence and then stand for themselves; open_clip does the same.
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols of Unicode that show nothing: Hangul fillers and the empty Braille pattern."""
 _SPECIAL_IDS = {"<start_of_text>": SOS_ID, "<end_of_text>": EOS_ID}
 _TOKEN = regex.compile(
     "|".join(_SPECIAL_IDS) + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
@@ -55,6 +58,18 @@ def encode(sentence: str) -> tuple[int, ...]:
         token_ids += _encode_word(word)
     token_ids.append(EOS_ID)
     return tuple(token_ids)
+
+
+def shows_words(sentence: str, token_ids: Sequence[int]) -> bool:
+    """False for a sentence without a visible character once it is cleaned: of zero-width spaces, or `&nbsp;`.
+
+    Args:
+        sentence: As it was encoded.
+        token_ids: Its ids.
+    """
+    if sentence.isascii() and sentence.isprintable() and "&" not in sentence:
+        return bool(sentence.strip())
+    return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANKS for letter in decode(token_ids))
 
 
 def decode(token_ids: Iterable[int]) -> str:

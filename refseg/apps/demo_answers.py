@@ -22,10 +22,6 @@ _LONGEST_MAP_SIDE = 512
 """Of the probability map; the model itself gives a quarter of its input's size."""
 
 
-_NUM_BOUNDS = 2
-"""Tokens of a sentence without a word: SOS and EOS."""
-
-
 class Refusal(BaseModel):
     """Why a request was not answered."""
 
@@ -102,7 +98,7 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
     started = time.perf_counter()
     text = _readable(question.text[:max_characters])
     token_ids = segmenter.read_text(text)
-    if len(token_ids) <= _NUM_BOUNDS:
+    if not tokenizer.shows_words(text, token_ids):
         raise UsageError("the text is empty; expected an expression such as 'the woman in the red coat'")
     mask_logits = segmenter.score(kept.encoded, token_ids)
     mask = segmenter.mask(kept.encoded, mask_logits)

@@ -113,6 +113,11 @@ def segment(
             raise UsageError(f"text {number}: found {text!r:.60}, expected a phrase such as 'the red cup on the left'")
         if not text.strip():
             raise UsageError(f"text {number} is empty; expected a phrase such as 'the red cup on the left'")
+        if not tokenizer.shows_words(text, tokenizer.encode(text)):
+            raise UsageError(
+                f"text {number}: found {text!a:.60}, without a visible character; expected a phrase such as "
+                "'the red cup on the left'"
+            )
     picture = read_picture(local_path(image)) if isinstance(image, Path) else _to_rgb(image)
     if isinstance(checkpoint, Path):
         checkpoint = load_checkpoint(checkpoint, device)

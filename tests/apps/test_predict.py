@@ -109,7 +109,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path, photo: Path) -> None:
         read_picture(tmp_path / "cut.png")
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
         read_picture(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match="cannot be read as an image"):
+    with pytest.raises(ImageError, match="is a folder; expected an image"):
         read_picture(tmp_path)
 
 
@@ -123,6 +123,9 @@ def test_a_decompression_bomb_is_refused(photo: Path, monkeypatch: pytest.Monkey
 def test_empty_texts_and_missing_checkpoints_are_refused(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="text 2 is empty"):
         segment(tmp_path, photo, ["a cat", "  "])
+    for invisible in ("\u200b", "&nbsp;", "\u3164 \u2800"):
+        with pytest.raises(UsageError, match=r"text 1: found .*, without a visible character"):
+            segment(tmp_path, photo, [invisible])
     with pytest.raises(UsageError, match="found no text"):
         segment(tmp_path, photo, [])
     with pytest.raises(CheckpointError, match="found no checkpoint"):
