@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system without locks, for example Lustre mounted without `flock`."""
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a folder that this process may not write to."""
-_BEFORE_THE_RECIPE = {_LOCK_NAME, ENVIRONMENT_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
+_BEFORE_THE_RECIPE = {_LOCK_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
 """What a run leaves that is killed before it has written its recipe."""
 
 
@@ -37,21 +37,26 @@ def refuse_other_contents(out: Path) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out}: is a file, expected a folder for the run")
-    others = sorted(path.name for path in out.iterdir() if path.name not in _BEFORE_THE_RECIPE)
-    if others and not list_checkpoints(out) and not _is_recipe(out / RECIPE_NAME):
+    ours = {*_BEFORE_THE_RECIPE, *([ENVIRONMENT_NAME] if _is_object(out / ENVIRONMENT_NAME, _OF_ENVIRONMENT) else [])}
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others and not list_checkpoints(out) and not _is_object(out / RECIPE_NAME, _OF_RECIPE):
         raise UsageError(
             f"--out {out}: holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} and no run of ours; "
             "expected a new or empty folder, or that of a run to resume"
         )
 
 
-def _is_recipe(path: Path) -> bool:
-    """Whether a file is a recipe as a run writes it."""
+_OF_RECIPE = {"model", "data", "train"}
+_OF_ENVIRONMENT = {"refseg", "packages", "dataset_digest"}
+
+
+def _is_object(path: Path, keys: set[str]) -> bool:
+    """Whether a file is a JSON object with these keys, as a run writes it."""
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"model", "data", "train"} <= content.keys()
+    return isinstance(content, dict) and keys <= content.keys()
 
 
 @contextmanager

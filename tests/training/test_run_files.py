@@ -101,6 +101,7 @@ def test_facts_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
         ["recipe.json"],  # somebody else's: it is empty here
         ["step-00000012/state.json"],
         ["metrics.jsonl"],
+        ["environment.json"],
     ],
 )
 def test_a_folder_that_holds_something_else_than_a_run_is_refused(tmp_path: Path, names: list[str]) -> None:
@@ -117,6 +118,8 @@ def test_the_folder_of_a_run_is_taken_whatever_else_lies_in_it(tmp_path: Path) -
     refuse_other_contents(tmp_path)  # empty
     with lock_run(tmp_path):
         refuse_other_contents(tmp_path)  # killed before the first step
+    (tmp_path / "environment.json").write_text(json.dumps({"refseg": "0.1.0", "packages": {}, "dataset_digest": ""}))
+    refuse_other_contents(tmp_path)  # killed before it has written its recipe
     (tmp_path / "notes.txt").touch()
     (tmp_path / "recipe.json").write_text(json.dumps({"model": {}, "data": {}, "train": {}, "eval": {}}))
     refuse_other_contents(tmp_path)
