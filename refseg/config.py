@@ -367,8 +367,8 @@ def _describe(mistake: Mapping[str, Any]) -> str:
         return f"{path}: missing; it has no default"
     if kind == "unknown_model":
         if not isinstance(mistake["input"], dict):
-            known = f"expected a section; its model is named by model.name, one of {', '.join(MODEL_CONFIGS)}"
-            return f"model: found {_as_toml(mistake['input'])}; {known}"
+            expected = f"expected a section; its model is named by model.name, one of {', '.join(MODEL_CONFIGS)}"
+            return f"model: found {_as_toml(mistake['input'])}; {expected}"
         found = mistake["input"].get("name")
         return f"model.name: found {_as_toml(found)}; {mistake['msg']}{did_you_mean(str(found), MODEL_CONFIGS)}"
     message = mistake["msg"].removeprefix("Value error, ")
