@@ -119,7 +119,11 @@ class ImageFinder:
         found: dict[str, str] = {}
         for parent in sorted(wanted, reverse=True):  # the folder that is named before none
             for folder in self._folders:
-                for name in _names_in(open_folder(folder.join(parent)) if parent else folder):
+                try:
+                    named = open_folder(folder.join(parent)) if parent else folder
+                except UsageError:  # no folder can have that name
+                    continue
+                for name in _names_in(named):
                     for file_name in wanted[parent].get(_alike_key(name), ()):
                         found.setdefault(file_name, f"{parent}/{name}" if parent else name)
         return found

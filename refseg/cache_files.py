@@ -17,7 +17,10 @@ def make_cache_folder(folder: Path) -> None:
     Raises:
         OSError: If it cannot be made, is a link or no folder, or others may write there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent)) from None
     try:
         folder.mkdir(_PRIVATE)
     except FileExistsError:

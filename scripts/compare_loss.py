@@ -73,7 +73,8 @@ def run_tree(tree: Path, name: str) -> Trace:
     with tempfile.TemporaryDirectory(prefix="compare_loss-") as folder:
         environ["REFSEG_CACHE"] = f"{folder}/cache"
         recipe = RECIPE.read_text(encoding="utf-8")
-        if "random_start" not in (tree / "refseg" / "model_config.py").read_text(encoding="utf-8"):
+        settings = tree / "refseg" / "model_config.py"
+        if settings.is_file() and "random_start" not in settings.read_text(encoding="utf-8"):
             recipe = recipe.replace("random_start = true\n", "")  # an older commit, which does not ask for it
         (Path(folder) / "recipe.toml").write_text(recipe, encoding="utf-8")
         for command in _COMMANDS:

@@ -225,8 +225,9 @@ def test_a_checkpoint_of_another_family_is_refused_by_a_name(tmp_path: Path, con
 
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "cris.safetensors"
-    out.write_bytes(b"before")
     torch.save({"state_dict": cris_state()}, tmp_path / "cris.pth")
+    convert_weights("cris", tmp_path / "cris.pth", out)
+    before = out.read_bytes()
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device", str(out))
@@ -235,4 +236,4 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         convert_weights("cris", tmp_path / "cris.pth", out)
 
-    assert out.read_bytes() == b"before"
+    assert out.read_bytes() == before

@@ -162,7 +162,7 @@ def test_weights_of_another_type_are_refused_and_not_cast(
 ) -> None:
     for step, dtype in ((2, torch.float16), (4, torch.float32)):
         cast = {name: tensor.to(dtype) for name, tensor in weights.items()}  # of whole numbers, too
-        with pytest.raises(CheckpointError, match=r"\d+ weights are of another type, the first is"):
+        with pytest.raises(CheckpointError, match=r"\d+ weights of another type, the first is"):
             load_checkpoint(save(tmp_path, recipe, cast, step))
 
 
