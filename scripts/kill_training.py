@@ -30,6 +30,7 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.config import load_recipe
 from refseg.errors import RefsegError
+from refseg.training import checkpoint as checkpoints
 from refseg.training import checkpoint_writer, trainer
 from refseg.training.run_files import read_metrics
 

@@ -99,7 +99,7 @@ def _set(keys: str, value: Any) -> Any:
         (lambda config: config.pop("origin"), "unexpected content ('origin'); fetch it again"),
         (_set("preprocessing.image_mean", [0.5, 0.5, 0.5]), "found preprocessing {'image_mean': [0.5, 0.5, 0.5],"),
         (_set("preprocessing.tokenizer.vocab_sha256", "0"), "'vocab_sha256': '0'}}, expected {'image_mean'"),
-        (_set("model", []), "model.name: found []; expected one of fcnet, crformer, lts, cris"),
+        (_set("model", []), "model: found []; expected a section; its model is named by model.name"),
         (_set("model.dim", 4_000_000), "config.json: unexpected content ("),
         (lambda config: (config.pop("refseg"), config["model"].update(depth=3)), "release that wrote it: unknown"),
         (_set("origin.step", "12"), "config.json: unexpected content ("),

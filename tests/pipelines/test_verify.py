@@ -129,12 +129,11 @@ def test_rows_that_contradict_themselves_are_named_even_if_every_hash_agrees(
 
 def test_a_descriptor_that_lies_is_named(built: Path) -> None:
     plan_keys = {**load_descriptor(built).plan_keys, "seed": "1"}
-    rewrite(built, tokenizer={"name": "bert", "vocab_sha256": "0"}, mask_rule="sum", plan_keys=plan_keys)
+    rewrite(built, tokenizer={"name": "bert", "vocab_sha256": "0"}, plan_keys=plan_keys)
 
     faults = "\n".join(map(str, verify_dataset(built, fast=True)))
 
     assert "refseg.json: found tokenizer {'name': 'bert'" in faults
-    assert "refseg.json: found mask rule 'sum', expected one of union, legacy" in faults
     assert "expected the hash of its plan keys" in faults
 
 

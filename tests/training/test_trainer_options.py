@@ -185,4 +185,4 @@ def test_a_run_that_ended_by_patience_is_left_as_it_is(
     assert said == [f"{tmp_path} is trained: 12 steps are done, none is left"]
     kept = json.loads((tmp_path / "recipe.json").read_text())
     assert kept["train"]["log_every_steps"] == 1  # no step was made with 7
-    assert (tmp_path / "environment.json").is_file()
+    assert not (tmp_path / "environment.json").is_file()
