@@ -22,6 +22,19 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _own_logging() -> None:
+    """No test logs through what a command of an earlier test, or of a shared fixture, has set up in this process.
+
+    Pytest captures at the root and at each logger that does not propagate when a test begins; a logger that a test then
+    lets propagate would be captured twice.
+    """
+    for name in ("refseg", "pipelines"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it skip where it is absent."""

@@ -123,7 +123,7 @@ def test_a_decompression_bomb_is_refused(photo: Path, monkeypatch: pytest.Monkey
 def test_empty_texts_and_missing_checkpoints_are_refused(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="text 2 is empty"):
         segment(tmp_path, photo, ["a cat", "  "])
-    for invisible in ("\u200b", "&nbsp;", "\u3164 \u2800"):
+    for invisible in ("\u200b", "&nbsp;", "\u3164 \u2800", "\uffff\U0010ffff"):
         with pytest.raises(UsageError, match=r"text 1: found .*, without a visible character"):
             segment(tmp_path, photo, [invisible])
     with pytest.raises(UsageError, match="found no text"):
@@ -133,9 +133,8 @@ def test_empty_texts_and_missing_checkpoints_are_refused(photo: Path, tmp_path: 
 
 
 def test_a_text_longer_than_the_model_reads_is_cut_and_said(
-    toy_run: Path, photo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    toy_run: Path, photo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger=predict.__name__):
         segment(toy_run, photo, ["red " * 300])
 

@@ -1,7 +1,6 @@
 """A published run segments and scores like the run itself, and its card says what it is."""
 
 import json
-import logging
 import re
 import shutil
 import tomllib
@@ -86,13 +85,12 @@ def test_the_card_holds_scores_rules_and_a_recipe_that_loads(scored_run: Path, f
 
 
 def test_scores_of_another_checkpoint_are_left_out_aloud(
-    scored_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    scored_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(scored_run, run)
     for path in (run / "evaluation").glob("scores-*.json"):
         path.write_text(json.dumps(seal({**json.loads(path.read_text()), "step": 999})))
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     published = publish(run, tmp_path / "model")
 

@@ -1,5 +1,4 @@
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -359,7 +358,6 @@ def test_an_example_whose_picture_cannot_be_read_is_named_and_shown_without_it(
         raise DatasetError("val-00000.tar: image 1: cannot be decoded")
 
     monkeypatch.setattr(ManifestIndex, "decode_image", decode)
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     page = build([results], index).html
 

@@ -105,11 +105,8 @@ def load(path: Path | str, key: str, image_encoder: str) -> SegmentationModel:
     return model
 
 
-def test_where_the_weights_are_from_is_logged(
-    text_file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_weights_are_from_is_logged(text_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file(load_file(text_file), text_file, metadata={"kind": "clip", "source": "RN50.pt", "source_sha256": "af"})
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
     caplog.set_level(logging.INFO, logger="refseg")
 
     model = load(text_file, "text_weights", "tiny")

@@ -1,5 +1,4 @@
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, recipe: Recipe, weight
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, recipe: Recipe, weights: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch, name: str, harm: str,
+    name: str, harm: str,
 ) -> None:  # fmt: skip
     before, torn = save(tmp_path, recipe, weights, 2), save(tmp_path, recipe, weights, 4)
     content = bytearray((torn / name).read_bytes())
@@ -104,7 +103,6 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
     else:
         content[len(content) // 2] ^= 0xFF
         (torn / name).write_bytes(content)
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     assert latest_checkpoint(tmp_path) == before
     assert "damaged checkpoint" in caplog.text

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,11 @@ def write_lines(out: Path, *texts: str, end: str = "\n") -> Path:
      '{"kind": "train", "step": 2, "loss": "x"}', '{"kind": "train", "step": -1}', '{"kind": "train", "step": true}'],
 )  # fmt: skip
 def test_a_damaged_line_of_the_metrics_costs_that_line_alone_and_is_named(
-    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _, third = map(json.dumps, LINES)
     path = write_lines(tmp_path, first, damaged, third)
     before = path.read_bytes()
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     assert read_metrics(tmp_path) == [LINES[0], LINES[2]]
     assert f"{path}: line 2 is damaged and left out" in caplog.text
@@ -43,11 +41,8 @@ def test_a_damaged_line_of_the_metrics_costs_that_line_alone_and_is_named(
     assert "line 2 is damaged, dropped here and kept in metrics.damaged.jsonl" in caplog.text
 
 
-def test_a_last_line_that_a_crash_has_cut_is_no_damage(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_last_line_that_a_crash_has_cut_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_lines(tmp_path, json.dumps(LINES[0]), json.dumps(LINES[1])[:20], end="")
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     assert read_metrics(tmp_path) == LINES[:1]
     assert caplog.text == ""
@@ -142,7 +137,6 @@ def test_a_file_system_without_locks_is_reported_and_used(
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    monkeypatch.setattr(logging.getLogger("refseg"), "propagate", True)
 
     with lock_run(tmp_path):
         pass
