@@ -80,9 +80,10 @@ def test_cores_are_shared_out_unless_a_person_set_the_threads(
 def test_what_a_launcher_was_told_is_read_from_its_environment_and_command_line(
     variables: dict[str, str], arguments: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with subprocess.Popen(
-        ["sh", "-c", "read line", "launcher", *arguments], env=variables, stdin=subprocess.PIPE
-    ) as sh:
+    command = ["sh", "-c", "echo begun; read line", "launcher", *arguments]
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sh:
+        assert sh.stdout is not None
+        sh.stdout.readline()  # until then the system may show a process without its arguments
         monkeypatch.setattr("os.getppid", lambda: sh.pid)
         assert launch._launcher_was_told() is told
 
