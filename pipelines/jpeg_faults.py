@@ -4,15 +4,15 @@ import re
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from typing import NamedTuple
 
 from PIL import JpegImagePlugin
 
 from pipelines.images import FETCHES, ImageFile
-from refseg.errors import StorageError
+from refseg.errors import ImageError, StorageError
 from refseg.picture_kinds import describe_other_kind
 from refseg.storage import is_remote, open_folder
+from refseg.stored_jpeg import open_stored_jpeg
 
 _JPEG_START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -80,8 +80,8 @@ def _read_jpeg_size(image: ImageFile) -> tuple[int, int] | JpegFault:
 def _open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
     """Read a JPEG's head and none of its pixels."""
     try:
-        return JpegImagePlugin.JpegImageFile(BytesIO(data))
-    except (SyntaxError, OSError, ValueError):
+        return open_stored_jpeg(data)
+    except ImageError:
         if data.startswith(_JPEG_START):
             found = f"ends or is damaged within its first {len(data)} bytes; fetch the file again"
             return JpegFault("truncated_image", found)

@@ -1,6 +1,6 @@
 """Refs that became no row: why, and the table that keeps them (`rejects.parquet`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,12 +94,6 @@ def write_rejects(path: Path, rejects: Iterable[Reject], spec: DatasetSpec) -> N
         {"dataset": spec.dataset, "split_by": spec.split_by, **asdict(reject)} for reject in sorted(rejects, key=_order)
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA), path, compression="zstd")
-
-
-def count_reasons(rejects: Sequence[Reject]) -> dict[str, int]:
-    """How often each reason occurs, in the order of `REASONS`."""
-    found = [reject.reason for reject in rejects]
-    return {reason: found.count(reason) for reason in REASONS if reason in found}
 
 
 def _order(reject: Reject) -> tuple[str, bool, int, int, str, str]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refseg.arrow_arrays import one_array
 from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry
 from refseg.errors import DatasetError, StorageError
-from refseg.row_checks import RowFault, RowRules, find_row_faults, one_array
+from refseg.row_checks import RowFault, RowRules, find_row_faults
 from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import Folder
 

@@ -6,6 +6,7 @@ readers rely on without looking again. Columns that were not read are not checke
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from refseg.arrow_arrays import list_ends, list_lengths, numbers, one_array
 from refseg.schema import MAX_PIXELS, MAX_SIDE
 from refseg.shape_checks import find_annotation_faults, find_mask_faults
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
@@ -79,10 +81,10 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
         values = numbers(boxes.flatten())
         is_wrong[np.repeat(np.arange(len(boxes)), list_lengths(boxes))[~np.isfinite(values)]] = True
         yield from _constant(is_wrong, "a box_xywh of other values", "four finite numbers")
-    for name, find in (("mask", find_mask_faults), ("annotations", find_annotation_faults)):
-        if name in columns:
-            for is_wrong, found, expected in find(columns[name], numbers(columns["no_target"]), sides):
-                yield from _of_rows(is_wrong, found, expected)
+    of_masks = find_mask_faults(columns["mask"], numbers(columns["no_target"]), sides) if "mask" in columns else ()
+    of_annotations = find_annotation_faults(columns["annotations"], sides) if "annotations" in columns else ()
+    for is_wrong, found, expected in chain(of_masks, of_annotations):
+        yield from _of_rows(is_wrong, found, expected)
 
 
 def find_repeated(ids: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:
@@ -90,28 +92,6 @@ def find_repeated(ids: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.in
     order = np.lexsort((ids, groups))
     again = (ids[order][1:] == ids[order][:-1]) & (groups[order][1:] == groups[order][:-1])
     return np.sort(order[1:][again])
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array, copied only if it is in several: of row groups."""
-    return column.chunk(0) if column.num_chunks == 1 else column.unify_dictionaries().combine_chunks()
-
-
-def numbers(array: pa.Array) -> NDArray[Any]:
-    """An array of numbers without nulls."""
-    return array.to_numpy(zero_copy_only=False)
-
-
-def list_ends(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Where each list ends in the flattened values."""
-    offsets = numbers(lists.offsets).astype(np.int64)
-    return offsets[1:] - offsets[0]
-
-
-def list_lengths(lists: pa.ListArray) -> NDArray[np.int64]:
-    """How many values each list has."""
-    offsets = numbers(lists.offsets).astype(np.int64)
-    return offsets[1:] - offsets[:-1]
 
 
 def _of_rows(is_wrong: NDArray[np.bool_], found: Callable[[int], str], expected: str) -> Iterator[RowFault]:

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from refseg.arrow_arrays import list_lengths, numbers
+
 ShapeFault = tuple[NDArray[np.bool_], Callable[[int], str], str]
 """Which rows, what is found in a row, what is expected."""
 _Sides = tuple[NDArray[Any], NDArray[Any]]
@@ -24,7 +26,7 @@ def find_mask_faults(masks: pa.StructArray, no_target: NDArray[np.bool_], sides:
     is_wrong = _do_not_fit(masks, sides)
     yield is_wrong, lambda row: _describe(masks, row), "run lengths of the image's size, none but the first empty"
     if not is_wrong.any():
-        has_pixels = _lengths(masks.field("counts")) > 1
+        has_pixels = list_lengths(masks.field("counts")) > 1
         yield (
             has_pixels == no_target,
             lambda row: f"no_target {bool(no_target[row])} and a mask with{'' if has_pixels[row] else 'out'} pixels",
@@ -32,31 +34,27 @@ def find_mask_faults(masks: pa.StructArray, no_target: NDArray[np.bool_], sides:
         )
 
 
-def find_annotation_faults(
-    annotations: pa.ListArray,
-    no_target: NDArray[np.bool_],  # noqa: ARG001  # as of `find_mask_faults`
-    sides: _Sides,
-) -> Iterator[ShapeFault]:
+def find_annotation_faults(annotations: pa.ListArray, sides: _Sides) -> Iterator[ShapeFault]:
     """Annotations that cannot be drawn: run lengths of another size, polygons far outside. Arguments as of masks."""
     num_rows = len(annotations)
-    row_of = np.repeat(np.arange(num_rows), _lengths(annotations))
+    row_of = np.repeat(np.arange(num_rows), list_lengths(annotations))
     shapes = annotations.flatten()
     boxes = shapes.field("box_xywh")
-    values = _values(boxes.flatten())
-    if (wrong := _lengths(boxes) != 4).any() or not np.isfinite(values).all():
-        wrong[np.repeat(np.arange(len(boxes)), _lengths(boxes))[~np.isfinite(values)]] = True
+    values = numbers(boxes.flatten())
+    if (wrong := list_lengths(boxes) != 4).any() or not np.isfinite(values).all():
+        wrong[np.repeat(np.arange(len(boxes)), list_lengths(boxes))[~np.isfinite(values)]] = True
         yield _of_rows(row_of[wrong], num_rows), lambda _: "an annotation's box_xywh", "four finite numbers"
 
     rles = shapes.field("segmentation").field("rles")
-    row_of_rle = np.repeat(row_of, _lengths(rles))
+    row_of_rle = np.repeat(row_of, list_lengths(rles))
     is_wrong = _do_not_fit(rles.flatten(), (sides[0][row_of_rle], sides[1][row_of_rle]), may_be_empty=True)
     expected = "run lengths of the image's size"
     yield _of_rows(row_of_rle[is_wrong], num_rows), lambda _: "an annotation's run lengths of another size", expected
 
     polygons = shapes.field("segmentation").field("polygons")
-    row_of_polygon = np.repeat(row_of, _lengths(polygons))
-    lengths = _lengths(polygons.flatten())
-    corners = _values(polygons.flatten().flatten())
+    row_of_polygon = np.repeat(row_of, list_lengths(polygons))
+    lengths = list_lengths(polygons.flatten())
+    corners = numbers(polygons.flatten().flatten())
     row_of_corner = np.repeat(row_of_polygon, lengths)
     reach = _REACH * np.maximum(*sides)[row_of_corner]
     far = ~((corners >= -reach) & (corners <= 2 * reach))  # also nan
@@ -69,9 +67,9 @@ def _do_not_fit(masks: pa.StructArray, sides: _Sides, *, may_be_empty: bool = Fa
     names = {field.name for field in masks.type}
     pixels = sides[0].astype(np.int64) * sides[1]
     lists = masks.field("counts")
-    lengths = _lengths(lists)
+    lengths = list_lengths(lists)
     is_wrong = lengths == 0
-    counts, starts = _values(lists.flatten()), np.cumsum(lengths) - lengths
+    counts, starts = numbers(lists.flatten()), np.cumsum(lengths) - lengths
     filled = ~is_wrong
     sums = np.zeros(len(lists), np.int64)
     sums[filled] = np.add.reduceat(counts, starts[filled], dtype=np.int64) if filled.any() else 0
@@ -81,10 +79,10 @@ def _do_not_fit(masks: pa.StructArray, sides: _Sides, *, may_be_empty: bool = Fa
         is_empty[starts[filled]] = False
         is_wrong[np.repeat(np.arange(len(lists)), lengths)[is_empty]] = True
     if "size" in names:
-        of_two = _lengths(masks.field("size")) == 2
+        of_two = list_lengths(masks.field("size")) == 2
         is_wrong |= ~of_two
         if of_two.all():
-            found = _values(masks.field("size").flatten()).reshape(-1, 2)
+            found = numbers(masks.field("size").flatten()).reshape(-1, 2)
             is_wrong |= (found[:, 0] != sides[0]) | (found[:, 1] != sides[1])
     return is_wrong
 
@@ -99,12 +97,3 @@ def _of_rows(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.bool_]:
     is_wrong = np.zeros(num_rows, np.bool_)
     is_wrong[rows] = True
     return is_wrong
-
-
-def _lengths(lists: pa.ListArray) -> NDArray[np.int64]:
-    offsets: NDArray[np.int64] = lists.offsets.to_numpy().astype(np.int64)
-    return offsets[1:] - offsets[:-1]
-
-
-def _values(array: pa.Array) -> NDArray[Any]:
-    return array.to_numpy(zero_copy_only=False)

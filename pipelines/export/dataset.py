@@ -1,6 +1,6 @@
 """A finished dataset as exporters read it: rows shard by shard, JPEGs checked by their hash."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,6 @@ class BuiltDataset:
         """
         rows: list[dict[str, Any]] = read_columns(self.place, entry, self.descriptor, columns).to_pylist()
         return rows
-
-    def all_rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Rows of all shards, one shard in memory at a time."""
-        for entry in self.entries:
-            yield from self.rows(entry, columns)
 
     def categories(self, tables: ReferTables) -> list[dict[str, Any]]:
         """Category records of the whole dataset, whatever splits were asked for, so that files of all splits agree.

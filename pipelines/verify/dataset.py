@@ -1,7 +1,7 @@
 """The check of a whole dataset: the descriptor, which files there are, each shard and pool by itself, then together."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,59 +115,68 @@ def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) ->
 
 def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) -> Iterator[Fault]:
     """Each sample key once in the dataset's tars, each ref once in each dataset."""
-    names = [found.name for found in findings]
-    of_shard = np.repeat(np.arange(len(findings)), [len(found.keys) for found in findings])
-    repeats = [
-        Fault(
-            file=f"{names[again]}.tar",
-            sample=f"{image_id:012d}" + (f"_{number}" if number else ""),
-            found=f"the same key as in {names[first]}",
-            expected="each key once",
-        )
-        for (image_id, number), first, again in _find_repeats([found.keys for found in findings], of_shard)
-    ]
-    yield from shorten(repeats)
-    of_shard = np.repeat(np.arange(len(findings)), [len(found.refs) for found in findings])
-    repeats = [
-        Fault(
-            file=f"{names[again]}.parquet",
-            sample=f"ref {ref_id}",
-            found=f"the same ref_id as in {names[first]}",
-            expected=f"each ref of {datasets[position]} once",
-        )
-        for (position, ref_id), first, again in _find_repeats([found.refs for found in findings], of_shard)
-        if position >= 0
-    ]
-    yield from shorten(repeats)
+    yield from shorten(
+        [
+            Fault(
+                file=f"{again}.tar",
+                sample=f"{image_id:012d}" + (f"_{number}" if number else ""),
+                found=f"the same key as in {first}",
+                expected="each key once",
+            )
+            for (image_id, number), first, again in _find_repeats(findings, lambda found: found.keys)
+        ]
+    )
+    yield from shorten(
+        [
+            Fault(
+                file=f"{again}.parquet",
+                sample=f"ref {ref_id}",
+                found=f"the same ref_id as in {first}",
+                expected=f"each ref of {datasets[position]} once",
+            )
+            for (position, ref_id), first, again in _find_repeats(findings, lambda found: found.refs)
+            if position >= 0
+        ]
+    )
 
 
 def _check_sentences(findings: Sequence[ShardFindings], datasets: Sequence[str], split: str) -> Iterator[Fault]:
-    """Each `sent_id` once in a split of each dataset: predictions are told apart by it."""
-    names = [found.name for found in findings]
-    of_shard = np.repeat(np.arange(len(findings)), [len(found.sentences) for found in findings])
-    repeats = [
-        Fault(
-            file=f"{names[again]}.parquet",
-            sample=f"sentence {sent_id}",
-            found=f"the same sent_id as another sentence in {names[first]}",
-            expected=f"each sent_id of {datasets[position]} once in split {split}",
-        )
-        for (position, sent_id), first, again in _find_repeats([found.sentences for found in findings], of_shard)
-        if position >= 0
-    ]
-    yield from shorten(repeats)
+    """Each `sent_id` once in a split of each dataset: predictions are matched by it."""
+    yield from shorten(
+        [
+            Fault(
+                file=f"{again}.parquet",
+                sample=f"sentence {sent_id}",
+                found=f"the same sent_id as another sentence in {first}",
+                expected=f"each sent_id of {datasets[position]} once in split {split}",
+            )
+            for (position, sent_id), first, again in _find_repeats(findings, lambda found: found.sentences)
+            if position >= 0
+        ]
+    )
 
 
 def _find_repeats(
-    pairs: Sequence[NDArray[np.int64]], of_shard: NDArray[np.int64]
-) -> Iterator[tuple[tuple[int, int], int, int]]:
-    """Pairs that come again: the pair, the shard that has it first, the shard that has it too."""
+    findings: Sequence[ShardFindings], pairs_of: Callable[[ShardFindings], NDArray[np.int64]]
+) -> Iterator[tuple[tuple[int, int], str, str]]:
+    """Find pairs that occur more than once.
+
+    Args:
+        findings: What was found in each shard.
+        pairs_of: Gives the pairs of a shard, `(n, 2)`.
+
+    Yields:
+        The pair, the name of the shard that has it first, the name of the shard that repeats it.
+    """
+    pairs = [pairs_of(found) for found in findings]
     values = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    of_shard = np.repeat(np.arange(len(pairs)), [len(of_one) for of_one in pairs])
     order = np.lexsort((of_shard, values[:, 1], values[:, 0]))
     same = np.flatnonzero((values[order[1:]] == values[order[:-1]]).all(axis=1))
-    for place in same.tolist():
-        first, again = order[place], order[place + 1]
-        yield (int(values[first, 0]), int(values[first, 1])), int(of_shard[first]), int(of_shard[again])
+    for position in same.tolist():
+        first, again = order[position], order[position + 1]
+        pair = int(values[first, 0]), int(values[first, 1])
+        yield pair, findings[of_shard[first]].name, findings[of_shard[again]].name
 
 
 def _check_members(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:

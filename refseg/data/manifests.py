@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refseg import tokenizer
+from refseg.arrow_arrays import numbers, one_array
 from refseg.data.cache import Tar
 from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.errors import DatasetError
@@ -20,7 +21,7 @@ from refseg.manifests import (
     read_rows,
     row_error,
 )
-from refseg.row_checks import RowFault, numbers, one_array
+from refseg.row_checks import RowFault
 from refseg.shape_checks import find_mask_faults
 from refseg.storage import Folder, is_remote, open_folder
 
