@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from refseg.models.model import SegmentationModel
 
@@ -30,7 +31,7 @@ class WeightAverage:
             decay: Between 0 and 1.
         """
         self.model = copy.deepcopy(model)
-        self._weight = 1 - decay
+        self._average = get_ema_multi_avg_fn(decay)
         self._saved = frozenset(model.state_dict())
 
     @torch.no_grad()
@@ -44,7 +45,7 @@ class WeightAverage:
                 values.append(value)
             else:
                 average.copy_(value)
-        torch._foreach_lerp_(averages, values, self._weight)
+        self._average(averages, values, None)
 
 
 def _tensors(model: SegmentationModel) -> Iterator[tuple[str, Tensor]]:
