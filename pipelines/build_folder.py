@@ -37,7 +37,7 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
         except RefsegError as error:
             if is_new and not isinstance(error, StorageError | WorkerError):
                 _undo(folder)
-                with suppress(OSError):  # somebody else uses a folder that we made on the way
+                with suppress(OSError):  # another process uses a parent folder that we made
                     for parent in made:
                         parent.rmdir()
             raise

@@ -60,7 +60,7 @@ class CheckTask:
         categories: By category id: the name as found.
         box_targets: See `RawSource`.
         repeated: Places of refs whose id an earlier ref has.
-        repeated_sentences: By place of a ref, a `sent_id` of it that an earlier sentence of its split has.
+        repeated_sentences: By position of a ref, one of its `sent_id`s that an earlier sentence of its split has.
         later_splits: By image id, how many earlier splits have the image, too.
         alike: By name of a missing picture, the file that may have been meant; of some of them.
     """
@@ -205,8 +205,11 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
         return "duplicate_ref_id", "an earlier ref has the same id; take the file from its release"
     if item.position in task.repeated_sentences:
         sent_id = task.repeated_sentences[item.position]
-        found = f"sent_id {sent_id} is there more than once in split {find_split(item.ref)}"
-        return "duplicate_sent_id", f"{found}, expected it once: predictions are told apart by it; number them anew"
+        found = f"sent_id {sent_id} occurs more than once in split {find_split(item.ref)}"
+        return (
+            "duplicate_sent_id",
+            f"{found}, expected it once, because predictions are matched by it; renumber the sentences",
+        )
     pointed = [("image", find_integer(item.ref, "image_id"))]
     pointed += [("annotation", ann_id) for ann_id in find_annotation_ids(item.ref)]
     for kind, key in pointed:

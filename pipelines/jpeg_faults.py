@@ -29,8 +29,8 @@ class JpegFault(NamedTuple):
     """What is wrong with an image file.
 
     Attributes:
-        reason: Of `rejects.REASONS`.
-        found: What was found, what was expected and what to do; goes on after the file's name.
+        reason: One of `rejects.REASONS`.
+        found: What was found, what was expected and what to do; the text continues a message after the file's name.
     """
 
     reason: str

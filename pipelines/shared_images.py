@@ -68,7 +68,7 @@ class SharedImages:
             return ""
         more = ", ..." if self.num_between_splits + self.num_within_split > len(self.first) else ""
         return (
-            f"the same picture (equal bytes) is there more than once: {found}: {', '.join(map(str, self.first))}{more}"
+            f"the same picture (equal bytes) occurs more than once: {found}: {', '.join(map(str, self.first))}{more}"
             "; name each picture in one way and keep all its refs in one split"
         )
 

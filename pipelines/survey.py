@@ -36,8 +36,7 @@ class Survey:
         shard_of_ref: `(refs,)` int32, -1 for refs that go nowhere.
         unassigned: Refs of no known split or image: each of them is a fault.
         repeated: Places of refs whose id an earlier ref has.
-        repeated_sentences: By place of a ref, the `sent_id` of a sentence of it that an earlier sentence of its split
-            has, too.
+        repeated_sentences: By position of a ref, one of its `sent_id`s that an earlier sentence of its split has.
         counts: By split, what the source holds.
         later_splits: `(split, image id)` of images that an earlier split has, too, and how many earlier ones do.
     """
@@ -214,7 +213,7 @@ def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -
 def _find_repeated_sentences(
     sent_ids: "array[int]", refs_of_sentences: "array[int]", code_of_ref: NDArray[np.int8]
 ) -> dict[int, int]:
-    """By place of a ref, a `sent_id` of it that an earlier sentence of its split has."""
+    """By position of a ref, a `sent_id` of it that an earlier sentence of its split has."""
     if not sent_ids:
         return {}
     ids, places = np.frombuffer(sent_ids, np.int64), np.frombuffer(refs_of_sentences, np.int64)

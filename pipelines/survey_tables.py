@@ -28,11 +28,11 @@ class Tables:
 
     Attributes:
         categories: By category id: the name as found; of an id with several names, all of them.
-        licences: Of the images in use: name and address.
+        licences: Name and address of each licence of the images in use.
         num_found: Images whose bytes were found.
         num_missing: Images whose bytes were not found.
         missing: By id, the names of the first ten of them.
-        images_digest: Of ids, names and sizes of all images found, in whatever order they came.
+        images_digest: Hash of ids, names and sizes of all images found; their order does not matter.
     """
 
     categories: dict[int, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
 
     Args:
         source: The dataset.
-        survey: Of its refs.
+        survey: Survey of its refs.
         find_image: See there.
         spill: Where records go; None: nowhere, for a look at the names and sizes of images alone.
 
@@ -93,8 +93,8 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
             is_other = key in tables.categories and tables.categories[key] != name
             tables.categories[key] = [tables.categories[key], name] if is_other else name
         elif section == "licenses":
-            said = (record.get(name) for name in ("name", "url"))
-            licences[key] = " ".join(text for text in said if is_text(text) and text)
+            texts = (record.get(name) for name in ("name", "url"))
+            licences[key] = " ".join(text for text in texts if is_text(text) and text)
     nameless.warn(source.spec.dataset_id)
     tables.images_digest = f"{digest % 2**256:064x}"
     tables.licences = tuple(f"images: {licences[key]}" for key in sorted(licences) if key in used_licences)

@@ -1,6 +1,6 @@
 """Files of this machine's caches: in folders of their user alone, and opened without following links.
 
-Whoever may write into a cache could otherwise put a link there, and what the cache writes would land in its target.
+Without this, another user who may write into a cache could put a link there, and the cache would overwrite its target.
 """
 
 import errno
@@ -12,7 +12,7 @@ _PRIVATE = 0o700
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Make a folder for one kind of cache, or check the one that is there; folders above it are the user's matter.
+    """Make a folder for one kind of cache, or check the one that is there; parent folders are not checked.
 
     Raises:
         OSError: If it cannot be made, is a link or no folder, or others may write there.

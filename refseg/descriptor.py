@@ -370,7 +370,7 @@ def unknown_split(folder: Path | str, descriptor: Descriptor, split: str) -> str
 
     Args:
         folder: The dataset's folder, local or a URL.
-        descriptor: Of the dataset.
+        descriptor: Descriptor of the dataset.
         split: The name that was asked for.
     """
     return (

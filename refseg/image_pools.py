@@ -23,7 +23,7 @@ def relative_address(folder: str, start: str) -> str:
     """
     if host_of(folder) != host_of(start):
         logger.warning(
-            "%s: shows images that lie at %s, on another host; whoever reads it has to set %s=%s",
+            "%s: shows images that lie at %s, on another host; readers have to set %s=%s",
             start, folder, HOSTS_VARIABLE, host_of(folder),
         )  # fmt: skip
     if is_remote(folder) or is_remote(start):
@@ -38,7 +38,7 @@ def relative_address(folder: str, start: str) -> str:
 def pool_address(pool: ImagePool, folder: str) -> str:
     """The path or URL of a pool of the dataset in `folder`: what `relative_address` was undone.
 
-    A dataset may come from anybody, and a request to a host tells that host who reads it. So a pool must lie where the
+    A dataset may be untrusted, and a request reveals its reader to the host. Therefore a pool must lie where the
     dataset lies: on this machine or, for a URL, at the same scheme and host (or bucket). `REFSEG_ALLOW_HOSTS` names
     further ones.
 

@@ -14,7 +14,7 @@ def jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
         data: The file, or its start.
 
     Raises:
-        ImageError: If no size is there; the message has no place in it.
+        ImageError: If the header has no size; the message does not name the file.
     """
     length, at = len(data), 2
     if length < 2 or data[0] != 0xFF or data[1] != 0xD8:
@@ -41,7 +41,7 @@ def check_jpeg_size(data: bytes | memoryview, expected: tuple[int, int]) -> None
     """Compare a JPEG's header with the size that it must have, `(height, width)` in pixels.
 
     Raises:
-        ImageError: If it has another, or none; the message has no place in it.
+        ImageError: If it has another size, or none; the message does not name the file.
     """
     found = jpeg_size(data)
     if found != expected:

@@ -44,12 +44,12 @@ def manifest_name(entry: ShardEntry) -> str:
 
 
 def refuse_unknown_files(place: Folder, sizes: dict[str, int], descriptor: Descriptor) -> None:
-    """Detect duplicated shards, which a reader that takes all tars would read twice.
+    """Detect duplicated shards, which a reader of all tars would read twice.
 
     Args:
         place: The dataset's folder.
         sizes: What is in it: names and bytes.
-        descriptor: Of the dataset.
+        descriptor: Descriptor of the dataset.
 
     Raises:
         DatasetError: If the folder holds a tar or Parquet file that is not the dataset's.
@@ -80,7 +80,7 @@ def check_files(place: Folder, sizes: dict[str, int], entry: ShardEntry) -> None
 
 
 def check_size(place: Folder, sizes: dict[str, int], name: str, expected: int, *, remedy: str = REMEDY) -> None:
-    """Check that a file is there and has a size.
+    """Check that a file exists and has the expected size.
 
     Raises:
         DatasetError: If it is missing or of another size.
@@ -124,7 +124,7 @@ def read_columns(place: Folder, entry: ShardEntry, descriptor: Descriptor, colum
     Args:
         place: The dataset's folder.
         entry: The shard.
-        descriptor: Of the dataset.
+        descriptor: Descriptor of the dataset.
         columns: Names, of nested ones with their path.
 
     Raises:

@@ -1,6 +1,6 @@
 """What every row of a manifest must be: checked over whole columns, before a reader uses any of them.
 
-A manifest may come from anybody, with right hashes. Only rows that pass have the sizes, offsets and run lengths that
+A manifest with right hashes may still be untrusted. Only rows that pass have the sizes, offsets and run lengths that
 readers rely on without looking again. Columns that were not read are not checked.
 """
 
@@ -25,7 +25,7 @@ _OF_IMAGE = ("image_id", "file_name", "height", "width", "image_bytes", "image_x
 
 
 class RowFault(NamedTuple):
-    """One thing that a row must not be."""
+    """One violation of the format by a row."""
 
     row: int
     """Its position in the manifest."""
@@ -38,9 +38,9 @@ class RowRules:
     """What the descriptor says of a manifest's rows.
 
     Attributes:
-        split: Of all of them.
-        datasets: Ids that they may have.
-        tar_bytes: By what they may have as `shard`, the size of that tar.
+        split: Split of all rows.
+        datasets: Dataset ids that rows may have.
+        tar_bytes: Size of each tar, by the `shard` that rows may name.
     """
 
     split: str
@@ -53,7 +53,7 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
 
     Args:
         table: Rows with the types of `MANIFEST_SCHEMA`; strings may be dictionaries, columns may be missing.
-        rules: Of the manifest.
+        rules: Rules that the descriptor gives for the manifest.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
     missing = [fault for name, column in columns.items() for fault in _find_nulls(name, column)]

@@ -335,7 +335,7 @@ class WebFolder(RemoteFolder):
         def request(files: Any, path: str) -> tuple[str, int]:
             try:
                 size = files.info(path)["size"]
-            except FileNotFoundError as error:  # said of every failure
+            except FileNotFoundError as error:  # fsspec raises it for every failure
                 if error.__cause__ is None or http_status(error.__cause__) in _NOT_THERE:
                     raise
                 raise error.__cause__ from error

@@ -78,8 +78,8 @@ class ExportReport:
         num_sentences: Of these splits.
         images: Whether images were written.
         annotations: Whether the annotation files were put back as they were.
-        num_files: How many were written, without this report.
-        num_bytes: Of these files.
+        num_files: Number of files written, without this report.
+        num_bytes: Size of these files in bytes.
         differences: In sentences, what the files have otherwise than those the dataset was built from, or lack
             against the shards.
     """

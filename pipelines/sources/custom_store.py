@@ -151,7 +151,7 @@ class CustomStore:
         )
         if True in self._given["sent_id"]:
             for split, sent_id in self._base.execute(twice):
-                faults.append(f"sent_id {sent_id} is there more than once in {split}, expected it once")
+                faults.append(f"sent_id {sent_id} occurs more than once in {split}, expected it once")
         return faults
 
     def splits(self) -> set[str]:

@@ -16,7 +16,7 @@ _MOST_BYTES = 2**31
 
 
 class NumpyFault(Exception):
-    """What a pickle asks of NumPy that is not plain; goes on after "the pickle "."""
+    """A request of a pickle that is not plain data of NumPy; the text continues a message after "the pickle "."""
 
 
 class Maker:
@@ -124,7 +124,7 @@ NUMPY_GLOBALS: dict[tuple[str, str], Maker] = {
 
 
 def replace_arrays(value: Any) -> Any:
-    """Put plain lists in the place of arrays, wherever they stand in dicts, lists and tuples.
+    """Replace arrays by plain lists, at any depth of dicts, lists and tuples.
 
     Raises:
         RecursionError: If containers are nested too deep.
@@ -137,7 +137,7 @@ def _replace(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, _Dtype | Maker):
-        raise NumpyFault("holds a type or function in the place of a value")
+        raise NumpyFault("holds a type or function instead of a value")
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, dict):

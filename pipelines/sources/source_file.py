@@ -59,7 +59,7 @@ def describe_file(path: Path, name: str) -> SourceFile:
     """Hash an annotation file as it lies on disk.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         name: What the descriptor calls it.
 
     Raises:

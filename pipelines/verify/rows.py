@@ -62,7 +62,7 @@ def check_rows(
         table: From `read_table`.
         rows: The same as plain values.
         rules: What the rows must be.
-        mask_rule: Of the dataset.
+        mask_rule: Mask rule of the dataset.
 
     Returns:
         The faults, and the record of each row; empty if some rows cannot be used at all, which no other check reads.

@@ -50,7 +50,7 @@ def write_prediction(
     Args:
         out: Folder, made if absent.
         image: The picture's file.
-        prediction: Of this picture.
+        prediction: Prediction for this picture.
         checkpoint: That predicted it.
 
     Returns:
@@ -88,7 +88,7 @@ def write_prediction(
 
 
 def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
-    """The first name whose files are this result's or nobody's, taken by an empty mask file."""
+    """Find the first name that is free or holds this result, and reserve it by an empty mask file."""
     for name in itertools.chain([first], (f"{stem}-{number}" for number in itertools.count(2))):
         taken = [path for kind in ("mask", "overlay", "explain") if (path := out / f"{name}.{kind}.png").exists()]
         if any(_facts_of(path) != facts for path in taken):
@@ -116,8 +116,8 @@ def _facts_of(path: Path) -> object:
 
 def _write(path: Path, pixels: Any, facts: dict[str, Any]) -> None:
     """Write a PNG whole or not at all."""
-    said = PngInfo()
-    said.add_text(_KEY, json.dumps(facts))
+    info = PngInfo()
+    info.add_text(_KEY, json.dumps(facts))
     aside = path.with_name(f".{path.name}.part")
-    Image.fromarray(pixels).save(aside, "PNG", pnginfo=said)
+    Image.fromarray(pixels).save(aside, "PNG", pnginfo=info)
     aside.replace(path)

@@ -53,7 +53,7 @@ class Buffers:
     A batch that somebody keeps is never written to: its memory comes back when its last tensor or view is gone.
 
     Args:
-        kind: Of the memory.
+        kind: Kind of memory to give out.
     """
 
     def __init__(self, kind: MemoryKind) -> None:

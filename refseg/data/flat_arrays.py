@@ -101,7 +101,7 @@ def refuse_repeats(where: str, manifests: Iterable[FlatManifest]) -> Iterator[Fl
         manifests: Each without repeats of its own.
 
     Raises:
-        DatasetError: If a ref id is there twice in a dataset, or a sentence id in a dataset's split.
+        DatasetError: If a ref id occurs twice in a dataset, or a sentence id twice in a split of a dataset.
     """
     ids: dict[str, list[NDArray[np.int64]]] = {name: [] for name in ("ref_id", "dataset", "sent_id", "split")}
     for manifest in manifests:

@@ -360,7 +360,7 @@ class ManifestIndex:
         )
         jpeg = sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
         try:
-            # Before anybody decodes it: a small file may claim a size that takes gigabytes.
+            # Checked before decoding: a small file may claim a size that takes gigabytes.
             self.shards[shard].check_picture(jpeg.data, (int(self.height[image]), int(self.width[image])))
         except ImageError as error:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error

@@ -62,7 +62,7 @@ def read_manifest(
     Args:
         place: The dataset's folder.
         entry: The shard.
-        descriptor: Of the dataset.
+        descriptor: Descriptor of the dataset.
         with_masks: Also their run lengths, which take three quarters of the time; else they are checked when read.
 
     Returns:

@@ -170,7 +170,7 @@ def load_results(folder: Path) -> list[Results]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """What reports rely on in an origin, whoever wrote it; other keys are not looked at."""
+    """The fields of an origin that reports rely on; other keys are ignored."""
 
     data: str
     dataset: str

@@ -1,4 +1,4 @@
-"""Writing checkpoints: aside, synced, renamed, so that one is there whole or not at all."""
+"""Writes checkpoints aside, syncs and renames them, so that each exists whole or not at all."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint so that it is there whole or not at all, then drop the old ones.
+    """Write a checkpoint so that it exists whole or not at all, then remove the old ones.
 
     Args:
         checkpoints: The run's `checkpoints` folder.

@@ -143,7 +143,7 @@ def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -
 
 
 def _is_launched(environ: Mapping[str, str]) -> bool:
-    """Whether torchrun or `accelerate launch` started this process: by variables that nobody sets by hand."""
+    """Whether torchrun or `accelerate launch` started this process: detected by variables that only launchers set."""
     return "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_DYNAMO_MODE" in environ
 
 

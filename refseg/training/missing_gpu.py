@@ -13,14 +13,14 @@ SMALL_ENCODERS = {"", "tiny"}
 
 
 def warn_about_missing_gpu(environ: Mapping[str, str], *, image_encoder: str) -> None:
-    """Report that a run which is meant for a GPU runs on the CPU, unless somebody said that this is meant.
+    """Report that a run which is meant for a GPU runs on the CPU, unless the user asked for the CPU.
 
-    It is said by `accelerate launch --cpu`, by ACCELERATE_USE_CPU=true, or by CUDA_VISIBLE_DEVICES=-1. An empty
-    CUDA_VISIBLE_DEVICES says nothing: schedulers set it where no GPU was asked for.
+    The user asks for it by `accelerate launch --cpu`, ACCELERATE_USE_CPU=true or CUDA_VISIBLE_DEVICES=-1. An empty
+    CUDA_VISIBLE_DEVICES does not count: schedulers set it where no GPU was requested.
 
     Args:
-        environ: Of this process, which runs on the CPU.
-        image_encoder: Of the recipe; empty if there is none.
+        environ: Environment of this process, which runs on the CPU.
+        image_encoder: Image encoder of the recipe; empty if there is none.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     hidden = visible is not None and re.fullmatch(r"\s*-\d+\s*(,\s*-\d+\s*)*", visible)
@@ -43,7 +43,7 @@ def warn_about_other_precision(environ: Mapping[str, str], precision: str) -> No
     """Report a precision of `accelerate launch` that is not used, since the recipe's holds.
 
     Args:
-        environ: Of this process.
+        environ: Environment of this process.
         precision: That holds.
     """
     launched = environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -16,12 +16,12 @@ from refseg.training.start_weights import StartWeights
 
 
 def refuse_random_start(recipe: Recipe) -> None:
-    """Refuse a new run whose encoders would start from random weights although nobody says that this is meant.
+    """Refuse a new run whose encoders would start from random weights although the recipe does not ask for it.
 
     LTS's GRU is left out: it has no published weights and is always learnt from random ones.
 
     Args:
-        recipe: Of a run that neither resumes nor has `train.init_from`.
+        recipe: Recipe of a run that neither resumes nor has `train.init_from`.
 
     Raises:
         RecipeError: With the keys to set.

@@ -139,7 +139,7 @@ class _Trainer:
             self._restore(resumed, state)
 
     def run(self, preemption: Preemption) -> TrainResult:
-        """Train to the end; a run that is there already is left as it is, also where nothing can be written."""
+        """Train to the end. A finished run is left as it is, also on read-only storage."""
         if self.is_main:
             self._warn_about_leaks()
         if self.step >= self.total_steps and not self.owes_validation:

@@ -41,7 +41,7 @@ def test_one_picture_named_in_two_ways_in_two_splits_is_reported(
 ) -> None:
     build_dataset(options(folder, f"{name},it,train", "p0.jpg,it,val", "p1.jpg,it,val"))
 
-    assert "the same picture (equal bytes) is there more than once: 1 in several splits: " in caplog.text
+    assert "the same picture (equal bytes) occurs more than once: 1 in several splits: " in caplog.text
     assert "in train and val; name each picture in one way" in caplog.text
     assert stats_dataset(folder / "out").shared_images.num_between_splits == 1
 

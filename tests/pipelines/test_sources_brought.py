@@ -143,7 +143,7 @@ def test_a_sent_id_twice_in_a_split_is_refused(same_ref: bool, tiny: Any, tmp_pa
         tiny.refs[1]["sentences"][0]["sent_id"] = 70
     tiny.refs[3]["sentences"][0]["sent_id"] = 90  # another split may have it
 
-    with pytest.raises(AnnotationError, match="sent_id 70 is there more than once in split val, expected it once"):
+    with pytest.raises(AnnotationError, match="sent_id 70 occurs more than once in split val, expected it once"):
         build_dataset(tiny.options(tmp_path / "out"))
     build_dataset(tiny.options(tmp_path / "out", on_bad_sample="skip"))
 

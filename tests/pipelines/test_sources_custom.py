@@ -364,7 +364,7 @@ def test_all_mistakes_are_named_at_once_and_many_are_counted(read: Read) -> None
 
 WHOLE = [
     ([row(ref_id=1), row()], "ref_id is given in some rows and not in others"),
-    ([row(sent_id=1), row(sent_id=1)], "sent_id 1 is there more than once in train"),
+    ([row(sent_id=1), row(sent_id=1)], "sent_id 1 occurs more than once in train"),
     ([row(ref_id=1), row(ref_id=1, box=[1, 2, 4, 5])], "line 2: ref_id 1 has another image, split or target than on"),
     ([], "is empty, expected data"),
 ]
