@@ -38,7 +38,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder
 from refseg.data.transforms import Geometry
-from refseg.descriptor import DESCRIPTOR_NAME, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, ShardEntry, load_descriptor
 
 BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
 REFCOCO_IMAGES = 19_994

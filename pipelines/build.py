@@ -28,9 +28,9 @@ from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.dataset.schema import find_dataset
 from refseg.errors import BuildError, StorageError, UsageError
-from refseg.schema import find_dataset
 from refseg.storage import Folder, LocalFolder, is_remote, local_annotations, open_folder
 
 logger = logging.getLogger(__name__)

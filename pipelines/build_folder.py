@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER
 from pipelines.shards import RECEIPTS_FOLDER
-from refseg.descriptor import DESCRIPTOR_NAME
+from refseg.dataset.descriptor import DESCRIPTOR_NAME
 from refseg.errors import BuildError, RefsegError, StorageError, WorkerError
 from refseg.storage import Folder, LocalFolder
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import orjson
 
-from pipelines.canonical import canonical_json
 from pipelines.images import ImageFile
 from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
-from pipelines.manifest import ManifestRow
 from pipelines.missing import describe_alike
 from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard, has_no_size
 from pipelines.spill import read_spill
 from pipelines.survey import image_order
-from refseg.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
+from refseg.dataset.manifest_writer import ManifestRow
+from refseg.dataset.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
+from refseg.json_text import canonical_json
 
 _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="", sample_bytes=0, sample_xxh3="")
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from refseg.dataset.schema import Annotation, Rle
 from refseg.errors import AnnotationError
 from refseg.run_lengths import expand_counts
-from refseg.schema import Annotation, Rle
 
 Polygons = tuple[tuple[float, ...], ...]
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.manifest import write_table
 from pipelines.mix_members import TRAIN, Member, find_pools, open_members, used_pools
 from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
+from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.manifest_writer import write_table
+from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
 from refseg.json_text import parse_json
-from refseg.manifests import read_columns
-from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 _PLAN = f"{BUILD_FOLDER}/mix.json"

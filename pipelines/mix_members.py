@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from refseg.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
+from refseg.dataset.image_pools import pool_address, relative_address
+from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.image_pools import pool_address, relative_address
-from refseg.schema import find_dataset
 from refseg.storage import Folder, is_remote, open_folder
 
 TRAIN = "train"

@@ -7,10 +7,10 @@ from pathlib import Path
 from pipelines.engines import ENGINES
 from pipelines.rejects import LEFT_OUT, Reject
 from pipelines.resize import parse_store
-from refseg.descriptor import StoredImages
+from refseg.dataset.descriptor import StoredImages
+from refseg.dataset.schema import CUSTOM, MASK_RULES
 from refseg.errors import BuildError, UsageError
 from refseg.mask_png import DEFAULT_RULE, PngRule
-from refseg.schema import CUSTOM, MASK_RULES
 from refseg.wording import counted
 
 STAGES = ("all", "plan", "shards", "finalize")

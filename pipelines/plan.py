@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawSource
 from refseg import __version__, tokenizer
-from refseg.descriptor import ImagePool, SourceFile, SplitCounts, StoredImages
+from refseg.dataset.descriptor import ImagePool, SourceFile, SplitCounts, StoredImages
+from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError
-from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.storage import Folder
 
 BUILD_FOLDER = ".build"

@@ -26,9 +26,9 @@ from pipelines.sources.raw import RawShard, RawSource
 from pipelines.spill import Spill, spill_path
 from pipelines.survey import Survey, spill_refs, survey_refs
 from pipelines.survey_tables import FindImage, Tables, survey_tables
-from refseg.descriptor import SplitCounts
+from refseg.dataset.descriptor import SplitCounts
+from refseg.dataset.schema import CUSTOM
 from refseg.errors import BuildError, ImageError, UsageError
-from refseg.schema import CUSTOM
 from refseg.storage import Folder, LocalFolder, open_folder, whole_address
 
 logger = logging.getLogger(__name__)

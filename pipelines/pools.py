@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from refseg.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
+from refseg.dataset.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
+from refseg.dataset.image_pools import pool_address, relative_address
+from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.errors import UsageError
-from refseg.image_pools import pool_address, relative_address
-from refseg.manifests import read_columns
-from refseg.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.storage import open_folder
 
 _LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from refseg.descriptor import SplitCounts
+from refseg.dataset.descriptor import SplitCounts
 
 COUNTED = ("images", "refs", "sentences")
 """What is counted of a split: the fields of `SplitCounts`."""

@@ -8,8 +8,8 @@ from pipelines.rejects import RefFault, Reject
 from pipelines.sentences import read_sentences
 from pipelines.shapes import Box, clip_box, find_fractions, find_other_shape
 from pipelines.sources.raw import RawRef, RawShard
+from refseg.dataset.schema import CUSTOM, MAX_PIXELS, MAX_SIDE, Annotation, DatasetSpec, RefRecord
 from refseg.errors import AnnotationError
-from refseg.schema import CUSTOM, MAX_PIXELS, MAX_SIDE, Annotation, DatasetSpec, RefRecord
 from refseg.values import is_text, short, whole_number
 
 _NO_TARGET = -1

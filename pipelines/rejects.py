@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError, ImageError, RefsegError
-from refseg.schema import DatasetSpec
 
 REASONS = {
     "malformed_ref": "a field of the ref is missing or of another type",

@@ -5,9 +5,9 @@ from io import BytesIO
 
 from PIL import Image
 
-from refseg.descriptor import StoredImages
+from refseg.dataset.descriptor import StoredImages
+from refseg.dataset.schema import MAX_SIDE
 from refseg.errors import UsageError
-from refseg.schema import MAX_SIDE
 from refseg.stored_jpeg import open_stored_jpeg
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.rejects import RefFault
 from refseg import tokenizer
-from refseg.schema import Sentence
+from refseg.dataset.schema import Sentence
 from refseg.values import is_text, short, whole_number
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from refseg.schema import Annotation
+from refseg.dataset.schema import Annotation
 
 Box = tuple[float, float, float, float]
 """Left, top, width, height in pixels."""

@@ -16,19 +16,18 @@ from typing import Any
 
 import xxhash
 
-from pipelines.canonical import canonical_json
 from pipelines.check import SampleTask, read_samples, reject_image
 from pipelines.images import FETCHES, ImageFile
 from pipelines.jpeg_faults import find_jpeg_fault
-from pipelines.manifest import ManifestRow, write_rows
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
 from pipelines.resize import shrink_jpeg
 from pipelines.tars import TarWriter
-from refseg.descriptor import ShardEntry, StoredImages
+from refseg.dataset.descriptor import ShardEntry, StoredImages
+from refseg.dataset.manifest_writer import ManifestRow, write_rows
+from refseg.dataset.schema import ImageLocation
 from refseg.errors import BuildError, StorageError
-from refseg.json_text import parse_json
-from refseg.schema import ImageLocation
+from refseg.json_text import canonical_json, parse_json
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
 
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from refseg.descriptor import ShardEntry
+from refseg.dataset.descriptor import ShardEntry
+from refseg.dataset.manifest_reader import manifest_name, open_manifest, read_rows
+from refseg.dataset.schema import CUSTOM
 from refseg.errors import DatasetError
-from refseg.manifests import manifest_name, open_manifest, read_rows
-from refseg.schema import CUSTOM
 from refseg.storage import Folder
 
 _NAMED = 5

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pipelines.published import COUNTED, published_counts
 from pipelines.shared_images import SharedImages, find_shared_images
-from refseg.descriptor import Descriptor, SplitCounts, load_descriptor
-from refseg.manifests import read_columns, read_rejects
+from refseg.dataset.descriptor import Descriptor, SplitCounts, load_descriptor
+from refseg.dataset.manifest_reader import read_columns, read_rejects
 from refseg.storage import Folder, open_folder
 
 TOKEN_LIMITS = (17, 20, 22)

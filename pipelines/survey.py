@@ -18,7 +18,7 @@ from pipelines.records import find_annotation_ids, find_integer, find_split
 from pipelines.sentences import find_sentence_ids
 from pipelines.sources.raw import RawRef, RawSource
 from pipelines.spill import Spill
-from refseg.descriptor import SplitCounts
+from refseg.dataset.descriptor import SplitCounts
 from refseg.errors import AnnotationError, UsageError
 from refseg.wording import did_you_mean
 

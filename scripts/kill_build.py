@@ -34,7 +34,7 @@ from pipelines.spill import Spill
 from pipelines.tars import TarWriter
 from pipelines.toy import draw_toy
 from pipelines.verify import verify_dataset
-from refseg.descriptor import DESCRIPTOR_NAME, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.errors import DatasetError, RefsegError, WorkerError
 from refseg.storage import LocalFolder, RemoteFolder, is_remote, open_folder
 

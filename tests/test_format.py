@@ -25,8 +25,8 @@ from pipelines.export.run import ExportOptions, export_dataset
 from pipelines.mix import MixOptions, mix_datasets
 from pipelines.options import BuildOptions
 from pipelines.sources.plain_pickle import load_plain_pickle
-from refseg import descriptor as descriptor_module
-from refseg.schema import FORMAT_VERSION, MANIFEST_SCHEMA
+from refseg.dataset import descriptor as descriptor_module
+from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCHEMA = json.loads((DOCS / f"format-{FORMAT_VERSION}.schema.json").read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
 import pytest
 
+from refseg.dataset.schema import find_dataset
 from refseg.errors import UsageError
-from refseg.schema import find_dataset
 from refseg.wording import counted, did_you_mean, printable
 
 

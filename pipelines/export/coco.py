@@ -5,10 +5,10 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from pipelines.canonical import canonical_json
 from pipelines.export.dataset import LOCATION, BuiltDataset, ImageWriter
 from pipelines.export.run import ExportOptions, Progress
 from refseg.compat.refer_records import COLUMNS, refer_annotation, refer_order, refer_tables
+from refseg.json_text import canonical_json
 
 DIFFERENCES = (
     "annotations are those that refs name, each once; what else is in the images is not in the shards",

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.canonical import canonical_json
 from pipelines.export.dataset import LOCATION, BuiltDataset
 from pipelines.export.run import ExportOptions, Progress
 from refseg.compat.coco_categories import COCO_CATEGORIES
 from refseg.compat.refer_records import refer_order
+from refseg.dataset.schema import DatasetSpec
 from refseg.errors import UsageError
-from refseg.schema import DatasetSpec
+from refseg.json_text import canonical_json
 
 NAMES = {"refcocoplus/unc": "refcoco+", "refcocog/umd": "refcocog_u", "refcocog/google": "refcocog_g"}
 """CRIS's names of datasets, where they are not the first half of ours."""

@@ -9,11 +9,11 @@ import xxhash
 
 from refseg.compat.file_names import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.image_pools import pool_address
+from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.image_pools import pool_address
-from refseg.manifests import read_columns
-from refseg.schema import find_dataset
 from refseg.storage import Folder, open_folder
 
 LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3")

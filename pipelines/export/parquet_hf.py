@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from pipelines.export.dataset import LOCATION, BuiltDataset
 from pipelines.export.run import ExportOptions, Progress
-from refseg.descriptor import Descriptor, ShardEntry
-from refseg.schema import MANIFEST_SCHEMA
+from refseg.dataset.descriptor import Descriptor, ShardEntry
+from refseg.dataset.schema import MANIFEST_SCHEMA
 
 _ROW_GROUP_ROWS = 100
 """Images: what the viewer reads for a page."""

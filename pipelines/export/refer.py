@@ -5,13 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.canonical import canonical_json
 from pipelines.export.dataset import LOCATION, BuiltDataset, ImageWriter
 from pipelines.export.run import ExportOptions, Progress
 from pipelines.shards import hash_file
 from refseg.compat.refer_records import COLUMNS, ReferTables, differences, refer_tables
+from refseg.dataset.schema import CUSTOM, DatasetSpec
 from refseg.errors import UsageError
-from refseg.schema import CUSTOM, DatasetSpec
+from refseg.json_text import canonical_json
 
 _PROTOCOL = 2
 """Of the pickle: Python 2 reads it, as `refer.py` once was."""

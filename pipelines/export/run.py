@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.export.dataset import BuiltDataset
 from refseg.addresses import is_remote, local_path
 from refseg.aside import folder_aside
-from refseg.descriptor import refuse_within_dataset
+from refseg.dataset.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 from refseg.storage import sync_path
 from refseg.wording import counted

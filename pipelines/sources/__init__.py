@@ -8,8 +8,8 @@ from pipelines.sources.raw import RawSource
 from pipelines.sources.refer import read_refer
 from pipelines.sources.referit import find_referit_folder, read_referit
 from pipelines.sources.zom import read_zom
+from refseg.dataset.schema import CUSTOM, DatasetSpec
 from refseg.mask_png import DEFAULT_RULE, PngRule
-from refseg.schema import CUSTOM, DatasetSpec
 
 
 def read_source(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAULT_RULE) -> RawSource:

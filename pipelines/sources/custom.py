@@ -13,10 +13,10 @@ from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import describe_file, find_file, suggest_names
 from pipelines.sources.table import SUFFIXES, RowFault, read_table, table_suffix
-from refseg.descriptor import SourceFile
+from refseg.dataset.descriptor import SourceFile
+from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError, UsageError
 from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values
-from refseg.schema import DatasetSpec
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import describe_file, find_file
-from refseg.schema import DatasetSpec
+from refseg.dataset.schema import DatasetSpec
 from refseg.values import whole_number
 
 _INSTANCES = ("instances.json", "instances_train2014.json")

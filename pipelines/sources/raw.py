@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from refseg.descriptor import SourceFile
-from refseg.schema import DatasetSpec
+from refseg.dataset.descriptor import SourceFile
+from refseg.dataset.schema import DatasetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from pipelines.sources.json_stream import JsonList, JsonTables
 from pipelines.sources.plain_pickle import load_plain_pickle
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import describe_file, find_file, open_source, suggest_names
+from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError, UsageError
-from refseg.schema import DatasetSpec
 
 logger = logging.getLogger(__name__)
 

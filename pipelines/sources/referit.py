@@ -9,9 +9,9 @@ from typing import Any
 from pipelines.sources.json_stream import read_json
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import describe_file, find_file
-from refseg.descriptor import SourceFile
+from refseg.dataset.descriptor import SourceFile
+from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError, UsageError
-from refseg.schema import DatasetSpec
 
 _BOXES = "referit_bbox.json"
 _SIZES = "referit_imsize.json"

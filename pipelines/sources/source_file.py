@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from refseg.descriptor import SourceFile
+from refseg.dataset.descriptor import SourceFile
 from refseg.errors import AnnotationError
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
 from refseg.values import one_line

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.sources.raw import RawSource
 from pipelines.sources.refer import read_refer
-from refseg.schema import DatasetSpec
+from refseg.dataset.schema import DatasetSpec
 
 
 def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:

@@ -23,9 +23,9 @@ from pipelines.toy.scenes import Scene, draw_scene
 from pipelines.toy.sentences import KINDS, describe
 from refseg.addresses import local_path
 from refseg.aside import folder_aside
+from refseg.dataset.schema import find_dataset
 from refseg.errors import UsageError
 from refseg.json_text import parse_json
-from refseg.schema import find_dataset
 
 SPLIT_KINDS = {
     "train": KINDS,

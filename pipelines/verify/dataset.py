@@ -13,9 +13,9 @@ from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.manifest_reader import dataset_ids, row_rules
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
-from refseg.manifests import dataset_ids, row_rules
 from refseg.storage import Folder, open_folder
 from refseg.wording import counted
 

@@ -6,10 +6,10 @@ from pipelines.plan import fingerprint
 from pipelines.published import COUNTED, find_differences
 from pipelines.verify.faults import Fault
 from refseg import tokenizer
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
+from refseg.dataset.manifest_reader import dataset_ids
+from refseg.dataset.schema import find_dataset
 from refseg.errors import UsageError
-from refseg.manifests import dataset_ids
-from refseg.schema import find_dataset
 from refseg.wording import counted
 
 _MIX = "mix/"

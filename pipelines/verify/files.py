@@ -9,9 +9,9 @@ import pyarrow as pa
 from pipelines.parquet import read_parquet
 from pipelines.rejects import REJECTS_SCHEMA
 from pipelines.verify.faults import REBUILD, Fault
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool
+from refseg.dataset.image_pools import pool_address
 from refseg.errors import DatasetError, StorageError
-from refseg.image_pools import pool_address
 from refseg.storage import Folder, open_folder
 from refseg.wording import counted
 

@@ -11,7 +11,7 @@ from pipelines.tars import BLOCK
 from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import read_whole
 from pipelines.verify.samples import find_size_fault, hash_span
-from refseg.descriptor import PoolTar, StoredImages
+from refseg.dataset.descriptor import PoolTar, StoredImages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

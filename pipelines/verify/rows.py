@@ -6,16 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.manifest import ManifestRow, digest_rows
 from pipelines.masks import mask_area, target_mask
 from pipelines.verify.faults import MOST_FAULTS, Fault
 from refseg import tokenizer
-from refseg.descriptor import ShardEntry
+from refseg.dataset.descriptor import ShardEntry
+from refseg.dataset.manifest_reader import parse_manifest
+from refseg.dataset.manifest_reader import read_rows as read_all_rows
+from refseg.dataset.manifest_writer import ManifestRow, digest_rows
+from refseg.dataset.row_checks import RowRules, find_row_faults
+from refseg.dataset.schema import RefRecord
 from refseg.errors import AnnotationError, DatasetError
-from refseg.manifests import parse_manifest
-from refseg.manifests import read_rows as read_all_rows
-from refseg.row_checks import RowRules, find_row_faults
-from refseg.schema import RefRecord
 
 Row = dict[str, Any]
 """A row as Parquet has it: plain values by column."""

@@ -11,11 +11,11 @@ from pipelines.shards import sample_json
 from pipelines.tars import BLOCK, walk_members
 from pipelines.verify.faults import Fault
 from pipelines.verify.rows import Row
-from refseg.descriptor import StoredImages
+from refseg.dataset.descriptor import StoredImages
+from refseg.dataset.schema import RefRecord
 from refseg.errors import DatasetError, ImageError
 from refseg.jpeg_header import jpeg_size
 from refseg.json_text import parse_json
-from refseg.schema import RefRecord
 
 _KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
 

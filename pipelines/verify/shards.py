@@ -10,10 +10,10 @@ from pipelines.verify.faults import Fault, shorten
 from pipelines.verify.files import read_whole
 from pipelines.verify.rows import Row, check_rows, read_rows, read_table
 from pipelines.verify.samples import check_sample, hash_span, walk_samples
-from refseg.descriptor import ShardEntry, StoredImages
+from refseg.dataset.descriptor import ShardEntry, StoredImages
+from refseg.dataset.row_checks import RowRules
+from refseg.dataset.schema import RefRecord
 from refseg.errors import DatasetError
-from refseg.row_checks import RowRules
-from refseg.schema import RefRecord
 from refseg.wording import counted
 
 PLACE = np.dtype(

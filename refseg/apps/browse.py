@@ -12,11 +12,11 @@ from typing import Any
 from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
 from refseg.apps.browse_pictures import note_jpeg, small_jpeg
-from refseg.data.manifests import find_tars
-from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.built import find_tars
+from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.manifest_reader import check_files, read_columns, read_rejects
+from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
 from refseg.errors import ImageError, UsageError
-from refseg.manifests import check_files, read_columns, read_rejects
 from refseg.storage import Folder, open_folder
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from refseg import __version__
 from refseg.aside import folder_aside
-from refseg.descriptor import refuse_within_dataset
+from refseg.dataset.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 from refseg.evaluation.pages import open_templates
 

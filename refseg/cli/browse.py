@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from refseg.apps.browse import write_browse_page
-    from refseg.descriptor import load_descriptor
+    from refseg.dataset.descriptor import load_descriptor
 
     out: Path = args.out or Path("browse-" + re.sub(r"[^A-Za-z0-9_.-]", "-", load_descriptor(args.folder).dataset))
     with tqdm(unit=" images", file=sys.stderr, disable=None, leave=False) as bar:

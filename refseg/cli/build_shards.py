@@ -16,7 +16,7 @@ from refseg.wording import counted
 
 if TYPE_CHECKING:
     from pipelines.build import BuildResult
-    from refseg.descriptor import Descriptor
+    from refseg.dataset.descriptor import Descriptor
 
 EXAMPLE = "refseg build-shards refcoco/unc --annotations data/refer --images data/coco --out shards/refcoco-unc"
 

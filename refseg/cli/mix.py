@@ -9,7 +9,7 @@ from refseg.addresses import address_argument
 from refseg.wording import counted
 
 if TYPE_CHECKING:
-    from refseg.descriptor import Descriptor
+    from refseg.dataset.descriptor import Descriptor
 
 EXAMPLE = """refseg mix shards/refcoco-unc shards/refcocoplus-unc shards/refcocog-umd --out shards/mix-all
   refseg mix shards/refcoco-unc shards/custom-mine --weights 1 3.5 --out shards/mix-mine"""

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipelines.shared_images import find_shared_images
     from pipelines.verify import verify_dataset
-    from refseg.descriptor import load_descriptor
+    from refseg.dataset.descriptor import load_descriptor
     from refseg.storage import open_folder
 
     faults = verify_dataset(args.folder, fast=args.fast, workers=args.workers)

@@ -13,7 +13,7 @@ import xxhash
 
 from refseg.cache_files import make_cache_folder
 from refseg.compat.file_names import path_inside
-from refseg.data.shard_files import HEADER_BYTES, ShardFiles
+from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
 from refseg.errors import DatasetError, StorageError
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg.compat.coco_categories import COCO_CATEGORIES
-from refseg.schema import DatasetSpec
+from refseg.dataset.schema import DatasetSpec
 
 Row = Mapping[str, Any]
 Record = dict[str, Any]

@@ -8,12 +8,12 @@ from typing import Any
 from refseg.addresses import local_path
 from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
-from refseg.data.manifests import find_tars
-from refseg.data.shard_files import ShardFiles
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.built import find_tars
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.manifest_reader import check_files, read_columns
+from refseg.dataset.schema import DATASETS, DatasetSpec, find_dataset
+from refseg.dataset.shard_files import ShardFiles
 from refseg.errors import UsageError
-from refseg.manifests import check_files, read_columns
-from refseg.schema import DATASETS, DatasetSpec, find_dataset
 from refseg.storage import Folder, RemoteFolder, cache_folder, is_remote, open_folder
 
 IMAGE_LAYOUTS = (

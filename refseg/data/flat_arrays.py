@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from refseg.arrow_arrays import list_ends, numbers, one_array
+from refseg.dataset.arrow_arrays import list_ends, numbers, one_array
+from refseg.dataset.row_checks import find_repeated
 from refseg.errors import DatasetError
-from refseg.row_checks import find_repeated
 
 STRINGS = ("category", "sent", "file_name")
 """Columns of strings."""

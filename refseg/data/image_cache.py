@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refseg.cache_files import make_cache_folder, open_cache_file
-from refseg.data.cache import is_at, remove_unused
 from refseg.data.transforms import Geometry
+from refseg.dataset.shard_cache import is_at, remove_unused
 from refseg.errors import UsageError
 from refseg.storage import reserve_space
 

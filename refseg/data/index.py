@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refseg.data.cache import Tar
 from refseg.data.decode import decode_rgb
 from refseg.data.flat_arrays import (
     STRINGS,
@@ -31,11 +30,12 @@ from refseg.data.flat_arrays import (
     strings_of,
 )
 from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
-from refseg.data.manifests import find_tars, read_manifest, read_masks, refuse_other_tokenizer
-from refseg.data.shard_files import HEADER_BYTES, ShardFiles
-from refseg.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.built import find_tars, read_manifest, read_masks, refuse_other_tokenizer
+from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.manifest_reader import check_files, dataset_ids, refuse_unknown_files
+from refseg.dataset.shard_cache import Tar
+from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
 from refseg.errors import DatasetError, ImageError, UsageError
-from refseg.manifests import check_files, dataset_ids, refuse_unknown_files
 from refseg.storage import is_remote, open_folder
 from refseg.wording import counted
 

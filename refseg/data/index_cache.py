@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from refseg.cache_files import make_cache_folder, open_cache_file, read_cache_file
 from refseg.data.flat_arrays import Arrays, FlatManifest, is_hole, join
-from refseg.data.manifests import manifest_facts
-from refseg.descriptor import ShardEntry
+from refseg.dataset.built import manifest_facts
+from refseg.dataset.descriptor import ShardEntry
+from refseg.dataset.manifest_reader import read_bytes
 from refseg.errors import DatasetError
 from refseg.json_text import parse_json
-from refseg.manifests import read_bytes
 from refseg.storage import Folder, cache_folder
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from refseg.data.cache import LIMIT_VARIABLE, ShardCache
 from refseg.data.checks import check_number
 from refseg.data.index import ManifestIndex
 from refseg.data.order import BatchDiversity, Cursor, EpochOrder, Remainder, Sampling, batch_diversity
+from refseg.dataset.shard_cache import LIMIT_VARIABLE, ShardCache
 from refseg.errors import UsageError
 
 _MEASURED_STEPS = 64

@@ -30,13 +30,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
-from refseg.data.manifests import refuse_other_tokenizer
 from refseg.data.transforms import Geometry
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor, unknown_split
+from refseg.dataset.built import refuse_other_tokenizer
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor, unknown_split
+from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
 from refseg.errors import DatasetError, ImageError, StorageError, UsageError
 from refseg.jpeg_header import jpeg_size
 from refseg.json_text import parse_json
-from refseg.schema import MAX_PIXELS, MAX_SIDE
 from refseg.storage import is_remote, open_folder
 
 _TAR_END_BYTES = 1024

@@ -10,8 +10,8 @@ from pycocotools import mask as coco_mask
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
+from refseg.dataset.manifest_reader import read_columns
 from refseg.evaluation.protocols import Protocol
-from refseg.manifests import read_columns
 from refseg.run_lengths import draw_runs, encode_runs
 from refseg.storage import open_folder
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import Descriptor, load_descriptor
+from refseg.dataset.descriptor import Descriptor, load_descriptor
+from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, StorageError, UsageError
-from refseg.manifests import read_columns
-from refseg.schema import find_dataset
 from refseg.storage import open_folder
 
 
@@ -23,7 +23,7 @@ class TrainedOn:
         split: Their split.
         dataset: Their id.
         digest: Of their descriptor.
-        leaks: What a mix says that it kept (`refseg.descriptor.Descriptor.leaks`).
+        leaks: What a mix says that it kept (`refseg.dataset.descriptor.Descriptor.leaks`).
         by: The model that was trained on them and whose weights the checkpoint's training started from; empty: itself.
     """
 

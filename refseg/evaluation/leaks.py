@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Leaks = Mapping[str, Mapping[str, int]]
-"""By training set, how many of its images each `<dataset id> <split>` has too: `refseg.descriptor.Descriptor.leaks`."""
+"""By training set, how many of its images each `<dataset id> <split>` has too: `Descriptor.leaks`."""
 
 
 def describe_leaks(leaks: Leaks) -> str:

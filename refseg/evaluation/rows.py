@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import MaskRule
+from refseg.dataset.descriptor import MaskRule
 from refseg.errors import UsageError
 from refseg.evaluation.metrics import Counts
 from refseg.evaluation.protocols import Protocol
@@ -69,7 +69,7 @@ class RowFacts:
 
     Attributes:
         protocols: The rules the masks were made by, the headline's first.
-        mask_rule: Rule the dataset was built by: `union` or `legacy` (`refseg.schema.MASK_RULES`).
+        mask_rule: Rule the dataset was built by: `union` or `legacy` (`refseg.dataset.schema.MASK_RULES`).
         sentence_order: `own`: each sentence against its ref. `shuffled`: against another target of its image.
         num_left_out: Sentences without a row: in shuffled order those of images with a single target.
         given_masks: The masks were not made here: `refseg score`.

@@ -23,9 +23,9 @@ class Ancestor:
         root: Where its training data were; empty: not known.
         split: Their split.
         dataset: Their id.
-        dataset_digest: `refseg.descriptor.Descriptor.digest` of them.
+        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of them.
         leaks_allowed: True if they were a mix that kept training images although a member evaluates on them.
-        leaks: How many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
+        leaks: How many images of which splits those are (`refseg.dataset.descriptor.Descriptor.leaks`).
     """
 
     path: str

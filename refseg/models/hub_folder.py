@@ -40,7 +40,7 @@ class Origin:
 
     Attributes:
         dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.descriptor.Descriptor.digest` of it.
+        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of it.
         step: Optimiser steps done.
         epoch: Epochs done.
         num_processes: Ranks that trained.

@@ -40,12 +40,12 @@ class CheckpointState:
         window: What has been summed up since the last line of `metrics.jsonl`.
         best: The best validation, this step's included; None before the first.
         dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.descriptor.Descriptor.digest` of what was trained on.
+        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of what was trained on.
         dataset_folder: Where that was, whole path or URL: `recipe.data.root` may count from another folder. Empty: not
             known, as of a published model.
         val_dataset_digest: Digest of what was validated on; empty without validation.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: Of such a mix, how many images of which splits those are (`refseg.descriptor.Descriptor.leaks`).
+        leaks: Of such a mix, how many images of which splits those are (`refseg.dataset.descriptor.Descriptor.leaks`).
         num_processes: Ranks that trained.
         owes_validation: True if the run was asked to leave when a validation was due: it comes first.
         ancestors: The models that the weights come from, by way of `train.init_from`; the nearest first.

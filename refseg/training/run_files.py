@@ -20,7 +20,7 @@ import torch
 
 from refseg import __version__
 from refseg.config import Recipe
-from refseg.descriptor import Descriptor
+from refseg.dataset.descriptor import Descriptor
 from refseg.errors import TrainingError, UsageError
 from refseg.models.ancestry import Ancestor
 from refseg.sealed import BrokenSealError, parse_object

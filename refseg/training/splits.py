@@ -1,7 +1,7 @@
 """The splits that a recipe names, looked for before anything is read of them."""
 
 from refseg.config import Recipe
-from refseg.descriptor import load_descriptor, unknown_split
+from refseg.dataset.descriptor import load_descriptor, unknown_split
 from refseg.errors import RecipeError
 
 

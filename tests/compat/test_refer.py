@@ -21,8 +21,8 @@ from refseg.compat.file_names import path_inside
 from refseg.compat.image_folder import ImageRecord
 from refseg.compat.refer import G_REFER, REFER
 from refseg.compat.refer_records import refer_categories
+from refseg.dataset.schema import DATASETS, find_dataset
 from refseg.errors import DatasetError, StorageError, UsageError
-from refseg.schema import DATASETS, find_dataset
 
 from .conftest import SQUARE, WriteSource, annotation, build, ref, write_files
 

@@ -18,8 +18,16 @@ from PIL import Image
 
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
-from refseg.schema import MANIFEST_SCHEMA
+from refseg.dataset.descriptor import (
+    DESCRIPTOR_NAME,
+    Descriptor,
+    ImagePool,
+    MixMember,
+    PoolTar,
+    ShardEntry,
+    load_descriptor,
+)
+from refseg.dataset.schema import MANIFEST_SCHEMA
 
 
 @dataclass(frozen=True)

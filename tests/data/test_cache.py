@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from refseg.data import cache as cache_module
-from refseg.data.cache import ShardCache, Tar
-from refseg.data.read_ahead import ReadAhead
+from refseg.dataset import shard_cache as cache_module
+from refseg.dataset.read_ahead import ReadAhead
+from refseg.dataset.shard_cache import ShardCache, Tar
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import cache_folder
 
@@ -152,7 +152,7 @@ def test_a_missing_object_is_named(tmp_path: Path, put: Put) -> None:
 FETCH = """
 import sys, os
 from pathlib import Path
-from refseg.data.cache import ShardCache, Tar
+from refseg.dataset.shard_cache import ShardCache, Tar
 address, num_bytes, sha256, folder, log, pause = sys.argv[1:]
 read = Tar.read
 def noted(self, start, length):

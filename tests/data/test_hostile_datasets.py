@@ -24,12 +24,12 @@ from refseg.data.jpegs import Jpegs
 from refseg.data.samples import RefDataset
 from refseg.data.transforms import Geometry
 from refseg.data.webdataset import stream, tar_urls
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.image_pools import host_of
+from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import DatasetError, ImageError, RefsegError, StorageError
-from refseg.image_pools import host_of
 from refseg.jpeg_header import jpeg_size
-from refseg.manifests import read_columns
-from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import open_folder
 
 from .conftest import Picture, Ref, draw_jpeg, grid_pictures, write_overlay

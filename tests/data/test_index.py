@@ -19,7 +19,7 @@ from PIL import Image
 
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, UsageError
 
 from .conftest import Picture, Ref, draw_jpeg, draw_mask, grid_pictures, write_overlay
@@ -123,7 +123,7 @@ def _num_open() -> int:
 
 
 def test_few_files_are_held_open(train_index: ManifestIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refseg.data.shard_files._MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("refseg.dataset.shard_files._MAX_OPEN_SHARDS", 1)
     index = pickle.loads(pickle.dumps(train_index))
     before = _num_open()
     for _ in range(5):

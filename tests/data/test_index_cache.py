@@ -18,9 +18,9 @@ from refseg.data import index as index_module
 from refseg.data.flat_arrays import FlatManifest, join_in_memory
 from refseg.data.index import ManifestIndex
 from refseg.data.index_cache import CacheUnusableError, IndexCache
-from refseg.descriptor import DESCRIPTOR_NAME, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
+from refseg.dataset.manifest_reader import read_bytes
 from refseg.errors import DatasetError
-from refseg.manifests import read_bytes
 
 from .conftest import grid_pictures, write_overlay
 
@@ -52,7 +52,7 @@ def manifests_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(entry.name)  # type: ignore[attr-defined]
         return read_bytes(place, entry)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("refseg.manifests.read_bytes", count)
+    monkeypatch.setattr("refseg.dataset.manifest_reader.read_bytes", count)
     monkeypatch.setattr("refseg.data.index_cache.read_bytes", count)
     return read
 

@@ -16,7 +16,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, batch_diversity
 from refseg.data.transforms import Geometry
-from refseg.descriptor import MixMember
+from refseg.dataset.descriptor import MixMember
 from refseg.errors import DatasetError, UsageError
 
 

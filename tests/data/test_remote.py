@@ -16,7 +16,7 @@ from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
 from refseg.training.run_files import read_metrics
 from refseg.training.trainer import train

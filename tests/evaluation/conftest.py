@@ -15,11 +15,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from refseg import tokenizer
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import COUNTED, SENTENCE_FIELDS, RowFacts, column_name
 from refseg.run_lengths import encode_runs
-from refseg.schema import MANIFEST_SCHEMA
 from tests.colour_model import COLOURS, ColourModel
 
 

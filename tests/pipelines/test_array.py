@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.build import build_dataset
 from refseg.cli import main
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
 
 Contents = Callable[[Path], dict[str, bytes]]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from pipelines import build, plan
 from pipelines.build import build_dataset
-from pipelines.manifest import read_manifest
 from pipelines.verify import verify_dataset
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.manifest_writer import read_manifest
 from refseg.errors import AnnotationError, BuildError, DatasetError, ImageError, RefsegError, UsageError
 
 Contents = Callable[[Path], dict[str, bytes]]

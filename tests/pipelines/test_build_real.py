@@ -13,10 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from pipelines.build import build_dataset
-from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
-from refseg.schema import find_dataset
+from refseg.dataset.manifest_writer import ManifestRow, read_manifest
+from refseg.dataset.schema import find_dataset
 
 # refs, sentences and images by split, as the data's README states them (and sums over splits).
 STATED = {

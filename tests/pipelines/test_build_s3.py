@@ -18,7 +18,7 @@ from pipelines.build import build_dataset
 from pipelines.verify import verify_dataset
 from refseg import storage_requests
 from refseg.cli import main
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
 from refseg.storage import open_folder
 

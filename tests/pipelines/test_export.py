@@ -17,15 +17,15 @@ from pycocotools.coco import COCO
 
 from pipelines.build import build_dataset
 from pipelines.export.run import REPORT_NAME, ExportOptions, export_dataset
-from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.mix import MixOptions, mix_datasets
 from pipelines.options import BuildOptions
 from pipelines.sources.plain_pickle import load_plain_pickle
 from refseg.aside import folder_aside
 from refseg.cli import main
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.manifest_writer import ManifestRow, read_manifest
+from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.schema import find_dataset
 
 from .conftest import TinyRefer
 

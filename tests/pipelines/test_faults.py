@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from pipelines.build import build_dataset
-from pipelines.manifest import read_manifest, write_manifest
 from pipelines.tars import TarWriter, read_members
 from pipelines.verify import Fault, verify_dataset
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.manifest_writer import read_manifest, write_manifest
 from refseg.errors import DatasetError
 
 TAR, PARQUET = "val-00001.tar", "val-00001.parquet"

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.build import build_dataset
-from pipelines.manifest import ManifestRow, digest_rows, read_manifest, write_manifest, write_table
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.manifest_writer import ManifestRow, digest_rows, read_manifest, write_manifest, write_table
+from refseg.dataset.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 from refseg.errors import DatasetError
-from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 
 LOCATION = ImageLocation(
     shard="val-00000.tar",

@@ -8,8 +8,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipelines.masks import encode_mask, mask_area, read_segmentation, target_mask
+from refseg.dataset.schema import Annotation, Rle
 from refseg.errors import AnnotationError
-from refseg.schema import Annotation, Rle
 
 SIZE = (6, 8)
 # Columns 1 to 4 and 3 to 6 of rows 1 to 3: 12 pixels each, 6 of them shared.

@@ -15,14 +15,14 @@ import pytest
 from fsspec.core import url_to_fs
 
 from pipelines.build import BuildOptions, build_dataset
-from pipelines.manifest import write_table
 from pipelines.mix import EvalImages, MixOptions, find_leaks, mix_datasets
 from pipelines.verify import verify_dataset
 from refseg.cli import main
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.dataset.manifest_writer import write_table
+from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
-from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import LocalFolder
 
 from .conftest import TinyRefer

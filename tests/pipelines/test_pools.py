@@ -15,7 +15,7 @@ from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, ImageError, UsageError
 
 Contents = Callable[[Path], dict[str, bytes]]

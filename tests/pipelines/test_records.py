@@ -12,8 +12,8 @@ from pipelines.records import make_records
 from pipelines.rejects import REASONS, Reject
 from pipelines.shapes import find_other_shape
 from pipelines.sources.raw import RawRef, RawShard
+from refseg.dataset.schema import Annotation, RefRecord, Rle, find_dataset
 from refseg.errors import AnnotationError
-from refseg.schema import Annotation, RefRecord, Rle, find_dataset
 from refseg.tokenizer import encode
 
 UNC = find_dataset("refcoco/unc")

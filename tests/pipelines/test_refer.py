@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.records import make_records
 from pipelines.sources.refer import load_plain_pickle, read_refer
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError, UsageError
-from refseg.schema import find_dataset
 
 UNC = find_dataset("refcoco/unc")
 

@@ -18,8 +18,8 @@ from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.sources import read_source
 from pipelines.verify import verify_dataset
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError, ImageError, RefsegError, UsageError
-from refseg.schema import find_dataset
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 SQUARE = [[1, 2, 5, 2, 5, 6, 1, 6]]

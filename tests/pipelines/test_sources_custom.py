@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError, UsageError
 from refseg.mask_png import DEFAULT_RULE, PngRule
-from refseg.schema import find_dataset
 
 MINE = find_dataset("custom/mine")
 SIZE = {"height": 10, "width": 20}

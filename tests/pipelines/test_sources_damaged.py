@@ -23,8 +23,8 @@ from PIL import Image
 from pipelines.options import BuildOptions
 from pipelines.planning import make_plan
 from pipelines.sources import read_source
+from refseg.dataset.schema import find_dataset
 from refseg.errors import RefsegError
-from refseg.schema import find_dataset
 
 Write = Callable[[Any], bytes]
 

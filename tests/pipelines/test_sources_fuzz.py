@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipelines.sources import read_source
 from pipelines.sources.custom_row import COLUMNS
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError
-from refseg.schema import find_dataset
 
 MINE = find_dataset("custom/mine")
 NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(-3, 30))

@@ -107,7 +107,7 @@ def test_a_missing_picture_and_a_second_build_end_as_shown(my_photos: Path, caps
 
 def test_every_column_and_dataset_has_its_line() -> None:
     from pipelines.sources.custom_row import COLUMNS
-    from refseg.schema import DATASETS
+    from refseg.dataset.schema import DATASETS
 
     for column in COLUMNS:
         assert re.search(rf"^\| .*`{column}`.*\|", GUIDE, re.MULTILINE), column

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipelines.sources import read_source
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError
-from refseg.schema import find_dataset
 
 GREF = find_dataset("grefcoco/unc")
 

@@ -15,8 +15,8 @@ from pipelines.masks import read_segmentation, target_mask
 from pipelines.published import published_counts
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
-from refseg.descriptor import SplitCounts
-from refseg.schema import Annotation, Rle, find_dataset
+from refseg.dataset.descriptor import SplitCounts
+from refseg.dataset.schema import Annotation, Rle, find_dataset
 
 MINE = find_dataset("custom/mine")
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pipelines.sources import read_source
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError, UsageError
-from refseg.schema import find_dataset
 
 BERKELEY = find_dataset("refclef/berkeley")
 

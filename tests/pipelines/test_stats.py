@@ -9,9 +9,9 @@ from pipelines.mix import MixOptions, mix_datasets
 from pipelines.published import SplitCounts, published_counts
 from pipelines.stats import stats_dataset
 from refseg.cli import main
-from refseg.descriptor import load_descriptor
+from refseg.dataset.descriptor import load_descriptor
+from refseg.dataset.schema import DATASETS
 from refseg.errors import DatasetError, UsageError
-from refseg.schema import DATASETS
 
 from .conftest import TinyRefer
 

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from pipelines.build import build_dataset
-from pipelines.manifest import ManifestRow, read_manifest, write_manifest
 from pipelines.mix import MixOptions, mix_datasets
 from pipelines.options import BuildOptions
 from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
-from refseg.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
+from refseg.dataset.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
+from refseg.dataset.manifest_writer import ManifestRow, read_manifest, write_manifest
 from refseg.errors import UsageError
 
 from .conftest import TinyRefer

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.canonical import canonical_json
-from refseg.manifests import parse_manifest
-from refseg.manifests import read_rows as read_all_rows
-from refseg.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
+from refseg.dataset.manifest_reader import parse_manifest
+from refseg.dataset.manifest_reader import read_rows as read_all_rows
+from refseg.dataset.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
+from refseg.json_text import canonical_json
 
 _ROW_GROUP_ROWS = 4096
 # A dictionary of numbers that hardly repeat takes time and 15 % more space than the numbers.

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from refseg.dataset.schema import FORMAT_VERSION, MASK_RULES, MAX_SIDE
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.geometry import GeometryKind, place
 from refseg.json_text import parse_json
-from refseg.schema import FORMAT_VERSION, MASK_RULES, MAX_SIDE
 from refseg.storage import open_folder
 from refseg.wording import did_you_mean
 

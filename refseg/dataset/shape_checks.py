@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from refseg.arrow_arrays import list_lengths, numbers
+from refseg.dataset.arrow_arrays import list_lengths, numbers
 
 ShapeFault = tuple[NDArray[np.bool_], Callable[[int], str], str]
 """Which rows, what is found in a row, what is expected."""

@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from refseg.descriptor import ImagePool
+from refseg.dataset.descriptor import ImagePool
 from refseg.errors import DatasetError
 from refseg.storage import is_remote, open_folder
 

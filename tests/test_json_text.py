@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.canonical import canonical_json
+from refseg.json_text import canonical_json
 
 PLAIN = st.recursive(
     st.none()

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from refseg.arrow_arrays import list_ends, list_lengths, numbers, one_array
-from refseg.schema import MAX_PIXELS, MAX_SIDE
-from refseg.shape_checks import find_annotation_faults, find_mask_faults
+from refseg.dataset.arrow_arrays import list_ends, list_lengths, numbers, one_array
+from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
+from refseg.dataset.shape_checks import find_annotation_faults, find_mask_faults
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
 
 _BLOCK = 512  # of a tar: a header, and what members are padded to

@@ -7,12 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refseg import tokenizer
-from refseg.arrow_arrays import numbers, one_array
-from refseg.data.cache import Tar
-from refseg.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
-from refseg.errors import DatasetError
-from refseg.image_pools import pool_address
-from refseg.manifests import (
+from refseg.dataset.arrow_arrays import numbers, one_array
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
+from refseg.dataset.image_pools import pool_address
+from refseg.dataset.manifest_reader import (
     REMEDY,
     check_size,
     manifest_name,
@@ -21,8 +19,10 @@ from refseg.manifests import (
     read_rows,
     row_error,
 )
-from refseg.row_checks import RowFault
-from refseg.shape_checks import find_mask_faults
+from refseg.dataset.row_checks import RowFault
+from refseg.dataset.shape_checks import find_mask_faults
+from refseg.dataset.shard_cache import Tar
+from refseg.errors import DatasetError
 from refseg.storage import Folder, is_remote, open_folder
 
 _MASKS = "mask"

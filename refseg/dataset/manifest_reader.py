@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refseg.arrow_arrays import one_array
-from refseg.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry
+from refseg.dataset.arrow_arrays import one_array
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry
+from refseg.dataset.row_checks import RowFault, RowRules, find_row_faults
+from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import DatasetError, StorageError
-from refseg.row_checks import RowFault, RowRules, find_row_faults
-from refseg.schema import MANIFEST_SCHEMA
 from refseg.storage import Folder
 
 REMEDY = "the dataset was changed after it was built; `refseg verify` it, then copy or build it again"

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from refseg.data.cache import ShardCache, Tar
+from refseg.dataset.shard_cache import ShardCache, Tar
 from refseg.errors import RefsegError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from refseg.cache_files import make_cache_folder, open_cache_file
-from refseg.descriptor import StoredImages
+from refseg.dataset.descriptor import StoredImages
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.jpeg_header import check_jpeg_size
 from refseg.storage import cache_folder, is_remote, open_folder, reserve_space

@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from refseg.data.cache import LIMIT_VARIABLE, ShardCache, Tar
-from refseg.data.read_ahead import ReadAhead
+from refseg.dataset.read_ahead import ReadAhead
+from refseg.dataset.shard_cache import LIMIT_VARIABLE, ShardCache, Tar
 from refseg.errors import DatasetError
 
 logger = logging.getLogger(__name__)
