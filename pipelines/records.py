@@ -29,7 +29,7 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
     rejects: list[tuple[int, Reject]] = []
     for item in raw.refs:
         try:
-            records.append((item.position, _make_record(raw, item.ref, mask_rule)))
+            records.append((item.position, _make_record(raw, item, mask_rule)))
         except RefFault as fault:
             rejects.append((item.position, reject_ref(raw.spec, item, fault.reason, fault.message)))
     return records, rejects
@@ -56,7 +56,8 @@ def find_split(ref: Any) -> str | None:
     return split if is_text(split) else None
 
 
-def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
+def _make_record(raw: RawShard, item: RawRef, mask_rule: str) -> RefRecord:
+    ref = item.ref
     if not isinstance(ref, dict):
         raise RefFault("malformed_ref", f"found a {type(ref).__name__}, expected a dict")
     ref_id = _integer(ref, "ref_id")
@@ -112,6 +113,7 @@ def _make_record(raw: RawShard, ref: Any, mask_rule: str) -> RefRecord:
         mask=mask,
         sentences=read_sentences(ref, no_target=not annotations),
         annotations=annotations,
+        source_rank=item.position,
     )
 
 

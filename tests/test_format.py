@@ -188,6 +188,9 @@ def test_digest_and_hashes_are_as_specified(mini: Path) -> None:
     assert hashlib.sha256(text.encode()).hexdigest() == content["descriptor_sha256"]
     for shard in content["shards"]:
         rows = pq.read_table(mini / f"{shard['name']}.parquet").to_pylist()
+        for row in rows:
+            assert row.pop("source_rank") >= 0
+            assert (row.pop("image_kind"), row.pop("ignore")) == ("jpg", None)
         lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
         assert hashlib.sha256(b"".join(lines)).hexdigest() == shard["rows_sha256"]
         facts[2].append([shard["name"], shard["split"], shard["rows_sha256"]])

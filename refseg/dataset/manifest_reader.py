@@ -21,7 +21,7 @@ _ROW_REMEDY = "such rows cannot be used: `refseg verify` the dataset, then build
 _CHECKED = (
     "dataset", "split_by", "split", "ref_id", "image_id", "file_name", "height", "width", "no_target",
     *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "token_ids", "exists")),
-    "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
+    "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3", "source_rank", "image_kind", "ignore",
 )  # fmt: skip
 """Columns that are always read and checked; `mask` and `annotations` where they are asked for."""
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 
 from refseg.dataset.manifest_reader import parse_manifest
 from refseg.dataset.manifest_reader import read_rows as read_all_rows
-from refseg.dataset.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
+from refseg.dataset.schema import MANIFEST_SCHEMA, NOT_DIGESTED, Annotation, ImageLocation, RefRecord, Rle, Sentence
 from refseg.json_text import canonical_json
 
 _ROW_GROUP_ROWS = 4096
 # A dictionary of numbers that hardly repeat takes time and 15 % more space than the numbers.
 _REPEATING = [
-    *("dataset", "split_by", "split", "file_name", "category", "shard", "image_xxh3", "sample_xxh3"),
+    *("dataset", "split_by", "split", "file_name", "category", "shard", "image_xxh3", "sample_xxh3", "image_kind"),
     "sentences.list.element.words.list.element",
 ]
 
@@ -76,6 +76,9 @@ class ManifestRow:
             "image_xxh3": location.image_xxh3,
             "sample_bytes": location.sample_bytes,
             "sample_xxh3": location.sample_xxh3,
+            "source_rank": record.source_rank,
+            "image_kind": location.image_kind,
+            "ignore": None if record.ignore is None else _rle_dict(record.ignore),
         }
 
     @classmethod
@@ -92,6 +95,7 @@ class ManifestRow:
             image_xxh3=fields["image_xxh3"],
             sample_bytes=fields["sample_bytes"],
             sample_xxh3=fields["sample_xxh3"],
+            image_kind=fields["image_kind"],
         )
         record = RefRecord(
             dataset=fields["dataset"],
@@ -110,6 +114,8 @@ class ManifestRow:
             mask=_rle(fields["mask"]),
             sentences=tuple(map(_sentence, fields["sentences"])),
             annotations=tuple(map(_annotation, fields["annotations"])),
+            source_rank=fields["source_rank"],
+            ignore=None if fields["ignore"] is None else _rle(fields["ignore"]),
         )
         return cls(record=record, location=location)
 
@@ -168,11 +174,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def digest_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 of rows as canonical JSON, one a line."""
+    """SHA-256 of rows as canonical JSON, one a line; what `NOT_DIGESTED` names is left out."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(canonical_json(row) + b"\n")
+        digested = {name: value for name, value in row.items() if not _is_left_out(name, value)}
+        digest.update(canonical_json(digested) + b"\n")
     return digest.hexdigest()
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    return name in NOT_DIGESTED and (name == "source_rank" or value == NOT_DIGESTED[name])
 
 
 def _rle_dict(rle: Rle) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from refseg.dataset.arrow_arrays import list_ends, list_lengths, numbers, one_array
-from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
+from refseg.dataset.schema import IMAGE_KIND, MAX_PIXELS, MAX_SIDE
 from refseg.dataset.shape_checks import find_annotation_faults, find_mask_faults
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
 
@@ -56,7 +56,7 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
         rules: Rules that the descriptor gives for the manifest.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
-    missing = [fault for name, column in columns.items() for fault in _find_nulls(name, column)]
+    missing = [fault for name, column in columns.items() if name != "ignore" for fault in _find_nulls(name, column)]
     yield from missing
     if missing:
         return
@@ -71,6 +71,7 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
     if is_wrong.any():
         return
     yield from _find_wrong_names(columns, rules)
+    yield from _find_unknown_content(columns)
     yield from _find_wrong_places(columns, rules)
     yield from _find_split_images(columns)
     if "sentences" in columns:
@@ -160,6 +161,17 @@ def _find_wrong_names(columns: Mapping[str, pa.Array], rules: RowRules) -> Itera
     for of_hash in _HASHES:
         if of_hash in columns:
             yield from _find_wrong_hashes(of_hash, columns[of_hash])
+
+
+def _find_unknown_content(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]:
+    """What the format has room for and this release does not read."""
+    if "image_kind" in columns:
+        kinds, kind = _codes(columns["image_kind"])
+        is_wrong = np.array([name != IMAGE_KIND for name in kinds], np.bool_)[kind]
+        yield from _of_rows(is_wrong, lambda row: f"a picture of kind {kinds[kind[row]]!r:.20}", IMAGE_KIND)
+    if "ignore" in columns:
+        is_wrong = numbers(columns["ignore"].is_valid())
+        yield from _constant(is_wrong, "a mask of pixels to ignore", "none, as this release would count them")
 
 
 def _find_wrong_hashes(name: str, column: pa.Array) -> Iterator[RowFault]:

@@ -21,6 +21,9 @@ MAX_SIDE = 65_500
 MAX_PIXELS = 2**28
 """Pixels of a picture at most (16,384 x 16,384): a larger one takes gigabytes wherever it or its mask is drawn."""
 
+IMAGE_KIND = "jpg"
+"""Kind of the pictures that this release writes and reads."""
+
 MASK_RULES = ("union", "legacy")
 """`union`: pixels of any part. `legacy`: pixels covered exactly once (LAVT and its forks keep only those)."""
 
@@ -190,6 +193,8 @@ class RefRecord:
         mask: The target at the image's size, by the dataset's mask rule.
         sentences: As annotated, at least one.
         annotations: The COCO annotations whose shapes make the mask; empty: `no_target`.
+        source_rank: Position of the ref in its source, from 0.
+        ignore: Pixels that neither a loss nor a score counts; None: every pixel counts.
 
     Raises:
         AnnotationError: If there is no sentence, or `no_target` or `box_only` disagree with annotations or sentences.
@@ -211,6 +216,8 @@ class RefRecord:
     mask: Rle
     sentences: tuple[Sentence, ...]
     annotations: tuple[Annotation, ...]
+    source_rank: int = 0
+    ignore: Rle | None = None
 
     def __post_init__(self) -> None:
         if not self.sentences:
@@ -242,6 +249,7 @@ class ImageLocation:
         sample_bytes: Length of the whole sample in the tar: header, JPEG, header, JSON, each with its padding. It
             starts one block (512 bytes) before `image_offset`.
         sample_xxh3: XXH3-64 of the whole sample; checked whenever the image is read.
+        image_kind: Suffix of the picture's member in the tar, which says how it is encoded.
     """
 
     shard: str
@@ -250,6 +258,7 @@ class ImageLocation:
     image_xxh3: str
     sample_bytes: int
     sample_xxh3: str
+    image_kind: str = IMAGE_KIND
 
 
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.list_(pa.uint32()))])
@@ -310,6 +319,12 @@ MANIFEST_SCHEMA = pa.schema(
         ("image_xxh3", pa.string()),
         ("sample_bytes", pa.int64()),
         ("sample_xxh3", pa.string()),
+        ("source_rank", pa.int64()),
+        ("image_kind", pa.string()),
+        ("ignore", _RLE),
     ]
 )
 """One row per ref. Rows of one image are adjacent; rows are in the order of the images in the tar."""
+
+NOT_DIGESTED = {"source_rank": None, "image_kind": IMAGE_KIND, "ignore": None}
+"""Columns that canonical JSON leaves out: `source_rank` always, each other one where it has the value given here."""

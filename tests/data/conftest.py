@@ -116,6 +116,8 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
                             "image_xxh3": xxhash.xxh3_64_hexdigest(jpeg),
                             "sample_bytes": len(whole),
                             "sample_xxh3": xxhash.xxh3_64_hexdigest(whole),
+                            "source_rank": len(rows),
+                            "image_kind": "jpg",
                         }
                     )
         (folder / f"{name}.tar").write_bytes(tar_bytes.getvalue())

@@ -67,7 +67,8 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             jpeg = _jpeg(picture)
             for r, ref in enumerate(picture["refs"]):
                 row = _row(image_id, picture, jpeg, len(tar) + 512, 10 * image_id + r, mask_rule, *ref)
-                rows.append({**row, "dataset": dataset.split("/")[0]})
+                facts = {"dataset": dataset.split("/")[0], "source_rank": len(rows), "image_kind": "jpg"}
+                rows.append({**row, **facts})
             tar += _sample(jpeg)
         parquet = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), parquet)

@@ -114,7 +114,9 @@ def test_a_row_has_every_field_in_the_order_of_the_schema(rows: list[ManifestRow
 
 
 def test_the_digest_is_the_hash_of_rows_in_pythons_json(rows: list[ManifestRow], tmp_path: Path) -> None:
-    text = "".join(json.dumps(row.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
+    later = ("source_rank", "image_kind", "ignore")  # columns that digests of earlier builds do not know
+    kept = [{name: value for name, value in row.to_dict().items() if name not in later} for row in rows]
+    text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in kept).encode()
 
     assert b'"box_xywh":[0.5,2.0,4.0,1e-05]' in text
     assert write_manifest(tmp_path / "a.parquet", rows) == hashlib.sha256(text).hexdigest()

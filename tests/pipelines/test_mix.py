@@ -415,6 +415,7 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
             "category": "", "box_xywh": [0.0, 0.0, 1.0, 1.0], "area": 1, "no_target": False, "box_only": False,
             "mask": {"size": [1, 1], "counts": [0, 1]}, "annotations": [],
             "shard": f"{entry.name}.tar", "image_bytes": 1, "sample_bytes": 2048, "sample_xxh3": "0" * 16,
+            "image_kind": "jpg",
         }  # fmt: skip
         # Each dataset has saved its pictures for itself: only the ids tell that they are the same.
         rows = [
@@ -423,6 +424,7 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
                 "ref_id": image_id,
                 "image_id": image_id,
                 "image_offset": 512 + 2048 * number,
+                "source_rank": number,
                 "image_xxh3": hashlib.sha256(f"{dataset} {image_id}".encode()).hexdigest()[:16],
                 "sentences": [{**sentence, "sent_id": image_id}],
             }
