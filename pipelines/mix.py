@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from pipelines.mix_members import TRAIN, Member, find_pools, open_members, used_pools
 from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor
-from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry
 from refseg.dataset.manifest_writer import write_table
 from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
@@ -220,12 +220,12 @@ def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[I
 
 def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
     """Compare a finished mix with what was asked for, and its files with what they were."""
-    descriptor = load_descriptor(out.address)
+    mix = BuiltDataset.open(out.address)
+    descriptor = mix.descriptor
     if not descriptor.mix:
         raise UsageError(f"--out {out}: holds {descriptor.dataset}, expected a new or empty folder for the mix")
     _refuse_other_inputs(out, descriptor.plan_keys, keys, but=TOOL_KEYS)
-    for entry in descriptor.shards:
-        read_columns(out, entry, descriptor, ["image_id"])
+    mix.read(["image_id"])
     out.remove(BUILD_FOLDER)  # a kill after the commit
     return descriptor
 
@@ -283,11 +283,7 @@ def _read_eval_images(member: Member) -> Iterator[EvalImages]:
     for split in descriptor.splits:
         if split == TRAIN:
             continue
-        rows = pa.concat_tables(
-            read_columns(member.folder, entry, descriptor, ["image_id", "image_xxh3"])
-            for entry in descriptor.shards
-            if entry.split == split
-        )
+        rows = member.dataset.read(["image_id", "image_xxh3"], member.dataset.entries_of(split))
         yield EvalImages(
             split=f"{descriptor.dataset} {split}",
             is_coco=member.is_coco,
@@ -298,7 +294,7 @@ def _read_eval_images(member: Member) -> Iterator[EvalImages]:
 
 def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
     """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
-    rows = read_columns(member.folder, entry, member.descriptor, MANIFEST_SCHEMA.names)
+    rows = member.dataset.read(MANIFEST_SCHEMA.names, [entry])
     leaks = pa.nulls(rows.num_rows, pa.bool_()).fill_null(False)
     for images in protected:
         same = find_leaks(rows, is_coco=member.is_coco, protected=images)
@@ -313,11 +309,6 @@ def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImag
     shards = []
     for name in rows["shard"].to_pylist():
         pool, _, tar = name.rpartition("/")
-        if pool not in member.pool_names:
-            raise DatasetError(
-                f"{member.folder.join(entry.name)}.parquet: rows lie in {name}, which {DESCRIPTOR_NAME} does not name; "
-                "see `refseg verify`, then build the dataset again"
-            )
         shards.append(f"{member.pool_names[pool]}/{tar}")
     column = rows.column_names.index("shard")
     return rows.set_column(column, MANIFEST_SCHEMA.field("shard"), pa.array(shards, pa.string()))

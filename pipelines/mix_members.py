@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from refseg.dataset.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry, load_descriptor
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry
 from refseg.dataset.image_pools import pool_address, relative_address
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.storage import Folder, is_remote, open_folder
+from refseg.storage import Folder, is_remote
 
 TRAIN = "train"
 """The split that is mixed; images of all others are kept out of it."""
@@ -21,8 +22,7 @@ class Member:
     """A dataset of the mix, and what is counted of it on the way.
 
     Attributes:
-        folder: Of the dataset.
-        descriptor: What its `refseg.json` says.
+        dataset: The open dataset.
         weight: How often an epoch sees each of its samples, on average.
         pool_names: What the mix calls each pool of the member; its own tars are the pool without a name.
         num_refs: Training refs that are in the mix.
@@ -31,8 +31,7 @@ class Member:
         found_in: By `<dataset id> <split>`, how many of these are there.
     """
 
-    folder: Folder
-    descriptor: Descriptor
+    dataset: BuiltDataset
     weight: float
     pool_names: dict[str, str] = field(default_factory=dict)
     num_refs: int = 0
@@ -41,14 +40,24 @@ class Member:
     found_in: Counter[str] = field(default_factory=Counter)
 
     @property
+    def folder(self) -> Folder:
+        """Of the dataset."""
+        return self.dataset.place
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What its `refseg.json` says."""
+        return self.dataset.descriptor
+
+    @property
     def is_coco(self) -> bool:
         """True if its image ids are COCO's; a user's own dataset has ids of its own."""
         return find_dataset(self.descriptor.dataset).is_coco
 
     @property
-    def train_entries(self) -> list[ShardEntry]:
+    def train_entries(self) -> tuple[ShardEntry, ...]:
         """Shards of its train split; none if it only protects images."""
-        return [entry for entry in self.descriptor.shards if entry.split == TRAIN]
+        return self.dataset.entries_of(TRAIN)
 
     def summary(self, *, allow_leak: bool) -> MixMember:
         """What the mix's descriptor says of it, once all its rows were looked at."""
@@ -73,8 +82,8 @@ def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> l
     """
     members: list[Member] = []
     for address, weight in zip(addresses, weights, strict=True):
-        folder = open_folder(address)
-        descriptor = load_descriptor(address)
+        dataset = BuiltDataset.open(address)
+        folder, descriptor = dataset.place, dataset.descriptor
         if descriptor.mix:
             names = ", ".join(member.dataset for member in descriptor.mix)
             raise UsageError(f"{folder}: is a mix already, expected a dataset; give its members instead ({names})")
@@ -93,7 +102,7 @@ def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> l
                     raise DatasetError(
                         f"{folder}: found {what} {here}, expected {there} as in {other.folder}; build one of them again"
                     )
-        members.append(Member(folder=folder, descriptor=descriptor, weight=float(weight)))
+        members.append(Member(dataset=dataset, weight=float(weight)))
     return members
 
 

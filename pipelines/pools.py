@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
 from refseg.dataset.image_pools import pool_address, relative_address
-from refseg.dataset.manifest_reader import read_columns
 from refseg.dataset.schema import CUSTOM, DatasetSpec, find_dataset
 from refseg.errors import UsageError
-from refseg.storage import open_folder
 
 _LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
 _COLUMNS = ["image_id", "height", "width", *_LOCATION]
@@ -36,7 +35,8 @@ class ImagePools:
         self._pools: dict[str, tuple[str, Descriptor]] = {}  # by name: the folder that holds the tars
         tables = []
         for folder in folders:
-            descriptor = load_descriptor(folder)
+            built = BuiltDataset.open(folder)
+            descriptor = built.descriptor
             other = find_dataset(descriptor.dataset)
             if CUSTOM in (spec.dataset, other.dataset):
                 raise UsageError(
@@ -48,9 +48,7 @@ class ImagePools:
                     f"--images-from {folder}: image ids of {descriptor.dataset} are not those of {spec.dataset_id}; "
                     "give a dataset of the same pictures"
                 )
-            tables.append(
-                _rename_shards(_read_locations(str(folder), descriptor), self._names(str(folder), descriptor))
-            )
+            tables.append(_rename_shards(built.read(_COLUMNS), self._names(str(folder), descriptor)))
         table = pa.concat_tables(tables)
         ids = table.column("image_id").to_numpy()
         self._image_ids, first = np.unique(ids, return_index=True)
@@ -116,11 +114,6 @@ class ImagePools:
             name = f"{stem}-{number}"
         self._pools.setdefault(name, (folder, descriptor))
         return name
-
-
-def _read_locations(folder: str, descriptor: Descriptor) -> pa.Table:
-    place = open_folder(folder)
-    return pa.concat_tables(read_columns(place, entry, descriptor, _COLUMNS) for entry in descriptor.shards)
 
 
 def _rename_shards(table: pa.Table, names: dict[str, str]) -> pa.Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refseg.dataset.rejects import REJECTS_SCHEMA
 from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError, ImageError, RefsegError
 
@@ -41,19 +42,6 @@ LEFT_OUT = ("without_sentences",)
 passed over by the datasets' authors. They do not end a build."""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
-
-REJECTS_SCHEMA = pa.schema(
-    [
-        ("dataset", pa.string()),
-        ("split_by", pa.string()),
-        ("split", pa.string()),
-        ("ref_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row per rejected ref; ids and split are null where the ref does not tell them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from refseg.dataset.descriptor import ShardEntry
-from refseg.dataset.manifest_reader import manifest_name, open_manifest, read_rows
+from refseg.dataset.manifest_reader import read_unchecked
 from refseg.dataset.schema import CUSTOM
 from refseg.errors import DatasetError
 from refseg.storage import Folder
@@ -116,7 +115,7 @@ def _groups(images: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
 
 
 def _read_images(folder: Folder, shards: Sequence[ShardEntry], number: int) -> NDArray[np.void]:
-    table = _read(folder, shards[number], ["image_id", "image_xxh3"])
+    table = read_unchecked(folder, shards[number], ["image_id", "image_xxh3"])
     images = np.empty(table.num_rows, _IMAGE)
     try:
         images["hash"] = np.frombuffer(bytes.fromhex("".join(table["image_xxh3"].to_pylist())), ">u8")
@@ -131,7 +130,7 @@ def _read_images(folder: Folder, shards: Sequence[ShardEntry], number: int) -> N
 def _name(folder: Folder, shards: Sequence[ShardEntry], group: NDArray[np.void], splits: Sequence[str]) -> SharedImage:
     names: set[str] = set()
     for image in group:
-        table = _read(folder, shards[image["shard"]], ["image_id", "file_name"])
+        table = read_unchecked(folder, shards[image["shard"]], ["image_id", "file_name"])
         names.update(table.filter(pc.equal(table["image_id"], int(image["image_id"])))["file_name"].to_pylist())
     found = {shards[image["shard"]].split for image in group}
     return SharedImage(
@@ -139,10 +138,6 @@ def _name(folder: Folder, shards: Sequence[ShardEntry], group: NDArray[np.void],
         image_ids=tuple(sorted({int(image["image_id"]) for image in group})),
         file_names=tuple(sorted(names)),
     )
-
-
-def _read(folder: Folder, shard: ShardEntry, columns: list[str]) -> pa.Table:
-    return read_rows(folder.join(manifest_name(shard)), open_manifest(folder, shard), columns)
 
 
 def _join(parts: Sequence[object]) -> str:

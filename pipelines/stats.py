@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from pipelines.published import COUNTED, published_counts
 from pipelines.shared_images import SharedImages, find_shared_images
-from refseg.dataset.descriptor import Descriptor, SplitCounts, load_descriptor
-from refseg.dataset.manifest_reader import read_columns, read_rejects
-from refseg.storage import Folder, open_folder
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import SplitCounts
 
 TOKEN_LIMITS = (17, 20, 22)
 """Lengths others cut at: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
@@ -133,16 +132,14 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
         folder: The dataset's folder, a path or an fsspec URL.
 
     Raises:
-        UsageError: If there is no such folder.
-        DatasetError: If it holds no finished dataset, or a manifest cannot be read.
+        DatasetError: If there is no such folder, or it holds no finished dataset, or one that was damaged.
         StorageError: If remote storage fails.
     """
-    place = open_folder(folder)
-    descriptor = load_descriptor(folder)
+    dataset = BuiltDataset.open(folder)
+    descriptor = dataset.descriptor
     published = published_counts(descriptor.dataset)
     members = {member.dataset: _Tally() for member in descriptor.mix}
-    splits = tuple(_split_stats(place, descriptor, split, published.get(split), members) for split in descriptor.splits)
-    rejects = dict(Counter(read_rejects(place, descriptor)["reason"].to_pylist()))
+    splits = tuple(_split_stats(dataset, split, published.get(split), members) for split in descriptor.splits)
     return DatasetStats(
         dataset=descriptor.dataset,
         digest=descriptor.digest,
@@ -161,8 +158,8 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
             for member in descriptor.mix
         ),
         pools={pool.dataset: pool.path for pool in descriptor.image_pools},
-        rejects=rejects,
-        shared_images=find_shared_images(place, descriptor.dataset, descriptor.shards),
+        rejects=dict(Counter(dataset.rejects()["reason"].to_pylist())),
+        shared_images=find_shared_images(dataset.place, descriptor.dataset, descriptor.shards),
     )
 
 
@@ -181,8 +178,7 @@ class _Tally:
 
 
 def _split_stats(
-    folder: Folder,
-    descriptor: Descriptor,
+    dataset: BuiltDataset,
     split: str,
     published: SplitCounts | None,
     members: dict[str, _Tally],
@@ -192,9 +188,9 @@ def _split_stats(
     words, tokens = np.zeros(0, np.int64), np.zeros(0, np.int64)
     area_parts = [np.empty(0)]
     num_no_target = num_nothing = num_box_only = 0
-    entries = [entry for entry in descriptor.shards if entry.split == split]
+    entries = dataset.entries_of(split)
     for entry in entries:
-        table = read_columns(folder, entry, descriptor, _COLUMNS)
+        table = dataset.read(_COLUMNS, [entry])
         column = {name: table[name].to_numpy() for name in ("image_id", "height", "width", "area", "no_target")}
         num_sentences = pc.list_value_length(table["sentences"]).to_numpy()
         datasets = pc.binary_join_element_wise(table["dataset"], table["split_by"], "/")
@@ -219,7 +215,7 @@ def _split_stats(
     return SplitStats(
         split=split,
         counts=SplitCounts(images=images, refs=num_refs, sentences=total),
-        source=descriptor.source_counts.get(split),
+        source=dataset.descriptor.source_counts.get(split),
         published=published,
         num_pool_images=sum(entry.num_images - entry.num_samples for entry in entries),
         num_no_target=num_no_target,

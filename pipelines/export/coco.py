@@ -5,9 +5,10 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from pipelines.export.dataset import LOCATION, BuiltDataset, ImageWriter
+from pipelines.export.dataset import ExportedDataset, ImageWriter
 from pipelines.export.run import ExportOptions, Progress
 from refseg.compat.refer_records import COLUMNS, refer_annotation, refer_order, refer_tables
+from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.json_text import canonical_json
 
 DIFFERENCES = (
@@ -18,7 +19,7 @@ DIFFERENCES = (
 )
 
 
-def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write one JSON per split, and the images once; see `pipelines.export.run`."""
     images = ImageWriter(dataset, out / "images")
     done = 0
@@ -26,7 +27,7 @@ def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Pr
     for split in dataset.splits:
         rows: list[dict[str, Any]] = []
         for entry in (entry for entry in dataset.entries if entry.split == split):
-            found = dataset.rows(entry, [*COLUMNS, *LOCATION])
+            found = dataset.rows(entry, [*COLUMNS, *IMAGE_COLUMNS])
             if options.images:
                 for row in found:
                     images.write(row)
@@ -38,7 +39,7 @@ def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Pr
     return DIFFERENCES
 
 
-def coco_content(dataset: BuiltDataset, split: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def coco_content(dataset: ExportedDataset, split: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A split as COCO's JSON: `images`, `annotations` and `categories` as COCO has them, and `refs`.
 
     A ref has `ref_id`, `image_id`, `ann_ids` (none: it names nothing) and `sentences` of `sent_id`, `sent`, `raw` and

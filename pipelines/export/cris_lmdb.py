@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.export.dataset import LOCATION, BuiltDataset
+from pipelines.export.dataset import ExportedDataset
 from pipelines.export.run import ExportOptions, Progress
 from refseg.compat.coco_categories import COCO_CATEGORIES
 from refseg.compat.refer_records import refer_order
+from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import DatasetSpec
 from refseg.errors import UsageError
 from refseg.json_text import canonical_json
@@ -32,7 +33,7 @@ _COLUMNS = (
     *("ref_id", "image_id", "file_name", "height", "width", "box_xywh", "no_target", "mask"),
     *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "exists")),
     "annotations.list.element.category_id",
-    *LOCATION,
+    *IMAGE_COLUMNS,
 )
 _PROTOCOL = 4
 _ROOM = 64 << 20
@@ -40,7 +41,7 @@ _ROOM = 64 << 20
 _NUMBERS = {number: place for place, (number, _, _) in enumerate(COCO_CATEGORIES)}
 
 
-def write(dataset: BuiltDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write an LMDB and a JSON per split, and all masks; see `pipelines.export.run`.
 
     Raises:
@@ -118,7 +119,7 @@ def draw_png(mask: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _plan(dataset: BuiltDataset, split: str) -> tuple[dict[int, int], int]:
+def _plan(dataset: ExportedDataset, split: str) -> tuple[dict[int, int], int]:
     """The place of each ref in its split, in REFER's order, and bytes that hold all records."""
     columns = ("ref_id", "image_id", "height", "width", "image_bytes", "no_target", "sentences.list.element.exists")
     rows = [row for entry in dataset.entries if entry.split == split for row in dataset.rows(entry, columns)]

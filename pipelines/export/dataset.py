@@ -1,81 +1,57 @@
-"""A finished dataset as exporters read it: rows shard by shard, JPEGs checked by their hash."""
+"""A finished dataset as exporters read it: rows shard by shard, with the picture of each."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from refseg.compat.file_names import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
-from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
-from refseg.dataset.image_pools import pool_address
-from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import ShardEntry
+from refseg.dataset.row_images import RowImages
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.storage import Folder, open_folder
-
-LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3")
-"""Columns that `BuiltDataset.image` needs."""
 
 
-class BuiltDataset:
-    """One finished dataset, or some of its splits.
+class ExportedDataset:
+    """One finished dataset, or some of its splits, in the terms of the formats that it is exported to.
 
     Attributes:
-        place: Its folder.
+        built: The open dataset.
         descriptor: What `refseg.json` says.
         spec: Which dataset.
-        entries: The shards of the splits asked for.
+        splits: Splits asked for, in the dataset's order.
+        entries: The shards of these splits.
 
     Args:
         folder: Path or URL.
         splits: Which splits; None: all.
+        images: False: pictures are not exported, and the tars need not be there.
 
     Raises:
         UsageError: If it is a mix, holds pictures made smaller, or has no such split.
-        DatasetError: If it is unfinished.
+        DatasetError: As of `BuiltDataset.open`.
     """
 
-    def __init__(self, folder: Path | str, splits: Sequence[str] | None = None) -> None:
-        self.place: Folder = open_folder(folder)
-        self.descriptor: Descriptor = load_descriptor(folder)
+    def __init__(self, folder: Path | str, splits: Sequence[str] | None = None, *, images: bool = True) -> None:
+        self.built = BuiltDataset.open(folder, splits, with_tars=images)
+        self.descriptor = self.built.descriptor
         if self.descriptor.mix:
             members = ", ".join(member.dataset for member in self.descriptor.mix)
             raise UsageError(
                 f"{folder}: is a mix, and ids of different datasets collide in other projects' files; "
                 f"export its members ({members})"
             )
-        if (stored := self.descriptor.smaller_images) is not None:
-            raise UsageError(
-                f"{folder}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those that "
-                "masks and boxes were drawn on; build the dataset without --store"
-            )
-        if unknown := sorted(set(splits or ()) - set(self.descriptor.splits)):
-            raise UsageError(f"--splits: {unknown_split(folder, self.descriptor, unknown[0])}")
+        self.built.refuse_smaller_images()
         self.spec = find_dataset(self.descriptor.dataset)
-        self.entries: tuple[ShardEntry, ...] = tuple(
-            entry for entry in self.descriptor.shards if splits is None or entry.split in splits
-        )
-        self._pools: dict[str, Folder] = {"": self.place}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Splits asked for, in the dataset's order."""
-        return tuple(dict.fromkeys(entry.split for entry in self.entries))
+        self.splits = self.built.splits
+        self.entries = self.built.entries
+        self._images: tuple[str, RowImages] | None = None
 
     def rows(self, entry: ShardEntry, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of one shard, as plain values.
-
-        Args:
-            entry: The shard.
-            columns: Names, of nested ones with their path.
-
-        Raises:
-            DatasetError: If the manifest is missing or another than was built.
-        """
-        rows: list[dict[str, Any]] = read_columns(self.place, entry, self.descriptor, columns).to_pylist()
+        """Rows of one shard, as plain values; columns and errors as of `BuiltDataset.read`."""
+        rows: list[dict[str, Any]] = self.built.read(columns, [entry]).to_pylist()
         return rows
 
     def categories(self, tables: ReferTables) -> list[dict[str, Any]]:
@@ -95,41 +71,22 @@ class BuiltDataset:
         return refer_categories(names, self.spec)
 
     def image(self, row: Mapping[str, Any]) -> bytes:
-        """The JPEG of a row.
-
-        Raises:
-            DatasetError: If its tar is missing, or it is not the JPEG that was built.
-            StorageError: If storage refuses or fails.
-        """
-        pool, _, tar = row["shard"].rpartition("/")
-        folder = self._pool(pool)
-        where = f"{folder.join(tar)}: image {row['image_id']}"
-        try:
-            data = folder.read(tar, row["image_offset"], row["image_bytes"])
-        except FileNotFoundError as error:
-            raise DatasetError(f"{where}: found no such tar; copy or build the dataset again") from error
-        if xxhash.xxh3_64_hexdigest(data) != row["image_xxh3"]:
-            raise DatasetError(f"{where}: is not the image that was built; see `refseg verify`, then build again")
-        return data
-
-    def _pool(self, name: str) -> Folder:
-        if name not in self._pools:
-            pool = next((pool for pool in self.descriptor.image_pools if pool.name == name), None)
-            if pool is None:
-                raise DatasetError(f"{self.place}: rows lie in pool {name!r}, of which refseg.json does not know")
-            self._pools[name] = open_folder(pool_address(pool, self.place.address))
-        return self._pools[name]
+        """The JPEG of a row; errors as of `RowImages`."""
+        name = row["shard"]
+        if self._images is None or self._images[0] != name:  # neighbours mostly lie in one tar
+            self._images = name, RowImages(self.built, [name])
+        return self._images[1].read(row)
 
 
 class ImageWriter:
     """Writes images as files, each once.
 
     Args:
-        dataset: Where they come from.
-        folder: Where they go.
+        dataset: The dataset that they come from.
+        folder: The folder that they are written to.
     """
 
-    def __init__(self, dataset: BuiltDataset, folder: Path) -> None:
+    def __init__(self, dataset: ExportedDataset, folder: Path) -> None:
         self._dataset = dataset
         self._folder = folder
         self._written: dict[str, int] = {}
@@ -145,7 +102,7 @@ class ImageWriter:
         path = path_inside(self._folder, file_name)
         if known != image_id:
             raise DatasetError(
-                f"{self._dataset.place}: images {known} and {image_id} have one file name, {file_name!r}; "
+                f"{self._dataset.built.place}: images {known} and {image_id} have one file name, {file_name!r}; "
                 "expected a name for each; build the dataset from files with names of their own"
             )
         if not path.exists():

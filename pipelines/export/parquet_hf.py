@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.export.dataset import LOCATION, BuiltDataset
+from pipelines.export.dataset import ExportedDataset
 from pipelines.export.run import ExportOptions, Progress
 from refseg.dataset.descriptor import Descriptor, ShardEntry
+from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import MANIFEST_SCHEMA
 
 _ROW_GROUP_ROWS = 100
@@ -53,11 +54,11 @@ _COLUMNS = (
     *_AS_IN_MANIFEST,
     *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "words.list.element", "exists")),
     "annotations.list.element.ann_id",
-    *LOCATION,
+    *IMAGE_COLUMNS,
 )
 
 
-def write(dataset: BuiltDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write `data/<split>-<number>-of-<count>.parquet`, a file per shard, and a card; see `pipelines.export.run`."""
     (out / "data").mkdir()
     done = 0
@@ -94,7 +95,7 @@ def card(descriptor: Descriptor, splits: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(dataset: BuiltDataset, entry: ShardEntry) -> pa.Table:
+def _table(dataset: ExportedDataset, entry: ShardEntry) -> pa.Table:
     images: dict[str, dict[str, Any]] = {}
     for row in dataset.rows(entry, _COLUMNS):
         key = f"{row['shard']} {row['image_offset']}"

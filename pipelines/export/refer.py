@@ -5,10 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.export.dataset import LOCATION, BuiltDataset, ImageWriter
+from pipelines.export.dataset import ExportedDataset, ImageWriter
 from pipelines.export.run import ExportOptions, Progress
 from pipelines.shards import hash_file
 from refseg.compat.refer_records import COLUMNS, ReferTables, differences, refer_tables
+from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import CUSTOM, DatasetSpec
 from refseg.errors import UsageError
 from refseg.json_text import canonical_json
@@ -17,7 +18,7 @@ _PROTOCOL = 2
 """Of the pickle: Python 2 reads it, as `refer.py` once was."""
 
 
-def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write the files of one dataset and partition; see `pipelines.export.run`."""
     spec = dataset.spec
     if spec.dataset == CUSTOM and options.annotations is not None:
@@ -28,7 +29,7 @@ def write(dataset: BuiltDataset, out: Path, options: ExportOptions, progress: Pr
     images = ImageWriter(dataset, out / image_folder(spec))
     rows = []
     for number, entry in enumerate(dataset.entries, start=1):
-        columns = [*COLUMNS, *LOCATION]
+        columns = [*COLUMNS, *IMAGE_COLUMNS]
         found = dataset.rows(entry, columns)
         if options.images:
             for row in found:
@@ -75,7 +76,7 @@ def write_tables(tables: ReferTables, spec: DatasetSpec, folder: Path, *, descri
     (folder / "instances.json").write_bytes(canonical_json(instances))
 
 
-def _restore(dataset: BuiltDataset, annotations: Path, out: Path) -> None:
+def _restore(dataset: ExportedDataset, annotations: Path, out: Path) -> None:
     """Copy the files a dataset was built from, each known by its hash."""
     for source in dataset.descriptor.sources:
         places = (annotations / source.name, annotations / Path(source.name).name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.export.dataset import BuiltDataset
+from pipelines.export.dataset import ExportedDataset
 from refseg.addresses import is_remote, local_path
 from refseg.aside import folder_aside
 from refseg.dataset.descriptor import refuse_within_dataset
@@ -134,7 +134,7 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
         refuse_within_dataset(out)
     elif not (out / REPORT_NAME).is_file():
         raise UsageError(f"--out {out}: is there already, expected a new or empty folder; nothing is overwritten")
-    dataset = BuiltDataset(options.folder, options.splits)
+    dataset = ExportedDataset(options.folder, options.splits, images=options.images)
     if not is_new:
         return ExportResult(report=_finished(out, dataset, options), was_complete=True)
     module = import_module(FORMATS[options.to])
@@ -162,7 +162,7 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
     return ExportResult(report=report, was_complete=False)
 
 
-def _identity(dataset: BuiltDataset, options: ExportOptions) -> dict[str, Any]:
+def _identity(dataset: ExportedDataset, options: ExportOptions) -> dict[str, Any]:
     """The fields of a report by which an export is known again."""
     return {
         "format": options.to,
@@ -174,7 +174,7 @@ def _identity(dataset: BuiltDataset, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _finished(out: Path, dataset: BuiltDataset, options: ExportOptions) -> ExportReport:
+def _finished(out: Path, dataset: ExportedDataset, options: ExportOptions) -> ExportReport:
     """The report of an export that is finished, compared with what was asked for and with the files that are there."""
     path = out / REPORT_NAME
     remedy = "give another --out, or delete the folder"

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor
-from pipelines.verify.faults import Fault, shorten
-from pipelines.verify.files import check_files, find_pool, pool_remedy, read_rejects
+from pipelines.verify.files import check_files
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.faults import Fault, shorten
+from refseg.dataset.file_checks import open_pool, pool_remedy
 from refseg.dataset.manifest_reader import dataset_ids, row_rules
+from refseg.dataset.rejects import check_rejects
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
 from refseg.storage import Folder, open_folder
 from refseg.wording import counted
@@ -53,10 +55,10 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
         found, _, expected = found.partition(", expected ")
         expected = expected or "the descriptor of a finished dataset"
         return [Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=remedy)]
-    reject_faults, rejected = read_rejects(place, descriptor)
+    rejects, reject_faults = check_rejects(place, descriptor)
     faults = [
         *check_descriptor(descriptor),
-        *check_counts(descriptor, rejected),
+        *check_counts(descriptor, rejects),
         *check_files(place, descriptor),
         *reject_faults,
     ]
@@ -199,7 +201,7 @@ def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[Shard
             places[file].append(of_file)
     for pool in descriptor.image_pools:
         try:
-            address = find_pool(folder, pool).address
+            address = open_pool(folder, pool).address
         except DatasetError:
             continue  # on a host that is not allowed, which `check_files` reports
         for tar in pool.tars:

@@ -1,12 +1,15 @@
 """What the descriptor says, against itself and against the counts that were published."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
 
 from pipelines.plan import fingerprint
 from pipelines.published import COUNTED, find_differences
-from pipelines.verify.faults import Fault
 from refseg import tokenizer
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts
+from refseg.dataset.faults import Fault
 from refseg.dataset.manifest_reader import dataset_ids
 from refseg.dataset.schema import find_dataset
 from refseg.errors import UsageError
@@ -61,13 +64,14 @@ def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools:
         )
 
 
-def check_counts(descriptor: Descriptor, rejected: Mapping[str, int] | None) -> Iterator[Fault]:
+def check_counts(descriptor: Descriptor, rejects: pa.Table | None) -> Iterator[Fault]:
     """Nothing was dropped silently: source = rows + rejects; and the source is the published one.
 
     Args:
         descriptor: Of the dataset.
-        rejected: Refs in `rejects.parquet` by split; None if that cannot be read.
+        rejects: The refs that became no row; None if they cannot be read.
     """
+    rejected = None if rejects is None else Counter(rejects.column("split").to_pylist())
     if not descriptor.mix:
         for split in descriptor.splits:
             if split not in descriptor.source_counts:
@@ -80,7 +84,7 @@ def check_counts(descriptor: Descriptor, rejected: Mapping[str, int] | None) -> 
         rows = split_counts(descriptor, split)
         if rejected is None:
             continue
-        num_rejected = rejected.get(split, 0)
+        num_rejected = rejected[split]
         if source.refs is not None and source.refs != (rows.refs or 0) + num_rejected:
             yield _fault(
                 f"{counted(rows.refs or 0, 'row')} and {counted(num_rejected, 'reject')} in split {split}",

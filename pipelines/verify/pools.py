@@ -8,10 +8,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipelines.tars import BLOCK
-from pipelines.verify.faults import Fault, shorten
-from pipelines.verify.files import read_whole
 from pipelines.verify.samples import find_size_fault, hash_span
 from refseg.dataset.descriptor import PoolTar, StoredImages
+from refseg.dataset.faults import Fault, shorten
+from refseg.dataset.file_checks import read_whole
+from refseg.storage import open_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,11 @@ def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
     Raises:
         StorageError: If remote storage fails.
     """
-    faults: list[Fault] = []
-    data, _ = read_whole(task.folder, task.tar.name, task.tar.sha256, faults, file=task.file, remedy=task.remedy)
+    name, sha256 = task.tar.name, task.tar.sha256
+    try:
+        data, faults = read_whole(open_folder(task.folder), name, sha256, file=task.file, remedy=task.remedy)
+    except FileNotFoundError:
+        return task.file, ()
     if data is not None:
         faults += _check_places(task, data)
     return task.file, shorten(faults)

@@ -7,41 +7,18 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.masks import mask_area, target_mask
-from pipelines.verify.faults import MOST_FAULTS, Fault
 from refseg import tokenizer
 from refseg.dataset.descriptor import ShardEntry
-from refseg.dataset.manifest_reader import parse_manifest
-from refseg.dataset.manifest_reader import read_rows as read_all_rows
+from refseg.dataset.faults import MOST_FAULTS, Fault
+from refseg.dataset.file_checks import manifest_name
+from refseg.dataset.manifest_reader import find_manifest_faults
 from refseg.dataset.manifest_writer import ManifestRow, digest_rows
-from refseg.dataset.row_checks import RowRules, find_row_faults
+from refseg.dataset.row_checks import RowRules
 from refseg.dataset.schema import RefRecord
-from refseg.errors import AnnotationError, DatasetError
+from refseg.errors import AnnotationError
 
 Row = dict[str, Any]
 """A row as Parquet has it: plain values by column."""
-
-
-def read_table(data: bytes) -> pa.Table:
-    """All columns of a manifest, whose rows may be anything.
-
-    Raises:
-        DatasetError: If the bytes are not a manifest of this format.
-    """
-    try:
-        return read_all_rows("", parse_manifest("", data))
-    except DatasetError as error:
-        raise DatasetError(str(error).removeprefix(": ").rpartition("; ")[0]) from error
-
-
-def read_rows(data: bytes | pa.Table) -> list[Row]:
-    """Rows of a manifest, from its bytes or from what `read_table` gives; errors as there."""
-    rows: list[Row] = (read_table(data) if isinstance(data, bytes) else data).to_pylist()
-    return rows
-
-
-def parse_rows(rows: Sequence[Row]) -> list[RefRecord | Exception]:
-    """The record of each row, or why it is none."""
-    return [_parse_row(row) for row in rows]
 
 
 def _parse_row(row: Row) -> RefRecord | Exception:
@@ -52,14 +29,13 @@ def _parse_row(row: Row) -> RefRecord | Exception:
 
 
 def check_rows(
-    file: str, entry: ShardEntry, table: pa.Table, rows: Sequence[Row], *, rules: RowRules, mask_rule: str
+    entry: ShardEntry, table: pa.Table, rows: Sequence[Row], *, rules: RowRules, mask_rule: str
 ) -> tuple[list[Fault], list[RefRecord | Exception]]:
     """Check the rows of one shard.
 
     Args:
-        file: Name of the manifest.
         entry: What the descriptor says of the shard.
-        table: From `read_table`.
+        table: All columns of its manifest.
         rows: The same as plain values.
         rules: What the rows must be.
         mask_rule: Mask rule of the dataset.
@@ -67,25 +43,18 @@ def check_rows(
     Returns:
         The faults, and the record of each row; empty if some rows cannot be used at all, which no other check reads.
     """
+    file = manifest_name(entry)
     faults = []
     if digest_rows(rows) != entry.rows_sha256:
         expected = f"rows with digest {entry.rows_sha256:.12}"
         faults.append(Fault(file=file, found="rows of another build", expected=expected))
-    if len(rows) != entry.num_refs:
-        faults.append(Fault(file=file, found=f"{len(rows)} refs", expected=f"{entry.num_refs}"))
-    unusable = [
-        Fault(file=file, sample=f"ref {rows[fault.row]['ref_id']}", found=fault.found, expected=fault.expected)
-        for fault in islice(find_row_faults(table, rules), MOST_FAULTS + 1)
-    ]
-    if unusable:
-        return faults + unusable, []
-    for what, found, expected_number in (
-        ("sentences", sum(len(row["sentences"]) for row in rows), entry.num_sentences),
-        ("images", len({row["image_id"] for row in rows}), entry.num_images),
-    ):
-        if found != expected_number:
-            faults.append(Fault(file=file, found=f"{found} {what}", expected=f"{expected_number}"))
-    records = parse_rows(rows)
+    faults += islice(find_manifest_faults(table, entry, rules), MOST_FAULTS + 2)
+    if any(fault.sample for fault in faults):
+        return faults, []
+    num_images = len({row["image_id"] for row in rows})
+    if num_images != entry.num_images:
+        faults.append(Fault(file=file, found=f"{num_images} images", expected=f"{entry.num_images}"))
+    records = [_parse_row(row) for row in rows]
     for row, record in zip(rows, records, strict=True):
         for found_text, expected_text in _record_faults(record, mask_rule):
             faults.append(Fault(file=file, sample=f"ref {row['ref_id']}", found=found_text, expected=expected_text))

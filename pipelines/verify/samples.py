@@ -9,9 +9,9 @@ import xxhash
 
 from pipelines.shards import sample_json
 from pipelines.tars import BLOCK, walk_members
-from pipelines.verify.faults import Fault
 from pipelines.verify.rows import Row
 from refseg.dataset.descriptor import StoredImages
+from refseg.dataset.faults import Fault
 from refseg.dataset.schema import RefRecord
 from refseg.errors import DatasetError, ImageError
 from refseg.jpeg_header import jpeg_size

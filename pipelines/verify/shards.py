@@ -1,19 +1,23 @@
 """The check of one shard: its manifest, its tar, and what only all shards together can show."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.verify.faults import Fault, shorten
-from pipelines.verify.files import read_whole
-from pipelines.verify.rows import Row, check_rows, read_rows, read_table
+from pipelines.verify.rows import Row, check_rows
 from pipelines.verify.samples import check_sample, hash_span, walk_samples
 from refseg.dataset.descriptor import ShardEntry, StoredImages
+from refseg.dataset.faults import Fault, shorten
+from refseg.dataset.file_checks import read_whole, tar_name
+from refseg.dataset.manifest_reader import read_all_columns
 from refseg.dataset.row_checks import RowRules
 from refseg.dataset.schema import RefRecord
 from refseg.errors import DatasetError
+from refseg.storage import open_folder
 from refseg.wording import counted
 
 PLACE = np.dtype(
@@ -74,27 +78,24 @@ def check_shard(task: ShardTask) -> ShardFindings:
         StorageError: If remote storage fails.
     """
     entry = task.entry
-    parquet, tar = f"{entry.name}.parquet", f"{entry.name}.tar"
+    folder, tar = open_folder(task.folder), tar_name(entry)
     positions = {dataset_id: position for position, dataset_id in enumerate(task.rules.datasets)}
     rows: list[Row] | None = None
     records: list[RefRecord | Exception] = []
-    row_faults: list[Fault] = []
-    data, _ = read_whole(task.folder, parquet, entry.parquet_sha256, row_faults)
-    if data is not None:
-        try:
-            table = read_table(data)
-        except DatasetError as error:
-            row_faults.append(Fault(file=parquet, found=str(error), expected="a manifest"))
-        else:
-            found_rows = read_rows(table)
-            faults, records = check_rows(parquet, entry, table, found_rows, rules=task.rules, mask_rule=task.mask_rule)
-            row_faults += faults
-            rows = found_rows if records else None
+    table, row_faults = read_all_columns(folder, entry)
+    if table is not None:
+        found_rows = table.to_pylist()
+        faults, records = check_rows(entry, table, found_rows, rules=task.rules, mask_rule=task.mask_rule)
+        row_faults += faults
+        rows = found_rows if records else None
 
-    tar_faults: list[Fault] = []
     keys: list[tuple[int, int]] = []
-    data, tar_sha256 = read_whole(task.folder, tar, entry.tar_sha256, tar_faults) if entry.num_samples else (None, "")
+    data, tar_faults, tar_sha256 = None, list[Fault](), ""
+    if entry.num_samples:
+        with suppress(FileNotFoundError):
+            data, tar_faults = read_whole(folder, tar, entry.tar_sha256)
     if data is not None:
+        tar_sha256 = hashlib.sha256(data).hexdigest() if tar_faults else entry.tar_sha256
         images = None if rows is None else _images(tar, rows, records)
         tar_faults += _check_tar(tar, data, entry, images, keys, task.stored_images)
     return ShardFindings(

@@ -12,12 +12,10 @@ from typing import Any
 from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
 from refseg.apps.browse_pictures import note_jpeg, small_jpeg
-from refseg.dataset.built import find_tars
-from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
-from refseg.dataset.manifest_reader import check_files, read_columns, read_rejects
-from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import Descriptor, ShardEntry
+from refseg.dataset.row_images import IMAGE_COLUMNS, RowImages
 from refseg.errors import ImageError, UsageError
-from refseg.storage import Folder, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +26,9 @@ _IMAGES_PER_PART = 16  # masks and ids, read when one of them is shown
 _REFS_PER_PART = 4000  # what filters look at, read one part after another when the page opens
 _NO_TARGET, _BOX_ONLY, _NOTHING = 1, 2, 4
 _COLUMNS = [
-    "dataset", "split_by", "split", "ref_id", "image_id", "file_name", "height", "width", "category", "box_xywh",
-    "area", "no_target", "box_only", "mask.counts",
+    "dataset", "split_by", "split", "ref_id", "category", "box_xywh", "area", "no_target", "box_only", "mask.counts",
     *(f"sentences.list.element.{name}" for name in ("raw", "sent", "exists")),
-    "annotations.list.element.ann_id", "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3",
+    "annotations.list.element.ann_id", *IMAGE_COLUMNS,
 ]  # fmt: skip
 
 
@@ -83,40 +80,34 @@ def write_browse_page(
             lies within a dataset.
     """
     out = local_path(out)
-    descriptor = load_descriptor(folder)
-    if unknown := [split for split in splits if split not in descriptor.splits]:
-        raise UsageError(unknown_split(folder, descriptor, unknown[0]))
-    entries = [entry for entry in descriptor.shards if not splits or entry.split in splits]
-    total = sum(entry.num_images for entry in entries)
+    dataset = BuiltDataset.open(folder, splits or None)
+    total = sum(entry.num_images for entry in dataset.entries)
     shown = total if num_images is None else min(num_images, total)
     if out.suffix == ".html" and shown > ONE_FILE_IMAGES:
         raise UsageError(
             f"--out: {out} would hold {shown:,} images, expected at most {ONE_FILE_IMAGES} in one file; "
             f"give a folder (a name without .html), or --images {ONE_FILE_IMAGES}"
         )
-    place = open_folder(folder)
-    sizes = place.list(descriptor.file_names)
     with open_page(out) as files, ThreadPoolExecutor() as pool:
-        writer = _Writer(files=files, splits=tuple(dict.fromkeys(entry.split for entry in entries)))
+        writer = _Writer(files=files, splits=dataset.splits)
         first = 0
-        for entry in entries:
-            check_files(place, sizes, entry)
+        for entry in dataset.entries:
             # Position p of all images is shown where p * shown / total passes a whole number: evenly spread.
             chosen = {
                 i for i in range(entry.num_images) if (first + i + 1) * shown // total > (first + i) * shown // total
             }
             first += entry.num_images
             if chosen:
-                for image in _read_images(place, entry, descriptor, chosen, pool):
+                for image in _read_images(dataset, entry, chosen, pool):
                     writer.add(image)
             if progress:
                 progress(writer.num_images, shown)
         rejects = [
             reject
-            for reject in read_rejects(place, descriptor).to_pylist()
+            for reject in dataset.rejects().to_pylist()
             if not splits or not reject["split"] or reject["split"] in splits
         ]
-        writer.finish(descriptor, rejects, total)
+        writer.finish(dataset.descriptor, rejects, total)
     return BrowsePage(
         path=out if files.in_one_file else out / "index.html",
         num_images=writer.num_images,
@@ -244,33 +235,22 @@ def _details(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_images(
-    place: Folder, entry: ShardEntry, descriptor: Descriptor, chosen: set[int], pool: ThreadPoolExecutor
+    dataset: BuiltDataset, entry: ShardEntry, chosen: set[int], pool: ThreadPoolExecutor
 ) -> Iterator[_ShownImage]:
     """The chosen images of a shard, in order, by their positions in its manifest."""
-    table = read_columns(place, entry, descriptor, _COLUMNS)
-    groups = groupby(table.to_pylist(), key=lambda row: (row["shard"], row["image_offset"]))
-    images = [list(rows) for position, (_, rows) in enumerate(groups) if position in chosen]
-    names = list(dict.fromkeys(rows[0]["shard"] for rows in images))
-    tars = find_tars(place, names, descriptor)
-    shards = ShardFiles(tars)
+    rows = dataset.read(_COLUMNS, [entry]).to_pylist()
+    groups = groupby(rows, key=lambda row: (row["shard"], row["image_offset"]))
+    shown = [list(of_image) for position, (_, of_image) in enumerate(groups) if position in chosen]
+    images = RowImages(dataset, (of_image[0]["shard"] for of_image in shown))
 
-    def show(rows: list[dict[str, Any]]) -> _ShownImage:
-        row = rows[0]
-        shard = names.index(row["shard"])
-        where = f"{tars[shard]}: image {row['image_id']} ({row['file_name']})"
-        sample = shards.read_sample(
-            shard,
-            start=row["image_offset"] - HEADER_BYTES,
-            num_bytes=row["sample_bytes"],
-            xxh3=int(row["sample_xxh3"], 16),
-            where=where,
-        )
-        data = sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]].tobytes()
+    def show(of_image: list[dict[str, Any]]) -> _ShownImage:
+        row = of_image[0]
+        jpeg = images.read(row)
         size = (row["height"], row["width"])
         try:
-            tars[shard].check_picture(data, size)
-            return _ShownImage(rows=rows, jpeg=small_jpeg(data, size))
+            images.check_size(row, jpeg)
+            return _ShownImage(rows=of_image, jpeg=small_jpeg(jpeg, size))
         except ImageError as error:
-            return _ShownImage(rows=rows, jpeg=note_jpeg(size), fault=f"{where}: is not shown: {error}")
+            return _ShownImage(rows=of_image, jpeg=note_jpeg(size), fault=f"{images.where(row)}: is not shown: {error}")
 
-    yield from pool.map(show, images)
+    yield from pool.map(show, shown)

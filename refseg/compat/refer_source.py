@@ -8,9 +8,8 @@ from typing import Any
 from refseg.addresses import local_path
 from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
-from refseg.dataset.built import find_tars
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
-from refseg.dataset.manifest_reader import check_files, read_columns
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.dataset.schema import DATASETS, DatasetSpec, find_dataset
 from refseg.dataset.shard_files import ShardFiles
 from refseg.errors import UsageError
@@ -58,25 +57,17 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
         StorageError: If storage refuses or fails.
     """
     spec = _find_spec(dataset, split_by)
-    place, descriptor = _find_built(data_root, spec)
-    if (stored := descriptor.smaller_images) is not None:
-        raise UsageError(
-            f"{place}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those that "
-            "masks and boxes were drawn on; build the dataset without --store"
-        )
-    rows: list[dict[str, Any]] = []
-    sizes = place.list(descriptor.file_names)
-    for entry in descriptor.shards:
-        check_files(place, sizes, entry)
-        rows += read_columns(place, entry, descriptor, [*COLUMNS, *_LOCATION]).to_pylist()
+    built = BuiltDataset.open(_find_built(data_root, spec))
+    built.refuse_smaller_images()
+    rows: list[dict[str, Any]] = built.read([*COLUMNS, *_LOCATION]).to_pylist()
     images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
     names = sorted({row["shard"] for row in images.values()})
     numbers = {name: number for number, name in enumerate(names)}
     own = _find_own_folder(data_root, spec)
     folder = ImageFolder(
-        own or cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{descriptor.digest[:16]}",
+        own or cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{built.descriptor.digest[:16]}",
         is_ours=own is None,
-        shards=ShardFiles(find_tars(place, names, descriptor)),
+        shards=ShardFiles(built.tars(names)),
         places={
             image_id: ImagePlace(
                 file_name=row["file_name"],
@@ -92,7 +83,7 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     )
     tables = refer_tables(rows, spec)
     records: list[dict[str, Any]] = [ImageRecord(image, folder) for image in tables.images]
-    return ReferSource(folder=str(place), image_folder=folder.path, tables=replace(tables, images=records))
+    return ReferSource(folder=str(built.place), image_folder=folder.path, tables=replace(tables, images=records))
 
 
 def _find_spec(dataset: str, split_by: str) -> DatasetSpec:
@@ -102,7 +93,7 @@ def _find_spec(dataset: str, split_by: str) -> DatasetSpec:
     return find_dataset(f"{dataset}/{split_by}")
 
 
-def _find_built(data_root: Path | str, spec: DatasetSpec) -> tuple[Folder, Descriptor]:
+def _find_built(data_root: Path | str, spec: DatasetSpec) -> Path | str:
     """The root itself, or the one folder in it that holds the dataset."""
     root = open_folder(data_root)
     if root.size(DESCRIPTOR_NAME) is not None:
@@ -111,14 +102,14 @@ def _find_built(data_root: Path | str, spec: DatasetSpec) -> tuple[Folder, Descr
             raise UsageError(
                 f"{root}: holds {descriptor.dataset}, expected {spec.dataset_id} or a folder that holds it"
             )
-        return root, descriptor
+        return data_root
     built = [(place, load_descriptor(place.address)) for place in _folders(root) if place.size(DESCRIPTOR_NAME)]
-    found = [(place, descriptor) for place, descriptor in built if descriptor.dataset == spec.dataset_id]
+    found = [place for place, descriptor in built if descriptor.dataset == spec.dataset_id]
     if len(found) == 1:
-        return found[0]
+        return found[0].address
     if found:
         raise UsageError(
-            f"{root}: {' and '.join(str(place) for place, _ in found)} hold {spec.dataset_id}, expected one; "
+            f"{root}: {' and '.join(map(str, found))} hold {spec.dataset_id}, expected one; "
             "give the dataset's own folder as the root"
         )
     held = ", ".join(descriptor.dataset for _, descriptor in built)

@@ -30,12 +30,12 @@ from refseg.data.flat_arrays import (
     strings_of,
 )
 from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
-from refseg.dataset.built import find_tars, read_manifest, read_masks, refuse_other_tokenizer
-from refseg.dataset.descriptor import Descriptor, ShardEntry, load_descriptor, unknown_split
-from refseg.dataset.manifest_reader import check_files, dataset_ids, refuse_unknown_files
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import Descriptor, ShardEntry
+from refseg.dataset.index_rows import read_manifest, read_masks
 from refseg.dataset.shard_cache import Tar
 from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
-from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.errors import DatasetError, ImageError
 from refseg.storage import is_remote, open_folder
 from refseg.wording import counted
 
@@ -170,20 +170,9 @@ class ManifestIndex:
             UsageError: If the dataset has no such split, or none is asked for.
             StorageError: If remote storage refuses or fails.
         """
-        descriptor = load_descriptor(folder)
-        refuse_other_tokenizer(folder, descriptor)
-        if unknown := [split for split in splits if split not in descriptor.splits]:
-            raise UsageError(unknown_split(folder, descriptor, unknown[0]))
-        if not splits:
-            raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
-        place = open_folder(folder)
-        sizes = place.list(descriptor.file_names)
-        refuse_unknown_files(place, sizes, descriptor)
-        chosen = tuple(split for split in descriptor.splits if split in splits)
-        entries = _manifests_of(descriptor, chosen)
-        for entry in entries:
-            check_files(place, sizes, entry)
-        datasets = dataset_ids(descriptor)
+        dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
+        place, descriptor, chosen, entries = dataset.place, dataset.descriptor, dataset.splits, dataset.entries
+        datasets = dataset.dataset_ids
         digest, order_key = (
             hashlib.sha256(json.dumps([of_dataset, chosen]).encode()).hexdigest()
             for of_dataset in (descriptor.digest, descriptor.order_key)
@@ -210,7 +199,7 @@ class ManifestIndex:
             datasets=datasets,
             digest=digest,
             order_key=order_key,
-            shards=find_tars(place, names, descriptor),
+            shards=dataset.tars(names),
             **_fields(arrays),
         )
         object.__setattr__(index, "_stored", stored)

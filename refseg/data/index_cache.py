@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from refseg.cache_files import make_cache_folder, open_cache_file, read_cache_file
 from refseg.data.flat_arrays import Arrays, FlatManifest, is_hole, join
-from refseg.dataset.built import manifest_facts
 from refseg.dataset.descriptor import ShardEntry
-from refseg.dataset.manifest_reader import read_bytes
+from refseg.dataset.file_checks import manifest_name, read_as_built
+from refseg.dataset.index_rows import manifest_facts
 from refseg.errors import DatasetError
 from refseg.json_text import parse_json
 from refseg.storage import Folder, cache_folder
@@ -369,7 +369,11 @@ def open_stored(
     if not stored.is_checked(place.address, facts):
         # Another copy of the dataset, or files that were touched: what is mapped is right, but what lies there?
         with ThreadPoolExecutor() as threads:
-            list(threads.map(lambda entry: len(read_bytes(place, entry)), entries))
+            list(
+                threads.map(
+                    lambda entry: len(read_as_built(place, manifest_name(entry), entry.parquet_sha256)), entries
+                )
+            )
         stored.remember_checked(place.address, facts)
     return stored
 

@@ -1,32 +1,208 @@
-"""What an index is made of: columns of manifests, and the tars behind them, here and in pools."""
+"""A built dataset that is open: the one place where its files are found, compared and read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refseg import tokenizer
-from refseg.dataset.arrow_arrays import numbers, one_array
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
-from refseg.dataset.image_pools import pool_address
-from refseg.dataset.manifest_reader import (
-    REMEDY,
-    check_size,
-    manifest_name,
-    open_manifest,
-    read_checked,
-    read_rows,
-    row_error,
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.faults import CHANGED, Fault
+from refseg.dataset.file_checks import (
+    find_file_faults,
+    find_pool_faults,
+    open_pool,
+    tar_name,
 )
-from refseg.dataset.row_checks import RowFault
-from refseg.dataset.shape_checks import find_mask_faults
+from refseg.dataset.manifest_reader import (
+    dataset_ids,
+    read_checked,
+)
+from refseg.dataset.rejects import read_rejects
 from refseg.dataset.shard_cache import Tar
-from refseg.errors import DatasetError
-from refseg.storage import Folder, is_remote, open_folder
+from refseg.errors import DatasetError, UsageError
+from refseg.storage import Folder, open_folder
 
-_MASKS = "mask"
-_FEW = ("dataset", "split_by", "split", "shard", "category")  # values that repeat, read as dictionaries
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BuiltDataset:
+    """A finished dataset, or some of its splits.
+
+    `open` compares the names and sizes of the files with the descriptor. Whatever is read later is compared when it is
+    read: manifests by their hash and row by row, the tars of image pools by their sizes as soon as rows name them, and
+    samples by their hash (`ShardFiles`). So every reader refuses a damaged dataset, with one wording per damage. A
+    `BuiltDataset` that is made from a descriptor at hand lacks the first comparison alone.
+
+    Attributes:
+        place: Its folder.
+        descriptor: What `refseg.json` says.
+        splits: The splits asked for, in the dataset's order.
+        with_tars: False: rows alone are read, and neither the dataset's tars nor those of image pools need be there.
+    """
+
+    place: Folder
+    descriptor: Descriptor
+    splits: tuple[str, ...]
+    with_tars: bool = True
+    _tars: dict[str, Tar] = field(default_factory=dict, init=False, repr=False)
+    """By what rows call them: tars that were found where they should be."""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        splits: Sequence[str] | None = None,
+        *,
+        with_tars: bool = True,
+        with_tokenizer: bool = False,
+    ) -> "BuiltDataset":
+        """Open a dataset and compare its files with its descriptor.
+
+        Args:
+            folder: Of a finished dataset: a path or a URL.
+            splits: Names of splits, whose files must be there; their order does not matter. None: all.
+            with_tars: See the class.
+            with_tokenizer: Refuse token ids that another tokenizer made than the one the models read.
+
+        Raises:
+            DatasetError: If the dataset is unfinished, of another format version or made with another tokenizer.
+            DamageError: If a file is missing, has another size, or is not the dataset's.
+            MissingDatasetError: If there is no such folder.
+            UsageError: If the dataset has no such split, or none is asked for.
+            StorageError: If remote storage refuses or fails.
+        """
+        descriptor = load_descriptor(folder)
+        if with_tokenizer:
+            refuse_other_tokenizer(folder, descriptor)
+        chosen = _choose_splits(folder, descriptor, splits)
+        dataset = cls(place=open_folder(folder), descriptor=descriptor, splits=chosen, with_tars=with_tars)
+        sizes = dataset.place.list(descriptor.file_names)
+        for fault in find_file_faults(sizes, descriptor, dataset.entries, with_tars=with_tars):
+            raise fault.error(dataset.place)
+        return dataset
+
+    @property
+    def entries(self) -> tuple[ShardEntry, ...]:
+        """The shards of the splits asked for, in order."""
+        return tuple(entry for entry in self.descriptor.shards if entry.split in self.splits)
+
+    def entries_of(self, split: str) -> tuple[ShardEntry, ...]:
+        """The shards of one of the splits."""
+        return tuple(entry for entry in self.entries if entry.split == split)
+
+    @property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """Ids that rows may have: the members of a mix, or the dataset itself."""
+        return dataset_ids(self.descriptor)
+
+    def read(self, columns: Sequence[str], entries: Iterable[ShardEntry] | None = None) -> pa.Table:
+        """Read columns of the rows of some manifests, one after the other; all rows are checked.
+
+        Args:
+            columns: Names, of nested ones with their path: `sentences.list.element.sent`.
+            entries: Shards of the dataset; None: those of all splits asked for.
+
+        Returns:
+            The rows, with the columns named; of a nested one with the parts named (annotations are always whole).
+
+        Raises:
+            DamageError: If a manifest is another than was built or has rows that the format forbids, or a tar of an
+                image pool that the rows name is missing or another.
+            DatasetError: If an image pool is on a host that is not allowed.
+            StorageError: If storage refuses or fails.
+        """
+        names = list(dict.fromkeys(name.partition(".")[0] for name in columns))
+        return pa.concat_tables([self._read(columns, entry).select(names) for entry in entries or self.entries])
+
+    def refuse_smaller_images(self) -> None:
+        """Refuse pictures that were made smaller, for a reader that shows them beside polygons and boxes.
+
+        Raises:
+            UsageError: If the dataset, or an image pool of it, was built with `--store`.
+        """
+        if (stored := self.descriptor.smaller_images) is not None:
+            raise UsageError(
+                f"{self.place}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those "
+                "that masks and boxes were drawn on; build the dataset without --store"
+            )
+
+    def rejects(self) -> pa.Table:
+        """The refs of the source that became no row (`rejects.REJECTS_SCHEMA`), whatever splits were asked for.
+
+        Raises:
+            DamageError: If their file is missing or another than was built.
+            StorageError: If storage refuses or fails.
+        """
+        return read_rejects(self.place, self.descriptor)
+
+    def tars(self, names: Sequence[str]) -> tuple[Tar, ...]:
+        """The tars that rows call `names`, in the dataset's folder or in an image pool.
+
+        Raises:
+            DamageError: If there is no such tar, or it is another than when this dataset was built.
+            DatasetError: If it lies on a host that is not allowed.
+            StorageError: If storage refuses or fails.
+        """
+        unknown = {name for name in names if name not in self._tars}
+        if unknown:
+            self._tars.update(self._find_tars(unknown))
+        for name in names:
+            if name not in self._tars:
+                found = f"rows that lie in {name}"
+                expected = f"tars and image pools that {DESCRIPTOR_NAME} names"
+                raise Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=CHANGED).error(self.place)
+        return tuple(self._tars[name] for name in names)
+
+    def _read(self, columns: Sequence[str], entry: ShardEntry) -> pa.Table:
+        table = read_checked(self.place, entry, self.descriptor, columns)
+        if self.with_tars:
+            self.tars(table.column("shard").unique().to_pylist())
+        return table
+
+    def _find_tars(self, names: set[str]) -> Mapping[str, Tar]:
+        """Those of the tars called `names` that the descriptor knows."""
+        found = {
+            tar_name(entry): Tar(
+                address=self.place.join(tar_name(entry)),
+                num_bytes=entry.tar_bytes,
+                sha256=entry.tar_sha256,
+                stored_images=self.descriptor.stored_images,
+            )
+            for entry in self.descriptor.shards
+            if entry.num_samples and tar_name(entry) in names
+        }
+        for pool in self.descriptor.image_pools:
+            found |= self._find_in_pool(pool, names)
+        return found
+
+    def _find_in_pool(self, pool: ImagePool, names: set[str]) -> Mapping[str, Tar]:
+        used = [tar for tar in pool.tars if f"{pool.name}/{tar.name}" in names]
+        if not used:
+            return {}
+        folder = open_pool(self.place, pool)
+        for fault in find_pool_faults(folder.list([tar.name for tar in used]), pool, used):
+            raise fault.error(folder)
+        return {
+            f"{pool.name}/{tar.name}": Tar(
+                address=folder.join(tar.name),
+                num_bytes=tar.num_bytes,
+                sha256=tar.sha256,
+                stored_images=pool.stored_images,
+            )
+            for tar in used
+        }
+
+
+def _choose_splits(folder: Path | str, descriptor: Descriptor, splits: Sequence[str] | None) -> tuple[str, ...]:
+    """The splits asked for, in the dataset's order; errors as of `BuiltDataset.open`."""
+    if splits is None:
+        return descriptor.splits
+    if unknown := [split for split in splits if split not in descriptor.splits]:
+        raise UsageError(unknown_split(folder, descriptor, unknown[0]))
+    if not splits:
+        raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
+    return tuple(split for split in descriptor.splits if split in splits)
 
 
 def refuse_other_tokenizer(folder: Path | str, descriptor: Descriptor) -> None:
@@ -40,114 +216,3 @@ def refuse_other_tokenizer(folder: Path | str, descriptor: Descriptor) -> None:
             f"{folder}: its token ids were made by tokenizer {descriptor.tokenizer}, expected "
             f"{tokenizer.IDENTITY}; build the dataset again with this release"
         )
-
-
-def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[object]]:
-    """What changes when a manifest is written again: name and size, and on this machine time and inode.
-
-    Raises:
-        OSError: If one cannot be read.
-    """
-    if is_remote(place.address):
-        return [[entry.name, entry.parquet_bytes] for entry in entries]
-    found = ((entry, Path(place.join(manifest_name(entry))).stat()) for entry in entries)
-    return [[entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino] for entry, facts in found]
-
-
-def read_manifest(
-    place: Folder, entry: ShardEntry, descriptor: Descriptor, *, with_masks: bool
-) -> tuple[pa.Table, int]:
-    """Read the columns of a manifest that an index needs, all rows checked.
-
-    Args:
-        place: The dataset's folder.
-        entry: The shard.
-        descriptor: Descriptor of the dataset.
-        with_masks: Also their run lengths, which take three quarters of the time; else they are checked when read.
-
-    Returns:
-        The rows, and how many run lengths their masks have.
-
-    Raises:
-        DatasetError: If the manifest is missing, another than was built, or has rows that the format forbids.
-        StorageError: If storage refuses or fails.
-    """
-    file = open_manifest(place, entry, dictionaries=_FEW)
-    path = place.join(manifest_name(entry))
-    table = read_checked(path, file, entry, descriptor, ["category", *([_MASKS] if with_masks else [])])
-    num_run_lengths = _num_run_lengths(file.metadata)
-    pixels = int((table.column("height").to_numpy().astype("int64") * table.column("width").to_numpy()).sum())
-    if not table.num_rows <= num_run_lengths <= pixels + table.num_rows:  # every run but the first has a pixel
-        raise DatasetError(f"{path}: found {num_run_lengths} run lengths for {pixels} pixels of masks; {REMEDY}")
-    return table, num_run_lengths
-
-
-def read_masks(place: Folder, entry: ShardEntry) -> pa.StructArray:
-    """Read the masks of a manifest whose other columns were checked before; errors as of `read_manifest`."""
-    path = place.join(manifest_name(entry))
-    table = read_rows(path, open_manifest(place, entry), ["ref_id", "height", "width", "no_target", _MASKS])
-    masks = one_array(table.column(_MASKS))
-    lists = masks.field("counts")
-    if masks.null_count or lists.null_count or lists.flatten().null_count:
-        raise DatasetError(f"{path}: found masks without values, expected one in every row; {REMEDY}")
-    no_target, *sides = (numbers(one_array(table.column(name))) for name in ("no_target", "height", "width"))
-    for is_wrong, found, expected in find_mask_faults(masks, no_target, (sides[0], sides[1])):
-        if is_wrong.any():
-            row = int(is_wrong.argmax())
-            raise row_error(path, table, RowFault(row, found(row), expected))
-    return masks
-
-
-def _num_run_lengths(metadata: pq.FileMetaData) -> int:
-    """Run lengths of all masks, which the file's footer says; no list of them is empty, or it would count too."""
-    columns = range(metadata.num_columns)
-    position = next(i for i in columns if metadata.schema.column(i).path.startswith(f"{_MASKS}.counts."))
-    return sum(metadata.row_group(i).column(position).num_values for i in range(metadata.num_row_groups))
-
-
-def find_tars(place: Folder, names: Sequence[str], descriptor: Descriptor) -> tuple[Tar, ...]:
-    """The tars that rows call `names`, here or in an image pool; a pool's are checked as our own were.
-
-    Raises:
-        DatasetError: If there is no such tar or pool, one is another than when this dataset was built, or it lies on
-            a host that is not allowed.
-        StorageError: If storage refuses or fails.
-    """
-    wanted = set(names)
-    tars = {
-        f"{entry.name}.tar": Tar(
-            address=place.join(f"{entry.name}.tar"),
-            num_bytes=entry.tar_bytes,
-            sha256=entry.tar_sha256,
-            stored_images=descriptor.stored_images,
-        )
-        for entry in descriptor.shards
-        if entry.num_samples
-    }
-    for pool in descriptor.image_pools:
-        used = [tar for tar in pool.tars if f"{pool.name}/{tar.name}" in wanted]
-        if used:
-            tars |= _find_in_pool(place, pool, used)
-    for name in names:
-        if name not in tars:
-            raise DatasetError(f"{place}: rows lie in {name}, of no tar or pool in {DESCRIPTOR_NAME}; {REMEDY}")
-    return tuple(tars[name] for name in names)
-
-
-def _find_in_pool(place: Folder, pool: ImagePool, used: Sequence[PoolTar]) -> dict[str, Tar]:
-    folder = open_folder(pool_address(pool, place.address))
-    remedy = (
-        f"{place} shows images of {pool.dataset} built with digest {pool.digest:.12}: put that build back, "
-        "or build this dataset again"
-    )
-    sizes = folder.list([tar.name for tar in used])
-    found = {}
-    for tar in used:
-        check_size(folder, sizes, tar.name, tar.num_bytes, remedy=remedy)
-        found[f"{pool.name}/{tar.name}"] = Tar(
-            address=folder.join(tar.name),
-            num_bytes=tar.num_bytes,
-            sha256=tar.sha256,
-            stored_images=pool.stored_images,
-        )
-    return found

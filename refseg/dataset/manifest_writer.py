@@ -9,8 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refseg.dataset.manifest_reader import parse_manifest
-from refseg.dataset.manifest_reader import read_rows as read_all_rows
 from refseg.dataset.schema import MANIFEST_SCHEMA, NOT_DIGESTED, Annotation, ImageLocation, RefRecord, Rle, Sentence
 from refseg.json_text import canonical_json
 
@@ -151,26 +149,6 @@ def _write(path: Path, table: pa.Table) -> None:
         row_group_size=_ROW_GROUP_ROWS,
         version="2.6",
     )
-
-
-def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read the rows of a manifest.
-
-    Raises:
-        DatasetError: If the file is no manifest of this format.
-    """
-    return [ManifestRow.from_dict(fields) for fields in read_rows(path)]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a manifest as plain values.
-
-    Raises:
-        DatasetError: If the file is no manifest of this format.
-    """
-    table = read_all_rows(str(path), parse_manifest(str(path), path.read_bytes()))
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
 
 
 def digest_rows(rows: Iterable[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
-from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.built import BuiltDataset
 from refseg.evaluation.protocols import Protocol
 from refseg.run_lengths import draw_runs, encode_runs
 from refseg.storage import open_folder
@@ -136,13 +136,11 @@ def _rule(protocol: Protocol, index: ManifestIndex) -> str:
 
 def _read_parts(index: ManifestIndex, *, every: bool) -> dict[int, Parts]:
     """Annotations of the refs, by row: of every one, or of those with several parts."""
-    place = open_folder(index.folder)
+    dataset = BuiltDataset(place=open_folder(index.folder), descriptor=index.descriptor, splits=index.splits)
     found: dict[int, Parts] = {}
     first = 0
-    for entry in index.descriptor.shards:
-        if entry.split not in index.splits:
-            continue
-        table = read_columns(place, entry, index.descriptor, ["annotations"])
+    for entry in dataset.entries:
+        table = dataset.read(["annotations"], [entry])
         for row, annotations in enumerate(table.column("annotations").to_pylist(), start=first):
             if every or sum(map(_num_parts, annotations)) > 1:
                 found[row] = annotations

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refseg.data.index import ManifestIndex
+from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, load_descriptor
-from refseg.dataset.manifest_reader import read_columns
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.storage import open_folder
@@ -144,11 +144,9 @@ def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | 
 
 
 def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:
-    """`image_id`, `image_xxh3` and `is_coco` of the rows of some splits."""
-    place = open_folder(folder)
-    columns = ["dataset", "split_by", "image_id", "image_xxh3"]
-    entries = [entry for entry in descriptor.shards if entry.split in splits]
-    rows = pa.concat_tables([read_columns(place, entry, descriptor, columns) for entry in entries])
+    """`image_id`, `image_xxh3` and `is_coco` of the rows of some splits, whose manifests suffice."""
+    built = BuiltDataset(place=open_folder(folder), descriptor=descriptor, splits=tuple(splits), with_tars=False)
+    rows = built.read(["dataset", "split_by", "image_id", "image_xxh3"])
     dataset = pc.binary_join_element_wise(
         pc.cast(rows["dataset"], pa.string()), pc.cast(rows["split_by"], pa.string()), "/"
     )

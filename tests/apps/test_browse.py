@@ -20,6 +20,7 @@ from refseg.apps import browse, browse_pictures
 from refseg.apps.browse import write_browse_page
 from refseg.apps.browse_pictures import small_jpeg
 from refseg.cli import main
+from refseg.dataset.built import BuiltDataset
 from refseg.errors import DatasetError, ImageError, UsageError
 
 
@@ -114,7 +115,7 @@ def test_rejects_are_those_of_the_splits_shown_and_of_no_split(
 ) -> None:
     told = {"ref_id": 1, "image_id": 2, "reason": "unknown_image", "message": "no such image"}
     found = [{"split": split, **told} for split in ("train", "val", None)]
-    monkeypatch.setattr(browse, "read_rejects", lambda *_: pa.Table.from_pylist(found))
+    monkeypatch.setattr(BuiltDataset, "rejects", lambda _: pa.Table.from_pylist(found))
 
     page = write_browse_page(dataset, tmp_path / "page", splits=["val"])
 

@@ -26,7 +26,7 @@ from refseg.data.transforms import Geometry
 from refseg.data.webdataset import stream, tar_urls
 from refseg.dataset.descriptor import load_descriptor
 from refseg.dataset.image_pools import host_of
-from refseg.dataset.manifest_reader import read_columns
+from refseg.dataset.manifest_reader import read_checked
 from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import DatasetError, ImageError, RefsegError, StorageError
 from refseg.jpeg_header import jpeg_size
@@ -130,7 +130,7 @@ def test_a_box_is_four_numbers_for_every_reader_of_boxes(
     descriptor = load_descriptor(folder)
 
     with pytest.raises(DatasetError, match="found a box_xywh of other values, expected four finite numbers"):
-        read_columns(open_folder(folder), descriptor.shards[0], descriptor, ["box_xywh"])
+        read_checked(open_folder(folder), descriptor.shards[0], descriptor, ["box_xywh"])
     assert any("a box_xywh of other values" in str(fault) for fault in verify_dataset(folder, workers=1))
 
 
@@ -147,7 +147,7 @@ def test_a_manifest_that_was_cut_is_refused_by_stats(dataset: Path, tmp_path: Pa
     path = folder / f"{SHARD}.parquet"
     pq.write_table(pq.read_table(path).slice(0, 2), path)
 
-    with pytest.raises(DatasetError, match=r"train-00000.parquet: found sha256 \w{64}, expected"):
+    with pytest.raises(DatasetError, match=r"train-00000.parquet: found \d+ bytes, expected"):
         stats_dataset(folder)
 
 

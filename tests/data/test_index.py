@@ -196,7 +196,7 @@ def test_files_of_another_size_are_refused(copy: Path) -> None:
 
 def test_a_missing_file_is_refused(copy: Path) -> None:
     (copy / "train-00000.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"train-00000.parquet: there is no such file, expected \d+ bytes"):
+    with pytest.raises(DatasetError, match=r"train-00000.parquet: found no such file, expected \d+ bytes"):
         ManifestIndex.open(copy, ["train"])
 
 
@@ -245,7 +245,7 @@ def test_a_pool_that_changed_or_moved_is_refused(pool: Path, tmp_path: Path) -> 
     with pytest.raises(DatasetError, match=message):
         ManifestIndex.open(folder, ["val"])
     pool.rename(tmp_path / "moved")
-    with pytest.raises(DatasetError, match=r"built/train-00000.tar: there is no such file, expected"):
+    with pytest.raises(DatasetError, match=r"built/train-00000.tar: found no such file, expected"):
         ManifestIndex.open(folder, ["train"])
 
 

@@ -19,8 +19,9 @@ from refseg.data.flat_arrays import FlatManifest, join_in_memory
 from refseg.data.index import ManifestIndex
 from refseg.data.index_cache import CacheUnusableError, IndexCache
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
-from refseg.dataset.manifest_reader import read_bytes
+from refseg.dataset.file_checks import read_as_built
 from refseg.errors import DatasetError
+from refseg.storage import Folder
 
 from .conftest import grid_pictures, write_overlay
 
@@ -48,12 +49,12 @@ def manifests_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards whose manifests were read, for the index or for their hashes alone."""
     read: list[str] = []
 
-    def count(place: object, entry: object) -> bytes:
-        read.append(entry.name)  # type: ignore[attr-defined]
-        return read_bytes(place, entry)  # type: ignore[arg-type]
+    def count(place: Folder, name: str, sha256: str) -> bytes:
+        read.append(name.removesuffix(".parquet"))
+        return read_as_built(place, name, sha256)
 
-    monkeypatch.setattr("refseg.dataset.manifest_reader.read_bytes", count)
-    monkeypatch.setattr("refseg.data.index_cache.read_bytes", count)
+    monkeypatch.setattr("refseg.dataset.manifest_reader.read_as_built", count)
+    monkeypatch.setattr("refseg.data.index_cache.read_as_built", count)
     return read
 
 

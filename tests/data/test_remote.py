@@ -222,7 +222,7 @@ def test_faults_of_a_remote_folder_are_those_of_a_local_one(remote: str, bucket:
         ManifestIndex.open(remote, ["train"])
     files.rm(f"{remote}/copy.tar")
     files.rm(f"{remote}/train-00001.tar")
-    with pytest.raises(DatasetError, match=rf"{remote}/train-00001.tar: there is no such file, expected \d+ bytes"):
+    with pytest.raises(DatasetError, match=rf"{remote}/train-00001.tar: found no such file, expected \d+ bytes"):
         ManifestIndex.open(remote, ["train"])
     with pytest.raises(DatasetError, match=rf"{bucket}/none: no such folder; expected a dataset made by"):
         ManifestIndex.open(f"{bucket}/none", ["train"])

@@ -16,8 +16,9 @@ from pipelines import build, plan
 from pipelines.build import build_dataset
 from pipelines.verify import verify_dataset
 from refseg.dataset.descriptor import load_descriptor
-from refseg.dataset.manifest_writer import read_manifest
 from refseg.errors import AnnotationError, BuildError, DatasetError, ImageError, RefsegError, UsageError
+
+from .conftest import read_manifest
 
 Contents = Callable[[Path], dict[str, bytes]]
 

@@ -15,8 +15,10 @@ from pycocotools.coco import COCO
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.verify import verify_dataset
-from refseg.dataset.manifest_writer import ManifestRow, read_manifest
+from refseg.dataset.manifest_writer import ManifestRow
 from refseg.dataset.schema import find_dataset
+
+from .conftest import read_manifest
 
 # refs, sentences and images by split, as the data's README states them (and sums over splits).
 STATED = {

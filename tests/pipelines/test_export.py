@@ -23,11 +23,11 @@ from pipelines.sources.plain_pickle import load_plain_pickle
 from refseg.aside import folder_aside
 from refseg.cli import main
 from refseg.dataset.descriptor import load_descriptor
-from refseg.dataset.manifest_writer import ManifestRow, read_manifest
+from refseg.dataset.manifest_writer import ManifestRow
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
 
-from .conftest import TinyRefer
+from .conftest import TinyRefer, read_manifest
 
 MINI = ("refcoco/unc", "refcoco+/unc", "refcocog/umd", "refcocog/google")
 SAMPLE = Path(__file__).parents[2] / "manifests" / "sample"

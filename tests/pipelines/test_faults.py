@@ -21,8 +21,10 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
 from refseg.dataset.descriptor import load_descriptor
-from refseg.dataset.manifest_writer import read_manifest, write_manifest
+from refseg.dataset.manifest_writer import write_manifest
 from refseg.errors import DatasetError
+
+from .conftest import read_manifest
 
 TAR, PARQUET = "val-00001.tar", "val-00001.parquet"
 

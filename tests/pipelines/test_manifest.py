@@ -10,9 +10,13 @@ import pytest
 
 from pipelines.build import build_dataset
 from refseg.dataset.descriptor import load_descriptor
-from refseg.dataset.manifest_writer import ManifestRow, digest_rows, read_manifest, write_manifest, write_table
+from refseg.dataset.manifest_reader import parse_manifest
+from refseg.dataset.manifest_writer import ManifestRow, digest_rows, write_manifest, write_table
 from refseg.dataset.schema import MANIFEST_SCHEMA, Annotation, ImageLocation, RefRecord, Rle, Sentence
 from refseg.errors import DatasetError
+from refseg.storage import open_folder
+
+from .conftest import read_manifest
 
 LOCATION = ImageLocation(
     shard="val-00000.tar",
@@ -143,11 +147,10 @@ def test_the_digest_sees_a_changed_run_length_but_not_the_writer(rows: list[Mani
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"ref_id": [1]}), path)
-    with pytest.raises(DatasetError, match=r"a\.parquet: has other columns than a manifest"):
-        read_manifest(path)
-    path.write_bytes(b"PAR1")
-    with pytest.raises(DatasetError, match=r"a\.parquet: cannot be read as Parquet"):
-        read_manifest(path)
+    with pytest.raises(DatasetError, match=r"a\.parquet: found other columns than a manifest has"):
+        parse_manifest(open_folder(tmp_path), path.name, path.read_bytes())
+    with pytest.raises(DatasetError, match=r"a\.parquet: found a file that cannot be read as Parquet"):
+        parse_manifest(open_folder(tmp_path), path.name, b"PAR1")
 
 
 def test_run_lengths_and_tokens_have_the_documented_types() -> None:

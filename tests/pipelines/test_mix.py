@@ -328,11 +328,12 @@ def test_a_damaged_mix_or_member_is_named(members: list[Path], tmp_path: Path) -
     manifest = tmp_path / "all" / "train-00000.parquet"
     manifest.write_bytes(manifest.read_bytes()[:-1])
     with pytest.raises(
-        DatasetError, match=r"all/train-00000\.parquet: found sha256 .* the dataset was changed after it was built"
+        DatasetError,
+        match=r"all/train-00000\.parquet: found \d+ bytes, expected \d+ bytes; the dataset was changed",
     ):
         mix(members, tmp_path / "all")
     (members[1] / "val-00000.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"refcocog-umd/val-00000\.parquet: there is no such file"):
+    with pytest.raises(DatasetError, match=r"refcocog-umd/val-00000\.parquet: found no such file"):
         mix(members, tmp_path / "other")
     (members[1] / "refseg.json").unlink()
     with pytest.raises(DatasetError, match=r"refcocog-umd: found no refseg\.json, so no finished dataset"):
@@ -399,7 +400,7 @@ def test_the_command_tells_what_was_dropped(
 
 
 def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Path:
-    """Write what a mix reads of a dataset with these images: manifests and a descriptor, and no tar."""
+    """Write what a mix reads of a dataset with these images: manifests and a descriptor, and tars of nothing."""
     name, split_by = dataset.split("/")
     folder.mkdir(parents=True)
     entries = []
@@ -433,7 +434,10 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
         path = folder / f"{entry.name}.parquet"
         digest = write_table(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append(dataclasses.replace(entry, parquet_sha256=sha256, rows_sha256=digest))
+        found = {"parquet_bytes": path.stat().st_size, "parquet_sha256": sha256, "rows_sha256": digest}
+        entries.append(dataclasses.replace(entry, **found))
+        with (folder / f"{entry.name}.tar").open("wb") as tar:
+            tar.truncate(entry.tar_bytes)
     descriptor = Descriptor(
         dataset=dataset, refseg_version="0", plan_fingerprint="0" * 64, mask_rule="union", tokenizer={}, num_rejects=0,
         shards=tuple(entries), sources=(), licences=(),

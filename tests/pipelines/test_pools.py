@@ -122,7 +122,7 @@ def test_a_pool_whose_manifest_was_altered_gives_no_image(tiny: Any, pool: Path,
     offsets = pa.array([offset + 512 for offset in table.column("image_offset").to_pylist()])
     pq.write_table(table.set_column(table.schema.get_field_index("image_offset"), "image_offset", offsets), path)
 
-    with pytest.raises(DatasetError, match=r"refcoco/val-00000\.parquet: found sha256 \w{64}, expected"):
+    with pytest.raises(DatasetError, match=r"refcoco/val-00000\.parquet: found (sha256|\d+ bytes)"):
         build_dataset(_plus(tiny).options(tmp_path / "plus", images_from=(pool,)))
     assert not (tmp_path / "plus" / "refseg.json").exists()
 

@@ -21,10 +21,10 @@ from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
 from refseg.dataset.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
-from refseg.dataset.manifest_writer import ManifestRow, read_manifest, write_manifest
+from refseg.dataset.manifest_writer import ManifestRow, write_manifest
 from refseg.errors import UsageError
 
-from .conftest import TinyRefer
+from .conftest import TinyRefer, read_manifest
 
 REMEDY = "put the file back as it was built, or build the dataset again"
 

@@ -1,0 +1,140 @@
+"""Which files a dataset must have, in its folder and in image pools, with which sizes and hashes."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+
+from refseg.dataset.descriptor import REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
+from refseg.dataset.faults import CHANGED, Fault
+from refseg.dataset.image_pools import pool_address
+from refseg.errors import StorageError
+from refseg.storage import Folder, open_folder
+
+
+def manifest_name(entry: ShardEntry) -> str:
+    """File name of a shard's manifest."""
+    return f"{entry.name}.parquet"
+
+
+def tar_name(entry: ShardEntry) -> str:
+    """File name of a shard's tar."""
+    return f"{entry.name}.tar"
+
+
+def find_file_faults(
+    sizes: Mapping[str, int], descriptor: Descriptor, entries: Iterable[ShardEntry], *, with_tars: bool = True
+) -> Iterator[Fault]:
+    """Compare the files of a folder with those that the descriptor names.
+
+    Args:
+        sizes: What the folder holds: names and bytes.
+        descriptor: Descriptor of the dataset.
+        entries: The shards whose files must be there.
+        with_tars: False: their manifests alone must be there.
+    """
+    for entry in entries:
+        if entry.num_samples and with_tars:
+            yield from _compare_size(tar_name(entry), sizes, entry.tar_bytes)
+        yield from _compare_size(manifest_name(entry), sizes, entry.parquet_bytes)
+    known = {name(entry) for entry in descriptor.shards for name in (tar_name, manifest_name)}
+    if descriptor.num_rejects:
+        known.add(REJECTS_NAME)
+    for name in sorted(sizes):
+        if name.endswith((".tar", ".parquet")) and name not in known:
+            yield Fault(
+                file=name,
+                found="a file that the descriptor does not name",
+                expected="only the dataset's own shards",
+                remedy="remove it: a reader that takes all tars would read its samples twice",
+            )
+
+
+def find_pool_faults(sizes: Mapping[str, int], pool: ImagePool, tars: Iterable[PoolTar]) -> Iterator[Fault]:
+    """Compare the tars of an image pool with those that this dataset was built over.
+
+    Args:
+        sizes: What the pool's folder holds: names and bytes.
+        pool: The pool.
+        tars: Those of its tars that must be there.
+    """
+    for tar in tars:
+        yield from _compare_size(f"{pool.name}/{tar.name}", sizes, tar.num_bytes, pool_remedy(pool))
+
+
+def open_pool(folder: Folder, pool: ImagePool) -> Folder:
+    """The folder of an image pool of the dataset in `folder`.
+
+    Raises:
+        DatasetError: If it is on another host than the dataset, and the user did not allow that.
+    """
+    return open_folder(pool_address(pool, folder.address))
+
+
+def pool_remedy(pool: ImagePool) -> str:
+    """What to do about a tar of a pool that is not what it was."""
+    return (
+        f"put {pool.dataset} back at {pool.path} as it was built with digest {pool.digest:.12}, "
+        "or build this dataset again"
+    )
+
+
+def read_whole(
+    folder: Folder, name: str, sha256: str, *, file: str = "", remedy: str = CHANGED
+) -> tuple[bytes | None, list[Fault]]:
+    """Read a file and compare its hash.
+
+    Args:
+        folder: The folder that holds it.
+        name: Name of the file.
+        sha256: What its hash must be.
+        file: What a fault calls the file; empty: its name.
+        remedy: What a fault says to do.
+
+    Returns:
+        Its bytes, None if it cannot be read; and what is wrong with it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        StorageError: If remote storage fails, which says nothing about the file.
+    """
+
+    def fault(found: str, expected: str) -> Fault:
+        return Fault(file=file or name, found=found, expected=expected, remedy=remedy)
+
+    try:
+        data = folder.read(name)
+    except (FileNotFoundError, StorageError):
+        raise
+    except OSError as error:
+        return None, [fault(f"a file that cannot be read ({error.strerror})", "its bytes")]
+    found = hashlib.sha256(data).hexdigest()
+    return data, [] if found == sha256 else [fault(f"sha256 {found}", sha256)]
+
+
+def read_as_built(folder: Folder, name: str, sha256: str) -> bytes:
+    """Read a file that must be the one that was built.
+
+    Raises:
+        DamageError: If it is missing, cannot be read or has another hash.
+        StorageError: If remote storage fails.
+    """
+    try:
+        data, faults = read_whole(folder, name, sha256)
+    except FileNotFoundError as error:
+        raise missing(name, "its bytes").error(folder) from error
+    for fault in faults:
+        raise fault.error(folder)
+    assert data is not None, "a file that cannot be read is a fault"
+    return data
+
+
+def missing(file: str, expected: str, remedy: str = CHANGED) -> Fault:
+    """What is wrong where a file should be and is not."""
+    return Fault(file=file, found="no such file", expected=expected, remedy=remedy)
+
+
+def _compare_size(file: str, sizes: Mapping[str, int], expected: int, remedy: str = CHANGED) -> Iterator[Fault]:
+    found = sizes.get(file.rpartition("/")[2])
+    if found is None:
+        yield missing(file, f"{expected} bytes", remedy)
+    elif found != expected:
+        yield Fault(file=file, found=f"{found} bytes", expected=f"{expected} bytes", remedy=remedy)
