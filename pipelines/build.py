@@ -5,7 +5,7 @@ import fcntl
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.build_folder import lock_folder, own_folder, remove_leftovers
@@ -22,6 +22,7 @@ from pipelines.shards import (
     hash_file,
     publish_bytes,
     scratch_files,
+    scratch_folder,
 )
 from pipelines.shared_images import find_shared_images
 from pipelines.sources import read_source
@@ -29,6 +30,7 @@ from pipelines.sources.raw import RawSource
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
+from refseg.dataset.index_file import write_indexes
 from refseg.dataset.schema import find_dataset
 from refseg.errors import BuildError, StorageError, UsageError
 from refseg.storage import Folder, LocalFolder, is_remote, local_annotations, open_folder
@@ -281,7 +283,7 @@ def _report_shared_images(folder: Folder, dataset_id: str, shards: Sequence[Shar
 
 
 def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options: BuildOptions) -> Descriptor:
-    """Write rejects, then the descriptor: from that moment on, there is a dataset."""
+    """Write rejects and indexes, then the descriptor: from that moment on, there is a dataset."""
     entries = [receipts[shard.name].entry for shard in plan.shards]
     rejects = [*plan.rejects, *(reject for shard in plan.shards for reject in receipts[shard.name].rejects)]
     apply_policy(rejects, options)
@@ -314,6 +316,8 @@ def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options:
         stored_images=plan.stored_images,
         image_pools=plan.image_pools,
     )
+    with scratch_folder(folder) as stage:
+        descriptor = replace(descriptor, indexes=write_indexes(folder, descriptor, stage))
     publish_bytes(folder, descriptor.to_json().encode(), DESCRIPTOR_NAME)
     folder.remove(BUILD_FOLDER)
     return descriptor

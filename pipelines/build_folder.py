@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER
 from pipelines.shards import RECEIPTS_FOLDER
-from refseg.dataset.descriptor import DESCRIPTOR_NAME
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, INDEX_SUFFIX
 from refseg.errors import BuildError, RefsegError, StorageError, WorkerError
 from refseg.storage import Folder, LocalFolder
 
@@ -72,7 +72,7 @@ def _sweep(folder: Folder) -> None:
 def _undo(folder: Folder) -> None:
     """Remove all that a build wrote."""
     for name in folder.list():
-        if name.endswith((".tar", ".parquet")):
+        if name.endswith((".tar", ".parquet", INDEX_SUFFIX)):
             folder.remove(name)
     folder.remove(BUILD_FOLDER)
 

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from refseg import __version__
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry
+from refseg.dataset.index_file import write_indexes
 from refseg.dataset.manifest_writer import write_table
 from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
@@ -183,6 +184,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
             mix=tuple(member.summary(allow_leak=options.allow_leak) for member in members),
             leaks_allowed=options.allow_leak,
         )
+        descriptor = replace(descriptor, indexes=write_indexes(out, descriptor, stage))
         temporary = stage / f"tmp-{os.getpid()}-descriptor"
         temporary.write_text(descriptor.to_json(), encoding="utf-8")
         out.publish(temporary, DESCRIPTOR_NAME)

@@ -195,6 +195,16 @@ def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
             yield [Path(scratch) / name.replace("/", "-") for name in names]
 
 
+@contextmanager
+def scratch_folder(folder: Folder) -> Iterator[Path]:
+    """A folder of this machine for files in the making, on the file system of `folder` if that is local."""
+    if isinstance(folder, LocalFolder):
+        yield folder.path / BUILD_FOLDER
+    else:
+        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
+            yield Path(scratch)
+
+
 def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
     """Write a small file and publish it."""
     with scratch_files(folder, name) as (path,):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor
 from pipelines.verify.files import check_files
+from pipelines.verify.index import check_index
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
@@ -88,6 +89,13 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
         names = {entry.name for entry in descriptor.shards if entry.split == split}
         faults += _check_sentences([found for found in findings if found.name in names], datasets, split)
     faults += _check_members(descriptor, findings)
+
+    if not faults:  # an index of manifests that no reader can use says nothing
+        splits = [(folder.address, split) for split in descriptor.splits]
+        sizes = [index.num_bytes for index in descriptor.indexes]
+        faults += [
+            fault for found in run_local(check_index, splits, _choose_workers(workers, sizes)) for fault in found
+        ]
 
     pool_tasks = list(_pool_tasks(folder, descriptor, findings))
     sizes = [task.tar.num_bytes for task in pool_tasks]

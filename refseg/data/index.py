@@ -1,12 +1,12 @@
-"""The index of a dataset: its manifests as flat arrays, and where each image lies.
+"""The index of a dataset: some of its splits as flat arrays, and where each image lies.
 
-Nothing here is per-object Python: a dataset of millions of images is a few dozen arrays. Those of a large dataset are
-files of this machine, written when it is first opened, that all processes map; those of a small one are in memory.
+Nothing here is per-object Python: a dataset of millions of images is a few dozen arrays, which are mapped from the
+files that belong to the dataset (`refseg.dataset.split_index`). Those of several splits are joined in memory.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,29 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refseg.data.decode import decode_rgb
-from refseg.data.flat_arrays import (
-    STRINGS,
-    Arrays,
-    FlatManifest,
-    flatten,
-    flatten_masks,
-    join_in_memory,
-    read_all,
-    refuse_repeats,
-    strings_of,
-)
-from refseg.data.index_cache import MASK_CHECK, StoredIndex, open_stored
 from refseg.dataset.built import BuiltDataset
-from refseg.dataset.descriptor import Descriptor, ShardEntry
-from refseg.dataset.index_rows import read_manifest, read_masks
+from refseg.dataset.descriptor import Descriptor
+from refseg.dataset.index_checks import strings_of
+from refseg.dataset.index_file import ARRAYS, MASKS, split_tars
+from refseg.dataset.index_rows import STRINGS, Arrays, continued
 from refseg.dataset.shard_cache import Tar
 from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
+from refseg.dataset.split_index import SplitIndex, open_split_index
 from refseg.errors import DatasetError, ImageError
-from refseg.storage import is_remote, open_folder
 from refseg.wording import counted
 
-_STORED_FROM_BYTES = 8_000_000  # of Parquet, read in half a second; half of RefCOCO
-_MASKS_LATER_FROM_BYTES = 100_000_000  # read in more than a second; 80,000 images
+_OF_FILES = ("num_runs", "mask_start", MASKS, "mask_xxh3", "manifest_start", "tar_start", "tar_bytes")
+"""Arrays of an index file that `SplitIndex` alone reads."""
 
 
 class SentenceIds(NamedTuple):
@@ -66,9 +56,6 @@ class ManifestIndex:
     Rows are in the order of the manifests; sentences in the order of their rows; the rows of one image are adjacent.
     A "position" counts from 0 within this index; an "id" is the source's.
 
-    The run lengths of a large dataset's masks are most of it; those of a manifest are brought into these arrays when
-    one of them is asked for by `counts`.
-
     Attributes:
         folder: Of the dataset: its path or URL.
         descriptor: What `refseg.json` says.
@@ -83,11 +70,7 @@ class ManifestIndex:
         row_image: `(rows,)` int64, position of the ref's image.
         no_target: `(rows,)` bool.
         category: `(rows,)` strings.
-        mask_span: `(2 * rows,)` int64, where each row's run lengths start and end in `mask_counts`, in turn; 0 until
-            they are there.
-        mask_counts: uint32 run lengths, column-major, zeros first.
-        manifest_start: `(manifests + 1,)` int64, where each manifest's rows start.
-        manifest_counts_start: `(manifests + 1,)` int64, where each manifest's run lengths start in `mask_counts`.
+        source_rank: `(rows,)` int64, position of each ref in its source.
         sentence_start: `(rows + 1,)` int64, where each row's sentences start.
 
         sent_id: `(sentences,)` int64.
@@ -122,10 +105,7 @@ class ManifestIndex:
     row_image: NDArray[np.int64]
     no_target: NDArray[np.bool_]
     category: pa.LargeStringArray
-    mask_span: NDArray[np.int64]
-    mask_counts: NDArray[np.uint32]
-    manifest_start: NDArray[np.int64]
-    manifest_counts_start: NDArray[np.int64]
+    source_rank: NDArray[np.int64]
     sentence_start: NDArray[np.int64]
 
     sent_id: NDArray[np.int64]
@@ -146,19 +126,19 @@ class ManifestIndex:
     sample_bytes: NDArray[np.int64]
     sample_xxh3: NDArray[np.uint64]
 
+    _parts: tuple[SplitIndex, ...]
+    """The files of the splits, whose masks are read one at a time."""
     _files: ShardFiles = field(init=False)
-    _manifests: tuple[ShardEntry, ...] = field(init=False)
-    _stored: StoredIndex | None = field(init=False, default=None)
-    """The files behind the arrays; None: they are in memory."""
 
     def __post_init__(self) -> None:
         # The dataclass is frozen because the index is a value; this is part of its construction.
         object.__setattr__(self, "_files", ShardFiles(self.shards))
-        object.__setattr__(self, "_manifests", _manifests_of(self.descriptor, self.splits))
 
     @classmethod
     def open(cls, folder: Path | str, splits: Sequence[str]) -> "ManifestIndex":
-        """Read the manifests of some splits, or map what an earlier opening of a large dataset made of them.
+        """Map the index of some splits.
+
+        On the first opening of a dataset on a machine, its hashes are compared (see `open_split_index`).
 
         Args:
             folder: Of a finished dataset: a path or a URL.
@@ -171,51 +151,30 @@ class ManifestIndex:
             StorageError: If remote storage refuses or fails.
         """
         dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
-        place, descriptor, chosen, entries = dataset.place, dataset.descriptor, dataset.splits, dataset.entries
-        datasets = dataset.dataset_ids
+        parts = tuple(open_split_index(dataset, split) for split in dataset.splits)
         digest, order_key = (
-            hashlib.sha256(json.dumps([of_dataset, chosen]).encode()).hexdigest()
-            for of_dataset in (descriptor.digest, descriptor.order_key)
+            hashlib.sha256(json.dumps([of_dataset, dataset.splits]).encode()).hexdigest()
+            for of_dataset in (dataset.descriptor.digest, dataset.descriptor.order_key)
         )
-
-        def read(*, with_masks: bool) -> Iterator[FlatManifest]:
-            def read_one(entry: ShardEntry) -> FlatManifest:
-                table, num_run_lengths = read_manifest(place, entry, descriptor, with_masks=with_masks)
-                return flatten(table, num_run_lengths, split=chosen.index(entry.split), datasets=datasets)
-
-            return refuse_repeats(place.address, read_all(read_one, entries))
-
-        stored = None
-        parquet_bytes = sum(entry.parquet_bytes for entry in entries)
-        if parquet_bytes >= _STORED_FROM_BYTES:
-            # What came over a network would have to come again.
-            with_masks = parquet_bytes < _MASKS_LATER_FROM_BYTES or is_remote(place.address)
-            stored = open_stored(place, entries, digest, lambda: read(with_masks=with_masks))
-        arrays, names = (stored.arrays(), stored.tars) if stored else join_in_memory(read(with_masks=True))
-        index = cls(
-            folder=place.address,
-            descriptor=descriptor,
-            splits=chosen,
-            datasets=datasets,
+        return cls(
+            folder=dataset.place.address,
+            descriptor=dataset.descriptor,
+            splits=dataset.splits,
+            datasets=dataset.dataset_ids,
             digest=digest,
             order_key=order_key,
-            shards=dataset.tars(names),
-            **_fields(arrays),
+            shards=dataset.tars(_tars(parts)),
+            _parts=parts,
+            **_join(parts),
         )
-        object.__setattr__(index, "_stored", stored)
-        return index
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what the receiving process can map."""
-        state = dict(self.__dict__)
-        for name in _fields(self._stored.arrays()) if self._stored else ():
-            del state[name]
-        return state
+        return {name: value for name, value in self.__dict__.items() if name not in _joined_names()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._stored:
-            self.__dict__.update(_fields(self._stored.arrays()))
+        self.__dict__.update(_join(self._parts))
 
     def __repr__(self) -> str:
         return (
@@ -269,19 +228,13 @@ class ManifestIndex:
             sentence: The target of this sentence, which is empty if the sentence names nothing; None: of the ref.
 
         Raises:
-            DatasetError: If they have to be read and the manifest is another than was built.
+            DamageError: If they are not those that were built.
         """
         height, width = self.size(row)
         if sentence is not None and not self.sentence_exists[self.sentence_start[row] + sentence]:
             return np.array([height * width], np.uint32)
-        start, end = self.mask_span[2 * row : 2 * row + 2].tolist()
-        counts = self.mask_counts[start:end]
-        if self._stored is not None and self._stored.has_holes:
-            manifest = int(np.searchsorted(self.manifest_start, row, side="right")) - 1
-            # Not there yet; or another process is writing them just now; or damaged.
-            if not self._stored.has_masks(manifest) or counts.sum() != height * width:
-                return self._read_counts(manifest, row)
-        return counts
+        split = int(self.row_split[row])
+        return self._parts[split].counts(row - sum(len(part.arrays["ref_id"]) for part in self._parts[:split]))
 
     def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
         """A mask at the image's original size: 1 is object. The memory is column-major. Arguments as of `counts`."""
@@ -355,24 +308,41 @@ class ManifestIndex:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
         return jpeg
 
-    def _read_counts(self, manifest: int, row: int) -> NDArray[np.uint32]:
-        """The run lengths of a row out of its manifest, all of which are brought into the index."""
-        assert self._stored is not None, "in memory all are there"
-        spans, counts = flatten_masks(read_masks(open_folder(self.folder), self._manifests[manifest]))
-        self._stored.fill_masks(manifest, spans, counts)
-        start, end = spans[2 * (row - int(self.manifest_start[manifest])) :][:2].tolist()
-        return counts[start:end].copy()  # not the whole manifest's
-
     def _where(self, image: int) -> str:
         return f"{self.shards[self.image_shard[image]]}: image {self.image_id[image]} ({self.file_name[image]})"
 
 
-def _manifests_of(descriptor: Descriptor, splits: Sequence[str]) -> tuple[ShardEntry, ...]:
-    return tuple(entry for entry in descriptor.shards if entry.split in splits)
+def _tars(parts: Sequence[SplitIndex]) -> list[str]:
+    """What rows of any of the splits call their tars, each once."""
+    return list(dict.fromkeys(tar for part in parts for tar in split_tars(part.arrays)))
 
 
-def _fields(arrays: Arrays) -> dict[str, Any]:
-    """Arrays as `ManifestIndex` has them: strings put together."""
-    of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")} | {MASK_CHECK}
-    numbers = {name: array for name, array in arrays.items() if name not in of_strings}
-    return {**numbers, **{name: strings_of(arrays, name) for name in STRINGS}}
+def _join(parts: Sequence[SplitIndex]) -> dict[str, Any]:
+    """The arrays of several splits one after the other, as `ManifestIndex` has them."""
+    of_parts = [{name: values for name, values in part.arrays.items() if name not in _OF_FILES} for part in parts]
+    sizes = [len(arrays["ref_id"]) for arrays in of_parts]
+    if len(parts) == 1:
+        joined = of_parts[0]
+        row_split = np.broadcast_to(np.int16(0), sizes[0])  # which takes no memory
+    else:
+        joined = _concatenate(of_parts, _tars(parts), [split_tars(part.arrays) for part in parts])
+        row_split = np.repeat(np.arange(len(parts), dtype=np.int16), sizes)
+    strings = {name: strings_of(joined, name) for name in STRINGS}
+    of_strings = {f"{name}_{part}" for name in STRINGS for part in ("start", "bytes")}
+    numbers = {name: values for name, values in joined.items() if name not in of_strings}
+    return {**numbers, **strings, "row_split": row_split}
+
+
+def _concatenate(of_parts: Sequence[Arrays], tars: Sequence[str], tars_of_parts: Sequence[Sequence[str]]) -> Arrays:
+    pieces: dict[str, list[NDArray[Any]]] = {}
+    lengths: dict[str, int] = {}
+    for arrays, names in zip(of_parts, tars_of_parts, strict=True):
+        numbers = np.array([tars.index(name) for name in names], np.int32)
+        for name, values in continued({**arrays, "image_shard": numbers[arrays["image_shard"]]}, dict(lengths)):
+            pieces.setdefault(name, []).append(values)
+            lengths[name] = lengths.get(name, 0) + len(values)
+    return {name: np.concatenate(found) for name, found in pieces.items()}
+
+
+def _joined_names() -> frozenset[str]:
+    return frozenset([*ARRAYS, *STRINGS, "row_split"])

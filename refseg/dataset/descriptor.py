@@ -19,6 +19,8 @@ from refseg.wording import did_you_mean
 
 DESCRIPTOR_NAME = "refseg.json"
 REJECTS_NAME = "rejects.parquet"
+INDEX_SUFFIX = ".index.safetensors"
+"""What follows the split in the name of an index."""
 _STRICT = ConfigDict(extra="forbid")  # an unknown field is another release's: not to be passed over
 _RESTORE = "put the file back as it was built, or build the dataset again"
 _ORDER_FACTS_VERSION = 2  # the format version whose digest the order of an epoch is keyed by
@@ -66,6 +68,30 @@ class ShardEntry:
     parquet_bytes: _Count
     parquet_sha256: _Sha256
     rows_sha256: _Sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """The index of a split: its manifests as arrays in one file, and what the file must be.
+
+    Attributes:
+        split: The split.
+        num_bytes: Size of the file.
+        sha256: Of the file.
+        arrays_xxh3: XXH3-64 of the file without the packed masks, which are its end and have hashes of their own.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    split: _Split
+    num_bytes: _Some
+    sha256: _Sha256
+    arrays_xxh3: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.split}{INDEX_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +224,7 @@ class Descriptor:
         image_pools: Other datasets whose tars hold images of this one.
         mix: Members of a mix, in order; empty for a dataset built from sources.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
+        indexes: One for each split; no digest depends on them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -220,6 +247,7 @@ class Descriptor:
     image_pools: tuple[ImagePool, ...] = ()
     mix: tuple[MixMember, ...] = ()
     leaks_allowed: bool = False
+    indexes: tuple[IndexEntry, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -236,7 +264,8 @@ class Descriptor:
     def file_names(self) -> tuple[str, ...]:
         """Names of the files that the dataset consists of, without the descriptor's own."""
         shards = [f"{shard.name}.{kind}" for shard in self.shards for kind in ("tar", "parquet")]
-        return (*shards, *([REJECTS_NAME] if self.num_rejects else []))
+        indexes = [index.name for index in self.indexes]
+        return (*shards, *indexes, *([REJECTS_NAME] if self.num_rejects else []))
 
     @property
     def digest(self) -> str:
@@ -357,6 +386,7 @@ def _find_contradiction(descriptor: Descriptor) -> str | None:
         if not re.fullmatch(rf"{entry.split}-[0-9]{{5,}}", entry.name):
             return f"found shard {entry.name!r} of split {entry.split!r}, expected a name <split>-<number>"
     names = [("shard", [entry.name for entry in descriptor.shards])]
+    names += [("index of split", [index.split for index in descriptor.indexes])]
     names += [("image pool", [pool.name for pool in descriptor.image_pools])]
     names += [(f"tar of image pool {pool.name}", [tar.name for tar in pool.tars]) for pool in descriptor.image_pools]
     for what, found in names:

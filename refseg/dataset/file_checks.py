@@ -1,7 +1,7 @@
 """Which files a dataset must have, in its folder and in image pools, with which sizes and hashes."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from refseg.dataset.descriptor import REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.dataset.faults import CHANGED, Fault
@@ -21,7 +21,7 @@ def tar_name(entry: ShardEntry) -> str:
 
 
 def find_file_faults(
-    sizes: Mapping[str, int], descriptor: Descriptor, entries: Iterable[ShardEntry], *, with_tars: bool = True
+    sizes: Mapping[str, int], descriptor: Descriptor, entries: Collection[ShardEntry], *, with_tars: bool = True
 ) -> Iterator[Fault]:
     """Compare the files of a folder with those that the descriptor names.
 
@@ -35,6 +35,10 @@ def find_file_faults(
         if entry.num_samples and with_tars:
             yield from _compare_size(tar_name(entry), sizes, entry.tar_bytes)
         yield from _compare_size(manifest_name(entry), sizes, entry.parquet_bytes)
+    splits = {entry.split for entry in entries}
+    for index in descriptor.indexes:
+        if index.split in splits:
+            yield from _compare_size(index.name, sizes, index.num_bytes)
     known = {name(entry) for entry in descriptor.shards for name in (tar_name, manifest_name)}
     if descriptor.num_rejects:
         known.add(REJECTS_NAME)

@@ -1,82 +1,195 @@
-"""What an index is made of: the columns of a manifest that it holds, and the masks of one that are read later."""
+"""The rows of a manifest as flat arrays: what the index of a split is made of."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
 
-from refseg.dataset.arrow_arrays import numbers, one_array
+from refseg.dataset.arrow_arrays import list_ends, list_lengths, numbers, one_array
 from refseg.dataset.descriptor import Descriptor, ShardEntry
-from refseg.dataset.faults import Fault
-from refseg.dataset.file_checks import manifest_name
-from refseg.dataset.manifest_reader import open_manifest, read_checked, read_unchecked
-from refseg.dataset.shape_checks import find_mask_faults
-from refseg.storage import Folder, is_remote
+from refseg.dataset.manifest_reader import dataset_ids, open_manifest, read_checked
+from refseg.dataset.packed_runs import RunPacker
+from refseg.storage import Folder
 
-_MASKS = "mask"
+T = TypeVar("T")
+
+STRINGS = ("category", "sent", "file_name")
+"""Columns of strings: `NAME_bytes` is the text of all, UTF-8 without separators, and `NAME_start` where each begins."""
+COUNTED = {
+    "row_image": "image_id", "row_start": "ref_id", "sentence_start": "sent_id", "token_start": "tokens",
+    "mask_start": "mask_bytes", "manifest_start": "ref_id", **{f"{name}_start": f"{name}_bytes" for name in STRINGS},
+}  # fmt: skip
+"""Arrays that hold positions in others. A `*_start` array has one entry more than what it counts for, and begins with
+0: the `i`-th list lies between its entries `i` and `i + 1`."""
+
 _FEW = ("dataset", "split_by", "split", "shard", "category")  # values that repeat, read as dictionaries
+_THREADS = 4  # that read manifests; Parquet and NumPy let go of the interpreter
+_READ_AHEAD = 8  # manifests in memory at most
+
+Arrays = dict[str, NDArray[Any]]
+"""Flat arrays by name. `ManifestIndex` says what each is."""
 
 
-def manifest_facts(place: Folder, entries: Sequence[ShardEntry]) -> list[list[object]]:
-    """What changes when a manifest is written again: name and size, and on this machine time and inode.
+class FlatRows(NamedTuple):
+    """The rows of one manifest, or of several."""
 
-    Raises:
-        OSError: If one cannot be read.
-    """
-    if is_remote(place.address):
-        return [[entry.name, entry.parquet_bytes] for entry in entries]
-    found = ((entry, Path(place.join(manifest_name(entry))).stat()) for entry in entries)
-    return [[entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino] for entry, facts in found]
+    arrays: Arrays
+    tars: list[str]
+    """What the rows call their tars; `image_shard` counts in here."""
 
 
-def read_manifest(
-    place: Folder, entry: ShardEntry, descriptor: Descriptor, *, with_masks: bool
-) -> tuple[pa.Table, int]:
-    """Read the columns of a manifest that an index needs, all rows checked.
+def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntry]) -> Iterator[FlatRows]:
+    """Read manifests in order, several at a time but never many ahead.
 
     Args:
         place: The dataset's folder.
-        entry: The shard.
         descriptor: Descriptor of the dataset.
-        with_masks: Also their run lengths, which take three quarters of the time; else they are checked when read.
-
-    Returns:
-        The rows, and how many run lengths their masks have.
+        entries: The shards.
 
     Raises:
-        DamageError: If the manifest is missing, another than was built, or has rows that the format forbids.
+        DamageError: If a manifest is missing, another than was built, or has rows that the format forbids.
         StorageError: If storage refuses or fails.
     """
-    file = open_manifest(place, entry, dictionaries=_FEW)
-    table = read_checked(place, entry, descriptor, ["category", *([_MASKS] if with_masks else [])], file=file)
-    num_run_lengths = _num_run_lengths(file.metadata)
-    pixels = int((table.column("height").to_numpy().astype("int64") * table.column("width").to_numpy()).sum())
-    if not table.num_rows <= num_run_lengths <= pixels + table.num_rows:  # every run but the first has a pixel
-        found, expected = f"{num_run_lengths} run lengths", f"those of {pixels} pixels of masks"
-        raise Fault(file=manifest_name(entry), found=found, expected=expected).error(place)
-    return table, num_run_lengths
+
+    def read(entry: ShardEntry) -> FlatRows:
+        file = open_manifest(place, entry, dictionaries=_FEW)
+        table = read_checked(place, entry, descriptor, ["category", "mask"], file=file)
+        return flatten(table, dataset_ids(descriptor))
+
+    return map_ahead(read, entries)
 
 
-def read_masks(place: Folder, entry: ShardEntry) -> pa.StructArray:
-    """Read the masks of a manifest whose other columns were checked before; errors as of `read_manifest`."""
-    file = manifest_name(entry)
-    table = read_unchecked(place, entry, ["ref_id", "height", "width", "no_target", _MASKS])
-    masks = one_array(table.column(_MASKS))
+def map_ahead(work: Callable[[ShardEntry], T], entries: Iterable[ShardEntry]) -> Iterator[T]:
+    """Results in order, of several threads, with few in memory at a time."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for entry in entries:
+                ahead.append(threads.submit(work, entry))
+                if len(ahead) == _READ_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def flatten(table: pa.Table, datasets: tuple[str, ...]) -> FlatRows:
+    """The arrays of a manifest's checked rows.
+
+    Args:
+        table: The rows, with `category` and `mask`.
+        datasets: Ids that rows may have.
+    """
+    columns = {name: one_array(table.column(name)) for name in table.column_names}
+    sentences = columns["sentences"].flatten()
+    token_lists = sentences.field("token_ids")
+    shards = _dictionary(columns["shard"])
+    row_shard = numbers(shards.indices)
+
+    # Rows of one image are adjacent: a new image starts where the offset in a tar changes, or the member of a mix.
+    row_dataset = _row_datasets(_dictionary(columns["dataset"]), _dictionary(columns["split_by"]), datasets)
+    offset = numbers(columns["image_offset"])
+    is_first = np.ones(table.num_rows, np.bool_)
+    is_first[1:] = (
+        (offset[1:] != offset[:-1]) | (row_shard[1:] != row_shard[:-1]) | (row_dataset[1:] != row_dataset[:-1])
+    )
+    first_row = np.flatnonzero(is_first)
+
+    def of_image(name: str) -> NDArray[Any]:
+        return numbers(columns[name])[first_row]
+
+    _, hashes = _text(columns["sample_xxh3"].take(pa.array(first_row)))
+    mask_start, mask_bytes = _pack_masks(columns["mask"])
+    arrays = {
+        "ref_id": numbers(columns["ref_id"]),
+        "source_rank": numbers(columns["source_rank"]),
+        "row_dataset": row_dataset,
+        "row_image": np.cumsum(is_first) - 1,
+        "no_target": numbers(columns["no_target"]),
+        "num_runs": list_lengths(columns["mask"].field("counts")).astype(np.int32),
+        "mask_start": mask_start,
+        "mask_bytes": mask_bytes,
+        "manifest_start": np.array([0, table.num_rows]),
+        "mask_xxh3": np.array([xxhash.xxh3_64_intdigest(mask_bytes)], np.uint64),
+        "sentence_start": _starts(list_ends(columns["sentences"])),
+        "sent_id": numbers(sentences.field("sent_id")),
+        "sentence_exists": numbers(sentences.field("exists")),
+        "token_start": _starts(list_ends(token_lists)),
+        "tokens": numbers(token_lists.flatten()),
+        "image_id": of_image("image_id"),
+        "height": of_image("height"),
+        "width": of_image("width"),
+        "row_start": np.append(first_row, table.num_rows),
+        "image_shard": row_shard[first_row],
+        "image_offset": offset[first_row],
+        "image_bytes": of_image("image_bytes"),
+        "sample_bytes": of_image("sample_bytes"),
+        "sample_xxh3": np.frombuffer(bytes.fromhex(hashes.tobytes().decode()), ">u8").astype(np.uint64),
+    }
+    strings = {
+        "category": columns["category"].cast(pa.string()),
+        "sent": sentences.field("sent"),
+        "file_name": columns["file_name"].take(pa.array(first_row)),
+    }
+    for name in STRINGS:
+        arrays[f"{name}_start"], arrays[f"{name}_bytes"] = _text(strings[name])
+    return FlatRows(arrays, shards.dictionary.to_pylist())
+
+
+def continued(arrays: Arrays, lengths: Mapping[str, int]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Arrays as they follow others: positions shifted, and one leading 0 for all.
+
+    Args:
+        arrays: To be appended; without `image_shard`, which counts in a list of its own.
+        lengths: Of the arrays so far; empty: there are none.
+    """
+    for name, values in arrays.items():
+        if name in COUNTED and lengths:
+            values = values[1:] if name.endswith("_start") else values
+            values = values + lengths[COUNTED[name]]
+        yield name, values
+
+
+def _dictionary(strings: pa.Array) -> pa.DictionaryArray:
+    return strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
+
+
+def _starts(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.append(0, ends)
+
+
+def _row_datasets(
+    names: pa.DictionaryArray, partitions: pa.DictionaryArray, known: tuple[str, ...]
+) -> NDArray[np.int16]:
+    """Position of each row's dataset in `known`."""
+    num_partitions = len(partitions.dictionary)
+    codes, code = np.unique(numbers(names.indices) * num_partitions + numbers(partitions.indices), return_inverse=True)
+    ids = [
+        f"{names.dictionary[c // num_partitions]}/{partitions.dictionary[c % num_partitions]}" for c in codes.tolist()
+    ]
+    return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[code]
+
+
+def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where each mask's packed run lengths begin, and those of all masks."""
     lists = masks.field("counts")
-    if masks.null_count or lists.null_count or lists.flatten().null_count:
-        raise Fault(file=file, found="masks without values", expected="one in every row").error(place)
-    no_target, *sides = (numbers(one_array(table.column(name))) for name in ("no_target", "height", "width"))
-    for is_wrong, found, expected in find_mask_faults(masks, no_target, (sides[0], sides[1])):
-        if is_wrong.any():
-            row = int(is_wrong.argmax())
-            ref = f"ref {table.column('ref_id')[row].as_py()}"
-            raise Fault(file=file, sample=ref, found=found(row), expected=expected).error(place)
-    return masks
+    starts, counts = _starts(list_ends(lists)).tolist(), numbers(lists.flatten())
+    packer = RunPacker()
+    packed = [packer.pack(counts[start:end]) for start, end in itertools.pairwise(starts)]
+    return _starts(np.cumsum([len(one) for one in packed], dtype=np.int64)), np.frombuffer(b"".join(packed), np.uint8)
 
 
-def _num_run_lengths(metadata: pq.FileMetaData) -> int:
-    """Run lengths of all masks, which the file's footer says; no list of them is empty, or it would count too."""
-    columns = range(metadata.num_columns)
-    position = next(i for i in columns if metadata.schema.column(i).path.startswith(f"{_MASKS}.counts."))
-    return sum(metadata.row_group(i).column(position).num_values for i in range(metadata.num_row_groups))
+def _text(strings: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where each string begins in all strings' bytes, and these bytes."""
+    _, offsets, data = strings.buffers()
+    starts = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
+    text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+    return starts - starts[0], text[starts[0] : starts[-1]]

@@ -95,6 +95,19 @@ def find_repeated(ids: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.in
     return np.sort(order[1:][again])
 
 
+def find_misplaced_samples(
+    image_offset: NDArray[np.int64],
+    image_bytes: NDArray[np.int64],
+    sample_bytes: NDArray[np.int64],
+    tar_bytes: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Which samples are not header, image, header and JSON within a tar; all are given in bytes, `(samples,)`."""
+    start = image_offset - _BLOCK
+    is_wrong = (start < 0) | (start % _BLOCK != 0) | (image_bytes < 1) | (sample_bytes < image_bytes)
+    is_wrong |= (sample_bytes - image_bytes < 2 * _BLOCK) | (sample_bytes > tar_bytes)
+    return is_wrong | (start > tar_bytes - sample_bytes)
+
+
 def _of_rows(is_wrong: NDArray[np.bool_], found: Callable[[int], str], expected: str) -> Iterator[RowFault]:
     for row in np.flatnonzero(is_wrong).tolist():
         yield RowFault(row, found(row), expected)
@@ -189,13 +202,10 @@ def _find_wrong_places(columns: Mapping[str, pa.Array], rules: RowRules) -> Iter
         " or ".join(sorted(rules.tar_bytes)[:3]) or "none, as there is no tar",
     )
     tar_bytes = np.array([rules.tar_bytes.get(name, 0) for name in tars], np.int64)[tar]
-    start = numbers(columns["image_offset"]) - _BLOCK
-    image, sample = numbers(columns["image_bytes"]), numbers(columns["sample_bytes"])
-    is_wrong = (start < 0) | (start % _BLOCK != 0) | (image < 1) | (sample < image) | (sample - image < 2 * _BLOCK)
-    is_wrong |= (sample > tar_bytes) | (start > tar_bytes - sample)
+    offset, image, sample = (numbers(columns[name]) for name in ("image_offset", "image_bytes", "sample_bytes"))
     yield from _of_rows(
-        is_wrong & ~is_unknown,
-        lambda row: f"an image of {image[row]} bytes at {start[row] + _BLOCK} in a sample of {sample[row]} bytes",
+        find_misplaced_samples(offset, image, sample, tar_bytes) & ~is_unknown,
+        lambda row: f"an image of {image[row]} bytes at {offset[row]} in a sample of {sample[row]} bytes",
         "a sample of header, image, header and JSON within its tar",
     )
 

@@ -102,15 +102,18 @@ class ShardCache:
         self._has_failed = False
 
     @classmethod
-    def of_this_machine(cls) -> "ShardCache | None":
+    def of_this_machine(cls, kind: str = "shards") -> "ShardCache | None":
         """The cache that `REFSEG_CACHE` and `REFSEG_CACHE_GIGABYTES` say; by default 80 % of what the disk can give.
 
         None, and a warning, if its folder cannot be made or looked into.
 
+        Args:
+            kind: Name of its folder: `shards`, or `index` for indexes, whose limit is counted apart.
+
         Raises:
             UsageError: If the limit is no number, or below 0.
         """
-        folder = cache_folder("shards")
+        folder = cache_folder(kind)
         text = os.environ.get(LIMIT_VARIABLE, "")
         try:
             asked = int(float(text) * 1e9) if text else None
@@ -129,7 +132,7 @@ class ShardCache:
 
     def open(self, tar: Tar) -> int | None:
         """A file descriptor of a tar that is here, None if it is not. While it is open the tar stays in the cache."""
-        path = self._path(tar)
+        path = self.path(tar)
         while True:
             try:
                 descriptor = open_cache_file(path, os.O_RDONLY)
@@ -167,7 +170,7 @@ class ShardCache:
             return "no room"
 
     def _fetch(self, tar: Tar, *, wait: bool) -> Fetched:
-        final = self._path(tar)
+        final = self.path(tar)
         part = final.with_suffix(".part")
         while True:
             if _is_file(final):
@@ -201,9 +204,10 @@ class ShardCache:
     def discard(self, tar: Tar) -> None:
         """Remove a tar that turned out to be damaged; who reads it goes on reading it."""
         with suppress(OSError):  # it is not there, or the cache is read-only
-            self._path(tar).unlink()
+            self.path(tar).unlink()
 
-    def _path(self, tar: Tar) -> Path:
+    def path(self, tar: Tar) -> Path:
+        """The file of a tar, whether it is here or not."""
         return self.folder / f"{tar.sha256}.tar"
 
     def _make_room(self, descriptor: int, part: Path, num_bytes: int) -> bool:

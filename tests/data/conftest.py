@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ from refseg.dataset.descriptor import (
     ShardEntry,
     load_descriptor,
 )
+from refseg.dataset.index_file import IndexWriter
+from refseg.dataset.index_rows import flatten
+from refseg.dataset.manifest_reader import dataset_ids
 from refseg.dataset.schema import MANIFEST_SCHEMA
 
 
@@ -150,8 +154,21 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
         sources=(),
         licences=(),
     )
-    (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+    write_descriptor(folder, descriptor)
     return folder
+
+
+def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
+    """Write `refseg.json` over the indexes of the manifests that are there, whatever their rows are."""
+    indexes = []
+    for split in descriptor.splits:
+        with tempfile.TemporaryDirectory() as scratch, IndexWriter(Path(scratch)) as writer:
+            for entry in descriptor.shards:
+                if entry.split == split:
+                    writer.add(flatten(pq.read_table(folder / f"{entry.name}.parquet"), dataset_ids(descriptor)))
+            indexes.append(writer.finish(folder / f"{split}.index.safetensors", split))
+    changed = replace(descriptor, indexes=tuple(indexes))
+    (folder / DESCRIPTOR_NAME).write_text(changed.to_json(), encoding="utf-8")
 
 
 def write_overlay(folder: Path, built: Path, *, pool_path: str = "../built", mix: tuple[str, ...] = ()) -> Path:
@@ -180,7 +197,7 @@ def write_overlay(folder: Path, built: Path, *, pool_path: str = "../built", mix
     counts = {"num_refs": 1, "dropped_refs": 0, "dropped_images": 0, "leaked_images": 0}
     members = tuple(MixMember(dataset=dataset, digest="0" * 64, weight=1.0, **counts) for dataset in mix)
     changed = replace(descriptor, shards=tuple(entries), image_pools=(pool,), mix=members)
-    (folder / DESCRIPTOR_NAME).write_text(changed.to_json(), encoding="utf-8")
+    write_descriptor(folder, changed)
     return folder
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from refseg.data.flat_arrays import FlatManifest, join_in_memory
+from refseg.data.index_cache import CacheUnusableError, IndexCache
 
 from refseg.data import index as index_module
-from refseg.data.flat_arrays import FlatManifest, join_in_memory
 from refseg.data.index import ManifestIndex
-from refseg.data.index_cache import CacheUnusableError, IndexCache
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.dataset.file_checks import read_as_built
 from refseg.errors import DatasetError

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from pycocotools import mask as coco
 
 from refseg import tokenizer
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry
+from refseg.dataset.index_file import write_indexes
 from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import COUNTED, SENTENCE_FIELDS, RowFacts, column_name
 from refseg.run_lengths import encode_runs
+from refseg.storage import open_folder
 from tests.colour_model import COLOURS, ColourModel
 
 
@@ -98,7 +101,8 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             sources=(),
             licences=("drawn",),
         )
-        (folder / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+        indexes = write_indexes(open_folder(folder), descriptor, folder)
+        (folder / DESCRIPTOR_NAME).write_text(replace(descriptor, indexes=indexes).to_json(), encoding="utf-8")
         return folder
 
     return write

@@ -1,0 +1,88 @@
+"""The index of a split, against its hash and against the manifests it was made of."""
+
+import numpy as np
+
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, IndexEntry, load_descriptor
+from refseg.dataset.faults import Fault
+from refseg.dataset.file_checks import read_whole
+from refseg.dataset.index_checks import find_index_faults
+from refseg.dataset.index_file import MASKS, map_arrays, split_tars
+from refseg.dataset.index_rows import Arrays, FlatRows, continued, read_flat
+from refseg.dataset.packed_runs import unpack_runs
+from refseg.errors import DatasetError
+from refseg.storage import Folder, open_folder
+
+_COMPRESSED = ("mask_start", MASKS, "mask_xxh3")
+"""Arrays that depend on the version of the compression: what they unpack to is compared instead."""
+
+
+def check_index(task: tuple[str, str]) -> list[Fault]:
+    """Check the index of a split whose manifests have no fault.
+
+    Args:
+        task: Address of the dataset's folder, and the split.
+
+    Returns:
+        At most one fault. A missing file is no fault here: `check_files` has it.
+
+    Raises:
+        StorageError: If remote storage fails.
+    """
+    place, split = open_folder(task[0]), task[1]
+    descriptor = load_descriptor(task[0])
+    entry = next((index for index in descriptor.indexes if index.split == split), None)
+    if entry is None:
+        return [Fault(file=DESCRIPTOR_NAME, found=f"no index of split {split}", expected="one of each split")]
+    try:
+        data, faults = read_whole(place, entry.name, entry.sha256)
+    except FileNotFoundError:
+        return []
+    if data is None or faults:
+        return faults
+    fault = _compare(place, descriptor, entry, data)
+    return [] if fault is None else [fault]
+
+
+def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: bytes) -> Fault | None:
+    """Compare the arrays with those of each manifest; the first difference."""
+    entries = tuple(shard for shard in descriptor.shards if shard.split == entry.split)
+    try:
+        arrays = map_arrays(data)
+    except DatasetError as error:
+        return Fault(file=entry.name, found=str(error).removeprefix("found "), expected="an index")
+    for found, expected in find_index_faults(arrays, descriptor, entries):
+        return Fault(file=entry.name, found=found, expected=expected)
+    lengths: dict[str, int] = {}
+    tars = split_tars(arrays)
+    for shard, rows in zip(entries, read_flat(place, descriptor, entries), strict=True):
+        name = _find_difference(arrays, rows, lengths, tars)
+        if name is not None:
+            return Fault(file=entry.name, found=f"another {name}", expected=f"that of the rows of {shard.name}.parquet")
+    return None
+
+
+def _find_difference(arrays: Arrays, rows: FlatRows, lengths: dict[str, int], tars: list[str]) -> str | None:
+    """The first array whose next part is not a manifest's; `lengths` grow by the manifest's."""
+    numbers = np.array([tars.index(tar) if tar in tars else -1 for tar in rows.tars], np.int32)
+    expected = {**rows.arrays, "image_shard": numbers[rows.arrays["image_shard"]]}
+    first_row = lengths.get("ref_id", 0)
+    for name, values in continued(expected, dict(lengths)):
+        start = lengths.get(name, 0)
+        lengths[name] = start + len(values)
+        if name not in _COMPRESSED and not np.array_equal(arrays[name][start : lengths[name]], values):
+            return name
+    return _find_other_mask(arrays, rows.arrays, first_row)
+
+
+def _find_other_mask(arrays: Arrays, expected: Arrays, first_row: int) -> str | None:
+    for row, num_runs in enumerate(expected["num_runs"].tolist()):
+        try:
+            found, wanted = (
+                unpack_runs(of_one[MASKS][slice(*of_one["mask_start"][number : number + 2])], num_runs)
+                for of_one, number in ((arrays, first_row + row), (expected, row))
+            )
+        except DatasetError:
+            return f"mask of ref {expected['ref_id'][row]}"
+        if not np.array_equal(found, wanted):
+            return f"mask of ref {expected['ref_id'][row]}"
+    return None

@@ -1,0 +1,233 @@
+"""The index of a split, opened: mapped from the dataset's folder, or from this machine's copy of a remote one.
+
+What is mapped was compared with the dataset's hashes and checked when this machine first opened it. That is remembered
+by an empty file in the machine's cache, whose name says which files of which sizes, times and inodes were compared.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from refseg.cache_files import make_cache_folder, open_cache_file
+from refseg.dataset.built import BuiltDataset
+from refseg.dataset.descriptor import IndexEntry
+from refseg.dataset.faults import CHANGED, Fault
+from refseg.dataset.file_checks import manifest_name, read_as_built
+from refseg.dataset.index_checks import find_index_faults
+from refseg.dataset.index_file import MASKS, map_arrays
+from refseg.dataset.index_rows import map_ahead
+from refseg.dataset.packed_runs import unpack_runs
+from refseg.dataset.shard_cache import ShardCache, Tar
+from refseg.errors import DatasetError
+from refseg.storage import Folder, cache_folder, is_remote
+
+logger = logging.getLogger(__name__)
+
+_CHECKS_VERSION = 1
+"""Raised when what is checked at the first opening becomes more."""
+
+
+class SplitIndex:
+    """The arrays of a split's index, mapped and read-only, and its masks one at a time.
+
+    Attributes:
+        place: The dataset's folder.
+        entry: What the descriptor says of the file.
+        arrays: By name (`ManifestIndex` says what each is).
+    """
+
+    def __init__(self, place: Folder, entry: IndexEntry, source: Path | bytes) -> None:
+        """Map the file, or take its bytes.
+
+        Raises:
+            DamageError: If it is not an index.
+            OSError: If it cannot be opened.
+        """
+        self.place, self.entry, self._source = place, entry, source
+        self.facts: tuple[int, int] = (len(source), 0) if isinstance(source, bytes) else (0, 0)
+        data: Any = source
+        if isinstance(source, Path):
+            data, self.facts = _map(source)
+        try:
+            self.arrays = map_arrays(data)
+        except DatasetError as error:
+            raise self._fault(str(error).removeprefix("found "), "an index").error(place) from error
+        self._data = data
+        self._sound: set[int] = set()
+        """Manifests whose masks this process has compared with their hash."""
+
+    def counts(self, row: int) -> NDArray[np.uint32]:
+        """Run lengths of a row's mask, which sum to its image's pixels; none but the first is 0.
+
+        Raises:
+            DamageError: If they are not those that were built, or not those of a mask of this size.
+        """
+        arrays = self.arrays
+        manifest = int(np.searchsorted(arrays["manifest_start"], row, side="right")) - 1
+        if manifest not in self._sound:
+            self._compare_masks(manifest)
+        start, end = arrays["mask_start"][row : row + 2].tolist()
+        image = arrays["row_image"][row]
+        pixels = int(arrays["height"][image]) * int(arrays["width"][image])
+        sample = f"ref {arrays['ref_id'][row]}"
+        try:
+            counts = unpack_runs(arrays[MASKS][start:end], int(arrays["num_runs"][row]))
+        except DatasetError as error:
+            raise self._fault(str(error).removeprefix("found "), "a mask", sample).error(self.place) from error
+        if counts.sum(dtype=np.uint64) != pixels or not counts[1:].all():
+            expected = "run lengths of the image's size, none but the first empty"
+            raise self._fault("a mask of another size", expected, sample).error(self.place)
+        return counts
+
+    def compare(self) -> None:
+        """Compare all but the masks with the hash that was built.
+
+        Raises:
+            DamageError: If a bit is another.
+        """
+        found = xxhash.xxh3_64_hexdigest(memoryview(self._data)[: len(self._data) - len(self.arrays[MASKS])])
+        if found != self.entry.arrays_xxh3:
+            raise self._fault(f"arrays with xxh3 {found}", self.entry.arrays_xxh3).error(self.place)
+
+    def release(self) -> None:
+        """Let go of the memory of what was read so far; it stays in the system's cache of the file."""
+        if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
+
+    def _compare_masks(self, manifest: int) -> None:
+        arrays = self.arrays
+        first, last = arrays["manifest_start"][manifest : manifest + 2].tolist()
+        start, end = arrays["mask_start"][[first, last]].tolist()
+        if xxhash.xxh3_64_intdigest(arrays[MASKS][start:end].data) != int(arrays["mask_xxh3"][manifest]):
+            raise self._fault(f"other masks of manifest {manifest}", "those that were built").error(self.place)
+        self._sound.add(manifest)
+
+    def _fault(self, found: str, expected: str, sample: str = "") -> Fault:
+        return Fault(file=self.entry.name, sample=sample, found=found, expected=expected, remedy=CHANGED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.place, self.entry, self._source, self.facts)
+
+
+def open_split_index(dataset: BuiltDataset, split: str) -> SplitIndex:
+    """Open the index of a split.
+
+    On the machine's first opening its hash is compared, its arrays are checked and, for a dataset of this machine's
+    file systems, the hashes of the split's manifests are compared. A remote index is copied to this machine's cache.
+
+    Args:
+        dataset: The open dataset.
+        split: One of its splits.
+
+    Raises:
+        DamageError: If the index or a manifest is another than was built, or the index has content that the format
+            forbids.
+        DatasetError: If the dataset has no index.
+        StorageError: If remote storage refuses or fails.
+    """
+    entry = next((index for index in dataset.descriptor.indexes if index.split == split), None)
+    if entry is None:
+        raise DatasetError(
+            f"{dataset.place}: has no index of split {split}, so it is unfinished or damaged; build the dataset again"
+        )
+    index = _fetch(dataset.place, entry) if is_remote(dataset.place.address) else _open_local(dataset.place, entry)
+    mark = _mark(dataset, index)
+    if not os.path.lexists(mark):
+        _check(dataset, index)
+        _remember(mark)
+    return index
+
+
+def _check(dataset: BuiltDataset, index: SplitIndex) -> None:
+    entries = dataset.entries_of(index.entry.split)
+    if not is_remote(dataset.place.address):
+        for _ in map_ahead(
+            lambda entry: len(read_as_built(dataset.place, manifest_name(entry), entry.parquet_sha256)), entries
+        ):
+            pass
+    index.compare()
+    for found, expected in find_index_faults(index.arrays, dataset.descriptor, entries):
+        raise index._fault(found, expected).error(dataset.place)
+    index.release()
+
+
+def _open_local(place: Folder, entry: IndexEntry) -> SplitIndex:
+    try:
+        return SplitIndex(place, entry, Path(place.join(entry.name)))
+    except OSError as error:
+        reason = f"a file that cannot be read ({error.strerror})"
+        raise Fault(file=entry.name, found=reason, expected="its bytes", remedy=CHANGED).error(place) from error
+
+
+def _fetch(place: Folder, entry: IndexEntry) -> SplitIndex:
+    """A remote index, by this machine's copy of it; where it can keep none, by its bytes in memory."""
+    remote = Tar(address=place.join(entry.name), num_bytes=entry.num_bytes, sha256=entry.sha256)
+    cache = ShardCache.of_this_machine("index")
+    if cache is not None and cache.fetch(remote) == "here":
+        descriptor = cache.open(remote)  # which keeps it from being removed; so does the map below, from then on
+        if descriptor is not None:
+            try:
+                return SplitIndex(place, entry, cache.path(remote))
+            finally:
+                os.close(descriptor)
+    logger.warning(
+        "%s: the index is kept in memory, by each process, and read again at each start; give REFSEG_CACHE a folder "
+        "with room",
+        place.join(entry.name),
+    )
+    return SplitIndex(place, entry, read_as_built(place, entry.name, entry.sha256))
+
+
+def _open_again(place: Folder, entry: IndexEntry, source: Path | bytes, facts: tuple[int, int]) -> SplitIndex:
+    try:
+        index = SplitIndex(place, entry, source)
+    except OSError as error:
+        raise DatasetError(f"{source!s}: the index was removed while in use ({error}); start the run again") from error
+    if index.facts != facts:
+        raise DatasetError(f"{source!s}: the index was replaced while in use; start the run again")
+    return index
+
+
+def _map(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
+    """A file as memory; and its size and inode, which tell it from a file that replaces it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), (facts.st_size, facts.st_ino)
+    except ValueError as error:
+        raise OSError(f"{path}: is empty") from error
+    finally:
+        os.close(descriptor)
+
+
+def _mark(dataset: BuiltDataset, index: SplitIndex) -> Path:
+    """The file that says that this index and the manifests it was made of were compared as they are now."""
+    facts: list[object] = [_CHECKS_VERSION, index.entry.sha256, index.facts, dataset.descriptor.digest]
+    if not is_remote(dataset.place.address):
+        names = [index.entry.name, *(manifest_name(entry) for entry in dataset.entries_of(index.entry.split))]
+        facts += [_file_facts(dataset.place.join(name)) for name in names]
+        facts += [entry.parquet_sha256 for entry in dataset.entries_of(index.entry.split)]
+    return cache_folder("checked") / hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _file_facts(path: str) -> Sequence[int]:
+    """What changes when a file is written again."""
+    facts = Path(path).stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev
+
+
+def _remember(mark: Path) -> None:
+    """Lost where it cannot be written: then the next opening compares again."""
+    with suppress(OSError):
+        make_cache_folder(mark.parent)
+        os.close(open_cache_file(mark, os.O_WRONLY | os.O_CREAT))
