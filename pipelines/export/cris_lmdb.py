@@ -20,8 +20,7 @@ from PIL import Image
 
 from pipelines.export.dataset import ExportedDataset
 from pipelines.export.run import ExportOptions, Progress
-from refseg.compat.coco_categories import COCO_CATEGORIES
-from refseg.compat.refer_records import refer_order
+from refseg.compat.refer_records import COCO_CATEGORIES, refer_order
 from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import DatasetSpec
 from refseg.errors import UsageError

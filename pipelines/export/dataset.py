@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from refseg.compat.file_names import path_inside
+from refseg.compat.image_folder import path_inside
 from refseg.compat.refer_records import ReferTables, learn_names, refer_categories
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import ShardEntry

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor
-from pipelines.verify.files import check_files
 from pipelines.verify.index import check_index
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.dataset.faults import Fault, shorten
-from refseg.dataset.file_checks import open_pool, pool_remedy
+from refseg.dataset.file_checks import find_file_faults, find_pool_faults
+from refseg.dataset.image_pools import open_pool, pool_remedy
 from refseg.dataset.manifest_reader import dataset_ids, row_rules
 from refseg.dataset.rejects import check_rejects
 from refseg.errors import DatasetError, MissingDatasetError, UsageError
@@ -60,10 +60,24 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     faults = [
         *check_descriptor(descriptor),
         *check_counts(descriptor, rejects),
-        *check_files(place, descriptor),
+        *_check_files(place, descriptor),
         *reject_faults,
     ]
     return faults if fast else faults + _check_contents(place, descriptor, workers)
+
+
+def _check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
+    """Every file that must be there but the rejects, with its size, and no other tar or Parquet file."""
+    yield from find_file_faults(folder.list(descriptor.file_names), descriptor, descriptor.shards)
+    for pool in descriptor.image_pools:
+        try:
+            sizes = open_pool(folder, pool).list([tar.name for tar in pool.tars])
+        except DatasetError as error:
+            wrong, _, remedy = str(error).removeprefix(f"{folder}: ").rpartition("; ")
+            own_host = "image pools on the dataset's own host"
+            yield Fault(file=DESCRIPTOR_NAME, found=wrong, expected=own_host, remedy=remedy)
+            continue
+        yield from find_pool_faults(sizes, pool, pool.tars)
 
 
 def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None) -> list[Fault]:
@@ -211,7 +225,7 @@ def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[Shard
         try:
             address = open_pool(folder, pool).address
         except DatasetError:
-            continue  # on a host that is not allowed, which `check_files` reports
+            continue  # on a host that is not allowed, which `_check_files` reports
         for tar in pool.tars:
             file = f"{pool.name}/{tar.name}"
             yield PoolTask(

@@ -37,7 +37,7 @@ class PoolTask:
 
 
 def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
-    """Check one tar of a pool. A missing one is not told: `check_files` has it.
+    """Check one tar of a pool. A missing one is no fault here: the files are compared before.
 
     Returns:
         The task's `file`, and the faults found in it, at most some.

@@ -72,7 +72,7 @@ class ShardFindings:
 
 
 def check_shard(task: ShardTask) -> ShardFindings:
-    """Check one shard. A missing file is not told: `check_files` has it.
+    """Check one shard. A missing file is no fault here: the files are compared before.
 
     Raises:
         StorageError: If remote storage fails.

@@ -5,41 +5,18 @@ import os
 import secrets
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
 
 from refseg.cache_files import make_cache_folder
-from refseg.compat.file_names import path_inside
-from refseg.dataset.shard_files import HEADER_BYTES, ShardFiles
+from refseg.dataset.row_images import RowImages
 from refseg.errors import DatasetError, StorageError
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePlace:
-    """Where an image lies, in the terms of `ShardFiles`.
-
-    Attributes:
-        file_name: What its file will be called.
-        shard: Position of the tar.
-        image_offset: Of the JPEG in the tar.
-        image_bytes: Length of the JPEG.
-        image_xxh3: Of the JPEG.
-        sample_bytes: Length of the whole sample.
-        sample_xxh3: Of the whole sample.
-    """
-
-    file_name: str
-    shard: int
-    image_offset: int
-    image_bytes: int
-    image_xxh3: int
-    sample_bytes: int
-    sample_xxh3: int
+Row = Mapping[str, Any]
 
 
 class ImageFolder:
@@ -49,15 +26,15 @@ class ImageFolder:
         path: Of the folder; made with the first image. Files that are there already are used, each compared once.
         is_ours: The folder is a cache, in which a file with other bytes (cut by a power cut, written over) is written
             anew. In a user's own folder it may be another picture, and is left alone.
-        shards: The tars.
-        places: By image id.
+        images: Reads the pictures out of the tars.
+        rows: By image id: a row of the image, with `row_images.IMAGE_COLUMNS` and `image_xxh3`.
     """
 
-    def __init__(self, path: Path, *, is_ours: bool, shards: ShardFiles, places: Mapping[int, ImagePlace]) -> None:
+    def __init__(self, path: Path, *, is_ours: bool, images: RowImages, rows: Mapping[int, Row]) -> None:
         self.path = path
         self._is_ours = is_ours
-        self._shards = shards
-        self._places = places
+        self._images = images
+        self._rows = rows
         self._there: set[int] = set()
 
     def provide(self, image_id: int) -> Path:
@@ -68,38 +45,32 @@ class ImageFolder:
                 has it.
             StorageError: If storage refuses or fails, or the folder cannot be written.
         """
-        place = self._places[image_id]
-        path = path_inside(self.path, place.file_name)
+        row = self._rows[image_id]
+        path = path_inside(self.path, row["file_name"])
         if image_id in self._there:
             return path
         found = path.read_bytes() if path.is_file() else None
-        if found is None or (self._is_ours and not _is_image(found, place)):
+        if found is None or (self._is_ours and not _is_image(found, row)):
             if found is not None:
                 logger.warning("%s: found %d bytes that are not the image's; it is written anew", path, len(found))
-            self._write(path, place)
-        elif not _is_image(found, place):
+            self._write(path, row)
+        elif not _is_image(found, row):
             raise DatasetError(
-                f"{path}: found {len(found)} bytes, expected the {place.image_bytes} of the shards; it is another "
+                f"{path}: found {len(found)} bytes, expected the {row['image_bytes']} of the shards; it is another "
                 "picture's, or damaged: remove it, and it is written again"
             )
         self._there.add(image_id)
         return path
 
-    def _write(self, path: Path, place: ImagePlace) -> None:
-        sample = self._shards.read_sample(
-            place.shard,
-            start=place.image_offset - HEADER_BYTES,
-            num_bytes=place.sample_bytes,
-            xxh3=place.sample_xxh3,
-            where=f"{self._shards.tars[place.shard]}: {place.file_name}",
-        )
+    def _write(self, path: Path, row: Row) -> None:
+        jpeg = self._images.read(row)
         temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             if self._is_ours:
                 make_cache_folder(self.path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(sample[HEADER_BYTES : HEADER_BYTES + place.image_bytes].tobytes())
-            temporary.replace(path)  # whoever opens the name finds the whole file
+            temporary.write_bytes(jpeg)
+            temporary.replace(path)  # a client that opens the name finds the whole file
         except OSError as error:
             remedy = (
                 "set REFSEG_CACHE to a folder on a disk with room" if self._is_ours else "see to its rights and space"
@@ -112,8 +83,27 @@ class ImageFolder:
                 temporary.unlink()
 
 
-def _is_image(data: bytes, place: ImagePlace) -> bool:
-    return len(data) == place.image_bytes and xxhash.xxh3_64_intdigest(data) == place.image_xxh3
+def _is_image(data: bytes, row: Row) -> bool:
+    return len(data) == row["image_bytes"] and xxhash.xxh3_64_hexdigest(data) == row["image_xxh3"]
+
+
+def path_inside(folder: Path, file_name: str) -> Path:
+    """The path of an image below a folder.
+
+    Args:
+        folder: Where images are put.
+        file_name: Of a manifest, perhaps with folders of its own; the dataset may be anybody's.
+
+    Raises:
+        DatasetError: If the name is empty, absolute or leads out of the folder.
+    """
+    name = PurePosixPath(file_name)
+    if not name.name or name.is_absolute() or ".." in name.parts or "\\" in file_name or "\0" in file_name:
+        raise DatasetError(
+            f"found file name {file_name!r}, expected a name below the folder of images; "
+            "nothing is written for it: ask whoever built the dataset"
+        )
+    return folder / name
 
 
 class ImageRecord(dict[str, Any]):

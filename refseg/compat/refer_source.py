@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from refseg.addresses import local_path
-from refseg.compat.image_folder import ImageFolder, ImagePlace, ImageRecord
+from refseg.compat.image_folder import ImageFolder, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
+from refseg.dataset.row_images import IMAGE_COLUMNS, RowImages
 from refseg.dataset.schema import DATASETS, DatasetSpec, find_dataset
-from refseg.dataset.shard_files import ShardFiles
 from refseg.errors import UsageError
 from refseg.storage import Folder, RemoteFolder, cache_folder, is_remote, open_folder
 
@@ -25,7 +25,7 @@ IMAGE_LAYOUTS = (
 """Folders below the root in which clients look for COCO's images; the first that is there is used and filled."""
 REFCLEF_IMAGES = "images/saiapr_tc-12"
 """The same for RefClef's."""
-_LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
+_OF_IMAGE = (*IMAGE_COLUMNS, "image_xxh3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,27 +59,16 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     spec = _find_spec(dataset, split_by)
     built = BuiltDataset.open(_find_built(data_root, spec))
     built.refuse_smaller_images()
-    rows: list[dict[str, Any]] = built.read([*COLUMNS, *_LOCATION]).to_pylist()
-    images = {row["image_id"]: row for row in reversed(rows)}  # of an image in several tars the first
-    names = sorted({row["shard"] for row in images.values()})
-    numbers = {name: number for number, name in enumerate(names)}
+    rows: list[dict[str, Any]] = built.read([*COLUMNS, *_OF_IMAGE]).to_pylist()
+    images = {
+        row["image_id"]: {name: row[name] for name in _OF_IMAGE} for row in reversed(rows)
+    }  # of an image in several tars the first
     own = _find_own_folder(data_root, spec)
     folder = ImageFolder(
         own or cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{built.descriptor.digest[:16]}",
         is_ours=own is None,
-        shards=ShardFiles(built.tars(names)),
-        places={
-            image_id: ImagePlace(
-                file_name=row["file_name"],
-                shard=numbers[row["shard"]],
-                image_offset=row["image_offset"],
-                image_bytes=row["image_bytes"],
-                image_xxh3=int(row["image_xxh3"], 16),
-                sample_bytes=row["sample_bytes"],
-                sample_xxh3=int(row["sample_xxh3"], 16),
-            )
-            for image_id, row in images.items()
-        },
+        images=RowImages(built, sorted(row["shard"] for row in images.values())),
+        rows=images,
     )
     tables = refer_tables(rows, spec)
     records: list[dict[str, Any]] = [ImageRecord(image, folder) for image in tables.images]

@@ -31,8 +31,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from refseg import tokenizer
 from refseg.data.decode import decode_rgb
 from refseg.data.transforms import Geometry
-from refseg.dataset.built import refuse_other_tokenizer
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor, unknown_split
+from refseg.dataset.built import BuiltDataset, refuse_other_tokenizer
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.file_checks import tar_name
 from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
 from refseg.errors import DatasetError, ImageError, StorageError, UsageError
 from refseg.jpeg_header import jpeg_size
@@ -68,16 +69,12 @@ def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
         splits: Names of splits.
 
     Raises:
-        DatasetError: If the dataset is unfinished, or made with another tokenizer.
-        UsageError: If it has no such split, or rows whose images lie in another dataset's tars.
+        DatasetError: If the dataset is unfinished, damaged, or made with another tokenizer.
+        UsageError: If it has no such split, none is asked for, or rows whose images lie in another dataset's tars.
     """
-    descriptor = load_descriptor(folder)
-    refuse_other_tokenizer(folder, descriptor)
-    _refuse_pools(folder, descriptor)
-    if unknown := [split for split in splits if split not in descriptor.splits]:
-        raise UsageError(unknown_split(folder, descriptor, unknown[0]))
-    place = open_folder(folder)
-    return [place.join(f"{entry.name}.tar") for entry in descriptor.shards if entry.split in splits]
+    dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
+    _refuse_pools(folder, dataset.descriptor)
+    return [dataset.place.join(tar_name(entry)) for entry in dataset.entries]
 
 
 def stream(

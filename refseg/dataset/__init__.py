@@ -1,12 +1,16 @@
-"""A built dataset: its format, its files, and the one way to open and read it. Nothing here imports torch.
+"""A built dataset: its format, its files, and the one place where it is opened and read. Nothing here imports torch.
 
 In the order in which a build writes and a reader reads:
 
 - `schema`: records, the columns of a manifest, the datasets there are.
-- `row_checks`, `shape_checks`: what rows and masks must be.
-- `manifest_writer`, `manifest_reader`: rows to Parquet and back; a reader compares hashes and checks every row.
+- `manifest_writer`: records to Parquet.
 - `descriptor`: `refseg.json`, which makes a folder a dataset.
-- `image_pools`: other datasets whose tars hold this one's images.
-- `built`: a dataset that is open: its rows, and where each image lies.
-- `shard_files`, `shard_cache`, `read_ahead`: samples out of tars, here or behind a URL.
+- `faults`: what is wrong with a dataset, and the error with which a reader refuses it.
+- `image_pools`: where the tars of other datasets lie that hold images of this one.
+- `file_checks`: which files there must be, with which sizes and hashes.
+- `row_checks`, `shape_checks`: what rows and masks must be.
+- `manifest_reader`, `rejects`: rows out of Parquet, compared and checked; `arrow_arrays`: columns as arrays.
+- `built`: `BuiltDataset`, which every reader opens: splits, rows of chosen columns, tars.
+- `shard_cache`, `read_ahead`, `shard_files`: samples out of tars, on this machine or behind a URL.
+- `row_images`: the pictures of rows; `index_rows`: what the index takes from a manifest.
 """

@@ -12,9 +12,9 @@ from refseg.dataset.faults import CHANGED, Fault
 from refseg.dataset.file_checks import (
     find_file_faults,
     find_pool_faults,
-    open_pool,
     tar_name,
 )
+from refseg.dataset.image_pools import open_pool
 from refseg.dataset.manifest_reader import (
     dataset_ids,
     read_checked,

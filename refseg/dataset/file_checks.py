@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from refseg.dataset.descriptor import REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.dataset.faults import CHANGED, Fault
-from refseg.dataset.image_pools import pool_address
+from refseg.dataset.image_pools import pool_remedy
 from refseg.errors import StorageError
-from refseg.storage import Folder, open_folder
+from refseg.storage import Folder
 
 
 def manifest_name(entry: ShardEntry) -> str:
@@ -62,23 +62,6 @@ def find_pool_faults(sizes: Mapping[str, int], pool: ImagePool, tars: Iterable[P
     """
     for tar in tars:
         yield from _compare_size(f"{pool.name}/{tar.name}", sizes, tar.num_bytes, pool_remedy(pool))
-
-
-def open_pool(folder: Folder, pool: ImagePool) -> Folder:
-    """The folder of an image pool of the dataset in `folder`.
-
-    Raises:
-        DatasetError: If it is on another host than the dataset, and the user did not allow that.
-    """
-    return open_folder(pool_address(pool, folder.address))
-
-
-def pool_remedy(pool: ImagePool) -> str:
-    """What to do about a tar of a pool that is not what it was."""
-    return (
-        f"put {pool.dataset} back at {pool.path} as it was built with digest {pool.digest:.12}, "
-        "or build this dataset again"
-    )
 
 
 def read_whole(

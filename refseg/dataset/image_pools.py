@@ -6,7 +6,7 @@ from pathlib import Path
 
 from refseg.dataset.descriptor import ImagePool
 from refseg.errors import DatasetError
-from refseg.storage import is_remote, open_folder
+from refseg.storage import Folder, is_remote, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,23 @@ def pool_address(pool: ImagePool, folder: str) -> str:
             "dataset again without --images-from"
         )
     return address
+
+
+def open_pool(folder: Folder, pool: ImagePool) -> Folder:
+    """The folder of an image pool of the dataset in `folder`.
+
+    Raises:
+        DatasetError: If it is on another host than the dataset, and the user did not allow that.
+    """
+    return open_folder(pool_address(pool, folder.address))
+
+
+def pool_remedy(pool: ImagePool) -> str:
+    """What to do about a tar of a pool that is not what it was."""
+    return (
+        f"put {pool.dataset} back at {pool.path} as it was built with digest {pool.digest:.12}, "
+        "or build this dataset again"
+    )
 
 
 def host_of(address: str) -> str:

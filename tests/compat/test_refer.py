@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from refseg.compat.file_names import path_inside
-from refseg.compat.image_folder import ImageRecord
+from refseg.compat.image_folder import ImageRecord, path_inside
 from refseg.compat.refer import G_REFER, REFER
 from refseg.compat.refer_records import refer_categories
 from refseg.dataset.schema import DATASETS, find_dataset
