@@ -18,8 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.mix_members import TRAIN, Member, find_pools, open_members, used_pools
+from pipelines.mix_members import TRAIN, Member, open_members
 from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
+from pipelines.pools import PoolTable, rename_shards
 from refseg import __version__
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry
@@ -146,8 +147,10 @@ def mix_datasets(options: MixOptions) -> MixResult:
     out = open_folder(options.out)
     members = open_members(options.members, options.weights or (1.0,) * len(options.members))
     _refuse_absurd_weights(members)
-    pools = find_pools(members, out)
-    keys = _plan_keys(options, members, pools)
+    pools = PoolTable(out.address)
+    for member in members:
+        member.pool_names = pools.add(member.dataset)
+    keys = _plan_keys(options, members, [pool for pool in pools.pools if pool.tars])
     if out.size(DESCRIPTOR_NAME) is not None:
         return MixResult(descriptor=_check_finished(out, keys), was_complete=True)
     _check_unfinished(out, keys)
@@ -180,7 +183,9 @@ def mix_datasets(options: MixOptions) -> MixResult:
             licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
             plan_keys=keys,
             counts_accepted=any(member.descriptor.counts_accepted for member in members),
-            image_pools=used_pools(pools, used),
+            image_pools=tuple(
+                replace(pool, tars=tuple(sorted(pool.tars, key=lambda tar: tar.name))) for pool in pools.used(used)
+            ),
             mix=tuple(member.summary(allow_leak=options.allow_leak) for member in members),
             leaks_allowed=options.allow_leak,
         )
@@ -308,12 +313,7 @@ def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImag
         member.dropped_refs += pc.sum(leaks).as_py() or 0
         rows = rows.filter(pc.invert(leaks))
     member.num_refs += rows.num_rows
-    shards = []
-    for name in rows["shard"].to_pylist():
-        pool, _, tar = name.rpartition("/")
-        shards.append(f"{member.pool_names[pool]}/{tar}")
-    column = rows.column_names.index("shard")
-    return rows.set_column(column, MANIFEST_SCHEMA.field("shard"), pa.array(shards, pa.string()))
+    return rename_shards(rows, member.pool_names)
 
 
 def _write_shard(rows: pa.Table, name: str, out: Folder, stage: Path) -> ShardEntry:

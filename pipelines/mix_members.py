@@ -1,17 +1,15 @@
-"""The members of a mix: opened, compared with each other, their images found."""
+"""The members of a mix: opened, compared with each other, counted."""
 
-import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from refseg.dataset.built import BuiltDataset
-from refseg.dataset.descriptor import Descriptor, ImagePool, MixMember, PoolTar, ShardEntry
-from refseg.dataset.image_pools import pool_address, relative_address
+from refseg.dataset.descriptor import Descriptor, MixMember, ShardEntry
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
-from refseg.storage import Folder, is_remote
+from refseg.storage import Folder
 
 TRAIN = "train"
 """The split that is mixed; images of all others are kept out of it."""
@@ -104,49 +102,3 @@ def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> l
                     )
         members.append(Member(dataset=dataset, weight=float(weight)))
     return members
-
-
-def find_pools(members: Sequence[Member], out: Folder) -> list[ImagePool]:
-    """All tars that rows of the members may lie in, each folder once, under names of the mix's own.
-
-    The members learn these names.
-
-    Raises:
-        DatasetError: If two members need different builds of one folder.
-    """
-    pools: dict[str, ImagePool] = {}  # by address
-    for member in members:
-        descriptor = member.descriptor
-        own = tuple(
-            PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
-            for entry in descriptor.shards
-            if entry.num_samples
-        )
-        itself = ImagePool(
-            name="", path=".", dataset=descriptor.dataset, digest=descriptor.digest, tars=own,
-            stored_images=descriptor.stored_images,
-        )  # fmt: skip
-        for pool in (itself, *descriptor.image_pools) if own else descriptor.image_pools:
-            address = pool_address(pool, member.folder.address)
-            address = address if is_remote(address) else os.path.realpath(address)  # one folder, one pool
-            known = pools.get(address)
-            if known is not None and known.digest != pool.digest:
-                raise DatasetError(
-                    f"{member.folder}: needs the images of {address} as built with digest {pool.digest:.12}, another "
-                    f"member as with {known.digest:.12}; build {descriptor.dataset} again over what is there now"
-                )
-            if known is None:
-                taken = {other.name for other in pools.values()}
-                names = (pool.dataset.replace("/", "-") + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-                name = next(name for name in names if name not in taken)
-                known = replace(pool, name=name, path=relative_address(address, out.address), tars=())
-            merged = {tar.name: tar for tar in (*known.tars, *pool.tars)}
-            pools[address] = replace(known, tars=tuple(merged[name] for name in sorted(merged)))
-            member.pool_names[pool.name] = known.name
-    return list(pools.values())
-
-
-def used_pools(pools: Sequence[ImagePool], used: Collection[str]) -> tuple[ImagePool, ...]:
-    """Pools with those of their tars that rows name (`<pool>/<tar>`), without pools that have none."""
-    kept = (replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in used)) for pool in pools)
-    return tuple(pool for pool in kept if pool.tars)

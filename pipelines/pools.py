@@ -1,6 +1,8 @@
-"""Other datasets' tars as a pool of images: what is there already is pointed to, not written again."""
+"""Other datasets' tars as pools of images: what is there already is pointed to, not written again."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,82 @@ import numpy as np
 import pyarrow as pa
 
 from refseg.dataset.built import BuiltDataset
-from refseg.dataset.descriptor import Descriptor, ImagePool, PoolTar, load_descriptor
+from refseg.dataset.descriptor import ImagePool, PoolTar
+from refseg.dataset.file_checks import tar_name
 from refseg.dataset.image_pools import pool_address, relative_address
 from refseg.dataset.schema import CUSTOM, DatasetSpec, find_dataset
-from refseg.errors import UsageError
+from refseg.errors import DatasetError, UsageError
+from refseg.storage import is_remote
 
 _LOCATION = ("shard", "image_offset", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
 _COLUMNS = ["image_id", "height", "width", *_LOCATION]
+
+
+class PoolTable:
+    """The tars of some datasets under names of a new dataset's own, each folder once.
+
+    Args:
+        out: Path or URL of the new dataset's folder.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._pools: dict[str, ImagePool] = {}  # by address
+
+    @property
+    def pools(self) -> tuple[ImagePool, ...]:
+        """All of them, with all tars that rows may lie in."""
+        return tuple(self._pools.values())
+
+    def add(self, dataset: BuiltDataset) -> dict[str, str]:
+        """Add a dataset's own tars and those of its pools.
+
+        Returns:
+            By what the dataset's rows call each pool (its own tars have no pool: an empty name), the name here.
+
+        Raises:
+            DatasetError: If another dataset needs another build of one of the folders.
+        """
+        descriptor = dataset.descriptor
+        own = ImagePool(
+            name="",
+            path=".",
+            dataset=descriptor.dataset,
+            digest=descriptor.digest,
+            tars=tuple(
+                PoolTar(name=tar_name(entry), num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+                for entry in descriptor.shards
+                if entry.num_samples
+            ),
+            stored_images=descriptor.stored_images,
+        )
+        return {pool.name: self._add(dataset, pool) for pool in (own, *descriptor.image_pools)}
+
+    def used(self, tars: Collection[str]) -> tuple[ImagePool, ...]:
+        """Pools with those of their tars that rows name (`<pool>/<tar>`), without pools that have none."""
+        kept = (
+            replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in tars))
+            for pool in self._pools.values()
+        )
+        return tuple(pool for pool in kept if pool.tars)
+
+    def _add(self, dataset: BuiltDataset, pool: ImagePool) -> str:
+        address = pool_address(pool, dataset.place.address)
+        address = address if is_remote(address) else os.path.realpath(address)  # one folder, one pool
+        known = self._pools.get(address)
+        if known is None:
+            stem = pool.dataset.replace("/", "-")
+            taken = {other.name for other in self._pools.values()}
+            name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, 1000))) if name not in taken)
+            known = replace(pool, name=name, path=relative_address(address, self._out), tars=())
+        if known.digest != pool.digest:
+            raise DatasetError(
+                f"{dataset.place}: needs the images of {address} as built with digest {pool.digest:.12}, another "
+                f"dataset as with {known.digest:.12}; build {dataset.descriptor.dataset} again over what is there now"
+            )
+        tars = {tar.name: tar for tar in (*known.tars, *pool.tars)}
+        self._pools[address] = replace(known, tars=tuple(tars.values()))
+        return known.name
 
 
 class ImagePools:
@@ -31,24 +102,23 @@ class ImagePools:
     """
 
     def __init__(self, folders: Sequence[Path | str], spec: DatasetSpec, out: Path | str) -> None:
-        self._out = str(out)
-        self._pools: dict[str, tuple[str, Descriptor]] = {}  # by name: the folder that holds the tars
+        self._table = PoolTable(str(out))
         tables = []
         for folder in folders:
-            built = BuiltDataset.open(folder)
-            descriptor = built.descriptor
-            other = find_dataset(descriptor.dataset)
+            dataset = BuiltDataset.open(folder)
+            dataset_id = dataset.descriptor.dataset
+            other = find_dataset(dataset_id)
             if CUSTOM in (spec.dataset, other.dataset):
                 raise UsageError(
                     f"--images-from {folder}: image ids of {CUSTOM} datasets hold for one table alone, so that "
-                    f"{spec.dataset_id} and {descriptor.dataset} cannot share images; leave the option out"
+                    f"{spec.dataset_id} and {dataset_id} cannot share images; leave the option out"
                 )
             if not (spec.is_coco and other.is_coco) and spec.dataset != other.dataset:
                 raise UsageError(
-                    f"--images-from {folder}: image ids of {descriptor.dataset} are not those of {spec.dataset_id}; "
+                    f"--images-from {folder}: image ids of {dataset_id} are not those of {spec.dataset_id}; "
                     "give a dataset of the same pictures"
                 )
-            tables.append(_rename_shards(built.read(_COLUMNS), self._names(str(folder), descriptor)))
+            tables.append(rename_shards(dataset.read(_COLUMNS), self._table.add(dataset)))
         table = pa.concat_tables(tables)
         ids = table.column("image_id").to_numpy()
         self._image_ids, first = np.unique(ids, return_index=True)
@@ -57,7 +127,7 @@ class ImagePools:
     @property
     def key(self) -> str:
         """What a plan's fingerprint says of the pools."""
-        return " ".join(f"{name}:{descriptor.digest}" for name, (_, descriptor) in self._pools.items())
+        return " ".join(f"{pool.name}:{pool.digest}" for pool in self._table.pools)
 
     def find(self, image_id: int) -> dict[str, Any] | None:
         """An image's place as plain values (`location, size, name, num_bytes`), None if no pool has it."""
@@ -76,51 +146,20 @@ class ImagePools:
 
     def describe(self, used_tars: Iterable[str]) -> tuple[ImagePool, ...]:
         """The pools for a descriptor, with the tars that are in use (`<pool>/<tar>`)."""
-        used = set(used_tars)
-        pools = []
-        for name, (folder, descriptor) in self._pools.items():
-            tars = tuple(
-                PoolTar(name=f"{entry.name}.tar", num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
-                for entry in descriptor.shards
-                if f"{name}/{entry.name}.tar" in used
-            )
-            if tars:
-                path = relative_address(folder, self._out)
-                pools.append(
-                    ImagePool(
-                        name=name,
-                        path=path,
-                        dataset=descriptor.dataset,
-                        digest=descriptor.digest,
-                        tars=tars,
-                        stored_images=descriptor.stored_images,
-                    )
-                )
-        return tuple(pools)
-
-    def _names(self, folder: str, descriptor: Descriptor) -> dict[str, str]:
-        """What rows of a dataset call its own tars (empty) and its pools, and the names those have here."""
-        names = {"": self._name(folder, descriptor)}
-        for pool in descriptor.image_pools:
-            address = pool_address(pool, folder)
-            names[pool.name] = self._name(address, load_descriptor(address))
-        return names
-
-    def _name(self, folder: str, descriptor: Descriptor) -> str:
-        stem = name = descriptor.dataset.replace("/", "-")
-        number = 1
-        while name in self._pools and self._pools[name][1].digest != descriptor.digest:
-            number += 1
-            name = f"{stem}-{number}"
-        self._pools.setdefault(name, (folder, descriptor))
-        return name
+        return self._table.used(set(used_tars))
 
 
-def _rename_shards(table: pa.Table, names: dict[str, str]) -> pa.Table:
+def rename_shards(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Rows that name their tars as a new dataset does.
+
+    Args:
+        table: Rows of a dataset, with `shard`.
+        names: From `PoolTable.add` of that dataset.
+    """
     shards = table.column("shard").combine_chunks().dictionary_encode()
     renamed = []
     for shard in shards.dictionary.to_pylist():
         pool, _, tar = shard.rpartition("/")
         renamed.append(f"{names[pool]}/{tar}")
-    column = pa.DictionaryArray.from_arrays(shards.indices, pa.array(renamed)).cast(pa.string())
-    return table.set_column(table.column_names.index("shard"), "shard", column)
+    column = pa.DictionaryArray.from_arrays(shards.indices, pa.array(renamed, pa.string())).cast(pa.string())
+    return table.set_column(table.column_names.index("shard"), table.schema.field("shard"), column)
