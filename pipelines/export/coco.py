@@ -22,18 +22,16 @@ DIFFERENCES = (
 def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write one JSON per split, and the images once; see `pipelines.export.run`."""
     images = ImageWriter(dataset, out / "images")
-    done = 0
     (out / "annotations").mkdir()
     for split in dataset.splits:
         rows: list[dict[str, Any]] = []
-        for entry in (entry for entry in dataset.entries if entry.split == split):
+        for entry in dataset.built.entries_of(split):
             found = dataset.rows(entry, [*COLUMNS, *IMAGE_COLUMNS])
             if options.images:
                 for row in found:
                     images.write(row)
             rows += found
-            done += 1
-            progress(done, len(dataset.entries))
+            progress()
         content = coco_content(dataset, split, rows)
         (out / "annotations" / f"instances_{split}.json").write_bytes(canonical_json(content))
     return DIFFERENCES

@@ -55,16 +55,15 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
     folders = {kind: out / kind / name for kind in ("lmdb", "masks", "anns")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    num_absent, done = 0, 0
+    num_absent = 0
     for split in dataset.splits:
-        entries = [entry for entry in dataset.entries if entry.split == split]
         places, map_bytes = _plan(dataset, split)
         anns: list[Any] = [None] * len(places)
         path = folders["lmdb"] / f"{split}.lmdb"
         try:
             # No lock file: it would lie beside the records in the export.
             with lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False) as base:
-                for entry in entries:
+                for entry in dataset.built.entries_of(split):
                     with base.begin(write=True) as transaction:
                         for row in dataset.rows(entry, _COLUMNS):
                             record = cris_record(row, dataset.image(row), draw_png(row["mask"]), dataset.spec)
@@ -75,8 +74,7 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
                             transaction.put(str(place).encode("ascii"), pickle.dumps(record, protocol=_PROTOCOL))
                             (folders["masks"] / f"{row['ref_id']}.png").write_bytes(record["mask"])
                             anns[place] = _ann(row, record)
-                    done += 1
-                    progress(done, len(dataset.entries))
+                    progress()
                 with base.begin(write=True) as transaction:
                     keys = [str(place).encode("ascii") for place in range(len(places))]
                     transaction.put(b"__keys__", pickle.dumps(keys, protocol=_PROTOCOL))
@@ -121,7 +119,7 @@ def draw_png(mask: Mapping[str, Any]) -> bytes:
 def _plan(dataset: ExportedDataset, split: str) -> tuple[dict[int, int], int]:
     """The place of each ref in its split, in REFER's order, and bytes that hold all records."""
     columns = ("ref_id", "image_id", "height", "width", "image_bytes", "no_target", "sentences.list.element.exists")
-    rows = [row for entry in dataset.entries if entry.split == split for row in dataset.rows(entry, columns)]
+    rows = [row for entry in dataset.built.entries_of(split) for row in dataset.rows(entry, columns)]
     # A grey PNG of two values takes at most an eighth of its pixels and some more; pages are of 4,096 bytes.
     num_bytes = sum(row["image_bytes"] + row["height"] * row["width"] // 4 + (16 << 10) for row in rows)
     kept = sorted((row for row in rows if _kept(row)), key=lambda row: refer_order(row["image_id"], row["ref_id"]))

@@ -61,14 +61,12 @@ _COLUMNS = (
 def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
     """Write `data/<split>-<number>-of-<count>.parquet`, a file per shard, and a card; see `pipelines.export.run`."""
     (out / "data").mkdir()
-    done = 0
     for split in dataset.splits:
-        entries = [entry for entry in dataset.entries if entry.split == split]
+        entries = dataset.built.entries_of(split)
         for number, entry in enumerate(entries):
             path = out / "data" / f"{split}-{number:05d}-of-{len(entries):05d}.parquet"
             pq.write_table(_table(dataset, entry), path, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
-            done += 1
-            progress(done, len(dataset.entries))
+            progress()
     (out / "README.md").write_text(card(dataset.descriptor, dataset.splits), encoding="utf-8")
     return DIFFERENCES
 

@@ -28,15 +28,14 @@ def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress:
         )
     images = ImageWriter(dataset, out / image_folder(spec))
     rows = []
-    for number, entry in enumerate(dataset.entries, start=1):
-        columns = [*COLUMNS, *IMAGE_COLUMNS]
-        found = dataset.rows(entry, columns)
+    for entry in dataset.entries:
+        found = dataset.rows(entry, [*COLUMNS, *IMAGE_COLUMNS])
         if options.images:
             for row in found:
                 images.write(row)
         if options.annotations is None:
             rows += found
-        progress(number, len(dataset.entries))
+        progress()
     if options.annotations is not None:
         _restore(dataset, options.annotations, out)
         return ()

@@ -1,5 +1,6 @@
 """One export: written aside, published by a rename, and never over anything."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,10 +24,10 @@ FORMATS = {
     "coco": "pipelines.export.coco",
     "parquet-hf": "pipelines.export.parquet_hf",
 }
-"""Each a module with `write(dataset, out, options) -> tuple of differences`."""
+"""Each a module with `write(dataset, out, options, progress) -> tuple of differences`."""
 REPORT_NAME = "refseg-export.json"
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
+Progress = Callable[[], None]
+"""Called by a format after each shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ class ExportResult:
     was_complete: bool
 
 
-def export_dataset(options: ExportOptions, *, progress: Progress | None = None) -> ExportResult:
+def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], None] | None = None) -> ExportResult:
     """Export a finished dataset.
 
     The files are written beside `out` under a temporary name, which becomes `out` when all is done; a killed export
@@ -118,7 +119,7 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
 
     Args:
         options: See there.
-        progress: Called after each shard.
+        progress: Called after each shard with how many are done and how many there are.
 
     Raises:
         UsageError: If the dataset cannot be had in this form, or `out` holds anything but this export or lies within a
@@ -138,11 +139,17 @@ def export_dataset(options: ExportOptions, *, progress: Progress | None = None) 
     if not is_new:
         return ExportResult(report=_finished(out, dataset, options), was_complete=True)
     module = import_module(FORMATS[options.to])
+    numbers = itertools.count(1)
+
+    def after_shard() -> None:
+        if progress is not None:
+            progress(next(numbers), len(dataset.entries))
+
     try:
         with folder_aside(out) as folder:
             aside = folder / "export"
             aside.mkdir()
-            differences = module.write(dataset, aside, options, progress or _ignore)
+            differences = module.write(dataset, aside, options, after_shard)
             num_files, num_bytes = _measure(aside)
             report = ExportReport(
                 **_identity(dataset, options),
@@ -200,7 +207,3 @@ def _measure(folder: Path) -> tuple[int, int]:
     """How many files a folder holds, without the report, and their bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != folder / REPORT_NAME]
     return len(sizes), sum(sizes)
-
-
-def _ignore(_done: int, _in_all: int) -> None:
-    pass
