@@ -26,6 +26,7 @@ from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry
 from refseg.dataset.index_file import write_indexes
 from refseg.dataset.manifest_writer import write_table
+from refseg.dataset.same_images import IDENTITY_COLUMNS, find_same_images, image_identities, unique_images
 from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
 from refseg.json_text import parse_json
@@ -94,43 +95,6 @@ class MixResult:
 
     descriptor: Descriptor
     was_complete: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalImages:
-    """The images of a split that must not be trained on.
-
-    Attributes:
-        split: Dataset id and split, for example `refcocog/umd val`.
-        is_coco: True if the ids are COCO's.
-        image_ids: int64.
-        hashes: `image_xxh3`, strings.
-    """
-
-    split: str
-    is_coco: bool
-    image_ids: pa.Array
-    hashes: pa.Array
-
-
-def find_leaks(rows: pa.Table, *, is_coco: bool, protected: EvalImages) -> pa.Array:
-    """Say of each training row whether its image is one of a split's.
-
-    Two images are the same if their bytes are, or if both datasets are COCO's and the ids are equal: the bytes of one
-    COCO image differ between copies that were resized or saved again.
-
-    Args:
-        rows: With `image_id` and `image_xxh3`.
-        is_coco: True if their ids are COCO's.
-        protected: The split's images.
-
-    Returns:
-        `(rows,)` booleans.
-    """
-    same = pc.is_in(rows["image_xxh3"], value_set=protected.hashes)
-    if is_coco and protected.is_coco:
-        same = pc.or_(same, pc.is_in(rows["image_id"], value_set=protected.image_ids))
-    return same
 
 
 def mix_datasets(options: MixOptions) -> MixResult:
@@ -284,29 +248,25 @@ def _stage(out: Folder, keys: Mapping[str, str]) -> Iterator[Path]:
         yield stage
 
 
-def _read_eval_images(member: Member) -> Iterator[EvalImages]:
-    """The images of each split of a member but `train`."""
-    descriptor = member.descriptor
-    for split in descriptor.splits:
-        if split == TRAIN:
-            continue
-        rows = member.dataset.read(["image_id", "image_xxh3"], member.dataset.entries_of(split))
-        yield EvalImages(
-            split=f"{descriptor.dataset} {split}",
-            is_coco=member.is_coco,
-            image_ids=rows["image_id"].unique(),
-            hashes=rows["image_xxh3"].unique(),
-        )
+def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
+    """Each split of a member but `train`, as `<dataset id> <split>`, and its images."""
+    for split in member.dataset.splits:
+        if split != TRAIN:
+            rows = member.dataset.read(IDENTITY_COLUMNS, member.dataset.entries_of(split))
+            yield f"{member.descriptor.dataset} {split}", unique_images(image_identities(rows))
 
 
-def _choose_rows(member: Member, entry: ShardEntry, protected: Sequence[EvalImages], *, allow_leak: bool) -> pa.Table:
+def _choose_rows(
+    member: Member, entry: ShardEntry, protected: Sequence[tuple[str, pa.Table]], *, allow_leak: bool
+) -> pa.Table:
     """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
     rows = member.dataset.read(MANIFEST_SCHEMA.names, [entry])
-    leaks = pa.nulls(rows.num_rows, pa.bool_()).fill_null(False)
-    for images in protected:
-        same = find_leaks(rows, is_coco=member.is_coco, protected=images)
+    images = image_identities(rows)
+    leaks = pc.is_null(rows["image_id"])  # none so far
+    for split, of_split in protected:
+        same = find_same_images(images, of_split)
         if number := _num_images(rows.filter(same)):
-            member.found_in[images.split] += number
+            member.found_in[split] += number
         leaks = pc.or_(leaks, same)
     member.shared_images += _num_images(rows.filter(leaks))
     if not allow_leak:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, MixMember, ShardEntry
-from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import Folder
 
@@ -46,11 +45,6 @@ class Member:
     def descriptor(self) -> Descriptor:
         """What its `refseg.json` says."""
         return self.dataset.descriptor
-
-    @property
-    def is_coco(self) -> bool:
-        """True if its image ids are COCO's; a user's own dataset has ids of its own."""
-        return find_dataset(self.descriptor.dataset).is_coco
 
     @property
     def train_entries(self) -> tuple[ShardEntry, ...]:

@@ -12,5 +12,6 @@ In the order in which a build writes and a reader reads:
 - `manifest_reader`, `rejects`: rows out of Parquet, compared and checked; `arrow_arrays`: columns as arrays.
 - `built`: `BuiltDataset`, which every reader opens: splits, rows of chosen columns, tars.
 - `shard_cache`, `read_ahead`, `shard_files`: samples out of tars, on this machine or behind a URL.
+- `same_images`: which images two datasets share.
 - `row_images`: the pictures of rows; `index_rows`: what the index takes from a manifest.
 """

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from refseg.data.index import ManifestIndex
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, load_descriptor
-from refseg.dataset.schema import find_dataset
+from refseg.dataset.same_images import IDENTITY_COLUMNS, find_same_images, image_identities, unique_images
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.storage import open_folder
 
@@ -100,10 +100,7 @@ def _compare(trained: TrainedOn, index: ManifestIndex, mine: pa.Table) -> tuple[
             says = f"as {trained.dataset} said when it was mixed ({at_hand})"
         return known, says
     theirs = _read_images(*at_hand, [trained.split])
-    same = pc.is_in(mine["image_xxh3"], value_set=pc.unique(theirs["image_xxh3"]))
-    coco_ids = pc.unique(theirs.filter(theirs["is_coco"])["image_id"])
-    same = pc.or_(same, pc.and_(mine["is_coco"], pc.is_in(mine["image_id"], value_set=coco_ids)))
-    return same, (
+    return find_same_images(mine, theirs), (
         f"the {_count(mine):,} images of {place} against the {_count(theirs):,} of {trained.dataset} "
         f"{trained.split}, by bytes and COCO's ids"
     )
@@ -144,17 +141,11 @@ def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | 
 
 
 def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:
-    """`image_id`, `image_xxh3` and `is_coco` of the rows of some splits, whose manifests suffice."""
+    """The images of the rows of some splits, whose manifests suffice."""
     built = BuiltDataset(place=open_folder(folder), descriptor=descriptor, splits=tuple(splits), with_tars=False)
-    rows = built.read(["dataset", "split_by", "image_id", "image_xxh3"])
-    dataset = pc.binary_join_element_wise(
-        pc.cast(rows["dataset"], pa.string()), pc.cast(rows["split_by"], pa.string()), "/"
-    )
-    coco = [name for name in pc.unique(dataset).to_pylist() if find_dataset(name).is_coco]
-    is_coco = pc.is_in(dataset, value_set=pa.array(coco, pa.string()))
-    return rows.select(["image_id", "image_xxh3"]).append_column("is_coco", is_coco)
+    return image_identities(built.read(IDENTITY_COLUMNS))
 
 
 def _count(rows: pa.Table) -> int:
     """Distinct images; ids are unique within a dataset, and within a mix together with the bytes."""
-    return rows.group_by(["image_id", "image_xxh3"]).aggregate([]).num_rows
+    return unique_images(rows).num_rows

@@ -15,12 +15,13 @@ import pytest
 from fsspec.core import url_to_fs
 
 from pipelines.build import BuildOptions, build_dataset
-from pipelines.mix import EvalImages, MixOptions, find_leaks, mix_datasets
+from pipelines.mix import MixOptions, mix_datasets
 from pipelines.verify import verify_dataset
 from refseg.cli import main
 from refseg.data.index import ManifestIndex
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, load_descriptor
 from refseg.dataset.manifest_writer import write_table
+from refseg.dataset.same_images import find_same_images
 from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import BuildError, DatasetError, UsageError
 from refseg.storage import LocalFolder
@@ -130,10 +131,10 @@ def test_ids_are_compared_between_coco_datasets_alone_and_bytes_always(
     is_coco: bool, other_is_coco: bool, expected: list[bool]
 ) -> None:
     # The first has the id of a protected image and other bytes, the second its bytes and another id.
-    rows = pa.table({"image_id": [7, 8, 9], "image_xxh3": ["aa", "bb", "cc"]})
-    protected = EvalImages(split="x val", is_coco=other_is_coco, image_ids=pa.array([7]), hashes=pa.array(["bb"]))
+    rows = pa.table({"image_id": [7, 8, 9], "image_xxh3": ["aa", "bb", "cc"], "is_coco": [is_coco] * 3})
+    protected = pa.table({"image_id": [7, 5], "image_xxh3": ["dd", "bb"], "is_coco": [other_is_coco] * 2})
 
-    assert find_leaks(rows, is_coco=is_coco, protected=protected).to_pylist() == expected
+    assert find_same_images(rows, protected).to_pylist() == expected
 
 
 def test_rows_stay_as_they_were_and_find_their_images_where_they_were(members: list[Path], tmp_path: Path) -> None:
