@@ -12,9 +12,9 @@ from pipelines.verify.descriptor import check_counts, check_descriptor
 from pipelines.verify.index import check_index
 from pipelines.verify.pools import PoolTask, check_pool_tar
 from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, load_descriptor
 from refseg.dataset.faults import Fault, shorten
-from refseg.dataset.file_checks import find_file_faults, find_pool_faults
+from refseg.dataset.file_checks import find_file_faults, find_pool_faults, unknown_file
 from refseg.dataset.image_pools import open_pool, pool_remedy
 from refseg.dataset.manifest_reader import dataset_ids, row_rules
 from refseg.dataset.rejects import check_rejects
@@ -68,7 +68,10 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
 
 def _check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
     """Every file that must be there but the rejects, with its size, and no other tar or Parquet file."""
-    yield from find_file_faults(folder.list(descriptor.file_names), descriptor, descriptor.shards)
+    sizes = folder.list(descriptor.file_names)
+    yield from find_file_faults(sizes, descriptor, descriptor.shards)
+    if REJECTS_NAME in sizes and not descriptor.num_rejects:  # which readers pass over
+        yield unknown_file(REJECTS_NAME)
     for pool in descriptor.image_pools:
         try:
             sizes = open_pool(folder, pool).list([tar.name for tar in pool.tars])

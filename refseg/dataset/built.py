@@ -101,7 +101,7 @@ class BuiltDataset:
 
         Args:
             columns: Names, of nested ones with their path: `sentences.list.element.sent`.
-            entries: Shards of the dataset; None: those of all splits asked for.
+            entries: Shards of the dataset, at least one; None: those of all splits asked for.
 
         Returns:
             The rows, with the columns named; of a nested one with the parts named (annotations are always whole).
@@ -113,7 +113,8 @@ class BuiltDataset:
             StorageError: If storage refuses or fails.
         """
         names = list(dict.fromkeys(name.partition(".")[0] for name in columns))
-        return pa.concat_tables([self._read(columns, entry).select(names) for entry in entries or self.entries])
+        chosen = self.entries if entries is None else entries
+        return pa.concat_tables([self._read(columns, entry).select(names) for entry in chosen])
 
     def refuse_smaller_images(self) -> None:
         """Refuse pictures that were made smaller, for a reader that shows them beside polygons and boxes.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from refseg.dataset.descriptor import REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ImagePool, PoolTar, ShardEntry
 from refseg.dataset.faults import CHANGED, Fault
 from refseg.dataset.image_pools import pool_remedy
 from refseg.errors import StorageError
@@ -39,17 +39,10 @@ def find_file_faults(
     for index in descriptor.indexes:
         if index.split in splits:
             yield from _compare_size(index.name, sizes, index.num_bytes)
-    known = {name(entry) for entry in descriptor.shards for name in (tar_name, manifest_name)}
-    if descriptor.num_rejects:
-        known.add(REJECTS_NAME)
+    known = {REJECTS_NAME, *(name(entry) for entry in descriptor.shards for name in (tar_name, manifest_name))}
     for name in sorted(sizes):
         if name.endswith((".tar", ".parquet")) and name not in known:
-            yield Fault(
-                file=name,
-                found="a file that the descriptor does not name",
-                expected="only the dataset's own shards",
-                remedy="remove it: a reader that takes all tars would read its samples twice",
-            )
+            yield unknown_file(name)
 
 
 def find_pool_faults(sizes: Mapping[str, int], pool: ImagePool, tars: Iterable[PoolTar]) -> Iterator[Fault]:
@@ -112,6 +105,16 @@ def read_as_built(folder: Folder, name: str, sha256: str) -> bytes:
         raise fault.error(folder)
     assert data is not None, "a file that cannot be read is a fault"
     return data
+
+
+def unknown_file(file: str) -> Fault:
+    """What is wrong where a tar or Parquet file lies that the dataset has not written."""
+    return Fault(
+        file=file,
+        found=f"a file that {DESCRIPTOR_NAME} does not name",
+        expected="only the dataset's own shards",
+        remedy="remove it: a reader that takes all tars would read its samples twice",
+    )
 
 
 def missing(file: str, expected: str, remedy: str = CHANGED) -> Fault:
