@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
+from platformdirs import user_cache_path
+
 from refseg.addresses import is_remote as is_remote
 from refseg.addresses import parse_address
 from refseg.addresses import whole_address as whole_address
@@ -435,14 +437,17 @@ def sync_path(path: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """This machine's folder for what can be made again: `$REFSEG_CACHE/<kind>`, by default in `~/.cache/refseg`.
+    """This machine's folder for what can be made again: `$REFSEG_CACHE/<kind>`.
+
+    Without `REFSEG_CACHE` it lies where the system keeps a user's caches; on Linux in `$XDG_CACHE_HOME/refseg`, by
+    default `~/.cache/refseg`.
 
     Args:
         kind: For example `decoded`.
     """
     chosen = os.environ.get("REFSEG_CACHE")
     # A shell expands `~` in some places and not in others, such as a quoted value or a unit's Environment=.
-    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "refseg") / kind
+    return (Path(chosen).expanduser() if chosen else user_cache_path("refseg", appauthor=False)) / kind
 
 
 def reserve_space(descriptor: int, num_bytes: int) -> None:

@@ -398,3 +398,16 @@ def test_the_folder_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("REFSEG_CACHE", "~/rc")
     assert cache_folder("shards") == tmp_path / "rc" / "shards"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep caches elsewhere")
+def test_without_a_folder_of_its_own_the_cache_lies_among_the_users_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REFSEG_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("shards") == tmp_path / ".cache" / "refseg" / "shards"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder("shards") == tmp_path / "xdg" / "refseg" / "shards"
