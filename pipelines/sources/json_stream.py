@@ -1,4 +1,9 @@
-"""JSON files record by record: memory holds one record, whatever the size of the file."""
+"""JSON files record by record: memory holds one record, whatever the size of the file.
+
+`ijson` (3.6, yajl2_c) was measured in the place of this file. One pass over COCO's tables takes 2.4 times as long. It
+refuses a file for one `NaN` or one number above 64 bits, of which here a single record is rejected, and a file of
+100,000 opening brackets exhausts memory.
+"""
 
 import codecs
 import json
@@ -146,7 +151,7 @@ def _kind(mark: str) -> str:
 
 
 class _Values:
-    """JSON values one after the other, by Python's own parser: three times as many a second as by a parser of events.
+    """JSON values one after the other, by Python's own parser.
 
     Args:
         file: UTF-8; read in chunks.
