@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from killing import die, hook_changes, in_child, nth, wait_for
 
 import pipelines.build
 from pipelines.build import build_dataset
@@ -35,7 +35,7 @@ from pipelines.tars import TarWriter
 from pipelines.toy import draw_toy
 from pipelines.verify import verify_dataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
-from refseg.errors import DatasetError, RefsegError, WorkerError
+from refseg.errors import DatasetError, WorkerError
 from refseg.storage import LocalFolder, RemoteFolder, is_remote, open_folder
 
 KINDS = {
@@ -51,7 +51,7 @@ PHASES = ("planning", "shards", "finalize", "finished")
 _SECONDS_AT_MOST = 120.0
 _STEPS_OF_A_WORKER = 40
 _STEP_VARIABLE = "REFSEG_KILL_STEP"
-_REFUSED, _FAULT, _WORKER_DIED = 1, 3, 4
+_WORKER_DIED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,53 +85,17 @@ def build(source: Path, out: str, *, workers: int = 1) -> None:
     build_dataset(BuildOptions(dataset="toy/refseg", annotations=source, out=out, workers=workers, **given))
 
 
-def in_child(work: Callable[[], int | None], *, wait: bool = True) -> int:
-    """Run work in a forked process; its exit code (negative: the signal it died of), or its id if not waited for."""
-    child = os.fork()
-    if child == 0:
-        code = _FAULT
-        try:
-            code = work() or 0
-        except RefsegError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            code = _REFUSED
-        finally:  # a forked child must not return into the loop of its parent
-            if code == _FAULT:
-                traceback.print_exc()
-            os._exit(code)
-    return wait_for(child) if wait else child
-
-
-def wait_for(child: int) -> int:
-    """Exit code of a child."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def die() -> None:
-    """As if by `kill -9`."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def hook_disk(on_step: Callable[[], bool]) -> None:
-    """Call `on_step` before each change of the disk; True: die there, of a file's bytes after the first half."""
-
-    def hook(owner: Any, name: str) -> None:
-        before = getattr(owner, name)
-
-        def hooked(*args: Any, **kwargs: Any) -> Any:
-            if on_step():
-                if name == "write_bytes":
-                    before(args[0], args[1][: len(args[1]) // 2])
-                die()
-            return before(*args, **kwargs)
-
-        setattr(owner, name, hooked)
-
-    for name in ("fsync", "mkdir", "rmdir", "unlink"):
-        hook(os, name)
-    for owner, names in ((Path, ("replace", "write_bytes")), (TarWriter, ("add", "finish")), (Spill, ("flush",))):
-        for name in names:
-            hook(owner, name)
+    """Call `on_step` before each change of the disk that a build makes; True: die there."""
+    hook_changes(
+        (
+            (os, ("fsync", "mkdir", "rmdir", "unlink")),
+            (Path, ("replace", "write_bytes")),
+            (TarWriter, ("add", "finish")),
+            (Spill, ("flush",)),
+        ),
+        on_step,
+    )
 
 
 def hook_requests(on_request: Callable[[], str]) -> None:
@@ -180,18 +144,6 @@ def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callab
     if in_child(count) != 0:
         raise SystemExit("the undisturbed build failed")
     return int(note.read_text())
-
-
-def nth(number: int, yes: Any, no: Any) -> Callable[[], Any]:
-    """A function that says `yes` at its n-th call and `no` else."""
-    calls = 0
-
-    def step() -> Any:
-        nonlocal calls
-        calls += 1
-        return yes if calls == number else no
-
-    return step
 
 
 def build_shard_hooked(task: ShardTask) -> Receipt:

@@ -16,20 +16,20 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from killing import die, hook_changes, in_child, nth
 from safetensors.torch import load_file
 
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.config import load_recipe
-from refseg.errors import RefsegError
 from refseg.training import checkpoint as checkpoints
 from refseg.training import checkpoint_writer, trainer
 from refseg.training.run_files import read_metrics
@@ -39,7 +39,6 @@ CLOCK = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
 PLACES = ("before the step", "before the weights change", "while the checkpoint is written")
 _WRITES = 9
 """Changes of the disk while a checkpoint is written: two files, five syncs, its name, the sync of that."""
-_FAULT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +103,8 @@ def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | No
     port = _free_port()
     children = {}
     for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            _train(out, settings, rank=rank, processes=processes, port=port, point=point)
-        children[child] = rank
+        work = partial(_train, out, settings, rank=rank, processes=processes, port=port, point=point)
+        children[in_child(work, wait=False, quiet=point is not None)] = rank
     codes: dict[int, int] = {}
     while children:
         child, status = os.wait()
@@ -119,26 +116,16 @@ def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | No
 
 
 def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, port: int, point: Point | None) -> None:
-    """What a forked process does; it does not return."""
-    code = _FAULT
-    try:
-        if processes > 1:
-            os.environ |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-        if point is not None and rank == point.rank:
-            _arm(point)
-        trainer.train(load_recipe("toy-quick", settings), out)
-        trainer.leave_process_group()
-        code = 0
-    except RefsegError as error:
-        if point is None:  # else the death of the other process is what was wanted
-            print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
-    finally:  # a forked child must not return into the loop of its parent
-        if code == _FAULT and not isinstance(sys.exc_info()[1], RefsegError | None):
-            traceback.print_exc()
-        os._exit(code)
+    """What a forked process does."""
+    if processes > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    if point is not None and rank == point.rank:
+        _arm(point)
+    trainer.train(load_recipe("toy-quick", settings), out)
+    trainer.leave_process_group()
 
 
 def _arm(point: Point) -> None:
@@ -147,15 +134,16 @@ def _arm(point: Point) -> None:
     num_adam_steps = [0]
 
     def before_step(self: Any, batch: Any) -> Any:
-        return _die() if self.step == point.step else train_step(self, batch)
+        return die() if self.step == point.step else train_step(self, batch)
 
     def before_weights(self: Any, *given: Any, **named: Any) -> Any:
         num_adam_steps[0] += 1
-        return _die() if num_adam_steps[0] > point.step else adam_step(self, *given, **named)
+        return die() if num_adam_steps[0] > point.step else adam_step(self, *given, **named)
 
     def while_saving(folder: Path, state: Any, **given: Any) -> Any:
         if state.step == point.step:
-            _die_at_write(point.write)
+            places = ((Path, ("rename", "replace", "write_text")), (os, ("fsync",)), (torch, ("save",)))
+            hook_changes(places, nth(point.write + 1, True, False))
         return save(folder, state, **given)
 
     if point.place == PLACES[0]:
@@ -164,34 +152,6 @@ def _arm(point: Point) -> None:
         torch.optim.Adam.step = before_weights  # type: ignore[method-assign]
     else:
         trainer.save_checkpoint = while_saving  # type: ignore[assignment, attr-defined]
-
-
-def _die_at_write(number: int) -> None:
-    """Die at the n-th change of the disk from now on, of a file amid its bytes."""
-    left = [number]
-
-    def hook(owner: Any, name: str) -> None:
-        before: Callable[..., Any] = getattr(owner, name)
-
-        def hooked(*given: Any, **named: Any) -> Any:
-            if left[0] == 0:
-                if name == "write_text":
-                    given[0].write_bytes(given[1].encode()[: len(given[1]) // 2])
-                elif name == "save":
-                    given[1].write_bytes(b"half")
-                _die()
-            left[0] -= 1
-            return before(*given, **named)
-
-        setattr(owner, name, hooked)
-
-    for owner, name in ((Path, "rename"), (Path, "replace"), (os, "fsync"), (torch, "save"), (Path, "write_text")):
-        hook(owner, name)
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause()
 
 
 def _free_port() -> int:
