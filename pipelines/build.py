@@ -1,7 +1,6 @@
 """Strings the stages together: plan, build shards, finalize; and goes on where a killed build stopped."""
 
 import errno
-import fcntl
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -27,13 +26,14 @@ from pipelines.shards import (
 from pipelines.shared_images import find_shared_images
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
+from pipelines.sources.source_file import local_annotations
 from pipelines.verify import verify_dataset
 from refseg import __version__, tokenizer
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
 from refseg.dataset.index_file import write_indexes
 from refseg.dataset.schema import find_dataset
 from refseg.errors import BuildError, StorageError, UsageError
-from refseg.storage import Folder, LocalFolder, is_remote, local_annotations, open_folder
+from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     _refuse_other_options(folder, plan.keys, options)
     tasks = _tasks(folder, plan, options)
     if options.stage == "shards":
-        with lock_folder(folder, fcntl.LOCK_SH):
+        with lock_folder(folder, shared=True):
             receipts = _build_shards(plan, tasks[options.task_index :: options.task_count], options, progress)
         return BuildResult(descriptor=None, was_complete=False, num_shards=len(plan.shards), num_built=len(receipts))
     receipts = {task.shard.name: receipt for task in tasks if (receipt := find_receipt(task)) is not None}

@@ -1,7 +1,5 @@
 """The folder of a build: one build at a time, traces of killed ones removed, a new one undone after a fault."""
 
-import errno
-import fcntl
 import logging
 import shutil
 from collections.abc import Iterator
@@ -11,13 +9,12 @@ from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER
 from pipelines.shards import RECEIPTS_FOLDER
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, INDEX_SUFFIX
 from refseg.errors import BuildError, RefsegError, StorageError, WorkerError
+from refseg.locks import lock
 from refseg.storage import Folder, LocalFolder
 
 logger = logging.getLogger(__name__)
 
 _LOCK_NAME = "lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system says that has none, for example Lustre mounted without `flock`."""
 
 
 @contextmanager
@@ -28,7 +25,7 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
     if path:
         for name in (RECEIPTS_FOLDER, SAMPLES_FOLDER):
             (path / name).mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder, fcntl.LOCK_EX):
+    with lock_folder(folder):
         if folder.size(DESCRIPTOR_NAME) is not None or (folder.size(PLAN_NAME) is None) != is_new:
             raise BuildError(f"{folder}: another build was at work here just now; run the same command again")
         _sweep(folder)
@@ -44,20 +41,19 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
 
 
 @contextmanager
-def lock_folder(folder: Folder, kind: int) -> Iterator[None]:
+def lock_folder(folder: Folder, *, shared: bool = False) -> Iterator[None]:
     """Keep two builds out of one local folder. Object stores have no locks: there, two builds write the same bytes."""
     if not isinstance(folder, LocalFolder):
         yield
         return
-    with (folder.path / BUILD_FOLDER / _LOCK_NAME).open("w") as lock:
+    with (folder.path / BUILD_FOLDER / _LOCK_NAME).open("w") as file:
         try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            if not lock(file, shared=shared, wait=False):
+                logger.warning(
+                    "%s: this file system has no locks; let no two builds of different inputs meet here", folder
+                )
         except BlockingIOError as error:
             raise BuildError(f"{folder}: another build is at work here; wait for it, or give another --out") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: this file system has no locks; let no two builds of different inputs meet here", folder)
         yield
 
 

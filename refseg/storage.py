@@ -7,31 +7,23 @@ stores show whole or not at all. Requests to remote storage go through `refseg.s
 import errno
 import os
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from platformdirs import user_cache_path
-
 from refseg.addresses import is_remote as is_remote
 from refseg.addresses import parse_address
 from refseg.addresses import whole_address as whole_address
-from refseg.errors import StorageError, UsageError
+from refseg.aside import file_aside, sync_path
+from refseg.errors import StorageError
 from refseg.storage_requests import ask, http_status, open_file_system
 
 T = TypeVar("T")
-
-ANNOTATION_SUFFIXES = (
-    *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
-    ".png",  # masks of a user's own
-)
-"""Files that `local_annotations` copies."""
 
 _RENAMING = frozenset({"file", "local", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"})
 """Protocols of real file systems: an upload there is seen while it grows, a rename is one step. In object stores it is
@@ -200,17 +192,13 @@ class RemoteFolder(Folder):
             FileNotFoundError: If there is no such file.
             StorageError: If storage refuses or fails.
         """
-        temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
+        with file_aside(path, is_shared=True) as aside:
 
-        def request(files: Any, remote: str) -> None:
-            files.get_file(remote, str(temporary))
-            _compare_sizes(self.size(name), temporary.stat().st_size)
+            def request(files: Any, remote: str) -> None:
+                files.get_file(remote, str(aside))
+                _compare_sizes(self.size(name), aside.stat().st_size)
 
-        try:
             self._ask("reading", name, request)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def publish(self, temporary: Path, name: str) -> None:
         num_bytes = temporary.stat().st_size
@@ -386,77 +374,6 @@ def read_file(address: Path | str) -> bytes:
     return open_folder(f"{folder}{chain}{archive}").read(name)
 
 
-@contextmanager
-def local_annotations(address: Path | str) -> Iterator[Path]:
-    """A local folder with the annotation files of a folder, for readers that need real files.
-
-    Of a URL, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below are copied to a
-    temporary folder, which is gone afterwards. A path is given back as it is. The address may also be that of one file:
-    it is then given with the small files beside it.
-
-    Raises:
-        UsageError: If the URL holds no such file.
-        StorageError: If storage refuses or fails.
-    """
-    if not is_remote(address):
-        yield Path(address)
-        return
-    top, file = RemoteFolder(str(address)), ""
-    if not top.exists() and "/" in str(address).partition("://")[2]:
-        parent, _, file = top.address.rpartition("/")
-        top = RemoteFolder(parent)
-    with tempfile.TemporaryDirectory(prefix="refseg-annotations-") as temporary:
-        copied: set[str] = set()
-        for below in ("", *(() if file else top.folders())):
-            folder = RemoteFolder(top.join(below)) if below else top
-            for name in folder.list():
-                if name.lower().endswith(ANNOTATION_SUFFIXES):
-                    (Path(temporary) / below).mkdir(exist_ok=True)
-                    folder.fetch(name, Path(temporary) / below / name)
-                    copied.add(f"{below}/{name}".lstrip("/"))
-        if not copied or (file and file not in copied):
-            kinds = ", ".join(ANNOTATION_SUFFIXES)
-            raise UsageError(
-                f"{address}: found no annotation file ({kinds}) there or one folder below; is the URL right?"
-            )
-        yield Path(temporary) / file
-
-
 def _compare_sizes(expected: int | None, found: int | None) -> None:
     if found != expected:
         raise OSError(errno.EIO, f"found {found} bytes after the copy, expected {expected}")
-
-
-def sync_path(path: Path) -> None:
-    """Bring a local file's content, or a folder's entries (new names), to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def cache_folder(kind: str) -> Path:
-    """This machine's folder for what can be made again: `$REFSEG_CACHE/<kind>`.
-
-    Without `REFSEG_CACHE` it lies where the system keeps a user's caches; on Linux in `$XDG_CACHE_HOME/refseg`, by
-    default `~/.cache/refseg`.
-
-    Args:
-        kind: For example `decoded`.
-    """
-    chosen = os.environ.get("REFSEG_CACHE")
-    # A shell expands `~` in some places and not in others, such as a quoted value or a unit's Environment=.
-    return (Path(chosen).expanduser() if chosen else user_cache_path("refseg", appauthor=False)) / kind
-
-
-def reserve_space(descriptor: int, num_bytes: int) -> None:
-    """Make an open file at least so long, and take the disk space where the system can (macOS cannot).
-
-    Raises:
-        OSError: If there is not so much space.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, num_bytes)
-    elif os.fstat(descriptor).st_size < num_bytes:
-        os.truncate(descriptor, num_bytes)

@@ -16,9 +16,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from pipelines.sources.source_file import local_annotations
 from refseg import storage_requests
 from refseg.errors import RefsegError, StorageError, UsageError
-from refseg.storage import Folder, RemoteFolder, is_remote, local_annotations, open_folder, read_file
+from refseg.storage import Folder, RemoteFolder, is_remote, open_folder, read_file
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import difflib
 import gzip
 import hashlib
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from refseg.dataset.descriptor import SourceFile
-from refseg.errors import AnnotationError
+from refseg.errors import AnnotationError, UsageError
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
+from refseg.storage import RemoteFolder, is_remote
 from refseg.values import one_line
 
+ANNOTATION_SUFFIXES = (
+    *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
+    ".png",  # masks of a user's own
+)
+"""Files that `local_annotations` copies."""
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.(p|pkl|pickle|json|jsonl|csv|tsv|txt|parquet|xls|xlsx|gz|zip))+$")
@@ -22,6 +29,42 @@ _FORMS = {".pkl": ".p", ".pickle": ".p"}
 """Other suffixes of the same form."""
 _CLOSE = 0.85
 """Names at least this much alike are taken for a slip: `ref(unc)` for `refs(unc)`, and not `refs(umd)`."""
+
+
+@contextmanager
+def local_annotations(address: Path | str) -> Iterator[Path]:
+    """A local folder with the annotation files of a folder, for readers that need real files.
+
+    Of a URL, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below are copied to a
+    temporary folder, which is gone afterwards. A path is given back as it is. The address may also be that of one file:
+    it is then given with the small files beside it.
+
+    Raises:
+        UsageError: If the URL holds no such file.
+        StorageError: If storage refuses or fails.
+    """
+    if not is_remote(address):
+        yield Path(address)
+        return
+    top, file = RemoteFolder(str(address)), ""
+    if not top.exists() and "/" in str(address).partition("://")[2]:
+        parent, _, file = top.address.rpartition("/")
+        top = RemoteFolder(parent)
+    with tempfile.TemporaryDirectory(prefix="refseg-annotations-") as temporary:
+        copied: set[str] = set()
+        for below in ("", *(() if file else top.folders())):
+            folder = RemoteFolder(top.join(below)) if below else top
+            for name in folder.list():
+                if name.lower().endswith(ANNOTATION_SUFFIXES):
+                    (Path(temporary) / below).mkdir(exist_ok=True)
+                    folder.fetch(name, Path(temporary) / below / name)
+                    copied.add(f"{below}/{name}".lstrip("/"))
+        if not copied or (file and file not in copied):
+            kinds = ", ".join(ANNOTATION_SUFFIXES)
+            raise UsageError(
+                f"{address}: found no annotation file ({kinds}) there or one folder below; is the URL right?"
+            )
+        yield Path(temporary) / file
 
 
 def find_file(folder: Path, name: str) -> Path | None:

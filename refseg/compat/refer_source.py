@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg.addresses import local_path
+from refseg.cache_files import cache_folder
 from refseg.compat.image_folder import ImageFolder, ImageRecord
 from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
 from refseg.dataset.built import BuiltDataset
@@ -13,7 +14,7 @@ from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.dataset.row_images import IMAGE_COLUMNS, RowImages
 from refseg.dataset.schema import DATASETS, DatasetSpec, find_dataset
 from refseg.errors import UsageError
-from refseg.storage import Folder, RemoteFolder, cache_folder, is_remote, open_folder
+from refseg.storage import Folder, RemoteFolder, is_remote, open_folder
 
 IMAGE_LAYOUTS = (
     "images/mscoco/images/train2014",  # REFER, LAVT, LISA, GLaMM, EVF-SAM

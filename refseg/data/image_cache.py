@@ -1,7 +1,6 @@
 """Decoded, resized images in a memory-mapped file that all processes of a machine share."""
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -15,11 +14,9 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refseg.cache_files import make_cache_folder, open_cache_file
+from refseg.cache_files import least_recently_used, make_cache_folder, open_in_use, remove_unused, reserve_space
 from refseg.data.transforms import Geometry
-from refseg.dataset.shard_cache import is_at, remove_unused
 from refseg.errors import UsageError
-from refseg.storage import reserve_space
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +126,8 @@ class _File:
 
     def __init__(self, path: Path, num_bytes: int, *, num_slots: int) -> None:
         make_cache_folder(path.parent)
-        self.descriptor = _open_locked(path)
+        self.descriptor = open_in_use(path, os.O_RDWR | os.O_CREAT)
         weakref.finalize(self, os.close, self.descriptor)
-        os.utime(self.descriptor)  # used just now
         _reserve(self.descriptor, path, num_bytes)
         self.map: NDArray[np.uint8] = np.frombuffer(
             mmap.mmap(self.descriptor, num_bytes, prot=mmap.PROT_READ), np.uint8
@@ -139,20 +135,10 @@ class _File:
         self.is_sound = np.zeros(num_slots, np.bool_)  # slots whose hash this process has compared
 
 
-def _open_locked(path: Path) -> int:
-    while True:
-        descriptor = open_cache_file(path, os.O_RDWR | os.O_CREAT)
-        with suppress(OSError):  # a file system without locks: there nothing is removed either
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if is_at(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # removed between opening and locking
-
-
 def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
     """Take space for a file, from caches that nobody uses where it is short."""
     size = os.fstat(descriptor).st_size
-    others = sorted((other for other in path.parent.iterdir() if other != path), key=_last_use)
+    others = [entry.path for entry in least_recently_used(path.parent) if entry.path != path]
     for other in (*others, None):
         try:
             reserve_space(descriptor, num_bytes)  # never cut: another process may have a larger cache
@@ -163,10 +149,3 @@ def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
                 raise
             with suppress(OSError):
                 remove_unused(other)
-
-
-def _last_use(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:  # removed meanwhile
-        return 0.0

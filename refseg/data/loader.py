@@ -18,6 +18,7 @@ from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from refseg.cache_files import cache_folder
 from refseg.data.batch import Batch
 from refseg.data.buffers import can_pin, memory_kind
 from refseg.data.checks import check_number, check_word
@@ -29,7 +30,6 @@ from refseg.data.packer import Failed, Packed, Packer
 from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import DatasetError, TrainingError, UsageError
-from refseg.storage import cache_folder
 
 WorkerKind = Literal["threads", "processes"]
 """Who packs. `threads`: decoding and resizing let go of Python's lock, and nothing is handed from process to process.

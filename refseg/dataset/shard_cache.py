@@ -4,7 +4,7 @@ A tar is downloaded aside under an exclusive `flock`, hashed on the way, and ren
 `flock` on it. The kernel drops the locks of a process that dies, so no lock can be stale.
 """
 
-import fcntl
+import errno
 import hashlib
 import logging
 import os
@@ -15,11 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refseg.cache_files import make_cache_folder, open_cache_file
+from refseg.cache_files import (
+    CacheEntry,
+    cache_folder,
+    is_at,
+    least_recently_used,
+    make_cache_folder,
+    open_cache_file,
+    open_in_use,
+    remove_unused,
+    reserve_space,
+)
 from refseg.dataset.descriptor import StoredImages
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.jpeg_header import check_jpeg_size
-from refseg.storage import cache_folder, is_remote, open_folder, reserve_space
+from refseg.locks import lock, unlock
+from refseg.storage import is_remote, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +134,7 @@ class ShardCache:
             raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes from 0 on, for example 200")
         try:
             make_cache_folder(folder)
-            held = sum(size for _, size, _ in _entries(folder))
+            held = sum(entry.num_bytes for entry in _entries(folder))
             possible = shutil.disk_usage(folder).free + held
         except OSError as error:
             logger.warning("%s", _no_cache(folder, error))
@@ -132,19 +143,10 @@ class ShardCache:
 
     def open(self, tar: Tar) -> int | None:
         """A file descriptor of a tar that is here, None if it is not. While it is open the tar stays in the cache."""
-        path = self.path(tar)
-        while True:
-            try:
-                descriptor = open_cache_file(path, os.O_RDONLY)
-            except OSError:  # or it cannot be read, or is a link: as if it were not here
-                return None
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if is_at(descriptor, path):
-                with suppress(OSError):  # of another user in a shared cache, or read-only: it ages a little faster
-                    os.utime(descriptor)  # used just now
-                return descriptor
-            os.close(descriptor)  # removed between opening and locking
+        try:
+            return open_in_use(self.path(tar), os.O_RDONLY)
+        except OSError:  # it is not here, cannot be read, or is a link: as if it were not here
+            return None
 
     def fetch(self, tar: Tar, *, wait: bool = True) -> Fetched:
         """Bring a tar here; of several processes and threads one downloads.
@@ -178,7 +180,8 @@ class ShardCache:
             make_cache_folder(self.folder)
             descriptor = open_cache_file(part, os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if not lock(descriptor, wait=wait):
+                    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self.folder))
                 if not is_at(descriptor, part):
                     continue  # who held the lock finished or gave up meanwhile
                 done = False
@@ -197,8 +200,7 @@ class ShardCache:
             except BlockingIOError:
                 return "busy"
             finally:
-                # Closing alone would leave the lock with a child that was forked meanwhile.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                unlock(descriptor)
                 os.close(descriptor)
 
     def discard(self, tar: Tar) -> None:
@@ -213,13 +215,13 @@ class ShardCache:
     def _make_room(self, descriptor: int, part: Path, num_bytes: int) -> bool:
         """Take disk space for a download, removing what was used least recently; False: there is not enough."""
         with self._sole_owner():
-            held = [entry for entry in _entries(self.folder) if entry[0] != part]
-            total = num_bytes + sum(size for _, size, _ in held)
-            for path, size, _ in sorted(held, key=lambda entry: entry[2]):
+            held = [entry for entry in _entries(self.folder) if entry.path != part]
+            total = num_bytes + sum(entry.num_bytes for entry in held)
+            for entry in held:
                 if total <= self.limit_bytes:
                     break
-                if remove_unused(path):
-                    total -= size
+                if remove_unused(entry.path):
+                    total -= entry.num_bytes
             if total > self.limit_bytes:
                 return False
             try:
@@ -234,10 +236,10 @@ class ShardCache:
         """One process at a time adds up sizes."""
         descriptor = open_cache_file(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
             yield
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            unlock(descriptor)
             os.close(descriptor)
 
 
@@ -278,43 +280,11 @@ def _download(tar: Tar, descriptor: int) -> None:
     )
 
 
-def _entries(folder: Path) -> list[tuple[Path, int, float]]:
-    """Path, bytes and last use (seconds) of what the cache holds, unfinished downloads included."""
-    found = []
-    for path in folder.iterdir():
-        if path.suffix in (".tar", ".part"):
-            with suppress(FileNotFoundError):  # finished or removed meanwhile
-                facts = path.lstat()
-                found.append((path, facts.st_size, facts.st_mtime))
-    return found
+def _entries(folder: Path) -> list[CacheEntry]:
+    """What the cache holds, unfinished downloads included; what was used last comes last."""
+    return [entry for entry in least_recently_used(folder) if entry.path.suffix in (".tar", ".part")]
 
 
 def _is_file(path: Path) -> bool:
     """True for a file, not for a link to one: a rename replaces the link."""
     return path.is_file() and not path.is_symlink()
-
-
-def remove_unused(path: Path) -> bool:
-    """Remove a file unless somebody holds a lock on it, as who uses it does; True if it is gone."""
-    try:
-        descriptor = open_cache_file(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_at(descriptor, path):
-            path.unlink()
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def is_at(descriptor: int, path: Path) -> bool:
-    """True if an open file still has this name: it was not removed, or replaced, since it was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from refseg.cache_files import make_cache_folder, open_cache_file
+from refseg.cache_files import cache_folder, make_cache_folder, open_cache_file
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import IndexEntry
 from refseg.dataset.faults import CHANGED, Fault
@@ -29,7 +29,7 @@ from refseg.dataset.index_rows import map_ahead
 from refseg.dataset.packed_runs import unpack_runs
 from refseg.dataset.shard_cache import ShardCache, Tar
 from refseg.errors import DatasetError
-from refseg.storage import Folder, cache_folder, is_remote
+from refseg.storage import Folder, is_remote
 
 logger = logging.getLogger(__name__)
 

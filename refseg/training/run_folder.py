@@ -1,7 +1,6 @@
 """A run's folder: whether it may be written into, and that one process at a time trains into it."""
 
 import errno
-import fcntl
 import logging
 import os
 import platform
@@ -11,14 +10,13 @@ from pathlib import Path
 
 from refseg.errors import RefsegError, TrainingError, UsageError
 from refseg.json_text import parse_json
+from refseg.locks import lock
 from refseg.training.checkpoint import list_checkpoints
 from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME
 
 logger = logging.getLogger(__name__)
 
 _LOCK_NAME = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of a file system without locks, for example Lustre mounted without `flock`."""
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a folder that this process may not write to."""
 _BEFORE_THE_RECIPE = {_LOCK_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
@@ -80,17 +78,14 @@ def lock_run(out: Path) -> Iterator[None]:
         return
     with opened as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(file, wait=False):
+                logger.warning("%s: this file system has no locks; start no second run in this folder", out)
         except BlockingIOError as error:
             file.seek(0)
             raise TrainingError(
                 f"{out}: process {file.read().strip() or 'unknown'} is training into this folder; "
                 "let it finish, end it, or choose another --out"
             ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: this file system has no locks; start no second run in this folder", out)
         with suppress(OSError):  # a full disk: the lock holds without the name of its holder
             file.truncate(0)
             os.write(file.fileno(), f"{os.getpid()} on {platform.node()}\n".encode())

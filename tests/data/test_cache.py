@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from refseg.cache_files import cache_folder
 from refseg.dataset import shard_cache as cache_module
 from refseg.dataset.read_ahead import ReadAhead
 from refseg.dataset.shard_cache import ShardCache, Tar
 from refseg.errors import DatasetError, UsageError
-from refseg.storage import cache_folder
 
 Put = Callable[[str, bytes], Tar]
 
