@@ -15,7 +15,6 @@ from refseg.addresses import is_remote, local_path
 from refseg.aside import folder_aside
 from refseg.dataset.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
-from refseg.storage import sync_path
 from refseg.wording import counted
 
 FORMATS = {
@@ -146,9 +145,7 @@ def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], Non
             progress(next(numbers), len(dataset.entries))
 
     try:
-        with folder_aside(out) as folder:
-            aside = folder / "export"
-            aside.mkdir()
+        with folder_aside(out, synced=True, is_shared=True) as aside:
             differences = module.write(dataset, aside, options, after_shard)
             num_files, num_bytes = _measure(aside)
             report = ExportReport(
@@ -160,8 +157,6 @@ def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], Non
                 differences=tuple(differences),
             )
             (aside / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-            aside.replace(out.absolute())
-            sync_path(out.absolute().parent)
     except OSError as error:
         if error.filename is None:  # a write says what is wrong, and not where
             raise OSError(error.errno, error.strerror or str(error), str(out)) from error

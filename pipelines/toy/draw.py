@@ -87,10 +87,8 @@ def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, in
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _existing(out, identity)
     try:
-        with folder_aside(out) as workplace:
-            unfinished = workplace / "toy"
+        with folder_aside(out, is_shared=True) as unfinished:
             summary = _write(unfinished, identity, num_images, image_size)
-            unfinished.rename(out)
     except OSError as error:
         raise UsageError(
             f"{error.filename or out}: cannot be written ({error.strerror or error}); name another folder"

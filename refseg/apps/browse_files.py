@@ -16,7 +16,7 @@ import orjson
 from markupsafe import Markup
 
 from refseg import __version__
-from refseg.aside import folder_aside
+from refseg.aside import file_aside, folder_aside
 from refseg.dataset.descriptor import refuse_within_dataset
 from refseg.errors import UsageError
 from refseg.evaluation.pages import open_templates
@@ -68,16 +68,13 @@ def open_page(out: Path) -> Iterator[PageFiles]:
         raise UsageError(f"--out: {out} is no page of `refseg browse`; remove it, or name another file")
     if not one_file:
         _refuse_foreign(out)
-    with folder_aside(out) as folder:
-        aside = folder / "page"
-        if one_file:
+    if one_file:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with file_aside(out) as aside:
             yield _OneFile(aside)
-            aside.replace(out)
-        else:
+    else:
+        with folder_aside(out, is_shared=True, replace=True) as aside:
             yield _FolderPage(aside)
-            if out.exists():
-                out.replace(folder / "earlier")  # removed with the rest
-            aside.replace(out)
 
 
 def _refuse_foreign(out: Path) -> None:

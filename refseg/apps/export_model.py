@@ -84,9 +84,7 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
     token_ids = torch.tensor([[49406, 736, 1449, 49407], [49406, 2368, 49407, 0]])
     token_mask = torch.tensor([[True] * 4, [True, True, True, False]])
     image_index = torch.tensor([1, 0])
-    with folder_aside(out) as folder:
-        part = folder / "model"
-        part.mkdir()
+    with folder_aside(out, is_shared=True) as part:
         with torch.no_grad():
             state = model.encode_image(images)
             expected = model(images, token_ids, token_mask, image_index).mask_logits
@@ -118,7 +116,6 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
             raise RefsegError(
                 f"{out}: the written programs differ from the model by {error:.2g}; nothing is kept of them"
             )
-        part.rename(out)
     return error
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from refseg.apps.predict import Prediction
+from refseg.aside import file_aside
 from refseg.json_text import parse_json
 from refseg.training.checkpoint import Checkpoint
 
@@ -118,6 +119,5 @@ def _write(path: Path, pixels: Any, facts: dict[str, Any]) -> None:
     """Write a PNG whole or not at all."""
     info = PngInfo()
     info.add_text(_KEY, json.dumps(facts))
-    aside = path.with_name(f".{path.name}.part")
-    Image.fromarray(pixels).save(aside, "PNG", pnginfo=info)
-    aside.replace(path)
+    with file_aside(path) as aside:
+        Image.fromarray(pixels).save(aside, "PNG", pnginfo=info)

@@ -105,11 +105,11 @@ _MARKED_BYTES = 4096
 
 def _write(out: Path, report: "Report") -> None:
     """Write the page and the Markdown beside it, each whole or not at all."""
+    from refseg.aside import write_aside
+
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, text in ((out, report.html), (out.with_suffix(".md"), report.markdown)):
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_aside(path, text)
         print(path)
 
 

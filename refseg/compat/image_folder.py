@@ -1,15 +1,13 @@
 """Images of shards as files of a folder, each written when a client first takes its name."""
 
 import logging
-import os
-import secrets
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
 
+from refseg.aside import file_aside
 from refseg.cache_files import make_cache_folder
 from refseg.dataset.row_images import RowImages
 from refseg.errors import DatasetError, StorageError
@@ -64,13 +62,12 @@ class ImageFolder:
 
     def _write(self, path: Path, row: Row) -> None:
         jpeg = self._images.read(row)
-        temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
         try:
             if self._is_ours:
                 make_cache_folder(self.path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(jpeg)
-            temporary.replace(path)  # a client that opens the name finds the whole file
+            with file_aside(path, is_shared=True) as aside:
+                aside.write_bytes(jpeg)
         except OSError as error:
             remedy = (
                 "set REFSEG_CACHE to a folder on a disk with room" if self._is_ours else "see to its rights and space"
@@ -78,9 +75,6 @@ class ImageFolder:
             raise StorageError(
                 error.errno, f"pictures cannot be written there ({error.strerror}); {remedy}", str(self.path)
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def _is_image(data: bytes, row: Row) -> bool:

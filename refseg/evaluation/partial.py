@@ -17,6 +17,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from refseg.aside import write_aside
 from refseg.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -121,11 +122,9 @@ class CountedParts:
         pq.write_table(pa.table(arrays, schema=_SCHEMA), buffer, compression="zstd")
         content = buffer.getvalue().to_pybytes()
         path = self._own / f"{xxhash.xxh3_128_hexdigest(content)}.parquet"
-        aside = path.with_name(f".{path.name}.part")
         try:
             self._own.mkdir(parents=True, exist_ok=True)  # each time: another evaluation may end and remove it
-            aside.write_bytes(content)
-            aside.replace(path)
+            write_aside(path, content)
         except OSError as error:
             raise TrainingError(
                 f"{path}: cannot be written ({error.strerror}); see to the folder's rights and space, and the same "

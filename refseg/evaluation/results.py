@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from refseg.aside import file_aside, write_aside
 from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
 from refseg.evaluation.leak_check import LeakCheck
@@ -107,14 +108,11 @@ def save_results(folder: Path, results: Results) -> Path:
     name = results_name(results)
     rows, scores = folder / f"rows-{name}.parquet", folder / f"scores-{name}.json"
     scores.unlink(missing_ok=True)
-    aside = folder / f".rows-{name}.part"
-    pq.write_table(results.rows, aside, compression="zstd")
-    rows_hash = _file_hash(aside)
-    aside.replace(rows)
-    aside = folder / f".scores-{name}.part"
+    with file_aside(rows) as aside:
+        pq.write_table(results.rows, aside, compression="zstd")
+        rows_hash = _file_hash(aside)
     sealed = seal({**results.to_json(), _ROWS_HASH: rows_hash})
-    aside.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
-    aside.replace(scores)
+    write_aside(scores, json.dumps(sealed, indent=1) + "\n")
     return rows
 
 

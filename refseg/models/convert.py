@@ -21,11 +21,11 @@ from torch import Tensor
 
 from refseg import __version__
 from refseg.addresses import local_path
+from refseg.aside import file_aside
 from refseg.errors import CheckpointError, MissingCheckpointError, UsageError
 from refseg.models.clip_archive import read_archive
 from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import CLIP_FILES, file_sha256
-from refseg.storage import sync_path
 
 Kind = Literal["clip", "cris", "lavt"]
 _CLIP_NAMES = r"(?=(visual|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection)$)"
@@ -138,12 +138,8 @@ def convert_weights(
         "refseg_version": __version__,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    aside.unlink(missing_ok=True)
-    save_weights(aside, state, metadata=metadata)
-    sync_path(aside)
-    aside.replace(out)
-    sync_path(out.parent)
+    with file_aside(out, synced=True) as aside:
+        save_weights(aside, state, metadata=metadata)
     return Converted(
         out=out,
         kind=kind,

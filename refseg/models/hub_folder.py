@@ -5,7 +5,6 @@ Such a folder holds what segmenting needs and what the model was made from, and 
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from refseg import __version__, tokenizer
+from refseg.aside import folder_aside
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError, UsageError
 from refseg.model_config import Count, Natural
@@ -26,7 +26,6 @@ from refseg.models.model import SegmentationModel
 from refseg.models.weight_file import save_weights
 from refseg.models.weight_sources import file_sha256
 from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
-from refseg.storage import sync_path
 
 FOLDER_VERSION = 2
 """Version of the folder's format: raised when an older reader could misread a newer folder."""
@@ -89,18 +88,12 @@ class PublishedModel:
         folder = Path(folder)
         if folder.exists():
             raise UsageError(f"{folder}: there is something already; remove it or choose another folder")
-        aside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_weights(aside / WEIGHTS_NAME, self.model.state_dict())
-        config = self._config(weights_sha256=file_sha256(aside / WEIGHTS_NAME))
-        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        if card:
-            (aside / CARD_NAME).write_text(card, encoding="utf-8")
-        for path in (*aside.iterdir(), aside):
-            sync_path(path)
-        aside.rename(folder)
-        sync_path(folder.parent)
+        with folder_aside(folder, synced=True) as aside:
+            save_weights(aside / WEIGHTS_NAME, self.model.state_dict())
+            config = self._config(weights_sha256=file_sha256(aside / WEIGHTS_NAME))
+            (aside / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            if card:
+                (aside / CARD_NAME).write_text(card, encoding="utf-8")
         return folder
 
     @classmethod

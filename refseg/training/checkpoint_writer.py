@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from refseg.aside import folder_aside, write_aside
 from refseg.errors import CheckpointError
 from refseg.models.weight_file import save_weights
 from refseg.sealed import seal
-from refseg.storage import sync_path
 from refseg.training.checkpoint import (
     BEST_NAME,
     CHECKPOINT_VERSION,
@@ -51,16 +51,12 @@ def save_checkpoint(
         CheckpointError: If the disk refuses; what was written of it is gone, the ones before are untouched.
     """
     folder = checkpoints / checkpoint_name(state.step)
-    aside = checkpoints / f".{folder.name}.part"
     try:
-        _write(aside, state, weights=weights, optimizer=optimizer)
-        if folder.exists():  # of the same step, before the validation that it owed
-            drop_checkpoint(folder)
-        aside.rename(folder)
-        sync_path(checkpoints)
+        # It replaces one of the same step that was written before the validation it owed.
+        with folder_aside(folder, synced=True, replace=True) as aside:
+            _write(aside, state, weights=weights, optimizer=optimizer)
         write_best(checkpoints, state)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: cannot be written ({error}); make room, then resume from the one before"
         ) from error
@@ -75,9 +71,7 @@ def _write(
     weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: Mapping[str, Any],
 ) -> None:
-    """Write all files of a checkpoint to disk."""
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Write all files of a checkpoint."""
     for name, named in weights.items():
         save_weights(aside / name, named)
     torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
@@ -85,8 +79,6 @@ def _write(
     head = {"format": "refseg-checkpoint", "format_version": CHECKPOINT_VERSION, "files": files}
     sealed = seal({**head, **state.to_dict()})
     (aside / STATE_NAME).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
-    for path in (*aside.iterdir(), aside):
-        sync_path(path)
 
 
 def write_best(checkpoints: Path, state: CheckpointState) -> None:
@@ -97,11 +89,7 @@ def write_best(checkpoints: Path, state: CheckpointState) -> None:
     with suppress(OSError, UnicodeDecodeError):  # it is not there, or damaged
         if (checkpoints / BEST_NAME).read_text(encoding="utf-8") == text:
             return
-    aside = checkpoints / f".{BEST_NAME}.part"
-    aside.write_text(text, encoding="utf-8")
-    sync_path(aside)
-    aside.replace(checkpoints / BEST_NAME)
-    sync_path(checkpoints)
+    write_aside(checkpoints / BEST_NAME, text, synced=True)
 
 
 def _drop_old(checkpoints: Path, state: CheckpointState, *, keep: int) -> None:

@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from refseg import __version__
+from refseg.aside import write_aside
 from refseg.config import Recipe
 from refseg.dataset.descriptor import Descriptor
 from refseg.errors import TrainingError, UsageError
@@ -210,13 +210,9 @@ def _write(path: Path, text: str) -> None:
     Raises:
         TrainingError: If the disk refuses.
     """
-    aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_aside(path, text)
     except OSError as error:  # a full disk names no file
-        with suppress(OSError):  # on a read-only file system also what is not there cannot be removed
-            aside.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import resource
 import sys
@@ -20,12 +21,12 @@ from pipelines.export.run import REPORT_NAME, ExportOptions, export_dataset
 from pipelines.mix import MixOptions, mix_datasets
 from pipelines.options import BuildOptions
 from pipelines.sources.plain_pickle import load_plain_pickle
-from refseg.aside import folder_aside
 from refseg.cli import main
 from refseg.dataset.descriptor import load_descriptor
 from refseg.dataset.manifest_writer import ManifestRow
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
+from refseg.locks import lock
 
 from .conftest import TinyRefer, read_manifest
 
@@ -423,13 +424,14 @@ def test_the_same_export_again_is_finished_and_another_one_is_refused(
 
 
 def test_what_a_killed_export_left_behind_is_removed_by_the_next_one(built: Path, tmp_path: Path) -> None:
-    for name in (".out.0000abcd.part", ".other.0000abcd.part"):  # nobody holds their locks
-        (tmp_path / name / "export").mkdir(parents=True)
+    for name in (".out.0000abcd.part", ".out.at-work0.part", ".other.0000abcd.part"):
+        (tmp_path / name / "new").mkdir(parents=True)
+    at_work = os.open(tmp_path / ".out.at-work0.part", os.O_RDONLY)
+    lock(at_work)  # nobody holds the locks of the others
 
-    with folder_aside(tmp_path / "out") as at_work:
-        export(built, "coco", tmp_path / "out")
-        assert {path.name for path in tmp_path.glob(".*")} == {at_work.name, ".other.0000abcd.part"}
-    assert [path.name for path in tmp_path.glob(".*")] == [".other.0000abcd.part"]
+    export(built, "coco", tmp_path / "out")
+    os.close(at_work)
+    assert {path.name for path in tmp_path.glob(".*")} == {".out.at-work0.part", ".other.0000abcd.part"}
 
 
 @pytest.mark.parametrize("name", ["out", "a/b/out", "empty"])
