@@ -14,8 +14,8 @@ from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, Plan, differing_keys, load_p
 from pipelines.planning import look_at_keys, make_plan, option_keys
 from pipelines.rejects import Reject, write_rejects
 from pipelines.shards import (
+    BuildTask,
     Receipt,
-    ShardTask,
     build_shard,
     find_receipt,
     hash_file,
@@ -165,9 +165,9 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
     return BuildResult(descriptor=descriptor, was_complete=False, num_shards=num_shards, num_built=num_shards)
 
 
-def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[ShardTask]:
+def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[BuildTask]:
     return [
-        ShardTask(
+        BuildTask(
             folder=str(folder.path.absolute()) if isinstance(folder, LocalFolder) else folder.address,
             shard=shard,
             fingerprint=plan.fingerprint,
@@ -238,7 +238,7 @@ def _refuse_other_inputs(
 
 def _build_shards(
     plan: Plan,
-    tasks: Sequence[ShardTask],
+    tasks: Sequence[BuildTask],
     options: BuildOptions,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Receipt]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
-from pipelines.images import ImageFile
+from pipelines.images import SourceImage
 from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
 from pipelines.missing import describe_alike
 from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
@@ -19,32 +20,31 @@ from pipelines.spill import read_spill
 from pipelines.survey import image_order
 from refseg.dataset.manifest_writer import ManifestRow
 from refseg.dataset.schema import CUSTOM, DatasetSpec, ImageLocation, RefRecord
-from refseg.json_text import canonical_json
 
 _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="", sample_bytes=0, sample_xxh3="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleTask:
+class PlannedSample:
     """One image of a shard to build, and its refs.
 
     Attributes:
         key: Of the sample in the tar, unique in the dataset.
-        image: Path or URL of the image's file; empty if it lies in a pool.
-        num_bytes: Size that the file must still have.
-        location: Where it lies in a pool; None: the file is copied into this dataset's tar.
+        image: Where its bytes are.
         rows: Of the manifest, by `ref_id`, as plain values; only where the image lies is not in them yet.
         size_from: What gave the annotated size, for messages; empty: annotations that belong to the image.
         lines: Of a user's table, where the ref of each row stands, for messages; empty: refs have ids that people know.
     """
 
     key: str
-    image: str
-    num_bytes: int
-    location: ImageLocation | None
+    image: SourceImage
     rows: list[dict[str, Any]]
     size_from: str = ""
     lines: tuple[str, ...] = ()
+
+
+_SAMPLE = TypeAdapter(PlannedSample)
+_IMAGE = TypeAdapter(SourceImage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class CheckTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedShard:
     """What the check of a shard found.
 
     Attributes:
@@ -97,7 +97,7 @@ class Checked:
     pool_tars: frozenset[str]
 
 
-def check_shard(task: CheckTask) -> Checked:
+def check_records(task: CheckTask) -> CheckedShard:
     """Check one shard's records and write its samples, in the order of the tar."""
     raw, images, ambiguous = _read_raw(task)
     unsized = _read_sizes(raw, images, task.alike)
@@ -119,25 +119,16 @@ def check_shard(task: CheckTask) -> Checked:
     if by_image:
         with task.out.open("wb") as file:
             for image_id in sorted(by_image, key=lambda image_id: image_order(task.seed, image_id)):
-                found = images[image_id] or {}
-                suffix = f"_{task.later_splits[image_id]}" if image_id in task.later_splits else ""
-                rows = [
-                    ManifestRow(record=record, location=_NOWHERE).to_dict()
-                    for record in sorted(by_image[image_id], key=lambda record: record.ref_id)
-                ]
-                place = {name: found.get(name) for name in ("address", "num_bytes", "location")}
-                fields = {"key": f"{image_id:012d}{suffix}", **place, "rows": rows}
-                if size_from := raw.images[image_id].get("size_from"):
-                    fields["size_from"] = size_from
-                if lines:
-                    fields["lines"] = [lines[row["ref_id"]] for row in rows]
-                line = canonical_json(fields) + b"\n"
+                image = images[image_id]
+                assert image is not None  # else its refs are rejected
+                sample = _plan_sample(task, image, raw.images[image_id], by_image[image_id], lines)
+                line = _SAMPLE.dump_json(sample) + b"\n"
                 digest.update(line)
                 file.write(line)
-                if found.get("location"):
-                    pool_tars.add(found["location"]["shard"])
+                if image.location is not None:
+                    pool_tars.add(image.location.shard)
     task.spill.unlink()
-    return Checked(
+    return CheckedShard(
         out=task.out,
         num_samples=len(by_image),
         sha256=digest.hexdigest(),
@@ -146,23 +137,31 @@ def check_shard(task: CheckTask) -> Checked:
     )
 
 
-def read_samples(data: bytes) -> list[SampleTask]:
-    """Read back what `check_shard` wrote."""
-    samples = []
-    for line in data.splitlines():
-        fields = orjson.loads(line)
-        samples.append(
-            SampleTask(
-                key=fields["key"],
-                image=fields["address"],
-                num_bytes=fields["num_bytes"],
-                location=ImageLocation(**fields["location"]) if fields["location"] else None,
-                rows=fields["rows"],
-                size_from=fields.get("size_from", ""),
-                lines=tuple(fields.get("lines", ())),
-            )
-        )
-    return samples
+def _plan_sample(
+    task: CheckTask,
+    image: SourceImage,
+    image_record: dict[str, Any],
+    records: list[RefRecord],
+    lines: Mapping[int, str],
+) -> PlannedSample:
+    image_id = records[0].image_id
+    suffix = f"_{task.later_splits[image_id]}" if image_id in task.later_splits else ""
+    ordered = sorted(records, key=lambda record: record.ref_id)
+    return PlannedSample(
+        key=f"{image_id:012d}{suffix}",
+        image=image,
+        rows=[ManifestRow(record=record, location=_NOWHERE).to_dict() for record in ordered],
+        size_from=image_record.get("size_from", ""),
+        lines=tuple(lines[record.ref_id] for record in ordered) if lines else (),
+    )
+
+
+def read_samples(data: bytes) -> list[PlannedSample]:
+    """Read back what `check_records` wrote.
+
+    orjson parses and pydantic only builds the outer objects: its own parser would visit every number of a mask.
+    """
+    return [_SAMPLE.validate_python(orjson.loads(line)) for line in data.splitlines()]
 
 
 def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> Reject:
@@ -179,10 +178,10 @@ def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> 
 
 def _read_raw(
     task: CheckTask,
-) -> tuple[RawShard, dict[int, dict[str, Any] | None], list[tuple[int, Reject]]]:
+) -> tuple[RawShard, dict[int, SourceImage | None], list[tuple[int, Reject]]]:
     """The raw records of a shard, where its images are, and the refs that are taken out because an id is not unique."""
     raw = RawShard(spec=task.spec, refs=[], categories=task.categories, box_targets=task.box_targets)
-    images: dict[int, dict[str, Any] | None] = {}
+    images: dict[int, SourceImage | None] = {}
     ambiguous: set[tuple[str, int]] = set()
     for kind, value, record in read_spill(task.spill):
         if kind == "ref":
@@ -192,7 +191,7 @@ def _read_raw(
         if table.setdefault(record["id"], record) != record:
             ambiguous.add((kind, record["id"]))
         if kind == "image":
-            images.setdefault(record["id"], value)
+            images.setdefault(record["id"], None if value is None else _IMAGE.validate_python(value))
     faults = [(item, _find_ambiguity(task, item, ambiguous)) for item in raw.refs]
     raw.refs[:] = [item for item, fault in faults if fault is None]
     rejects = [(item.position, reject_ref(task.spec, item, *fault)) for item, fault in faults if fault is not None]
@@ -220,7 +219,7 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
 
 
 def _read_sizes(
-    raw: RawShard, images: dict[int, dict[str, Any] | None], alike: Mapping[str, str]
+    raw: RawShard, images: dict[int, SourceImage | None], alike: Mapping[str, str]
 ) -> list[tuple[int, Reject]]:
     """Fill in the sizes that a user's table leaves to the pictures; take out refs that no size can be had for.
 
@@ -231,11 +230,7 @@ def _read_sizes(
         return []
     misdrawn = _check_drawn_sizes(raw, images)
     unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if has_no_size(record)}
-    files = {
-        image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
-        for image_id, found in unsized.items()
-        if found is not None
-    }
+    files = {image_id: found for image_id, found in unsized.items() if found is not None}
     faults = {
         image_id: _missing_fault(raw.spec.dataset, str(raw.images[image_id].get("file_name")), alike)
         for image_id in unsized.keys() - files.keys()
@@ -250,13 +245,13 @@ def _read_sizes(
     return misdrawn + [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
 
 
-def _check_drawn_sizes(raw: RawShard, images: dict[int, dict[str, Any] | None]) -> list[tuple[int, Reject]]:
+def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> list[tuple[int, Reject]]:
     """Take the picture's size where that of a mask or of run lengths is another one, and their refs out.
 
     A picture that tells no size, or one that EXIF lays on its side, is left to be compared as a whole.
     """
     files = {
-        image_id: ImageFile(address=found["address"], num_bytes=found["num_bytes"])
+        image_id: found
         for image_id, record in raw.images.items()
         if record.get("size_by_target") and (found := images[image_id]) is not None
     }
@@ -296,12 +291,12 @@ def _missing_fault(dataset: str, file_name: str, alike: Mapping[str, str]) -> tu
     return "missing_image", f"found no file {file_name}, {looked}{hint}"
 
 
-def _image_fault(record: RefRecord, found: dict[str, Any] | None, alike: Mapping[str, str]) -> tuple[str, str] | None:
+def _image_fault(record: RefRecord, found: SourceImage | None, alike: Mapping[str, str]) -> tuple[str, str] | None:
     """Reason and what was found, if an image cannot be used."""
     if found is None:
         return _missing_fault(record.dataset, record.file_name, alike)
-    if found["location"] is not None and found["size"] != [record.height, record.width]:
-        height, width = found["size"]
+    if found.size is not None and found.size != (record.height, record.width):
+        height, width = found.size
         return "size_mismatch", (
             f"is {width} x {height} pixels in the pool, expected {record.width} x {record.height} as annotated; "
             "is it the same picture?"

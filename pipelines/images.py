@@ -1,4 +1,4 @@
-"""Finds image files in the layouts people have."""
+"""Where the images of a build lie: found as files, in the layouts people have."""
 
 import os
 import unicodedata
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from refseg.dataset.schema import ImageLocation
 from refseg.errors import UsageError
 from refseg.storage import Folder, is_remote, open_folder
 
@@ -36,16 +37,25 @@ _SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "heic", "hei
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
-    """A file found for an image: path or URL, and how many bytes it has."""
+class SourceImage:
+    """Where a build takes an image from: a file, or a tar of another dataset.
+
+    Attributes:
+        address: Path or URL of the file; empty if the image lies in a tar.
+        num_bytes: Size of the JPEG.
+        location: Where it lies in another dataset's tar; None: it is a file, which is copied into this dataset's tar.
+        size: `(height, width)` in pixels, as the other dataset has it; None for a file.
+    """
 
     address: str
     num_bytes: int
+    location: ImageLocation | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
-        """File name without folders."""
-        return self.address.rsplit("/", 1)[-1]
+        """File name without folders; of an image in a tar the hash of its bytes."""
+        return self.address.rsplit("/", 1)[-1] if self.location is None else self.location.image_xxh3
 
 
 class ImageFinder:
@@ -80,7 +90,7 @@ class ImageFinder:
                 if self._listings[folder.address] if is_remote(folder.address) else folder.exists():
                     self._folders.append(folder)
 
-    def find(self, image_id: int, file_name: str) -> ImageFile | None:
+    def find(self, image_id: int, file_name: str) -> SourceImage | None:
         """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.
 
         A name with folders is looked for as it is, then, without `keep_folders`, without them; never outside of the
@@ -97,7 +107,7 @@ class ImageFinder:
                 is_listed = listing is not None and "/" not in candidate
                 num_bytes = listing.get(candidate) if listing is not None and is_listed else folder.size(candidate)
                 if num_bytes is not None:
-                    return ImageFile(address=folder.join(candidate), num_bytes=num_bytes)
+                    return SourceImage(address=folder.join(candidate), num_bytes=num_bytes)
         return None
 
     def find_alike(self, file_names: Sequence[str]) -> dict[str, str]:

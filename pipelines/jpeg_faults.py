@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import JpegImagePlugin
 
-from pipelines.images import FETCHES, ImageFile
+from pipelines.images import FETCHES, SourceImage
 from refseg.errors import ImageError, StorageError
 from refseg.picture_kinds import describe_other_kind
 from refseg.storage import is_remote, open_folder
@@ -37,7 +37,7 @@ class JpegFault(NamedTuple):
     found: str
 
 
-def read_jpeg_sizes(images: Sequence[ImageFile]) -> list[tuple[int, int] | JpegFault]:
+def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | JpegFault]:
     """`(height, width)` of each image in pixels as stored, or why there is none; remote ones several at a time.
 
     A picture that EXIF lays on its side has no such size: nothing would tell which of its two sizes annotations mean.
@@ -51,7 +51,7 @@ def read_jpeg_sizes(images: Sequence[ImageFile]) -> list[tuple[int, int] | JpegF
     return list(map(_read_jpeg_size, images))
 
 
-def _read_jpeg_size(image: ImageFile) -> tuple[int, int] | JpegFault:
+def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
     """Read only the start of a file, of a remote one too, where that is enough."""
     parent, _, name = image.address.rpartition("/")
     folder = open_folder(parent or "/")

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import __version__ as pillow
 
-from pipelines.check import Checked, CheckTask, check_shard
+from pipelines.check import CheckedShard, CheckTask, check_records
 from pipelines.engines import run_local
-from pipelines.images import ImageFinder
+from pipelines.images import ImageFinder, SourceImage
 from pipelines.missing import describe_alike, describe_missing
 from pipelines.options import BuildOptions, apply_policy
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
@@ -92,9 +91,9 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         spill_refs(source, survey, spill)
         faults = make_records(RawShard(spec=source.spec, refs=survey.unassigned), mask_rule=options.mask_rule)[1]
         tasks = _check_tasks(source, options, survey, tables, alike, scratch)
-        found: dict[Path, Checked] = {}
+        found: dict[Path, CheckedShard] = {}
         num_refs = sum(counts.refs or 0 for counts in survey.counts.values())
-        for checked in run_local(check_shard, tasks, min(workers, 1 + num_refs // _REFS_PER_WORKER)):
+        for checked in run_local(check_records, tasks, min(workers, 1 + num_refs // _REFS_PER_WORKER)):
             found[checked.out] = checked
             faults += checked.rejects
         rejects = [reject for _, reject in sorted(faults, key=lambda fault: fault[0])]
@@ -170,13 +169,9 @@ def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Loo
 def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindImage:
     """First the pools, then files."""
 
-    def find(image_id: int, file_name: str) -> dict[str, Any] | None:
+    def find(image_id: int, file_name: str) -> SourceImage | None:
         found = pools.find(image_id) if pools else None
-        if found is None and finder is not None:
-            file = finder.find(image_id, file_name)
-            if file is not None:
-                return {"address": file.address, "location": None, "name": file.name, "num_bytes": file.num_bytes}
-        return found
+        return finder.find(image_id, file_name) if found is None and finder is not None else found
 
     return find
 
@@ -219,7 +214,7 @@ def _check_tasks(
     ]
 
 
-def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[Checked]) -> tuple[PlannedShard, ...]:
+def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[CheckedShard]) -> tuple[PlannedShard, ...]:
     """Bring the samples to the dataset's folder; shards without any are left out and leave no gap in the numbers."""
     shards: list[PlannedShard] = []
     numbers: Counter[str] = Counter()

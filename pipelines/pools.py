@@ -4,16 +4,16 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.images import SourceImage
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import ImagePool, PoolTar
 from refseg.dataset.file_checks import tar_name
 from refseg.dataset.image_pools import pool_address, relative_address
-from refseg.dataset.schema import CUSTOM, DatasetSpec, find_dataset
+from refseg.dataset.schema import CUSTOM, DatasetSpec, ImageLocation, find_dataset
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import is_remote
 
@@ -129,20 +129,18 @@ class ImagePools:
         """What a plan's fingerprint says of the pools."""
         return " ".join(f"{pool.name}:{pool.digest}" for pool in self._table.pools)
 
-    def find(self, image_id: int) -> dict[str, Any] | None:
-        """An image's place as plain values (`location, size, name, num_bytes`), None if no pool has it."""
+    def find(self, image_id: int) -> SourceImage | None:
+        """Where an image lies; None if no pool has it."""
         row = int(np.searchsorted(self._image_ids, image_id))
         if row == len(self._image_ids) or self._image_ids[row] != image_id:
             return None
         fields = self._rows.slice(row, 1).to_pylist()[0]
-        location = {name: fields[name] for name in _LOCATION}
-        return {
-            "address": "",
-            "location": location,
-            "size": [fields["height"], fields["width"]],
-            "name": location["image_xxh3"],
-            "num_bytes": location["image_bytes"],
-        }
+        return SourceImage(
+            address="",
+            num_bytes=fields["image_bytes"],
+            location=ImageLocation(**{name: fields[name] for name in _LOCATION}),
+            size=(fields["height"], fields["width"]),
+        )
 
     def describe(self, used_tars: Iterable[str]) -> tuple[ImagePool, ...]:
         """The pools for a descriptor, with the tars that are in use (`<pool>/<tar>`)."""

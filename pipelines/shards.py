@@ -1,7 +1,6 @@
 """One planned shard to tar, manifest and receipt, published whole or not at all."""
 
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 
-from pipelines.check import SampleTask, read_samples, reject_image
-from pipelines.images import FETCHES, ImageFile
+from pipelines.check import PlannedSample, read_samples, reject_image
+from pipelines.images import FETCHES
 from pipelines.jpeg_faults import find_jpeg_fault
 from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
@@ -27,7 +27,7 @@ from refseg.dataset.descriptor import ShardEntry, StoredImages
 from refseg.dataset.manifest_writer import ManifestRow, write_rows
 from refseg.dataset.schema import ImageLocation
 from refseg.errors import BuildError, StorageError
-from refseg.json_text import canonical_json, parse_json
+from refseg.json_text import canonical_json
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
 
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
@@ -35,7 +35,7 @@ RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTask:
+class BuildTask:
     """All that a worker needs to build one shard, on any machine that sees the dataset's folder and the images.
 
     Attributes:
@@ -61,18 +61,21 @@ class ShardTask:
 class Receipt:
     """What a finished shard task says: the shard as it stands in the descriptor, and the refs it had to reject.
 
-    `entry.num_images` is 0 where every image was bad; then there are no files.
+    Attributes:
+        fingerprint: Of the plan.
+        entry: The shard; `num_images` is 0 where every image was bad, and then there are no files.
+        rejects: Refs of bad images.
     """
 
+    fingerprint: str
     entry: ShardEntry
     rejects: tuple[Reject, ...]
 
-    def to_json(self, fingerprint: str) -> str:
-        """Text of the receipt's file."""
-        return json.dumps({"fingerprint": fingerprint, **asdict(self)}, indent=1) + "\n"
+
+_RECEIPT = TypeAdapter(Receipt)
 
 
-def build_shard(task: ShardTask) -> Receipt:
+def build_shard(task: BuildTask) -> Receipt:
     """Build and publish one shard; the bytes depend on the plan alone.
 
     Tar, manifest and receipt are published in this order: a shard with a receipt is whole.
@@ -97,9 +100,9 @@ def build_shard(task: ShardTask) -> Receipt:
         with tar_path.open("wb", buffering=1 << 20) as file:
             tar = TarWriter(file)
             samples = _read_samples(folder, task.shard)
-            images = _read_images([sample for sample in samples if sample.location is None], decode=task.decode)
+            images = _read_images([sample for sample in samples if sample.image.location is None], decode=task.decode)
             for sample in samples:
-                location = sample.location
+                location = sample.image.location
                 if location is None:
                     data, faults = next(images)
                     if faults and not task.skip_bad:
@@ -116,6 +119,7 @@ def build_shard(task: ShardTask) -> Receipt:
             tar.finish()
         rows_sha256 = write_rows(parquet_path, rows)
         receipt = Receipt(
+            fingerprint=task.fingerprint,
             entry=ShardEntry(
                 name=name,
                 split=task.shard.split,
@@ -135,24 +139,20 @@ def build_shard(task: ShardTask) -> Receipt:
             folder.publish(tar_path, f"{name}.tar")
         if rows:
             folder.publish(parquet_path, f"{name}.parquet")
-    publish_bytes(folder, receipt.to_json(task.fingerprint).encode(), receipt_name(name))
+    publish_bytes(folder, _RECEIPT.dump_json(receipt, indent=1), receipt_name(name))
     return receipt
 
 
-def find_receipt(task: ShardTask) -> Receipt | None:
+def find_receipt(task: BuildTask) -> Receipt | None:
     """Read a shard's receipt and look at its files; None if the shard has to be built (again).
 
     Local files are hashed. Of remote ones the size is compared: an upload is checked when it is made.
     """
     folder = open_folder(task.folder)
     try:
-        fields = parse_json(folder.read(receipt_name(task.shard.name)))
-        if fields["fingerprint"] != task.fingerprint:
+        receipt = _RECEIPT.validate_json(folder.read(receipt_name(task.shard.name)))
+        if receipt.fingerprint != task.fingerprint:
             return None
-        receipt = Receipt(
-            entry=ShardEntry(**fields["entry"]),
-            rejects=tuple(Reject(**reject) for reject in fields["rejects"]),
-        )
         entry = receipt.entry
         for suffix, num_bytes, sha256 in (
             ("tar", entry.tar_bytes, entry.tar_sha256),
@@ -166,7 +166,7 @@ def find_receipt(task: ShardTask) -> Receipt | None:
                 return None
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValidationError):
         return None
     return receipt
 
@@ -238,7 +238,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_samples(folder: Folder, shard: PlannedShard) -> list[SampleTask]:
+def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
     """The shard's part of the plan."""
     name = shard.samples_name
     try:
@@ -254,19 +254,19 @@ def _read_samples(folder: Folder, shard: PlannedShard) -> list[SampleTask]:
     return read_samples(data)
 
 
-def _read_images(samples: Sequence[SampleTask], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
+def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
     """`_read_image` of each; of remote ones several are on their way at a time."""
     read = partial(_read_image, decode=decode)
-    if any(is_remote(sample.image) for sample in samples):
+    if any(is_remote(sample.image.address) for sample in samples):
         with ThreadPoolExecutor(FETCHES) as pool:
             yield from pool.map(read, samples)
     else:
         yield from map(read, samples)
 
 
-def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject]]:
+def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Reject]]:
     """The image's bytes, and a reject for each of its refs if it is bad."""
-    name = ImageFile(address=sample.image, num_bytes=sample.num_bytes).name
+    image = sample.image
 
     def reject(reason: str, found: str) -> list[Reject]:
         lines = sample.lines or [""] * len(sample.rows)
@@ -276,14 +276,16 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
         ]
 
     try:
-        data = read_file(sample.image)
+        data = read_file(image.address)
     except StorageError:
         raise  # says nothing of the image
     except OSError as error:
-        return b"", reject("missing_image", f"{name} cannot be read ({error.strerror or error}); fetch the file again")
-    if len(data) != sample.num_bytes:
+        return b"", reject(
+            "missing_image", f"{image.name} cannot be read ({error.strerror or error}); fetch the file again"
+        )
+    if len(data) != image.num_bytes:
         raise BuildError(
-            f"{sample.image}: has {len(data)} bytes, {sample.num_bytes} when the build began; "
+            f"{image.address}: has {len(data)} bytes, {image.num_bytes} when the build began; "
             "wait until the file is complete and build again"
         )
     first = sample.rows[0]
@@ -291,10 +293,10 @@ def _read_image(sample: SampleTask, *, decode: bool) -> tuple[bytes, list[Reject
     if fault is None:
         return data, []
     reason, found = fault
-    return data, reject(reason, f"{name} {found}")
+    return data, reject(reason, f"{image.name} {found}")
 
 
-def _add_sample(tar: TarWriter, name: str, sample: SampleTask, data: bytes) -> ImageLocation:
+def _add_sample(tar: TarWriter, name: str, sample: PlannedSample, data: bytes) -> ImageLocation:
     """Write one image and its refs, and say where they are."""
     tar.begin_sample()
     offset = tar.add(f"{sample.key}.jpg", data)

@@ -4,9 +4,10 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipelines.images import SourceImage
 from pipelines.records import find_integer
 from pipelines.sources.raw import RawSource
 from pipelines.spill import Spill
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 _MOST_NAMED = 10
 """Missing images, and records without an id, that a message names."""
 
-FindImage = Callable[[int, str], dict[str, Any] | None]
-"""Image id and file name to where the bytes are, as plain values (`name` and `num_bytes` among them), or None."""
+FindImage = Callable[[int, str], SourceImage | None]
+"""Image id and file name to where the bytes are, or None."""
 
 
 @dataclass(slots=True)
@@ -77,13 +78,14 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
                         tables.missing[key] = str(file_name)
                 else:
                     tables.num_found += 1
-                    fact = f"{key} {found['name']} {found['num_bytes']}"
+                    fact = f"{key} {found.name} {found.num_bytes}"
                     digest += int.from_bytes(hashlib.sha256(fact.encode(errors="replace")).digest())
                 licence = record.get("license")
                 used_licences.add(whole_number(licence))
                 if spill is not None:
+                    place = None if found is None else asdict(found)
                     for shard in shards:
-                        spill.add(shard, "image", found, record)
+                        spill.add(shard, "image", place, record)
         elif section == "annotations":
             if spill is not None:
                 for shard in survey.shards_of_annotation(key):

@@ -29,7 +29,7 @@ import pipelines.build
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from pipelines.plan import BUILD_FOLDER, PLAN_NAME, load_plan
-from pipelines.shards import RECEIPTS_FOLDER, Receipt, ShardTask, build_shard
+from pipelines.shards import RECEIPTS_FOLDER, BuildTask, Receipt, build_shard
 from pipelines.spill import Spill
 from pipelines.tars import TarWriter
 from pipelines.toy import draw_toy
@@ -146,7 +146,7 @@ def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callab
     return int(note.read_text())
 
 
-def build_shard_hooked(task: ShardTask) -> Receipt:
+def build_shard_hooked(task: BuildTask) -> Receipt:
     """`build_shard` in a worker that dies at the step which the environment names."""
     number = os.environ.pop(_STEP_VARIABLE, "")
     if number:

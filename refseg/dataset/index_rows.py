@@ -118,7 +118,7 @@ def flatten(table: pa.Table, datasets: tuple[str, ...]) -> FlatRows:
         "mask_start": mask_start,
         "mask_bytes": mask_bytes,
         "manifest_start": np.array([0, table.num_rows]),
-        "mask_xxh3": np.array([xxhash.xxh3_64_intdigest(mask_bytes)], np.uint64),
+        "mask_xxh3": np.array([xxhash.xxh3_64_intdigest(mask_bytes.data)], np.uint64),
         "sentence_start": _starts(list_ends(columns["sentences"])),
         "sent_id": numbers(sentences.field("sent_id")),
         "sentence_exists": numbers(sentences.field("exists")),
