@@ -1,36 +1,25 @@
-"""Strings the stages together: plan, build shards, finalize; and goes on where a killed build stopped."""
+"""Strings the stages together: survey and check to a plan, build shards, finalize; resumes a build that was killed."""
 
 import errno
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.build_folder import lock_folder, own_folder, remove_leftovers
+from pipelines.build_folder import BUILD_FOLDER, lock_folder, own_folder, remove_leftovers
+from pipelines.build_plan import TOOL_KEYS, BuildPlan, differing_keys, load_plan
+from pipelines.build_shard import BuildTask, Receipt, build_shard, find_receipt
 from pipelines.engines import check_engine, run_tasks, usable_cores
+from pipelines.finalize import finalize, report_shared_images
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, Plan, differing_keys, load_plan
 from pipelines.planning import look_at_keys, make_plan, option_keys
-from pipelines.rejects import Reject, write_rejects
-from pipelines.shards import (
-    BuildTask,
-    Receipt,
-    build_shard,
-    find_receipt,
-    hash_file,
-    publish_bytes,
-    scratch_files,
-    scratch_folder,
-)
-from pipelines.shared_images import find_shared_images
+from pipelines.rejects import Reject
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import local_annotations
 from pipelines.verify import verify_dataset
-from refseg import __version__, tokenizer
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, ShardEntry, load_descriptor
-from refseg.dataset.index_file import write_indexes
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
 from refseg.dataset.schema import find_dataset
 from refseg.errors import BuildError, StorageError, UsageError
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
@@ -126,7 +115,7 @@ def _build_from_source(
             return BuildResult(descriptor=None, was_complete=False, num_shards=len(plan.shards), num_built=0)
         tasks = _tasks(folder, plan, options)
         receipts = _build_shards(plan, tasks, options, progress)
-        descriptor = _finalize(folder, plan, receipts, options)
+        descriptor = finalize(folder, plan, receipts, options)
     num_shards = len(plan.shards)
     return BuildResult(descriptor=descriptor, was_complete=False, num_shards=num_shards, num_built=num_shards)
 
@@ -160,12 +149,12 @@ def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[
             "run their tasks again with --stage shards, then --stage finalize"
         )
     with own_folder(folder, is_new=False):
-        descriptor = _finalize(folder, plan, receipts, options)
+        descriptor = finalize(folder, plan, receipts, options)
     num_shards = len(plan.shards)
     return BuildResult(descriptor=descriptor, was_complete=False, num_shards=num_shards, num_built=num_shards)
 
 
-def _tasks(folder: Folder, plan: Plan, options: BuildOptions) -> list[BuildTask]:
+def _tasks(folder: Folder, plan: BuildPlan, options: BuildOptions) -> list[BuildTask]:
     return [
         BuildTask(
             folder=str(folder.path.absolute()) if isinstance(folder, LocalFolder) else folder.address,
@@ -188,7 +177,7 @@ def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions)
     if faults:
         raise BuildError(f"{folder}: was finished and is damaged: {faults[0]}")
     if options.on_shared_images == "refuse":
-        _report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
+        report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
     remove_leftovers(folder)
     return descriptor
 
@@ -237,7 +226,7 @@ def _refuse_other_inputs(
 
 
 def _build_shards(
-    plan: Plan,
+    plan: BuildPlan,
     tasks: Sequence[BuildTask],
     options: BuildOptions,
     progress: Callable[[int, int], None] | None,
@@ -270,54 +259,3 @@ def _build_shards(
                     len(tasks),
                 )
     return receipts
-
-
-def _report_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry], options: BuildOptions) -> None:
-    """Warn of pictures with several identities, or refuse them."""
-    found = find_shared_images(folder, dataset_id, shards)
-    if not found.describe():
-        return
-    if options.on_shared_images == "refuse":
-        raise BuildError(f"{dataset_id}: {found.describe()}, or leave out --on-shared-images refuse")
-    logger.warning("%s: %s (--on-shared-images refuse ends such a build)", dataset_id, found.describe())
-
-
-def _finalize(folder: Folder, plan: Plan, receipts: dict[str, Receipt], options: BuildOptions) -> Descriptor:
-    """Write rejects and indexes, then the descriptor: from that moment on, there is a dataset."""
-    entries = [receipts[shard.name].entry for shard in plan.shards]
-    rejects = [*plan.rejects, *(reject for shard in plan.shards for reject in receipts[shard.name].rejects)]
-    apply_policy(rejects, options)
-    if not any(entry.num_refs for entry in entries):
-        raise BuildError(
-            f"{plan.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
-        )
-    shards = tuple(entry for entry in entries if entry.num_images)
-    _report_shared_images(folder, plan.dataset, shards, options)
-    rejects_sha256 = ""
-    if rejects:
-        with scratch_files(folder, REJECTS_NAME) as (path,):
-            write_rejects(path, rejects, find_dataset(plan.dataset))
-            rejects_sha256 = hash_file(path)
-            folder.publish(path, REJECTS_NAME)
-    descriptor = Descriptor(
-        dataset=plan.dataset,
-        refseg_version=__version__,
-        plan_fingerprint=plan.fingerprint,
-        mask_rule=plan.mask_rule,
-        tokenizer=dict(tokenizer.IDENTITY),
-        num_rejects=len(rejects),
-        rejects_sha256=rejects_sha256,
-        shards=shards,
-        sources=plan.sources,
-        licences=plan.licences,
-        plan_keys=plan.keys,
-        source_counts=plan.source_counts,
-        counts_accepted=plan.counts_accepted,
-        stored_images=plan.stored_images,
-        image_pools=plan.image_pools,
-    )
-    with scratch_folder(folder) as stage:
-        descriptor = replace(descriptor, indexes=write_indexes(folder, descriptor, stage))
-    publish_bytes(folder, descriptor.to_json().encode(), DESCRIPTOR_NAME)
-    folder.remove(BUILD_FOLDER)
-    return descriptor

@@ -1,12 +1,16 @@
-"""The folder of a build: one build at a time, traces of killed ones removed, a new one undone after a fault."""
+"""The folder of a build: its files in the making, one build at a time, traces of killed ones removed, faults undone."""
 
+import hashlib
 import logging
+import os
+import secrets
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from pipelines.plan import BUILD_FOLDER, PLAN_NAME, SAMPLES_FOLDER
-from pipelines.shards import RECEIPTS_FOLDER
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, INDEX_SUFFIX
 from refseg.errors import BuildError, RefsegError, StorageError, WorkerError
 from refseg.locks import lock
@@ -14,6 +18,13 @@ from refseg.storage import Folder, LocalFolder
 
 logger = logging.getLogger(__name__)
 
+BUILD_FOLDER = ".build"
+"""Holds plan, samples, receipts and temporary files inside the dataset's folder while it is built."""
+PLAN_NAME = f"{BUILD_FOLDER}/plan.json"
+SAMPLES_FOLDER = f"{BUILD_FOLDER}/samples"
+"""A file per shard with its checked records."""
+RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
+"""One file per finished shard."""
 _LOCK_NAME = "lock"
 
 
@@ -79,3 +90,45 @@ def remove_leftovers(folder: Folder) -> None:
         folder.remove(BUILD_FOLDER)
     except OSError as error:
         logger.warning("%s: %s cannot be removed (%s); no reader needs it", folder, BUILD_FOLDER, error)
+
+
+@contextmanager
+def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
+    """Paths for files in the making, beside the folder's own if it is local; what is left of them is removed.
+
+    No two writers of one shard share a file, on whichever machines and in whichever containers they are.
+    """
+    if isinstance(folder, LocalFolder):
+        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-"
+        paths = [folder.path / BUILD_FOLDER / f"{mark}{name.replace('/', '-')}" for name in names]
+        try:
+            yield paths
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
+            yield [Path(scratch) / name.replace("/", "-") for name in names]
+
+
+@contextmanager
+def scratch_folder(folder: Folder) -> Iterator[Path]:
+    """A folder of this machine for files in the making, on the file system of `folder` if that is local."""
+    if isinstance(folder, LocalFolder):
+        yield folder.path / BUILD_FOLDER
+    else:
+        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
+            yield Path(scratch)
+
+
+def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
+    """Write a small file and publish it."""
+    with scratch_files(folder, name) as (path,):
+        path.write_bytes(data)
+        folder.publish(path, name)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,8 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from pipelines.images import SourceImage
+from pipelines.images import SourceImage, describe_alike
 from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
-from pipelines.missing import describe_alike
 from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard, has_no_size

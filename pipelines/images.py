@@ -148,6 +148,15 @@ class ImageFinder:
         return (f"{image_id // 1000:02d}/images/{name}",)  # SAIAPR TC-12 as released
 
 
+def describe_alike(name: str, alike: str | None) -> str:
+    """The end of a message about a missing picture: the file of nearly its name; empty if there is none."""
+    if alike is None:
+        return ""
+    if unicodedata.normalize("NFC", alike) == unicodedata.normalize("NFC", name):
+        return f"; there is {alike}, its letters written otherwise in Unicode ({alike!a} for {name!a})"
+    return f"; there is {alike if alike == alike.strip() else repr(alike)}"
+
+
 def _alike_key(name: str) -> str:
     """Equal for names of files that are easily taken for each other."""
     name = unicodedata.normalize("NFC", unquote(name)).strip().casefold()

@@ -18,8 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.build_folder import BUILD_FOLDER
+from pipelines.build_plan import TOOL_KEYS, differing_keys, fingerprint
 from pipelines.mix_members import TRAIN, Member, open_members
-from pipelines.plan import BUILD_FOLDER, TOOL_KEYS, differing_keys, fingerprint
 from pipelines.pools import PoolTable, rename_shards
 from refseg import __version__
 from refseg.dataset.built import BuiltDataset

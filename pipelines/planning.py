@@ -3,24 +3,23 @@
 import logging
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import __version__ as pillow
 
+from pipelines.build_folder import BUILD_FOLDER, PLAN_NAME, publish_bytes
+from pipelines.build_plan import BuildPlan, PlannedShard, plan_keys
 from pipelines.check import CheckedShard, CheckTask, check_records
 from pipelines.engines import run_local
-from pipelines.images import ImageFinder, SourceImage
-from pipelines.missing import describe_alike, describe_missing
+from pipelines.images import ImageFinder, SourceImage, describe_alike
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.plan import BUILD_FOLDER, PLAN_NAME, Plan, PlannedShard, plan_keys
 from pipelines.pools import ImagePools
 from pipelines.published import find_differences
 from pipelines.records import make_records
 from pipelines.rejects import LEFT_OUT
-from pipelines.shards import publish_bytes
 from pipelines.sources.raw import RawShard, RawSource
 from pipelines.spill import Spill, spill_path
 from pipelines.survey import Survey, spill_refs, survey_refs
@@ -56,7 +55,7 @@ def option_keys(options: BuildOptions) -> dict[str, str]:
     return {name: str(value) for name, value in keys.items()}
 
 
-def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan:
+def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> BuildPlan:
     """Read and check all annotations and write the plan.
 
     Args:
@@ -78,7 +77,7 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         alike = look.finder.find_alike(tuple(tables.missing.values())) if look.finder and tables.missing else {}
         if source.spec.dataset == CUSTOM and tables.num_missing and options.on_bad_sample == "fail":
             images = options.images or options.annotations
-            fault = describe_missing(source, tables, alike, images=images)
+            fault = _describe_missing(source, tables, alike, images=images)
             raise ImageError(fault) if tables.num_found else UsageError(fault)
         if tables.num_missing and not tables.num_found:
             first = next(iter(alike or tables.missing.values()))
@@ -110,7 +109,7 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
                 f"{options.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
             )
         used_tars = (tar for checked in checks for tar in checked.pool_tars)
-        plan = Plan(
+        plan = BuildPlan(
             dataset=source.spec.dataset_id,
             keys=look.keys,
             mask_rule=options.mask_rule,
@@ -125,6 +124,32 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Plan
         )
     publish_bytes(folder, plan.to_json().encode(), PLAN_NAME)
     return plan
+
+
+def _describe_missing(source: RawSource, tables: Tables, alike: Mapping[str, str], *, images: Path | str) -> str:
+    """Name missing pictures, each with the first row that speaks of it and a file of nearly that name.
+
+    Args:
+        source: A `custom` dataset.
+        tables: With pictures missing.
+        alike: By name, the file that may have been meant (`ImageFinder.find_alike`).
+        images: Where they were looked for, as the user gave it.
+    """
+    rows: dict[int, str] = {}
+    for ref in source.refs:
+        if ref["image_id"] in tables.missing:
+            rows.setdefault(ref["image_id"], ref["where"])
+    lines = [
+        f"  {rows[image_id]}: found no file {name}{describe_alike(name, alike.get(name))}"
+        for image_id, name in tables.missing.items()
+    ]
+    if tables.num_missing > len(lines):
+        lines.append(f"  and {tables.num_missing - len(lines)} more")
+    return (
+        f"{source.spec.dataset_id}: {tables.num_missing} of {tables.num_found + tables.num_missing} pictures are not "
+        f"below {images}; names are compared letter by letter, with their folders; correct the table, or give --images"
+        "\n" + "\n".join(lines)
+    )
 
 
 def _check_counts(dataset_id: str, counts: dict[str, SplitCounts], *, accept: bool) -> None:

@@ -27,9 +27,10 @@ from killing import die, hook_changes, in_child, nth, wait_for
 
 import pipelines.build
 from pipelines.build import build_dataset
+from pipelines.build_folder import BUILD_FOLDER, PLAN_NAME, RECEIPTS_FOLDER
+from pipelines.build_plan import load_plan
+from pipelines.build_shard import BuildTask, Receipt, build_shard
 from pipelines.options import BuildOptions
-from pipelines.plan import BUILD_FOLDER, PLAN_NAME, load_plan
-from pipelines.shards import RECEIPTS_FOLDER, BuildTask, Receipt, build_shard
 from pipelines.spill import Spill
 from pipelines.tars import TarWriter
 from pipelines.toy import draw_toy

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.build_folder import hash_file
 from pipelines.export.dataset import ExportedDataset, ImageWriter
 from pipelines.export.run import ExportOptions, Progress
-from pipelines.shards import hash_file
 from refseg.compat.refer_records import COLUMNS, ReferTables, differences, refer_tables
 from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import CUSTOM, DatasetSpec

@@ -3,11 +3,11 @@
 import json
 import math
 import re
-import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.sources.table import RowFault
+from refseg.values import short
 
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
@@ -59,9 +59,9 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     split = reader.text("split").strip()
     meant = next((known for known in SPLITS if known.lower() == split.lower() and known != split), None)
     if meant is not None:
-        reader.faults.append(f"found split {_short(split)}, expected {meant!r}")
+        reader.faults.append(f"found split {short(split)}, expected {meant!r}")
     elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", split):  # part of the names of files
-        reader.faults.append(f"found split {_short(split)}, expected a letter, then letters and digits, 64 at most")
+        reader.faults.append(f"found split {short(split)}, expected a letter, then letters and digits, 64 at most")
     for name in REQUIRED:
         if found.get(name) is None:
             reader.faults.append(f"found no {name}")
@@ -102,14 +102,14 @@ class _Reader:
             return str(number)
         if isinstance(value, str) and "\0" not in value and value.strip():
             return value
-        self.faults.append(f"found {name} {_short(value)}, expected text")
+        self.faults.append(f"found {name} {short(value)}, expected text")
         return ""
 
     def integer(self, name: str) -> int | None:
         value = self._values.get(name)
         number = None if value is None else _whole(value)
         if value is not None and number is None:
-            self.faults.append(f"found {name} {_short(value)}, expected a whole number")
+            self.faults.append(f"found {name} {short(value)}, expected a whole number")
         return number
 
     def size(self) -> Size | None:
@@ -139,14 +139,14 @@ class _Reader:
             "box": (_box(value), "left, top, width, height, the last two above 0"),
         }[kind]
         if target is None:
-            self.faults.append(f"found {kind} {_short(value)}, expected {expected}")
+            self.faults.append(f"found {kind} {short(value)}, expected {expected}")
         return kind, target
 
     def _says_no_target(self) -> bool:
         value = self._values.get("no_target")
         word = str(value).strip().lower()
         if value is not None and word not in ("true", "1", "yes", "false", "0", "no"):
-            self.faults.append(f"found no_target {_short(value)}, expected true or false")
+            self.faults.append(f"found no_target {short(value)}, expected true or false")
         return word in ("true", "1", "yes")
 
 
@@ -219,7 +219,3 @@ def _rle(value: Any) -> dict[str, Any] | None:
 def _whole_number(value: Any) -> int | None:
     """As `_whole`, but of numbers alone."""
     return None if isinstance(value, str) else _whole(value)
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value).replace("\n", " ")

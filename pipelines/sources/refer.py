@@ -1,7 +1,8 @@
-"""Reads the `refer` family: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`."""
+"""Reads the `refer` family, Ref-ZOM among it: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,30 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
         tables=JsonTables(instances_path, required=("images", "annotations"), optional=("categories", "licenses")),
         sources=sources,
     )
+
+
+def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:
+    """Read `ref-zom/refs(final).p`, as the authors ask to rename their `Ref-ZOM(final).p`.
+
+    A ref with `source` `zero` has no target, whatever its `ann_id` (DMMI, `refer.py`, `getMask`).
+
+    Raises:
+        UsageError: If the files are not there.
+        AnnotationError: If a file cannot be read or is not of the expected form.
+    """
+    raw = read_refer(spec, annotations)
+    return replace(raw, refs=_ZomRefs(raw.refs))
+
+
+@dataclass(frozen=True, slots=True)
+class _ZomRefs:
+    """The refs with the targets of `zero` taken away."""
+
+    refs: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        for ref in self.refs:
+            yield {**ref, "ann_id": -1} if isinstance(ref, dict) and ref.get("source") == "zero" else ref
 
 
 def _refs_names(spec: DatasetSpec) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipelines.plan import fingerprint
+from pipelines.build_plan import fingerprint
 from pipelines.published import COUNTED, find_differences
 from refseg import tokenizer
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ShardEntry, SplitCounts

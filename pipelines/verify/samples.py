@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from pipelines.shards import sample_json
+from pipelines.build_shard import sample_json
 from pipelines.tars import BLOCK, walk_members
 from pipelines.verify.rows import Row
 from refseg.dataset.descriptor import StoredImages

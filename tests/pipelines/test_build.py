@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import build, plan
+from pipelines import build, build_plan
 from pipelines.build import build_dataset
 from pipelines.verify import verify_dataset
 from refseg.dataset.descriptor import load_descriptor
@@ -115,7 +115,7 @@ def test_a_finished_build_outlives_an_upgrade_but_a_begun_one_does_not(
     # Another Parquet writer means other bytes: never half of each in one folder.
     build_dataset(tiny.options(tmp_path / "finished"))
     _interrupt_build(tiny, tmp_path / "begun")
-    monkeypatch.setattr(plan.pa, "__version__", "0.1")
+    monkeypatch.setattr(build_plan.pa, "__version__", "0.1")
 
     assert build_dataset(tiny.options(tmp_path / "finished")).was_complete
     with pytest.raises(BuildError, match=r"inputs \(pyarrow: .*, now 0\.1\)"):

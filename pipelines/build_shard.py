@@ -1,13 +1,9 @@
 """One planned shard to tar, manifest and receipt, published whole or not at all."""
 
 import hashlib
-import os
-import secrets
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +12,11 @@ from typing import Any
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.build_folder import RECEIPTS_FOLDER, hash_file, publish_bytes, scratch_files
+from pipelines.build_plan import PlannedShard, differing_keys, installed_tools
 from pipelines.check import PlannedSample, read_samples, reject_image
 from pipelines.images import FETCHES
 from pipelines.jpeg_faults import find_jpeg_fault
-from pipelines.plan import BUILD_FOLDER, PlannedShard, differing_keys, installed_tools
 from pipelines.rejects import Reject
 from pipelines.resize import shrink_jpeg
 from pipelines.tars import TarWriter
@@ -29,9 +26,6 @@ from refseg.dataset.schema import ImageLocation
 from refseg.errors import BuildError, StorageError
 from refseg.json_text import canonical_json
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_file
-
-RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
-"""One file per finished shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,42 +170,6 @@ def receipt_name(shard: str) -> str:
     return f"{RECEIPTS_FOLDER}/{shard}.json"
 
 
-@contextmanager
-def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
-    """Paths for files in the making, beside the folder's own if it is local; what is left of them is removed.
-
-    No two writers of one shard share a file, on whichever machines and in whichever containers they are.
-    """
-    if isinstance(folder, LocalFolder):
-        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-"
-        paths = [folder.path / BUILD_FOLDER / f"{mark}{name.replace('/', '-')}" for name in names]
-        try:
-            yield paths
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-    else:
-        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
-            yield [Path(scratch) / name.replace("/", "-") for name in names]
-
-
-@contextmanager
-def scratch_folder(folder: Folder) -> Iterator[Path]:
-    """A folder of this machine for files in the making, on the file system of `folder` if that is local."""
-    if isinstance(folder, LocalFolder):
-        yield folder.path / BUILD_FOLDER
-    else:
-        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
-            yield Path(scratch)
-
-
-def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
-    """Write a small file and publish it."""
-    with scratch_files(folder, name) as (path,):
-        path.write_bytes(data)
-        folder.publish(path, name)
-
-
 def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The `.json` member of an image, from its rows: what readers without the manifest need."""
     fields = {
@@ -230,12 +188,6 @@ def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
         ],
     }
     return canonical_json(fields)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a local file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.build_folder import PLAN_NAME, SAMPLES_FOLDER
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawSource
 from refseg import __version__, tokenizer
@@ -17,11 +18,6 @@ from refseg.dataset.schema import FORMAT_VERSION, MANIFEST_SCHEMA
 from refseg.errors import BuildError
 from refseg.storage import Folder
 
-BUILD_FOLDER = ".build"
-"""Holds plan, samples, receipts and temporary files inside the dataset's folder while it is built."""
-SAMPLES_FOLDER = f"{BUILD_FOLDER}/samples"
-"""A file per shard with its checked records."""
-PLAN_NAME = f"{BUILD_FOLDER}/plan.json"
 TOOL_KEYS = ("pyarrow", "refseg_version")
 """Keys that may differ when a finished dataset is looked at again: they change bytes, not content."""
 
@@ -49,7 +45,7 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BuildPlan:
     """What will be built, and all that the descriptor will say besides what shards turn out to be.
 
     Attributes:
@@ -90,10 +86,10 @@ class Plan:
 
     def to_json(self) -> str:
         """Text of `plan.json`."""
-        return TypeAdapter(Plan).dump_json(self, indent=1).decode() + "\n"
+        return TypeAdapter(BuildPlan).dump_json(self, indent=1).decode() + "\n"
 
 
-def load_plan(folder: Folder) -> Plan | None:
+def load_plan(folder: Folder) -> BuildPlan | None:
     """The plan of a build that was begun in a folder, None if there is none.
 
     Raises:
@@ -104,7 +100,7 @@ def load_plan(folder: Folder) -> Plan | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return TypeAdapter(Plan).validate_json(data)
+        return TypeAdapter(BuildPlan).validate_json(data)
     except ValidationError as error:
         raise BuildError(
             f"{folder.join(PLAN_NAME)}: is no plan of this release; delete the folder and build again"
