@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,41 @@ def test_the_papers_recipes_hold_the_papers_settings(name: str, encoder: str, nu
     assert (train.global_batch, train.dice_weight, train.clip_norm) == (64, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "data"),
+    [
+        ("fcnet-refcoco-swin", "swin_base", {}),
+        ("fcnet-refcocoplus-r101", "clip_resnet101", {"root": "shards/refcocoplus-unc"}),
+        ("fcnet-refcocoplus-r50", "clip_resnet50", {"root": "shards/refcocoplus-unc"}),
+        ("fcnet-refcocoplus-swin", "swin_base", {"root": "shards/refcocoplus-unc"}),
+        ("fcnet-refcocog-r101", "clip_resnet101", {"root": "shards/refcocog-umd", "num_tokens": 22}),
+        ("fcnet-refcocog-swin", "swin_base", {"root": "shards/refcocog-umd", "num_tokens": 22}),
+    ],
+)
+def test_fcnets_recipes_differ_in_encoder_and_dataset_alone(name: str, encoder: str, data: dict[str, object]) -> None:
+    expected = load_recipe("fcnet-refcoco-r101").to_dict()
+    expected["model"]["image_encoder"] = encoder
+    expected["data"] |= data
+
+    assert load_recipe(name).to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("toy-quick", ["train.epochs", "train.checkpoint_every_steps", "train.val_every_epochs"]),
+        ("cris-refcoco-r50", ["model.image_encoder"]),
+    ],
+)
+def test_a_recipe_differs_from_the_one_it_extends_in_what_it_says(name: str, keys: list[str]) -> None:
+    base = {"toy-quick": "toy", "cris-refcoco-r50": "cris-refcoco-r101"}[name]
+
+    assert recipe_differences(load_recipe(base), load_recipe(name)) == keys
+
+
 def test_every_recipe_says_in_its_header_how_it_is_run() -> None:
     for path in (Path(__file__).parents[1] / "refseg" / "configs").glob("*.toml"):
-        header = path.read_text().split("[model]")[0]
+        header = re.split(r"^[^#]", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
         assert f"refseg/train.py {path.stem} " in header, path
         assert "Hardware:" in header, path
 
