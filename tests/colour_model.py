@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refseg import tokenizer
-from refseg.models.model import Explanation, ModelOutput, SegmentationModel
-from refseg.models.states import TextState
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 _TOKENS = [tokenizer.encode(colour)[1] for colour in COLOURS]

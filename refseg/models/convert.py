@@ -24,8 +24,7 @@ from refseg.addresses import local_path
 from refseg.aside import file_aside
 from refseg.errors import CheckpointError, MissingCheckpointError, UsageError
 from refseg.models.clip_archive import read_archive
-from refseg.models.weight_file import save_weights
-from refseg.models.weight_sources import CLIP_FILES, file_sha256
+from refseg.models.weight_files import CLIP_FILES, file_sha256, save_weights
 
 Kind = Literal["clip", "cris", "lavt"]
 _CLIP_NAMES = r"(?=(visual|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection)$)"

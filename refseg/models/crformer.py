@@ -21,15 +21,19 @@ from torch.nn import functional as F
 from refseg.errors import RecipeError
 from refseg.model_config import CRFormerConfig
 from refseg.models.attention import MultiHeadAttention
-from refseg.models.decoders import build_codes, build_decoder_layers, native_grid
-from refseg.models.encoders import build_image_encoder, build_text_encoder
 from refseg.models.fcnet import EmphasisGeneration
-from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, MaskHead, SineCodes
-from refseg.models.model import Explanation, ModelOutput, SegmentationModel
+from refseg.models.image_encoder import ImageEncoder, build_image_encoder
+from refseg.models.mask_decoder import (
+    DecoderLayer,
+    MaskHead,
+    SineCodes,
+    build_codes,
+    build_decoder_layers,
+    feature_grid,
+)
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 from refseg.models.neck import VisionNeck
-from refseg.models.states import TextState
-from refseg.models.text_encoder import ClipTextEncoder
+from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class CRFormerImageState(NamedTuple):
@@ -340,7 +344,7 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
         return QueryGeneration(
             key_conv=nn.Conv2d(dim, config.num_queries, 3, padding=1),
             emphasis_generation=EmphasisGeneration(
-                grid=native_grid(input_size),
+                grid=feature_grid(input_size),
                 word_dim=word_dim,
                 dim=dim,
                 num_heads=config.num_heads,

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 from refseg.errors import RecipeError
 from refseg.model_config import CRISConfig
-from refseg.models.decoders import build_codes, build_decoder_layers
-from refseg.models.encoders import build_image_encoder, build_text_encoder
-from refseg.models.image_encoder import ImageEncoder
-from refseg.models.model import Explanation, ModelOutput, SegmentationModel
+from refseg.models.image_encoder import ImageEncoder, build_image_encoder
+from refseg.models.mask_decoder import SentenceFilter, WordDecoder, build_codes, build_decoder_layers
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
-from refseg.models.sentence_filter import SentenceFilter
-from refseg.models.states import TextState
-from refseg.models.text_encoder import ClipTextEncoder
-from refseg.models.word_decoder import WordDecoder
+from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class Projector(nn.Module):

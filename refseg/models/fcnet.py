@@ -6,21 +6,30 @@ by the published counts, and is named where it stands.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refseg.errors import CheckpointError
+from refseg.errors import CheckpointError, RecipeError
+from refseg.model_config import FCNetConfig
 from refseg.models.attention import MultiHeadAttention
-from refseg.models.image_encoder import ImageEncoder
-from refseg.models.mask_decoder import DecoderLayer, SineCodes, sine_code_1d
-from refseg.models.model import Explanation, ModelOutput, SegmentationModel
-from refseg.models.neck import VisionNeck
-from refseg.models.states import ImageState, TextState
-from refseg.models.text_encoder import ClipTextEncoder
+from refseg.models.image_encoder import ImageEncoder, build_image_encoder
+from refseg.models.mask_decoder import (
+    DecoderLayer,
+    MaskHead,
+    PlainMaskHead,
+    SineCodes,
+    build_codes,
+    build_decoder_layers,
+    feature_grid,
+    sine_code_1d,
+)
+from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
+from refseg.models.neck import ConvNormReLU, VisionNeck
+from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class EmphasisGeneration(nn.Module):
@@ -175,11 +184,25 @@ class EmphasisCalibration(nn.Module):
         return emphasis + self.alpha(emphasis, sentence)[:, :, None] * emphasis
 
 
+class FCNetImageState(NamedTuple):
+    """All that a model computes from I images alone; shared by every expression of an image.
+
+    n is h * w with h = H / 16, w = W / 16.
+    """
+
+    pixels: Float[Tensor, "I n C"]
+    """Pixel features after the decoder's first self-attention, the last step that hears no language."""
+    key_maps: Float[Tensor, "I K m"]
+    """FCNet's key vision features as K tokens of m = native h * w numbers."""
+    grid: tuple[int, int]
+    """`(h, w)` of the pixel features."""
+
+
 class FCNet(SegmentationModel):
     """FCNet composed of its parts.
 
     The image's part never hears language, up to and including the first decoder layer's self-attention; so one
-    `ImageState` serves all sentences of an image, with the same result as encoding it for each.
+    `FCNetImageState` serves all sentences of an image, with the same result as encoding it for each.
     """
 
     key_conv: nn.Module | None
@@ -232,7 +255,7 @@ class FCNet(SegmentationModel):
         self.head = head
         self.codes = codes
 
-    def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> ImageState:
+    def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> FCNetImageState:
         """Encode normalised images whose sides are multiples of 32."""
         fused = self.neck(*self.image_encoder(images))
         grid = (fused.shape[2], fused.shape[3])
@@ -242,7 +265,7 @@ class FCNet(SegmentationModel):
             keys = fused.new_zeros(fused.shape[0], 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
         code = self.codes.of_pixels(grid, pixels)
-        return ImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
+        return FCNetImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
         """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
@@ -252,7 +275,7 @@ class FCNet(SegmentationModel):
         return state._replace(sentence=self.global_projection(state.sentence))
 
     def decode_all(
-        self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
+        self, image_state: FCNetImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> ModelOutput:
         """Segment; arguments as in `SegmentationModel`."""
         pixels = image_state.pixels[image_index]
@@ -272,7 +295,9 @@ class FCNet(SegmentationModel):
         x = self.final_norm(pixels).transpose(1, 2).unflatten(2, image_state.grid)
         return ModelOutput(self.head(x))
 
-    def explain(self, image_state: ImageState, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+    def explain(
+        self, image_state: FCNetImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
+    ) -> Explanation:
         """Attention of the emphases over the words, alpha, and the key maps; what an ablation has not is None."""
         if self.egm is None:
             return Explanation()
@@ -287,3 +312,59 @@ class FCNet(SegmentationModel):
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
         return cast("list[DecoderLayer]", list(self.layers))
+
+
+def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
+    """Build FCNet with random weights.
+
+    Args:
+        config: The recipe's `[model]` section.
+        input_size: `(height, width)` the model is made for, multiples of 32: FCNet's native grid is a sixteenth of it.
+
+    Raises:
+        RecipeError: If a feature of CLIP's is to be taken as it is and is not as wide as the decoder.
+    """
+    image_encoder = build_image_encoder(config.image_encoder, input_size)
+    text_encoder = build_text_encoder(config.image_encoder, config.dim)
+    if not config.egm and text_encoder.width != config.dim:
+        raise RecipeError(
+            f"model.dim: found {config.dim}, expected {text_encoder.width}: "
+            "without egm the decoder hears the words as they are"
+        )
+    keeps_sentence = config.sentence_projection == "clip"
+    if keeps_sentence and text_encoder.output_dim != config.dim:
+        raise RecipeError(
+            f'model.sentence_projection: found "clip", whose feature is {text_encoder.output_dim} wide beside '
+            f'{config.image_encoder}; expected "linear", or model.dim = {text_encoder.output_dim}'
+        )
+    # Modules are made in this order: it decides which random weights each gets.
+    return FCNet(
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        neck=VisionNeck(in_dims=image_encoder.channels, dim=config.dim),
+        emphasis_generation=EmphasisGeneration(
+            grid=feature_grid(input_size),
+            word_dim=text_encoder.width,
+            dim=config.dim,
+            num_heads=config.egm_heads or config.num_heads,
+            word_code=config.egm_word_code == "sine",
+        )
+        if config.egm
+        else None,
+        emphasis_calibration=EmphasisCalibration(
+            dim=config.dim, num_heads=config.num_heads, concat=config.ecm_concat, alpha=config.alpha
+        )
+        if config.ecm
+        else None,
+        layers=build_decoder_layers(config),
+        head=MaskHead(dim=config.dim) if config.head == "slim" else PlainMaskHead(dim=config.dim),
+        key_conv=_build_key_conv(config) if config.egm else None,
+        global_projection=nn.Linear(text_encoder.output_dim, config.dim) if config.ecm and not keeps_sentence else None,
+        codes=build_codes(config, input_size),
+    )
+
+
+def _build_key_conv(config: FCNetConfig) -> nn.Module:
+    if config.key_conv == "norm_relu":
+        return ConvNormReLU(config.dim, config.num_key_channels, 3)
+    return nn.Conv2d(config.dim, config.num_key_channels, 3, padding=1)

@@ -23,8 +23,7 @@ from refseg.model_config import Count, Natural
 from refseg.models import build_model
 from refseg.models.ancestry import STRICT, Ancestor
 from refseg.models.model import SegmentationModel
-from refseg.models.weight_file import save_weights
-from refseg.models.weight_sources import file_sha256
+from refseg.models.weight_files import file_sha256, save_weights
 from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 
 FOLDER_VERSION = 2

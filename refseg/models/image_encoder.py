@@ -174,6 +174,38 @@ class SwinBase(ImageEncoder):
         return c2, c3, c4
 
 
+class DarkNet53(ImageEncoder):
+    """DarkNet-53 with its last three stages as maps; timm's.
+
+    Source: Redmon and Farhadi 2018, "YOLOv3". LTS is said to start from a detector trained on COCO. A trap: the
+    pictures of RefCOCO, RefCOCO+ and RefCOCOg are COCO's train2014, so a detector of all COCO has seen the pictures,
+    and the boxes, that val and test ask about. MCN's code (Luo et al. 2020) therefore trains one without them. Here
+    the weights start random.
+    """
+
+    image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
+    channels = (256, 512, 1024)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = timm.create_model("darknet53", features_only=True, out_indices=(3, 4, 5))
+
+    def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
+        """Stem and the stages to stride 8."""
+        x = images
+        for part in ("stem_conv1", "stages_0", "stages_1", "stages_2"):
+            x = self.backbone[part](x)
+        return x
+
+    def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
+        """The fourth stage."""
+        return self.backbone["stages_3"](c2)
+
+    def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
+        """The fifth stage."""
+        return self.backbone["stages_4"](c3)
+
+
 class TinyResNet(ImageEncoder):
     """A ResNet-10 of narrow stages: trains from scratch on a CPU in minutes. Ours, for the toy recipes."""
 
@@ -199,6 +231,22 @@ class TinyResNet(ImageEncoder):
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
         """Fourth stage."""
         return self.backbone.layer4(c3)
+
+
+def build_image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
+    """The image encoder of this name, made for `(height, width)` pixels."""
+    match name:
+        case "clip_resnet50":
+            return ClipResNet(depth=50)
+        case "clip_resnet101":
+            return ClipResNet(depth=101)
+        case "swin_base":
+            return SwinBase(input_size=input_size)
+        case "darknet53":
+            return DarkNet53()
+        case "tiny":
+            return TinyResNet()
+    raise ValueError(f"no image encoder is named {name!r}")
 
 
 def _channels_first(x: Float[Tensor, "I h w C"]) -> Float[Tensor, "I C h w"]:

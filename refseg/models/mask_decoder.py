@@ -1,10 +1,13 @@
 """The mask decoder: pixel features hear tokens, then become mask logits at a quarter of the input's size."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refseg.model_config import ModelConfig
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.neck import ConvNormReLU, upsample
 
@@ -102,6 +105,63 @@ class DecoderLayer(nn.Module):
         return pixels + self.dropout(self.mlp(self.mlp_norm(pixels)))
 
 
+class WordDecoder(nn.Module):
+    """Decoder layers whose memory is the words: FCNet's layers, with CRIS's memory.
+
+    Source: CRIS's vision-language decoder (Wang et al. 2022), by its code (`TransformerDecoder`): sine codes of a
+    pixel's place on queries and of a word's place on keys, never on values; the words as the text encoder gives them;
+    padding is not heard.
+    """
+
+    def __init__(self, *, layers: list[DecoderLayer], codes: SineCodes, has_final_norm: bool) -> None:
+        """Build.
+
+        Args:
+            layers: At least one.
+            codes: Of the places of pixels and words, C wide.
+            has_final_norm: End with a LayerNorm, as CRIS does.
+        """
+        super().__init__()
+        self.codes = codes
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = nn.LayerNorm(codes.dim) if has_final_norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B C h w"]:
+        """Let the pixels hear."""
+        pixels, _ = self._run(x, words, token_mask, is_watched=False)
+        return self.final_norm(pixels).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def word_attention(
+        self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """How much each word was heard, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
+        _, heard = self._run(x, words, token_mask, is_watched=True)
+        return sum(heard[1:], heard[0]) / len(heard)
+
+    def _run(
+        self,
+        x: Float[Tensor, "B C h w"],
+        words: Float[Tensor, "B L C"],
+        token_mask: Bool[Tensor, "B L"],
+        *,
+        is_watched: bool,
+    ) -> tuple[Float[Tensor, "B n C"], list[Float[Tensor, "B L"]]]:
+        """Pixels after the last layer, and what each layer heard where that is wanted."""
+        pixels = x.flatten(2).transpose(1, 2)
+        pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
+        word_code = self.codes.of_tokens(words)
+        heard: list[Tensor] = []
+        for layer in cast("list[DecoderLayer]", list(self.layers)):
+            pixels = layer.hear_pixels(pixels, pixel_code)
+            if is_watched:
+                asking = layer.cross_norm(pixels) + pixel_code
+                heard.append(layer.cross_attention.weights(asking, words + word_code, token_mask).mean(dim=(1, 2)))
+            pixels = layer.hear_tokens(pixels, pixel_code, words, word_code, token_mask)
+        return pixels, heard
+
+
 class MaskHead(nn.Module):
     """Pixel features at stride 16 to mask logits at stride 4: x2, 3x3 to C/2, x2, 3x3 to one.
 
@@ -131,3 +191,61 @@ class PlainMaskHead(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
         """Grow and predict."""
         return self.predict(F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False))
+
+
+class SentenceFilter(nn.Module):
+    """One response per position: conv(x, K(s)) + b(s), where K(s) and b(s) are one linear map of the sentence.
+
+    Source: CRIS's code (`Projector.txt`, and its order of numbers: channels, rows, columns, then the bias); LTS's
+    abstract and later papers name "relevance filtering" without a formula. CRIS runs it as one grouped convolution over
+    all B * C channels; here each tap is a product with all positions, and the taps are added, shifted: the same sum.
+    """
+
+    def __init__(self, *, sentence_dim: int, dim: int, size: int) -> None:
+        """Build.
+
+        Args:
+            sentence_dim: Width of the sentence feature.
+            dim: C, channels of the features.
+            size: Side of the filter, odd.
+        """
+        super().__init__()
+        self.size = size
+        self.generate = nn.Linear(sentence_dim, dim * size**2 + 1)
+
+    def forward(self, x: Float[Tensor, "B C h w"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B 1 h w"]:
+        """Respond; beyond the edges there are zeros."""
+        made = self.generate(sentence)
+        taps = made[:, :-1].unflatten(1, (x.shape[1], -1)).transpose(1, 2)  # (B, size * size, C)
+        h, w = x.shape[2:]
+        responses = F.pad((taps @ x.flatten(2)).unflatten(2, (h, w)), [self.size // 2] * 4)
+        shifted = [
+            responses[:, row * self.size + column, row : row + h, column : column + w]
+            for row in range(self.size)
+            for column in range(self.size)
+        ]
+        return (torch.stack(shifted).sum(dim=0) + made[:, -1, None, None])[:, None]
+
+
+def build_decoder_layers(config: ModelConfig) -> list[DecoderLayer]:
+    """As many layers as the recipe says, with random weights."""
+    return [
+        DecoderLayer(
+            dim=config.dim,
+            num_heads=config.num_heads,
+            ffn_dim=config.ffn_dim,
+            dropout=config.dropout,
+            extra_norms=config.extra_norms,
+        )
+        for _ in range(config.num_decoder_layers)
+    ]
+
+
+def feature_grid(input_size: tuple[int, int]) -> tuple[int, int]:
+    """`(h, w)` of the features a decoder sees: a sixteenth of the input."""
+    return input_size[0] // 16, input_size[1] // 16
+
+
+def build_codes(config: ModelConfig, input_size: tuple[int, int]) -> SineCodes:
+    """Position codes of the native grid."""
+    return SineCodes(grid=feature_grid(input_size), dim=config.dim)

@@ -6,7 +6,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from refseg.models.image_encoder import ImageEncoder
-from refseg.models.states import TextState
+
+
+class TextState(NamedTuple):
+    """All that a model computes from B sentences alone."""
+
+    words: Float[Tensor, "B L E"]
+    """Features of SOS, words and EOS (F_t)."""
+    sentence: Float[Tensor, "B C"]
+    """Global feature of the sentence (F_tg)."""
+    token_mask: Bool[Tensor, "B L"]
+    """True from SOS to EOS."""
 
 
 class ModelOutput(NamedTuple):

@@ -7,8 +7,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from refseg.models.model import SegmentationModel
-from refseg.models.states import TextState
+from refseg.models.model import SegmentationModel, TextState
 
 
 class TextCache:

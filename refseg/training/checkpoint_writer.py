@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refseg.aside import folder_aside, write_aside
 from refseg.errors import CheckpointError
-from refseg.models.weight_file import save_weights
+from refseg.models.weight_files import save_weights
 from refseg.sealed import seal
 from refseg.training.checkpoint import (
     BEST_NAME,

@@ -11,7 +11,7 @@ from refseg.data.transforms import Geometry
 from refseg.errors import RecipeError
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
-from refseg.models.weights import load_pretrained
+from refseg.models.pretrained import load_pretrained
 from refseg.training.start_weights import StartWeights
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from refseg.config import Recipe
 from refseg.errors import CheckpointError, RecipeError
 from refseg.models.ancestry import Ancestor
-from refseg.models.decoders import native_grid
 from refseg.models.fcnet import resize_native_grid
+from refseg.models.mask_decoder import feature_grid
 from refseg.models.model import SegmentationModel
-from refseg.models.weight_sources import file_sha256
+from refseg.models.weight_files import file_sha256
 from refseg.training.checkpoint import Checkpoint, fit_weights, load_checkpoint, weights_file
 from refseg.training.checkpoint_state import CheckpointState
 
@@ -67,7 +67,7 @@ def load_start_weights(recipe: Recipe) -> StartWeights:
     found = load_checkpoint(Path(given))
     _refuse_another_architecture(found, recipe)
     tensors = found.model.state_dict()
-    grid = native_grid(recipe.data.input_size)
+    grid = feature_grid(recipe.data.input_size)
     grids = [tuple(tensor.tolist()) for name, tensor in tensors.items() if name.endswith("native_grid")]
     if any(other != grid for other in grids):
         tensors = resize_native_grid(tensors, grid)

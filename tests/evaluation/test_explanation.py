@@ -13,8 +13,7 @@ from refseg.evaluation.explanation import Explainer, SentenceExplanation, explai
 from refseg.evaluation.heat_maps import draw_explanation, draw_heat_map
 from refseg.model_config import MODEL_CONFIGS, FCNetConfig
 from refseg.models import build_model
-from refseg.models.model import Explanation, SegmentationModel
-from refseg.models.states import TextState
+from refseg.models.model import Explanation, SegmentationModel, TextState
 
 GEOMETRY = Geometry(kind="letterbox", size=(64, 64))
 

@@ -12,7 +12,7 @@ from refseg.model_config import FCNetConfig
 from refseg.models import build_model
 from refseg.models.fcnet import FCNet
 from refseg.models.image_encoder import SwinBase
-from refseg.models.weights import load_pretrained
+from refseg.models.pretrained import load_pretrained
 from refseg.tokenizer import encode
 
 Pair = tuple[FCNet, torch.nn.Module]

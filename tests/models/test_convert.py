@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 
 from refseg.errors import CheckpointError
-from refseg.models import weight_sources
+from refseg.models import weight_files
 from refseg.models.convert import convert_weights
 
 
@@ -27,8 +27,8 @@ def sha256(path: Path) -> str:
 def test_an_archive_of_a_published_hash_is_converted_to_float32(
     small_clip_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = replace(weight_sources.CLIP_FILES["RN50"], sha256=sha256(small_clip_archive))
-    monkeypatch.setitem(weight_sources.CLIP_FILES, "RN50", published)
+    published = replace(weight_files.CLIP_FILES["RN50"], sha256=sha256(small_clip_archive))
+    monkeypatch.setitem(weight_files.CLIP_FILES, "RN50", published)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = torch.jit.load(str(small_clip_archive)).state_dict()
@@ -55,7 +55,7 @@ def test_an_archive_of_another_hash_is_refused_unless_that_hash_is_accepted(
 
     with pytest.raises(CheckpointError, match=rf"found SHA-256 {found}, expected that of a published archive") as error:
         convert_weights("clip", small_clip_archive, out)
-    assert f"{weight_sources.CLIP_FILES['RN101'].sha256}/RN101.pt" in str(error.value)
+    assert f"{weight_files.CLIP_FILES['RN101'].sha256}/RN101.pt" in str(error.value)
     with pytest.raises(CheckpointError, match=rf"found SHA-256 {found}, expected the accepted {'0' * 64}"):
         convert_weights("clip", small_clip_archive, out, accepted_sha256="0" * 64)
     assert not out.exists()

@@ -15,9 +15,9 @@ from refseg.models import build_model
 from refseg.models.attention import MultiHeadAttention
 from refseg.models.cost import count_cost
 from refseg.models.crformer import CRFormer, LanguageReconstruction, VisionLanguageFusion
-from refseg.models.encoders import build_image_encoder
+from refseg.models.image_encoder import build_image_encoder
 from refseg.models.mask_decoder import DecoderLayer, sine_code_1d, sine_code_2d
-from refseg.models.states import TextState
+from refseg.models.model import TextState
 
 TINY: dict[str, Any] = {
     "name": "crformer", "image_encoder": "tiny", "dim": 64, "ffn_dim": 48, "num_queries": 4, "num_heads": 4,

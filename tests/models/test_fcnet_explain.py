@@ -6,12 +6,11 @@ from torch import Tensor
 
 from refseg.model_config import FCNetConfig
 from refseg.models import build_model
-from refseg.models.fcnet import FCNet
-from refseg.models.model import Explanation
-from refseg.models.states import ImageState, TextState
+from refseg.models.fcnet import FCNet, FCNetImageState
+from refseg.models.model import Explanation, TextState
 
 
-def states(**changes: object) -> tuple[FCNet, ImageState, TextState, Tensor]:
+def states(**changes: object) -> tuple[FCNet, FCNetImageState, TextState, Tensor]:
     """A model with two images and three sentences of 5, 3 and 4 tokens."""
     torch.manual_seed(0)
     config = {"image_encoder": "tiny", "dim": 32, "ffn_dim": 32, "num_key_channels": 6, "num_heads": 4, **changes}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from refseg.models.gru_encoder import BiGruTextEncoder
+from refseg.models.text_encoder import BiGruTextEncoder
 
 IDS = torch.tensor([[5, 1, 7, 2, 6], [5, 3, 6, 0, 0]])
 KEEP = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refseg.models.encoders import build_image_encoder
-from refseg.models.image_encoder import ClipResNet, SwinBase
+from refseg.models.image_encoder import ClipResNet, SwinBase, build_image_encoder
 
 
 @pytest.fixture(scope="module")

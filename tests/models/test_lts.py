@@ -12,10 +12,10 @@ from refseg.config import load_recipe
 from refseg.errors import RecipeError
 from refseg.model_config import LTSConfig
 from refseg.models import build_model
-from refseg.models.darknet import DarkNet53
-from refseg.models.gru_encoder import BiGruTextEncoder
+from refseg.models.image_encoder import DarkNet53
 from refseg.models.lts import LTS, PriorSegmenter, TransformerLocator
 from refseg.models.neck import ConvNormReLU
+from refseg.models.text_encoder import BiGruTextEncoder
 from refseg.training.losses import LossWeights, training_loss
 
 TINY: dict[str, Any] = {

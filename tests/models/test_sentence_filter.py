@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from refseg.models.sentence_filter import SentenceFilter
+from refseg.models.mask_decoder import SentenceFilter
 
 
 @torch.no_grad()

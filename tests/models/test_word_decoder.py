@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from refseg.models.attention import MultiHeadAttention
-from refseg.models.mask_decoder import DecoderLayer, SineCodes, sine_code_1d, sine_code_2d
-from refseg.models.word_decoder import WordDecoder
+from refseg.models.mask_decoder import DecoderLayer, SineCodes, WordDecoder, sine_code_1d, sine_code_2d
 
 KEEP = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
 

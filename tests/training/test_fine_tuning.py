@@ -14,7 +14,7 @@ from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, RecipeError, UsageError
 from refseg.evaluation.leak_check import check_leaks, refuse_leaks
 from refseg.evaluation.leaks import leak_warning
-from refseg.models.weight_sources import file_sha256
+from refseg.models.weight_files import file_sha256
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, load_optimizer
 from refseg.training.start_weights import load_start_weights

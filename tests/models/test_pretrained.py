@@ -18,8 +18,8 @@ from refseg.models import build_model
 from refseg.models.convert import convert_weights
 from refseg.models.fcnet import FCNet
 from refseg.models.model import SegmentationModel
-from refseg.models.weight_sources import file_sha256
-from refseg.models.weights import load_pretrained
+from refseg.models.pretrained import load_pretrained
+from refseg.models.weight_files import file_sha256
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from refseg.model_config import ModelConfig
 from refseg.models.image_encoder import ClipResNet, SwinBase
 from refseg.models.model import SegmentationModel
 from refseg.models.text_encoder import ClipTextEncoder
-from refseg.models.weight_sources import CLIP_FILES, SWIN_NAMES, swin_address, swin_repository
+from refseg.models.weight_files import CLIP_FILES, SWIN_NAMES, swin_address, swin_repository
 from refseg.wording import counted
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,12 @@
-"""Published encoder weights: where each file is fetched from, and the hash it has."""
+"""Weight files: where published ones are fetched from and the hashes they have, and how ours are written."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
 
@@ -68,3 +72,21 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name, from whatever device they are on.
+
+    Args:
+        path: A file that is not there yet.
+        weights: For example a state dict.
+        metadata: For the file's head.
+
+    Raises:
+        OSError, SafetensorError: If the disk refuses.
+    """
+    path.touch()
+    rights = path.stat().st_mode
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(rights)  # safetensors gives its files to their owner alone
