@@ -1,6 +1,6 @@
 """A model without weights to learn: where a picture has the colour that a sentence names is known beforehand."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,12 @@ from refseg.models.model import Explanation, ModelOutput, SegmentationModel, Tex
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 _TOKENS = [tokenizer.encode(colour)[1] for colour in COLOURS]
+
+
+class ColourMaps(NamedTuple):
+    """How much of each cell of 4 x 4 pixels has each colour, shape (I, 3, H/4, W/4)."""
+
+    shares: Tensor
 
 
 class ColourModel(SegmentationModel):
@@ -30,22 +36,22 @@ class ColourModel(SegmentationModel):
         self.num_encoded_images = 0
         self.num_decoded: list[int] = []
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor) -> ColourMaps:
         assert not self.training
         self.num_encoded_images += len(images)
         coloured = images - images.mean(1, keepdim=True) > 0.3
-        return F.avg_pool2d(coloured.float(), 4)
+        return ColourMaps(F.avg_pool2d(coloured.float(), 4))
 
     def encode_text(self, token_ids: Tensor, token_mask: Tensor) -> TextState:
         named = (token_ids[:, :, None] == torch.tensor(_TOKENS)) & token_mask[:, :, None]
         return TextState(words=named.float(), sentence=named.any(1).float(), token_mask=token_mask)
 
-    def decode_all(self, image_state: Tensor, text_state: TextState, image_index: Tensor) -> ModelOutput:
-        self.num_decoded.append(len(image_index))
-        share = (image_state[image_index] * text_state.sentence[:, :, None, None]).sum(1, keepdim=True)
+    def decode_pairs(self, image_state: ColourMaps, text_state: TextState) -> ModelOutput:
+        self.num_decoded.append(len(text_state.words))
+        share = (image_state.shares * text_state.sentence[:, :, None, None]).sum(1, keepdim=True)
         return ModelOutput(self.scale * (share - 0.5))
 
-    def explain(self, image_state: Any, text_state: Any, image_index: Tensor) -> Explanation:
+    def explain_pairs(self, image_state: ColourMaps, text_state: TextState) -> Explanation:
         weight = (1 + 3 * text_state.words.sum(2)) * text_state.token_mask
         attention = (weight / weight.sum(1, keepdim=True))[:, None].expand(-1, len(COLOURS), -1)
-        return Explanation(word_attention=attention, key_maps=image_state[image_index])
+        return Explanation(word_attention=attention, key_maps=image_state.shares)

@@ -32,18 +32,16 @@ class _ImageHalf(nn.Module):
         self.model = model
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> tuple[Tensor, ...]:
-        return tuple(part for part in self.model.encode_image(images) if isinstance(part, Tensor))
+        return tuple(self.model.encode_image(images))
 
 
 class _SentenceHalf(nn.Module):
     """The tensors of an image state and sentences to mask logits."""
 
-    def __init__(self, model: SegmentationModel, image_state: Any) -> None:
-        """Keep what of the state is no tensor (the grid), which the input's size fixes."""
+    def __init__(self, model: SegmentationModel, state_type: type[Any]) -> None:
         super().__init__()
         self.model = model
-        self.kind = type(image_state)
-        self.constants = [None if isinstance(part, Tensor) else part for part in image_state]
+        self.state_type = state_type
 
     def forward(
         self,
@@ -52,9 +50,9 @@ class _SentenceHalf(nn.Module):
         token_mask: Bool[Tensor, "B L"],
         image_index: Int64[Tensor, "B"],
     ) -> Float[Tensor, "B 1 h4 w4"]:
-        tensors = iter(image_state)
-        state = self.kind(*(next(tensors) if part is None else part for part in self.constants))
-        return self.model.decode(state, self.model.encode_text(token_ids, token_mask), image_index)
+        return self.model.decode(
+            self.state_type(*image_state), self.model.encode_text(token_ids, token_mask), image_index
+        )
 
 
 def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: ExportFormat) -> float:
@@ -86,9 +84,9 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
     image_index = torch.tensor([1, 0])
     with folder_aside(out, is_shared=True) as part:
         with torch.no_grad():
-            state = model.encode_image(images)
+            state_type = type(model.encode_image(images))
             expected = model(images, token_ids, token_mask, image_index).mask_logits
-            image_half, sentence_half = _ImageHalf(model), _SentenceHalf(model, state)
+            image_half, sentence_half = _ImageHalf(model), _SentenceHalf(model, state_type)
             tensors = image_half(images)
             sentence_inputs = (tensors, token_ids, token_mask, image_index)
             num_images, num_sentences = torch.export.Dim("images"), torch.export.Dim("sentences")

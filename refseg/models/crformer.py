@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -267,11 +267,9 @@ class CRFormer(SegmentationModel):
             return CRFormerImageState(self.image_encoder.to_c2(images))
         return CRFormerImageState(self.neck(*self.image_encoder(images)))
 
-    def decode_all(
-        self, image_state: CRFormerImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> ModelOutput:
+    def decode_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> ModelOutput:
         """Segment; in training, rebuild the words too. Arguments as in `SegmentationModel`."""
-        fused = self._fuse(image_state.features[image_index], text_state)
+        fused = self._fuse(image_state.features, text_state)
         features, queries = self._until_last_layer(fused, text_state)
         features = self._hear(len(self.layers) - 1, features, queries)
         normed = self.final_norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -283,11 +281,9 @@ class CRFormer(SegmentationModel):
         error = self.reconstruction(queries, text_state.words, text_state.token_mask)
         return ModelOutput(mask_logits, reconstruction_error=error)
 
-    def explain(
-        self, image_state: CRFormerImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> Explanation:
-        """How the queries of the last decoder layer were made; arguments as of `decode_all`."""
-        features = self._fuse(image_state.features[image_index], text_state)
+    def explain_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> Explanation:
+        """How the queries of the last decoder layer were made; arguments as of `decode_pairs`."""
+        features = self._fuse(image_state.features, text_state)
         generation, last = self.generation, len(self.layers) - 1
         if self.calibrations and last > 0:
             features, _ = self._until_last_layer(features, text_state)

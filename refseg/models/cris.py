@@ -7,7 +7,7 @@ Ours: any encoder, the sentence's width apart from the image's; padding is found
 is a word piece; and one image's work serves all its sentences.
 """
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from refseg.errors import RecipeError
@@ -80,17 +80,15 @@ class CRIS(SegmentationModel):
         """Encode normalised images whose sides are multiples of 32."""
         return self.neck.levels(*self.image_encoder(images))
 
-    def decode_all(
-        self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> ModelOutput:
+    def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
         """Segment; arguments as in `SegmentationModel`."""
-        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        fused = self.neck.fuse(image_state, text_state.sentence)
         heard = self.decoder(fused, text_state.words, text_state.token_mask)
         return ModelOutput(self.projector(heard, text_state.sentence))
 
-    def explain(self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+    def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
         """What the picture heard as a whole (N = 1): each word's attention, averaged over pixels and layers."""
-        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        fused = self.neck.fuse(image_state, text_state.sentence)
         heard = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
         return Explanation(word_attention=heard[:, None])
 

@@ -185,17 +185,12 @@ class EmphasisCalibration(nn.Module):
 
 
 class FCNetImageState(NamedTuple):
-    """All that a model computes from I images alone; shared by every expression of an image.
+    """All that FCNet computes from I images alone; h = H / 16, w = W / 16."""
 
-    n is h * w with h = H / 16, w = W / 16.
-    """
-
-    pixels: Float[Tensor, "I n C"]
+    pixels: Float[Tensor, "I h w C"]
     """Pixel features after the decoder's first self-attention, the last step that hears no language."""
     key_maps: Float[Tensor, "I K m"]
-    """FCNet's key vision features as K tokens of m = native h * w numbers."""
-    grid: tuple[int, int]
-    """`(h, w)` of the pixel features."""
+    """Key vision features as K tokens of m = native h * w numbers; K = m = 0 without EGM."""
 
 
 class FCNet(SegmentationModel):
@@ -264,8 +259,8 @@ class FCNet(SegmentationModel):
         else:
             keys = fused.new_zeros(fused.shape[0], 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
-        code = self.codes.of_pixels(grid, pixels)
-        return FCNetImageState(pixels=self._decoder_layers[0].hear_pixels(pixels, code), key_maps=keys, grid=grid)
+        pixels = self._decoder_layers[0].hear_pixels(pixels, self.codes.of_pixels(grid, pixels))
+        return FCNetImageState(pixels=pixels.unflatten(1, grid), key_maps=keys)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
         """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
@@ -274,39 +269,34 @@ class FCNet(SegmentationModel):
             return state
         return state._replace(sentence=self.global_projection(state.sentence))
 
-    def decode_all(
-        self, image_state: FCNetImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> ModelOutput:
+    def decode_pairs(self, image_state: FCNetImageState, text_state: TextState) -> ModelOutput:
         """Segment; arguments as in `SegmentationModel`."""
-        pixels = image_state.pixels[image_index]
+        grid = (image_state.pixels.shape[1], image_state.pixels.shape[2])
+        pixels = image_state.pixels.flatten(1, 2)
         if self.egm is None:
             tokens, mask = text_state.words, text_state.token_mask
         else:
-            keys = image_state.key_maps[image_index]
-            tokens, mask = self.egm(keys, text_state.words, text_state.token_mask), None
+            tokens, mask = self.egm(image_state.key_maps, text_state.words, text_state.token_mask), None
             if self.ecm is not None:
                 tokens = self.ecm(tokens, text_state.sentence)
-        pixel_code = self.codes.of_pixels(image_state.grid, pixels)
+        pixel_code = self.codes.of_pixels(grid, pixels)
         token_code = self.codes.of_tokens(tokens)
         for number, layer in enumerate(self._decoder_layers):
             if number > 0:  # the first layer's self-attention is the image's part
                 pixels = layer.hear_pixels(pixels, pixel_code)
             pixels = layer.hear_tokens(pixels, pixel_code, tokens, token_code, mask)
-        x = self.final_norm(pixels).transpose(1, 2).unflatten(2, image_state.grid)
+        x = self.final_norm(pixels).transpose(1, 2).unflatten(2, grid)
         return ModelOutput(self.head(x))
 
-    def explain(
-        self, image_state: FCNetImageState, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> Explanation:
+    def explain_pairs(self, image_state: FCNetImageState, text_state: TextState) -> Explanation:
         """Attention of the emphases over the words, alpha, and the key maps; what an ablation has not is None."""
         if self.egm is None:
             return Explanation()
-        keys = image_state.key_maps[image_index]
-        asked = (keys, text_state.words, text_state.token_mask)
+        asked = (image_state.key_maps, text_state.words, text_state.token_mask)
         return Explanation(
             word_attention=self.egm.word_attention(*asked),
             alpha=self.ecm.alpha(self.egm(*asked), text_state.sentence) if self.ecm is not None else None,
-            key_maps=keys.unflatten(2, self.egm.grid),
+            key_maps=image_state.key_maps.unflatten(2, self.egm.grid),
         )
 
     @property

@@ -9,7 +9,7 @@ widths and formulas, the encoders of the default, what the prior learns and how 
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from refseg.errors import RecipeError
@@ -144,17 +144,15 @@ class LTS(SegmentationModel):
         """Encode normalised images whose sides are multiples of 32."""
         return self.neck.levels(*self.image_encoder(images))
 
-    def decode_all(
-        self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]
-    ) -> ModelOutput:
+    def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
         """Locate and segment; arguments as in `SegmentationModel`. The mask's loss reaches the locator, too."""
-        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        fused = self.neck.fuse(image_state, text_state.sentence)
         location_logits = self.locator(fused, text_state)
         return ModelOutput(self.segmenter(fused, location_logits.sigmoid()), location_logits)
 
-    def explain(self, image_state: NeckLevels, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+    def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
         """The prior, and (N = 1) the words that the pixels heard or that the bi-GRU's sentence is made of."""
-        fused = self.neck.fuse(image_state.of(image_index), text_state.sentence)
+        fused = self.neck.fuse(image_state, text_state.sentence)
         heard = None
         if isinstance(self.locator, TransformerLocator):
             heard = self.locator.decoder.word_attention(fused, text_state.words, text_state.token_mask)[:, None]

@@ -1,4 +1,4 @@
-"""What every model promises: an image side, a sentence side, and a decoder that joins them."""
+"""The interface of every model: an image side, a sentence side, a decoder that joins them, and the states between."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from refseg.models.image_encoder import ImageEncoder
 
 
 class TextState(NamedTuple):
-    """All that a model computes from B sentences alone."""
+    """All that a model computes from B sentences alone; the same for every model."""
 
     words: Float[Tensor, "B L E"]
     """Features of SOS, words and EOS (F_t)."""
@@ -43,11 +43,26 @@ class Explanation(NamedTuple):
     """What each of the N tokens asked from: its key map, unbounded, at the grid of its weights over the whole input."""
 
 
+def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
+    """Return the image state of B sentences: row b of each tensor is row `image_index[b]` of the given one.
+
+    Args:
+        image_state: Of I images, of any model.
+        image_index: The image of each sentence, 0 to I - 1.
+    """
+    return type(image_state)(*(tensor[image_index] for tensor in image_state))
+
+
 class SegmentationModel(nn.Module):
     """A referring segmentation model in three calls, so that one image's work serves all its sentences.
 
-    A model defines `encode_image` and `decode_all`; what never hears language goes into the first.
-    The image state is a NamedTuple of the model's own kind; only its own `decode_all` reads it.
+    `encode_image` gives an image state, `encode_text` a `TextState`, and `decode` joins the two. A state is a
+    NamedTuple of tensors and of nothing else, and the first axis of each of its tensors counts the images of an image
+    state or the sentences of a text state. So a state is indexed, kept and exported by code that does not know the
+    model. Each model has an image state of its own, which holds all that needs no language.
+
+    A model defines `encode_image`, `decode_pairs` and `explain_pairs`. The last two get an image state with a row for
+    each sentence: `decode` and `explain` have selected the image of each sentence by then.
 
     Attributes:
         image_mean: RGB mean its pictures are normalised with, of a range of 0 to 1.
@@ -62,7 +77,7 @@ class SegmentationModel(nn.Module):
     text_encoder: nn.Module
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> Any:
-        """Encode normalised images whose sides are multiples of 32."""
+        """Encode normalised images whose sides are multiples of 32; returns the model's own image state."""
         raise NotImplementedError
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
@@ -70,23 +85,38 @@ class SegmentationModel(nn.Module):
         words, sentence = self.text_encoder(token_ids, token_mask)
         return TextState(words=words, sentence=sentence, token_mask=token_mask)
 
-    def decode_all(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> ModelOutput:
-        """Segment, with all that training wants.
+    def decode_pairs(self, image_state: Any, text_state: TextState) -> ModelOutput:
+        """Segment, with all that training needs.
+
+        Args:
+            image_state: Of B images: row b is the image of sentence b.
+            text_state: Of B sentences.
+        """
+        raise NotImplementedError
+
+    def explain_pairs(self, image_state: Any, text_state: TextState) -> Explanation:
+        """Return what the model attended to; arguments as of `decode_pairs`."""
+        raise NotImplementedError
+
+    def decode_all(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> ModelOutput:
+        """Segment, with all that training needs.
 
         Args:
             image_state: Of I images.
             text_state: Of B sentences.
             image_index: The image of each sentence, 0 to I - 1.
         """
-        raise NotImplementedError
+        return self.decode_pairs(select_images(image_state, image_index), text_state)
 
-    def explain(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> Explanation:
-        """What the model looked at; arguments as of `decode_all`."""
-        raise NotImplementedError
-
-    def decode(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> Float[Tensor, "B 1 h4 w4"]:
+    def decode(
+        self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]
+    ) -> Float[Tensor, "B 1 h4 w4"]:
         """Mask logits at a quarter of the input's size; arguments as of `decode_all`."""
         return self.decode_all(image_state, text_state, image_index).mask_logits
+
+    def explain(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
+        """Return what the model attended to; arguments as of `decode_all`."""
+        return self.explain_pairs(select_images(image_state, image_index), text_state)
 
     def forward(
         self,

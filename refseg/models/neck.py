@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class NeckLevels(NamedTuple):
-    """What a neck makes of I images before it hears a sentence: an image state of the models that gate there."""
+    """What a neck makes of I images before it hears a sentence: the image state of LTS and CRIS, which gate there."""
 
     level3: Float[Tensor, "I C3 h w"]
     """From stride 8, pooled to stride 16."""
@@ -28,10 +28,6 @@ class NeckLevels(NamedTuple):
     """From stride 16."""
     level5: Float[Tensor, "I C5 h2 w2"]
     """From stride 32; the level that is gated."""
-
-    def of(self, image_index: Int64[Tensor, "B"]) -> "NeckLevels":
-        """The levels of each sentence's image."""
-        return NeckLevels(*(level[image_index] for level in self))
 
 
 class TextGate(nn.Module):

@@ -97,7 +97,7 @@ def test_shapes_at_the_sizes_of_the_papers(resnet101: FCNet, size: tuple[int, in
     logits = resnet101.decode(state, text, torch.zeros(3, dtype=torch.long))
 
     assert [tuple(m.shape) for m in maps] == [(1, 512, 2 * h, 2 * w), (1, 1024, h, w), (1, 512, h // 2, w // 2)]
-    assert state.pixels.shape == (1, h * w, 512)
+    assert state.pixels.shape == (1, h, w, 512)
     assert state.key_maps.shape == (1, 16, 900)
     assert text.words.shape == (3, 17, 512)
     assert text.sentence.shape == (3, 512)

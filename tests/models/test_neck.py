@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
+from refseg.models.model import select_images
+from refseg.models.neck import ConvNormReLU, TextGate, VisionNeck, upsample
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -138,13 +139,7 @@ def test_what_comes_before_the_gate_serves_all_sentences_of_an_image() -> None:
     levels = neck.levels(c2, c3, c4)
 
     assert [tuple(level.shape) for level in levels] == [(2, 2, 4, 6), (2, 4, 4, 6), (2, 8, 2, 3)]
-    close(neck.fuse(levels.of(index), sentence), fused(c2[index], c3[index], c4[index], sentence, neck))
-
-
-def test_the_levels_of_sentences_are_those_of_their_images() -> None:
-    levels = NeckLevels(*(torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 2, 2) for _ in range(3)))
-
-    assert [level[:, 0, 0, 0].tolist() for level in levels.of(torch.tensor([2, 0]))] == [[2, 0]] * 3
+    close(neck.fuse(select_images(levels, index), sentence), fused(c2[index], c3[index], c4[index], sentence, neck))
 
 
 def test_a_gate_adds_names_and_changes_none() -> None:
