@@ -19,8 +19,8 @@ from refseg.models import build_model
 from refseg.models.cost import count_cost
 from refseg.models.folding import fold_batch_norms
 from refseg.models.model import SegmentationModel
-from refseg.training.compilation import CompiledModel
 from refseg.training.losses import LossWeights, training_loss
+from refseg.training.step import CompiledModel
 
 SIDE, NUM_TOKENS, NUM_SENTENCES = 480, 17, 7
 TRAIN_REFS, EPOCHS, PAPER_HOURS, PAPER_CARDS = 42_404, 50, 18.6, 8

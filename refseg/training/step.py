@@ -1,25 +1,29 @@
-"""One step of the optimiser: a pure function of weights, optimiser state, batch, seed, step and rank."""
+"""One step of the optimiser: a pure function of weights, optimiser state, batch, seed, step and rank.
 
+`OptimizerStep` takes the step; `split_batch`, `CompiledModel` and `WeightAverage` are what a recipe may add to it.
+"""
+
+import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from refseg.config import Recipe
 from refseg.data.batch import Batch
 from refseg.data.transforms import normalise
-from refseg.models.model import SegmentationModel
-from refseg.training.averaging import WeightAverage
+from refseg.models.model import ModelOutput, SegmentationModel
 from refseg.training.checkpoint import AVERAGE_NAME, MODEL_NAME, load_optimizer, load_weights
-from refseg.training.compilation import CompiledModel
 from refseg.training.losses import LossWeights, training_loss
-from refseg.training.micro_batches import split_batch
 from refseg.training.optim import (
     build_optimizer,
     learning_rate_factor,
@@ -53,7 +57,7 @@ class OptimizerStep:
         self._accelerator = accelerator
         self._steps_per_epoch = steps_per_epoch
         optimizer = build_optimizer(recipe.train, model.parameter_groups(), device=accelerator.device.type)
-        trained: torch.nn.Module = model
+        trained: nn.Module = model
         if recipe.train.compile:
             trained = CompiledModel(model, fixed_sentences=recipe.data.expressions_per_image == 1)
         self._wrapped, self._optimizer = accelerator.prepare(trained, optimizer)
@@ -179,6 +183,115 @@ class OptimizerStep:
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(self._recipe.train, step, steps_per_epoch=self._steps_per_epoch)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Split by images, so that expressions stay with the image they share.
+
+    `num_global` stays that of the whole step, so the parts' losses add up to the step's. What differs from the
+    whole batch is what a batch norm sees: the images of a part.
+
+    Args:
+        batch: Of one rank, `image_index` in ascending order.
+        parts: How many; fewer where there are fewer images.
+    """
+    if parts == 1:
+        return [batch]
+    split = []
+    for images in torch.arange(len(batch.images), device=batch.images.device).chunk(parts):
+        first, last = int(images[0]), int(images[-1])
+        mine = (batch.image_index >= first) & (batch.image_index <= last)
+        split.append(
+            Batch(
+                images=batch.images[first : last + 1],
+                image_index=batch.image_index[mine] - first,
+                masks=batch.masks[mine],
+                token_ids=batch.token_ids[mine],
+                token_mask=batch.token_mask[mine],
+                row_index=batch.row_index[mine],
+                sentence_index=batch.sentence_index[mine],
+                is_pad=batch.is_pad[mine],
+                num_global=batch.num_global,
+            )
+        )
+    return split
+
+
+class CompiledModel(nn.Module):
+    """A model's forward pass with `encode_image` and `decode_all` compiled, each as one graph without a break.
+
+    The sentence side stays as it is: it is 4 % of a pair's work. Shapes are taken as fixed, so recipes with
+    `train.compile` do not trim tokens. The model itself is not changed: validation runs it uncompiled, with batches of
+    other sizes.
+    """
+
+    def __init__(self, model: SegmentationModel, *, fixed_sentences: bool, backend: str = "inductor") -> None:
+        """Wrap; compilation comes with the first call.
+
+        Args:
+            model: Holds the parameters.
+            fixed_sentences: Each batch has as many sentences; False compiles the decoder for any number of them.
+            backend: As of `torch.compile`; tests take one that needs no C++ compiler.
+        """
+        super().__init__()
+        self.model = model
+        self._encode_image = torch.compile(model.encode_image, fullgraph=True, dynamic=False, backend=backend)
+        self._decode_all = torch.compile(
+            model.decode_all, fullgraph=True, dynamic=False if fixed_sentences else None, backend=backend
+        )
+
+    def forward(
+        self,
+        images: Float[Tensor, "I 3 H W"],
+        token_ids: Int64[Tensor, "B L"],
+        token_mask: Bool[Tensor, "B L"],
+        image_index: Int64[Tensor, "B"],
+    ) -> ModelOutput:
+        """As the model's own."""
+        text_state = self.model.encode_text(token_ids, token_mask)
+        output: ModelOutput = self._decode_all(self._encode_image(images), text_state, image_index)
+        return output
+
+
+class WeightAverage:
+    """After each step: average = decay * average + (1 - decay) * weights.
+
+    Parameters are averaged, and so are the floating-point buffers that are saved with them: the statistics of batch
+    norms, which belong to the averaged weights. All other buffers are copied. Whole numbers (a grid, an index, a
+    counter) have no mean, and a buffer that is not saved is built anew by a reader of the weights, so that only a copy
+    gives the model that is read from a checkpoint.
+
+    Attributes:
+        model: The averaged model.
+    """
+
+    def __init__(self, model: SegmentationModel, *, decay: float) -> None:
+        """Begin with the weights as they are.
+
+        Args:
+            model: Stays as it is; the average is a copy of it.
+            decay: Between 0 and 1.
+        """
+        self.model = copy.deepcopy(model)
+        self._average = get_ema_multi_avg_fn(decay)
+        self._saved = frozenset(model.state_dict())
+
+    @torch.no_grad()
+    def update(self, model: SegmentationModel) -> None:
+        """Take in the weights after a step that was taken."""
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for (name, average), (_, value) in zip(_tensors(self.model), _tensors(model), strict=True):
+            if name in self._saved and average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        self._average(averages, values, None)
+
+
+def _tensors(model: SegmentationModel) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

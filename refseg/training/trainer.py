@@ -29,20 +29,22 @@ from refseg.storage import whole_address
 from refseg.training.checkpoint import MODEL_NAME, checkpoint_name, list_checkpoints, load_weights, read_state
 from refseg.training.checkpoint_state import Best, CheckpointState
 from refseg.training.checkpoint_writer import drop_checkpoint, save_checkpoint, write_best
-from refseg.training.divergence import refuse_divergence, refuse_non_finite, refuse_non_finite_weights
 from refseg.training.launch import start_accelerator
-from refseg.training.preemption import Preemption
-from refseg.training.rank_death import named_rank_death
 from refseg.training.resume import find_checkpoint, refuse_another_run
 from refseg.training.run_files import write_environment, write_recipe
 from refseg.training.run_folder import lock_run, refuse_other_contents
-from refseg.training.run_log import RunLog, open_run_log
-from refseg.training.setup import build_loader, build_start_model, refuse_random_start
-from refseg.training.splits import refuse_unknown_splits
+from refseg.training.run_log import MetricsWindow, RunLog, open_run_log
+from refseg.training.setup import build_loader, build_start_model, refuse_random_start, refuse_unknown_splits
 from refseg.training.start_weights import load_start_weights
 from refseg.training.step import OptimizerStep
+from refseg.training.stopping import (
+    Preemption,
+    refuse_divergence,
+    refuse_non_finite,
+    refuse_non_finite_weights,
+    report_rank_death,
+)
 from refseg.training.validation import Validation
-from refseg.training.window import MetricsWindow
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
     """
     refuse_other_contents(out)
     accelerator = start_accelerator(recipe.train, out, image_encoder=recipe.model.image_encoder)
-    others = named_rank_death(accelerator.num_processes)
+    others = report_rank_death(accelerator.num_processes)
     with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         trainer = _Trainer(recipe, out, accelerator)
         preemption = Preemption()
@@ -110,7 +112,7 @@ class _Trainer:
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.validation = Validation(recipe, accelerator)
         if self.is_main:
-            self.validation.tell_of_leaks(self.index)
+            self.validation.warn_about_leaks(self.index)
 
         state = None
         if resumed is not None:
@@ -146,7 +148,7 @@ class _Trainer:
             logger.info("%s is trained: %d steps are done, none is left", self.out, self.step)
             return self._result()
         if self.is_main:
-            self._say_what_it_is()
+            self._log_run_facts()
         self.stepping.train_mode()
         opened = open_run_log(
             self.accelerator, self.out, self.recipe, step=self.step, total_steps=self.total_steps
@@ -232,7 +234,7 @@ class _Trainer:
         epoch, steps_done = divmod(self.step, self.steps_per_epoch)
         return dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch)
 
-    def _say_what_it_is(self) -> None:
+    def _log_run_facts(self) -> None:
         """Write down what the run is, and where it goes on."""
         device = self.accelerator.device.type
         write_environment(

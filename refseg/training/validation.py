@@ -4,7 +4,10 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
+import xxhash
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
@@ -15,7 +18,6 @@ from refseg.evaluation.protocols import find_protocol
 from refseg.evaluation.scores import Scores, score
 from refseg.models.model import SegmentationModel
 from refseg.training.checkpoint_state import Best
-from refseg.training.validation_images import choose_images
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Validation:
         )
         self.digest = "" if self._index is None else self._index.descriptor.digest
 
-    def tell_of_leaks(self, trained_on: ManifestIndex) -> None:
+    def warn_about_leaks(self, trained_on: ManifestIndex) -> None:
         """Warn if images that are trained on are to be validated on: the best is then the one that remembers."""
         if self._index is None:
             return
@@ -105,3 +107,21 @@ class Validation:
             "seconds": round(time.perf_counter() - started, 3),
         }
         return scores, line
+
+
+def choose_images(index: ManifestIndex, num_images: int) -> NDArray[np.int64] | None:
+    """Choose images by a hash of their ids, so that neither seed nor order nor processes move them.
+
+    Of two numbers the smaller one's images are among the larger one's.
+
+    Args:
+        index: Of the split.
+        num_images: How many; 0 or more than there are: all.
+
+    Returns:
+        Their positions in the index, ascending; None: all.
+    """
+    if not 0 < num_images < index.num_images:
+        return None
+    hashes = [xxhash.xxh3_64_intdigest(str(image_id).encode()) for image_id in index.image_id.tolist()]
+    return np.sort(np.argsort(np.array(hashes, np.uint64), kind="stable")[:num_images])

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from refseg.model_config import MODEL_CONFIGS
 from refseg.models import build_model
-from refseg.training.compilation import CompiledModel
+from refseg.training.step import CompiledModel
 
 
 def batch(sentences_of: list[int]) -> tuple[torch.Tensor, ...]:

@@ -17,10 +17,9 @@ from refseg.models import build_model
 from refseg.models.fcnet import EmphasisGeneration
 from refseg.models.model import SegmentationModel
 from refseg.training import trainer
-from refseg.training.averaging import WeightAverage
 from refseg.training.checkpoint import load_checkpoint
 from refseg.training.setup import build_loader
-from refseg.training.step import OptimizerStep
+from refseg.training.step import OptimizerStep, WeightAverage
 from refseg.training.validation import Validation
 
 

@@ -20,8 +20,8 @@ from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, DatasetError, TrainingError
 from refseg.training import step, trainer
 from refseg.training.checkpoint import latest_checkpoint, load_checkpoint
-from refseg.training.rank_death import named_rank_death
 from refseg.training.run_files import MetricsLog, read_metrics
+from refseg.training.stopping import report_rank_death
 from tests.training.test_training_runs import ROOT, TWO_PROCESSES, start
 
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]", "data.cache_gigabytes=0"]
@@ -159,16 +159,16 @@ def test_a_shard_that_is_damaged_while_it_is_read_ends_the_run_and_is_named(
     "text", ["Connection closed by peer [127.0.0.1]:5", "NCCL Error 1", "Broken pipe", "[gloo] Timed out"]
 )
 def test_the_death_of_another_process_has_one_error(text: str) -> None:
-    with pytest.raises(TrainingError, match="another process of the run ended"), named_rank_death(2):
+    with pytest.raises(TrainingError, match="another process of the run ended"), report_rank_death(2):
         raise RuntimeError(text)
 
 
 def test_other_errors_and_those_of_one_process_are_left_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), named_rank_death(2):
+    with pytest.raises(RuntimeError, match="shapes"), report_rank_death(2):
         raise RuntimeError("shapes do not fit")
-    with pytest.raises(RuntimeError, match="socket"), named_rank_death(1):
+    with pytest.raises(RuntimeError, match="socket"), report_rank_death(1):
         raise RuntimeError("socket")
-    with pytest.raises(DatasetError, match="socket"), named_rank_death(2):
+    with pytest.raises(DatasetError, match="socket"), report_rank_death(2):
         raise DatasetError("socket")
 
 

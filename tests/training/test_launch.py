@@ -11,7 +11,7 @@ from refseg.config import Tracker, TrainConfig
 from refseg.errors import RecipeError, TrainingError
 from refseg.train import main
 from refseg.training import launch
-from refseg.training.missing_gpu import warn_about_missing_gpu, warn_about_other_precision
+from refseg.training.launch import warn_about_missing_gpu, warn_about_other_precision
 
 ALONE = {"ACCELERATE_MIXED_PRECISION": "no"}
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from refseg.models.model import ModelOutput
-from refseg.training.location_target import location_target
-from refseg.training.losses import LossWeights, training_loss
+from refseg.training.losses import LossWeights, location_target, training_loss
 
 LOG2 = math.log(2)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refseg.training.preemption import Preemption
+from refseg.training.stopping import Preemption
 from tests.ports import free_port
 from tests.training.test_training_runs import ROOT
 

@@ -13,9 +13,9 @@ from refseg.data.batch import Batch
 from refseg.errors import PreemptedError, RecipeError
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint
-from refseg.training.micro_batches import split_batch
-from refseg.training.preemption import Preemption
 from refseg.training.run_files import read_metrics
+from refseg.training.step import split_batch
+from refseg.training.stopping import Preemption
 from tests.training.test_training_runs import TWO_PROCESSES, assert_same_run, start, trace
 
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]"]

@@ -13,7 +13,7 @@ from refseg.evaluation.evaluate import evaluate_model
 from refseg.models import build_model
 from refseg.training import trainer
 from refseg.training.run_files import read_metrics
-from refseg.training.validation_images import choose_images
+from refseg.training.validation import choose_images
 
 
 def test_a_smaller_part_is_within_a_larger_one_and_does_not_hang_on_the_split_read_with_it(toy_shards: Path) -> None:

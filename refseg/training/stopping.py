@@ -1,14 +1,21 @@
-"""The end of a run whose loss, gradient or weights stopped being numbers, or whose loss grew beyond measure."""
+"""Why a run ends before its last step: it diverged, it was asked to leave, or another of its processes is gone."""
 
 import math
-from collections.abc import Mapping
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from refseg.errors import TrainingError
+from refseg.errors import RefsegError, TrainingError
 from refseg.training.checkpoint import list_checkpoints
+
+_RANK_DEATH_SIGNS = re.compile(r"gloo|nccl|peer|socket|broken pipe|store", re.IGNORECASE)
+"""What the errors of torch's collectives have in common: gloo's are plain RuntimeErrors, NCCL's a kind of them."""
 
 
 def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int) -> None:
@@ -62,6 +69,58 @@ def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise _divergence(f"weights stopped being numbers ({name})", out, step)
+
+
+class Preemption:
+    """Whether this run has been asked to leave."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM as a question instead of an end, as long as this is entered; who heard it before does not."""
+        before = signal.signal(signal.SIGTERM, lambda *_: self._hear()), signal.set_wakeup_fd(-1)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before[0])
+            signal.set_wakeup_fd(before[1])
+
+    def is_asked(self, accelerator: Accelerator) -> bool:
+        """True if any process was asked; called by all of them together, so that all leave after the same step."""
+        asked = torch.tensor(float(self._asked), device=accelerator.device)
+        return bool(accelerator.reduce(asked, reduction="sum") > 0)
+
+    def _hear(self) -> None:
+        self._asked = True
+
+
+@contextmanager
+def report_rank_death(num_processes: int) -> Iterator[None]:
+    """Raise one error for what the death of another process makes of the collective that this one is in.
+
+    The connections of a process that ends are cut at once, whatever ended it, and all others are in a collective with
+    it at the latest at the end of their step.
+
+    Args:
+        num_processes: Of the run; 1: nothing is taken for such a death.
+
+    Raises:
+        TrainingError: If another process is gone.
+    """
+    try:
+        yield
+    except RefsegError:
+        raise
+    except RuntimeError as error:
+        text = str(error).strip()
+        if num_processes == 1 or not _RANK_DEATH_SIGNS.search(text):
+            raise
+        raise TrainingError(
+            f"another process of the run ended or cannot be reached ({text.splitlines()[0][:300]}); look for its own "
+            "message or the system's (memory); the same command goes on from the newest checkpoint"
+        ) from error
 
 
 def _divergence(what: str, out: Path, step: int) -> TrainingError:
