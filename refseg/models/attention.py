@@ -58,14 +58,14 @@ class MultiHeadAttention(nn.Module):
             value: M values.
             key_mask: True where a key may be attended to; None for all. Every row holds at least one True.
         """
-        heard = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             self._heads(self.query(query)),
             self._heads(self.key(key)),
             self._heads(self.value(value)),
             attn_mask=None if key_mask is None else key_mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(heard.transpose(1, 2).flatten(2))
+        return self.out(attended.transpose(1, 2).flatten(2))
 
     def weights(
         self,

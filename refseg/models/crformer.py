@@ -1,4 +1,4 @@
-"""CRFormer: language is fused into the encoder, asked anew after each decoder layer, and rebuilt at the end.
+"""CRFormer: language is fused into the encoder, queried anew after each decoder layer, and rebuilt at the end.
 
 Source: Yan et al. 2024, "Calibration & Reconstruction: Deep Integrated Language for Referring Image Segmentation"
 (arXiv 2404.08281). No code was published and only its abstract and figure captions could be had.
@@ -37,7 +37,7 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class CRFormerImageState(NamedTuple):
-    """What CRFormer computes from I images alone; the encoder's later stages hear language and come with it."""
+    """What CRFormer computes from I images alone; the encoder's later stages need language."""
 
     features: Float[Tensor, "I C h w"]
     """The encoder's map at stride 8, before any language; without fusion the neck's F_v at stride 16."""
@@ -86,13 +86,13 @@ class VisionLanguageFusion(nn.Module):
         """Fuse; the map has at least two positions, every row of `token_mask` at least one True."""
         grid = (features.shape[2], features.shape[3])
         pixels = features.flatten(2).transpose(1, 2)  # (B, h*w, d)
-        heard = F.scaled_dot_product_attention(  # of one head, which ONNX wants to see
+        attended = F.scaled_dot_product_attention(  # of one head, which ONNX wants to see
             _normalise(self.query(pixels))[:, None],
             self.key(words)[:, None],
             self.value(words)[:, None],
             attn_mask=token_mask[:, None, None, :],
         )[:, 0]
-        fused = F.gelu(self.mix(F.gelu(self.pixel(pixels)) * _normalise(self.out(heard))))
+        fused = F.gelu(self.mix(F.gelu(self.pixel(pixels)) * _normalise(self.out(attended))))
         gate = self.gate_out(F.relu(self.gate_in(fused))).tanh()
         return features + (gate * fused).transpose(1, 2).unflatten(2, grid)  # in the layout that `features` has
 
@@ -114,7 +114,7 @@ class QueryGeneration(nn.Module):
 
         Args:
             key_conv: V to N_q key maps.
-            emphasis_generation: Key maps ask the words.
+            emphasis_generation: Makes queries of key maps, which attend to the words.
         """
         super().__init__()
         self.key_conv = key_conv
@@ -125,7 +125,7 @@ class QueryGeneration(nn.Module):
         return self.egm(self.egm.flatten(self.key_conv(features)), text.words, text.token_mask)
 
     def explain(self, features: Float[Tensor, "B C h w"], text: TextState) -> Explanation:
-        """What each query asked from, and how much it heard of each word."""
+        """The key map of each query, and how much the query attends to each word."""
         keys = self.egm.flatten(self.key_conv(features))
         return Explanation(
             word_attention=self.egm.word_attention(keys, text.words, text.token_mask),
@@ -271,7 +271,7 @@ class CRFormer(SegmentationModel):
         """Segment; in training, rebuild the words too. Arguments as in `SegmentationModel`."""
         fused = self._fuse(image_state.features, text_state)
         features, queries = self._until_last_layer(fused, text_state)
-        features = self._hear(len(self.layers) - 1, features, queries)
+        features = self._decode_layer(len(self.layers) - 1, features, queries)
         normed = self.final_norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         mask_logits = self.head(normed)
         if self.reconstruction is None or not self.training:
@@ -306,12 +306,12 @@ class CRFormer(SegmentationModel):
         """V_{n-1} and Q_{n-1}, which the last of n layers joins."""
         queries = self.generation(features, text)
         for number in range(len(self.layers) - 1):
-            features = self._hear(number, features, queries)
+            features = self._decode_layer(number, features, queries)
             if self.calibrations:
                 queries = self.calibrations[number](queries, features, text)
         return features, queries
 
-    def _hear(
+    def _decode_layer(
         self, number: int, features: Float[Tensor, "B C h w"], queries: Float[Tensor, "B N C"]
     ) -> Float[Tensor, "B C h w"]:
         """V_{number+1}: a decoder layer, FCNet Eq. (5)."""
@@ -319,8 +319,8 @@ class CRFormer(SegmentationModel):
         grid = (features.shape[2], features.shape[3])
         pixel_code = self.codes.of_pixels(grid, features)
         token_code = self.codes.of_tokens(queries)
-        pixels = layer.hear_pixels(features.flatten(2).transpose(1, 2), pixel_code)
-        pixels = layer.hear_tokens(pixels, pixel_code, queries, token_code, None)
+        pixels = layer.attend_to_pixels(features.flatten(2).transpose(1, 2), pixel_code)
+        pixels = layer.attend_to_tokens(pixels, pixel_code, queries, token_code, None)
         return pixels.transpose(1, 2).unflatten(2, grid)
 
 

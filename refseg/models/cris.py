@@ -10,13 +10,12 @@ is a word piece; and one image's work serves all its sentences.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refseg.errors import RecipeError
 from refseg.model_config import CRISConfig
 from refseg.models.image_encoder import ImageEncoder, build_image_encoder
 from refseg.models.mask_decoder import SentenceFilter, WordDecoder, build_codes, build_decoder_layers
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
-from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
+from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder, refuse_other_width
 
 
 class Projector(nn.Module):
@@ -65,7 +64,7 @@ class CRIS(SegmentationModel):
             image_encoder: Images to maps at strides 8, 16 and 32.
             text_encoder: Token ids to word features, as wide as the decoder, and sentence features.
             neck: Maps and sentence to features at stride 16; with a gate.
-            decoder: Lets these hear the words.
+            decoder: Layers in which these attend to the words.
             projector: To mask logits, by a filter made from the sentence.
         """
         super().__init__()
@@ -83,14 +82,14 @@ class CRIS(SegmentationModel):
     def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
         """Segment; arguments as in `SegmentationModel`."""
         fused = self.neck.fuse(image_state, text_state.sentence)
-        heard = self.decoder(fused, text_state.words, text_state.token_mask)
-        return ModelOutput(self.projector(heard, text_state.sentence))
+        attended = self.decoder(fused, text_state.words, text_state.token_mask)
+        return ModelOutput(self.projector(attended, text_state.sentence))
 
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
-        """What the picture heard as a whole (N = 1): each word's attention, averaged over pixels and layers."""
+        """What the picture attended to as a whole (N = 1): each word's attention, averaged over pixels and layers."""
         fused = self.neck.fuse(image_state, text_state.sentence)
-        heard = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
-        return Explanation(word_attention=heard[:, None])
+        attended = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
+        return Explanation(word_attention=attended[:, None])
 
 
 def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
@@ -101,14 +100,11 @@ def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
         input_size: `(height, width)` the image encoder is made for, multiples of 32.
 
     Raises:
-        RecipeError: If the words are not as wide as the decoder that hears them.
+        RecipeError: If the words are not as wide as the decoder that attends to them.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = build_text_encoder(config.image_encoder, config.dim)
-    if text_encoder.width != config.dim:
-        raise RecipeError(
-            f"model.dim: found {config.dim}, expected {text_encoder.width}: the decoder hears the words as they are"
-        )
+    refuse_other_width(text_encoder, config.dim, reader="the decoder")
     layers = build_decoder_layers(config)
     sentence_dim = text_encoder.output_dim
     return CRIS(

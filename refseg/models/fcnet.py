@@ -29,11 +29,11 @@ from refseg.models.mask_decoder import (
 )
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 from refseg.models.neck import ConvNormReLU, VisionNeck
-from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
+from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder, refuse_other_width
 
 
 class EmphasisGeneration(nn.Module):
-    """Key vision features ask the words: F_e = CrossAttn(F'_vk, F_t, F_t).
+    """Key vision features attend to the words: F_e = CrossAttn(F'_vk, F_t, F_t).
 
     Source: FCNet Sec. 3.2, Eq. (4). The K channels of the key map are the tokens, each a vector of all its
     positions, so that the attention map is K x L as the paper says. No residual and no norm: the paper names none.
@@ -81,7 +81,7 @@ class EmphasisGeneration(nn.Module):
     def word_attention(
         self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K L"]:
-        """How much each emphasis hears each word, averaged over heads: rows sum to 1, padding has 0."""
+        """How much each emphasis attends to each word, averaged over heads: rows sum to 1, padding has 0."""
         return self.attention.weights(keys, self._located(words), token_mask).mean(dim=1)
 
     def _located(self, words: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
@@ -142,7 +142,7 @@ class EmphasisCalibration(nn.Module):
 
     Source: FCNet Sec. 3.3, Fig. 3. K copies of F_tg are joined to F_e along the channels (width 2C: it fits the
     counts); self-attention; one linear score alpha per token, without a sigmoid. Joined as further tokens they
-    would be heard by all emphases alike, at a quarter of the parameters.
+    would be attended to by all emphases alike, at a quarter of the parameters.
     The decoder must not normalise F_c: that would erase alpha up to its sign.
     """
 
@@ -173,10 +173,10 @@ class EmphasisCalibration(nn.Module):
         """The weight of each emphasis: unbounded where it is linear; 0 leaves the emphasis as it is."""
         copies = sentence[:, None].expand_as(emphasis)
         if self.concat == "channel":
-            asking = joined = torch.cat([emphasis, copies], dim=2)
+            queries = joined = torch.cat([emphasis, copies], dim=2)
         else:
-            asking, joined = emphasis, torch.cat([emphasis, copies], dim=1)
-        alpha = self.score(self.attention(asking, joined, joined))[:, :, 0]
+            queries, joined = emphasis, torch.cat([emphasis, copies], dim=1)
+        alpha = self.score(self.attention(queries, joined, joined))[:, :, 0]
         return alpha.sigmoid() if self.has_sigmoid else alpha
 
     def forward(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K C"]:
@@ -188,7 +188,7 @@ class FCNetImageState(NamedTuple):
     """All that FCNet computes from I images alone; h = H / 16, w = W / 16."""
 
     pixels: Float[Tensor, "I h w C"]
-    """Pixel features after the decoder's first self-attention, the last step that hears no language."""
+    """Pixel features after the decoder's first self-attention, the last step that needs no language."""
     key_maps: Float[Tensor, "I K m"]
     """Key vision features as K tokens of m = native h * w numbers; K = m = 0 without EGM."""
 
@@ -196,7 +196,7 @@ class FCNetImageState(NamedTuple):
 class FCNet(SegmentationModel):
     """FCNet composed of its parts.
 
-    The image's part never hears language, up to and including the first decoder layer's self-attention; so one
+    The image's part needs no language, up to and including the first decoder layer's self-attention; so one
     `FCNetImageState` serves all sentences of an image, with the same result as encoding it for each.
     """
 
@@ -226,7 +226,7 @@ class FCNet(SegmentationModel):
             text_encoder: Token ids to word and sentence features.
             neck: Maps to F_v, C wide, at stride 16.
             key_conv: F_v to the N_k key maps; None without EGM.
-            emphasis_generation: EGM; None for Table 2's row without it: the decoder then hears the words.
+            emphasis_generation: EGM; None for Table 2's row without it: the decoder then attends to the words.
             global_projection: The sentence's feature to F_tg, C wide; None where it is taken as it is, or not at all.
             emphasis_calibration: ECM; None for Table 2's row without it: F_c = F_e.
             layers: Decoder layers, at least one.
@@ -259,7 +259,7 @@ class FCNet(SegmentationModel):
         else:
             keys = fused.new_zeros(fused.shape[0], 0, 0)
         pixels = fused.flatten(2).transpose(1, 2)
-        pixels = self._decoder_layers[0].hear_pixels(pixels, self.codes.of_pixels(grid, pixels))
+        pixels = self._decoder_layers[0].attend_to_pixels(pixels, self.codes.of_pixels(grid, pixels))
         return FCNetImageState(pixels=pixels.unflatten(1, grid), key_maps=keys)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
@@ -283,19 +283,19 @@ class FCNet(SegmentationModel):
         token_code = self.codes.of_tokens(tokens)
         for number, layer in enumerate(self._decoder_layers):
             if number > 0:  # the first layer's self-attention is the image's part
-                pixels = layer.hear_pixels(pixels, pixel_code)
-            pixels = layer.hear_tokens(pixels, pixel_code, tokens, token_code, mask)
+                pixels = layer.attend_to_pixels(pixels, pixel_code)
+            pixels = layer.attend_to_tokens(pixels, pixel_code, tokens, token_code, mask)
         x = self.final_norm(pixels).transpose(1, 2).unflatten(2, grid)
         return ModelOutput(self.head(x))
 
     def explain_pairs(self, image_state: FCNetImageState, text_state: TextState) -> Explanation:
-        """Attention of the emphases over the words, alpha, and the key maps; what an ablation has not is None."""
+        """Attention of the emphases over the words, alpha, and the key maps; what an ablation leaves out is None."""
         if self.egm is None:
             return Explanation()
-        asked = (image_state.key_maps, text_state.words, text_state.token_mask)
+        arguments = (image_state.key_maps, text_state.words, text_state.token_mask)
         return Explanation(
-            word_attention=self.egm.word_attention(*asked),
-            alpha=self.ecm.alpha(self.egm(*asked), text_state.sentence) if self.ecm is not None else None,
+            word_attention=self.egm.word_attention(*arguments),
+            alpha=self.ecm.alpha(self.egm(*arguments), text_state.sentence) if self.ecm is not None else None,
             key_maps=image_state.key_maps.unflatten(2, self.egm.grid),
         )
 
@@ -316,11 +316,8 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = build_text_encoder(config.image_encoder, config.dim)
-    if not config.egm and text_encoder.width != config.dim:
-        raise RecipeError(
-            f"model.dim: found {config.dim}, expected {text_encoder.width}: "
-            "without egm the decoder hears the words as they are"
-        )
+    if not config.egm:
+        refuse_other_width(text_encoder, config.dim, reader="without egm the decoder")
     keeps_sentence = config.sentence_projection == "clip"
     if keeps_sentence and text_encoder.output_dim != config.dim:
         raise RecipeError(

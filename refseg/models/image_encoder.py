@@ -77,13 +77,13 @@ class DenseAttentionPool(nn.Module):
         table = self.positional_embedding[1:].T.unflatten(1, (self.table_side, self.table_side))
         positions = F.interpolate(table[None], size=grid, mode="bicubic", align_corners=False)
         tokens = (x + positions.to(x.dtype)).flatten(2).transpose(1, 2)  # (I, h*w, C)
-        heard = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             *(
                 p(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
                 for p in (self.q_proj, self.k_proj, self.v_proj)
             )
         )
-        pooled = self.c_proj(heard.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, tuple(grid))
+        pooled = self.c_proj(attended.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, tuple(grid))
         return F.relu(pooled + self.connect(x))
 
 

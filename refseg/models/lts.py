@@ -12,13 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refseg.errors import RecipeError
 from refseg.model_config import LTSConfig
 from refseg.models.image_encoder import ImageEncoder, build_image_encoder
 from refseg.models.mask_decoder import SentenceFilter, WordDecoder, build_codes, build_decoder_layers
 from refseg.models.model import Explanation, ModelOutput, SegmentationModel, TextState
 from refseg.models.neck import ConvNormReLU, NeckLevels, TextGate, VisionNeck, upsample
-from refseg.models.text_encoder import BiGruTextEncoder, ClipTextEncoder, build_text_encoder
+from refseg.models.text_encoder import BiGruTextEncoder, ClipTextEncoder, build_text_encoder, refuse_other_width
 
 
 class FilterLocator(nn.Module):
@@ -44,7 +43,7 @@ class FilterLocator(nn.Module):
 
 
 class TransformerLocator(nn.Module):
-    """A transformer: the pixels hear each other and the words, then each says whether it is the object's.
+    """A transformer: the pixels attend to each other and to the words, then each gets a score of its own.
 
     Source: LTS's abstract and those who cite it name the transformer; the layer is FCNet's and CRIS's.
     """
@@ -53,7 +52,7 @@ class TransformerLocator(nn.Module):
         """Compose.
 
         Args:
-            decoder: Lets the pixels hear.
+            decoder: Layers in which the pixels attend to the words.
             dim: C, its width.
         """
         super().__init__()
@@ -151,14 +150,14 @@ class LTS(SegmentationModel):
         return ModelOutput(self.segmenter(fused, location_logits.sigmoid()), location_logits)
 
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
-        """The prior, and (N = 1) the words that the pixels heard or that the bi-GRU's sentence is made of."""
+        """The prior, and (N = 1) the words that the pixels attended to, or that the bi-GRU's sentence is made of."""
         fused = self.neck.fuse(image_state, text_state.sentence)
-        heard = None
+        attended = None
         if isinstance(self.locator, TransformerLocator):
-            heard = self.locator.decoder.word_attention(fused, text_state.words, text_state.token_mask)[:, None]
+            attended = self.locator.decoder.word_attention(fused, text_state.words, text_state.token_mask)[:, None]
         elif isinstance(self.text_encoder, BiGruTextEncoder):
-            heard = self.text_encoder.word_weights(text_state.words, text_state.token_mask)[:, None]
-        return Explanation(word_attention=heard, location=self.locator(fused, text_state).sigmoid()[:, 0])
+            attended = self.text_encoder.word_weights(text_state.words, text_state.token_mask)[:, None]
+        return Explanation(word_attention=attended, location=self.locator(fused, text_state).sigmoid()[:, 0])
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """As for every model, but a bi-GRU starts from nothing and is no backbone."""
@@ -177,7 +176,7 @@ def build_lts(config: LTSConfig, *, input_size: tuple[int, int]) -> LTS:
         input_size: `(height, width)` the image encoder is made for, multiples of 32.
 
     Raises:
-        RecipeError: If a transformer is to hear words that are not as wide as it is.
+        RecipeError: If a transformer is to attend to words that are not as wide as it is.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = (
@@ -203,10 +202,7 @@ def _build_locator(
 ) -> FilterLocator | TransformerLocator:
     if config.locator == "filter":
         return FilterLocator(sentence_dim=text_encoder.output_dim, dim=config.dim, size=config.filter_size)
-    if text_encoder.width != config.dim:
-        raise RecipeError(
-            f"model.dim: found {config.dim}, expected {text_encoder.width}: the locator hears the words as they are"
-        )
+    refuse_other_width(text_encoder, config.dim, reader="the locator")
     layers = build_decoder_layers(config)
     codes = build_codes(config, input_size)
     return TransformerLocator(decoder=WordDecoder(layers=layers, codes=codes, has_final_norm=False), dim=config.dim)

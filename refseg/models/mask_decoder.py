@@ -1,4 +1,4 @@
-"""The mask decoder: pixel features hear tokens, then become mask logits at a quarter of the input's size."""
+"""The mask decoder: pixel features attend to tokens, then become mask logits at a quarter of the input's size."""
 
 from typing import cast
 
@@ -61,7 +61,7 @@ class SineCodes(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pixels hear each other, then the tokens, then think: pre-norm, with position codes on queries and keys.
+    """Pixels attend to each other, then to tokens, then an MLP: pre-norm, position codes on queries and keys.
 
     Source: FCNet Sec. 3.4, Eq. (5). CRIS's code has three more LayerNorms, on each branch's output or inside the
     MLP (`extra_norms`); the paper does not draw them, its counts need the layer, not them.
@@ -85,13 +85,15 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def hear_pixels(self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]) -> Float[Tensor, "B n C"]:
+    def attend_to_pixels(
+        self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]
+    ) -> Float[Tensor, "B n C"]:
         """Self-attention with its residual: needs no language."""
         x = self.self_norm(pixels)
         located = x + pixel_code
         return pixels + self.dropout(self.self_out_norm(self.self_attention(located, located, x)))
 
-    def hear_tokens(
+    def attend_to_tokens(
         self,
         pixels: Float[Tensor, "B n C"],
         pixel_code: Float[Tensor, "n C"],
@@ -100,8 +102,8 @@ class DecoderLayer(nn.Module):
         token_mask: Bool[Tensor, "B K"] | None,
     ) -> Float[Tensor, "B n C"]:
         """Cross-attention and MLP with their residuals; the tokens are used as they come, never normalised."""
-        heard = self.cross_attention(self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask)
-        pixels = pixels + self.dropout(self.cross_out_norm(heard))
+        attended = self.cross_attention(self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask)
+        pixels = pixels + self.dropout(self.cross_out_norm(attended))
         return pixels + self.dropout(self.mlp(self.mlp_norm(pixels)))
 
 
@@ -110,7 +112,7 @@ class WordDecoder(nn.Module):
 
     Source: CRIS's vision-language decoder (Wang et al. 2022), by its code (`TransformerDecoder`): sine codes of a
     pixel's place on queries and of a word's place on keys, never on values; the words as the text encoder gives them;
-    padding is not heard.
+    padding gets no attention.
     """
 
     def __init__(self, *, layers: list[DecoderLayer], codes: SineCodes, has_final_norm: bool) -> None:
@@ -129,16 +131,16 @@ class WordDecoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C h w"]:
-        """Let the pixels hear."""
-        pixels, _ = self._run(x, words, token_mask, is_watched=False)
+        """Let the pixels attend to each other and to the words."""
+        pixels, _ = self._run(x, words, token_mask, with_attention=False)
         return self.final_norm(pixels).transpose(1, 2).unflatten(2, x.shape[2:])
 
     def word_attention(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
-        """How much each word was heard, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
-        _, heard = self._run(x, words, token_mask, is_watched=True)
-        return sum(heard[1:], heard[0]) / len(heard)
+        """How much attention each word gets, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
+        _, attended = self._run(x, words, token_mask, with_attention=True)
+        return sum(attended[1:], attended[0]) / len(attended)
 
     def _run(
         self,
@@ -146,20 +148,20 @@ class WordDecoder(nn.Module):
         words: Float[Tensor, "B L C"],
         token_mask: Bool[Tensor, "B L"],
         *,
-        is_watched: bool,
+        with_attention: bool,
     ) -> tuple[Float[Tensor, "B n C"], list[Float[Tensor, "B L"]]]:
-        """Pixels after the last layer, and what each layer heard where that is wanted."""
+        """Pixels after the last layer, and the attention to each word by layer where `with_attention` is set."""
         pixels = x.flatten(2).transpose(1, 2)
         pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
         word_code = self.codes.of_tokens(words)
-        heard: list[Tensor] = []
+        attended: list[Tensor] = []
         for layer in cast("list[DecoderLayer]", list(self.layers)):
-            pixels = layer.hear_pixels(pixels, pixel_code)
-            if is_watched:
-                asking = layer.cross_norm(pixels) + pixel_code
-                heard.append(layer.cross_attention.weights(asking, words + word_code, token_mask).mean(dim=(1, 2)))
-            pixels = layer.hear_tokens(pixels, pixel_code, words, word_code, token_mask)
-        return pixels, heard
+            pixels = layer.attend_to_pixels(pixels, pixel_code)
+            if with_attention:
+                queries = layer.cross_norm(pixels) + pixel_code
+                attended.append(layer.cross_attention.weights(queries, words + word_code, token_mask).mean(dim=(1, 2)))
+            pixels = layer.attend_to_tokens(pixels, pixel_code, words, word_code, token_mask)
+        return pixels, attended
 
 
 class MaskHead(nn.Module):

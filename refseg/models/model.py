@@ -31,16 +31,16 @@ class ModelOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a model looked at, for people; a part that the model has not is None."""
+    """What a model attended to, for people; a part that the model does not have is None."""
 
     word_attention: Float[Tensor, "B N L"] | None = None
-    """How much each of N tokens heard each word, averaged over heads: rows sum to 1, padding has 0."""
+    """How much each of N tokens attends to each word, averaged over heads: rows sum to 1, padding has 0."""
     alpha: Float[Tensor, "B N"] | None = None
     """FCNet: the weight that calibration gives each emphasis (unbounded; 0 leaves it as it is)."""
     location: Float[Tensor, "B h w"] | None = None
     """LTS: the position prior, 0 to 1, at a sixteenth of the input's size."""
     key_maps: Float[Tensor, "B N gh gw"] | None = None
-    """What each of the N tokens asked from: its key map, unbounded, at the grid of its weights over the whole input."""
+    """The key map of which each of the N tokens is the query: unbounded, at the grid of its weights."""
 
 
 def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:

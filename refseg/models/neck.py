@@ -20,7 +20,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class NeckLevels(NamedTuple):
-    """What a neck makes of I images before it hears a sentence: the image state of LTS and CRIS, which gate there."""
+    """What a neck makes of I images before the gate: the image state of LTS and CRIS, where a sentence gates it."""
 
     level3: Float[Tensor, "I C3 h w"]
     """From stride 8, pooled to stride 16."""

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refseg.errors import RecipeError
+
 
 class TextBlock(nn.Module):
     """A pre-norm transformer layer with a causal mask and QuickGELU, x * sigmoid(1.702 x)."""
@@ -27,10 +29,10 @@ class TextBlock(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
-        """Let each token hear the ones before it."""
+        """Let each token attend to itself and to those before it."""
         q, k, v = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heard = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out_proj(heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out_proj(attended.transpose(1, 2).flatten(2))
         hidden = self.c_fc(self.ln_2(x))
         return x + self.c_proj(hidden * torch.sigmoid(1.702 * hidden))
 
@@ -147,6 +149,23 @@ class BiGruTextEncoder(nn.Module):
     def word_weights(self, words: Float[Tensor, "B L W"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Share of each word in its sentence: rows sum to 1, padding has 0."""
         return self.score(words)[:, :, 0].masked_fill(~token_mask, -torch.inf).softmax(dim=1)
+
+
+def refuse_other_width(text_encoder: ClipTextEncoder | BiGruTextEncoder, dim: int, *, reader: str) -> None:
+    """Refuse words that a module attends to as they are, without a projection, although it has another width.
+
+    Args:
+        text_encoder: Gives the words.
+        dim: Width of the module.
+        reader: The module, for the message.
+
+    Raises:
+        RecipeError: If the widths differ.
+    """
+    if text_encoder.width != dim:
+        raise RecipeError(
+            f"model.dim: found {dim}, expected {text_encoder.width}: {reader} attends to the words as they are"
+        )
 
 
 def build_text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:

@@ -79,8 +79,8 @@ class Preemption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a question instead of an end, as long as this is entered; who heard it before does not."""
-        before = signal.signal(signal.SIGTERM, lambda *_: self._hear()), signal.set_wakeup_fd(-1)
+        """Take SIGTERM as a request to leave as long as this is entered; then the handler from before is back."""
+        before = signal.signal(signal.SIGTERM, lambda *_: self._note_request()), signal.set_wakeup_fd(-1)
         try:
             yield
         finally:
@@ -92,7 +92,7 @@ class Preemption:
         asked = torch.tensor(float(self._asked), device=accelerator.device)
         return bool(accelerator.reduce(asked, reduction="sum") > 0)
 
-    def _hear(self) -> None:
+    def _note_request(self) -> None:
         self._asked = True
 
 

@@ -283,7 +283,7 @@ def test_at_its_zero_start_the_gate_alone_has_a_gradient_and_once_open_all_of_th
 
 
 @torch.no_grad()
-def test_each_map_hears_the_sentence_before_the_next_stage_reads_it() -> None:
+def test_each_map_is_fused_with_the_sentence_before_the_next_stage_reads_it() -> None:
     # Only one gate is open at a time: then what comes after it depends on the sentence, and what comes before does not.
     for level in range(3):
         model = tiny()
@@ -420,7 +420,7 @@ def test_new_parts_are_trained_at_the_full_rate() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"calibration": False}, {"num_decoder_layers": 1}])
-def test_the_explanation_is_of_the_queries_that_the_last_layer_hears(changes: dict[str, Any]) -> None:
+def test_the_explanation_is_of_the_queries_that_the_last_layer_attends_to(changes: dict[str, Any]) -> None:
     model = opened(tiny(num_heads=1, **changes))
     (ids, mask), index = sentences([5, 3]), torch.tensor([0, 0])
     state, text = model.encode_image(pictures(1)), model.encode_text(ids, mask)

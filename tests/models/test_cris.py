@@ -192,7 +192,7 @@ def test_the_explanation_says_how_much_the_picture_heard_each_word() -> None:
 def test_words_of_another_width_than_the_decoder_are_refused() -> None:
     config = CRISConfig(name="cris", image_encoder="clip_resnet101", dim=256)
 
-    with torch.device("meta"), pytest.raises(RecipeError, match=r"model\.dim: found 256, expected 512: the decoder he"):
+    with torch.device("meta"), pytest.raises(RecipeError, match=r"model\.dim: found 256, expected 512: the decoder at"):
         build_model(config, input_size=(64, 64))
 
 

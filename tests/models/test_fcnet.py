@@ -213,7 +213,7 @@ def test_every_parameter_is_trained_with_and_without_the_modules_of_table_2() ->
         assert idle == [], changes
 
 
-def test_without_generation_the_decoder_hears_the_words_and_not_the_padding() -> None:
+def test_without_generation_the_decoder_attends_to_the_words_and_not_the_padding() -> None:
     model = tiny(ecm=False, egm=False)
     ids, mask = sentences([4], columns=9)
     images, index = torch.randn(1, 3, 64, 64, dtype=torch.double), torch.tensor([0])

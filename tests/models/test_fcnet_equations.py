@@ -114,7 +114,7 @@ def test_a_decoder_layer_is_equation_5(extra_norms: bool) -> None:
     hidden = (torch.einsum("bnc,fc->bnf", norm(f_q, layer.mlp_norm), first.weight) + first.bias).clamp(min=0)
     expected = f_q + torch.einsum("bnf,cf->bnc", extra(hidden, inner_norm), second.weight) + second.bias
 
-    close(layer.hear_tokens(layer.hear_pixels(f_v, p), p, f_c, p1, KEEP.bool()), expected)
+    close(layer.attend_to_tokens(layer.attend_to_pixels(f_v, p), p, f_c, p1, KEEP.bool()), expected)
 
 
 @torch.no_grad()

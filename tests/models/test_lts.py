@@ -274,7 +274,7 @@ def test_a_gru_is_trained_at_the_full_rate_and_clips_text_encoder_is_backbone() 
 def test_a_transformer_refuses_words_of_another_width_and_a_filter_does_not_mind() -> None:
     on_meta(image_encoder="clip_resnet101", dim=256)
 
-    with pytest.raises(RecipeError, match=r"model\.dim: found 256, expected 512: the locator hears the words as they"):
+    with pytest.raises(RecipeError, match=r"model\.dim: found 256, expected 512: the locator attends to the wo"):
         on_meta(image_encoder="clip_resnet101", dim=256, locator="transformer")
 
 
