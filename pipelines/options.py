@@ -3,21 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from pipelines.engines import ENGINES
+from pipelines.engines import Engine
 from pipelines.rejects import LEFT_OUT, Reject
 from pipelines.resize import parse_store
 from refseg.dataset.descriptor import StoredImages
-from refseg.dataset.schema import CUSTOM, MASK_RULES
+from refseg.dataset.schema import CUSTOM
 from refseg.errors import BuildError, UsageError
 from refseg.mask_png import DEFAULT_RULE, PngRule
 from refseg.wording import counted
 
-STAGES = ("all", "plan", "shards", "finalize")
-"""`plan` reads and checks annotations, `shards` builds this task's part, `finalize` makes a dataset of all parts."""
-ON_BAD_SAMPLE = ("fail", "skip")
-ON_SHARED_IMAGES = ("warn", "refuse")
-CHECK_IMAGES = ("decode", "header")
 _MOST_LISTED = 20
 """Faults that a message lists; the rest are counted."""
 
@@ -27,29 +23,34 @@ class BuildOptions:
     """What to build, from what, where and how. Folders are paths or fsspec URLs.
 
     Attributes:
-        dataset: Dataset id with its partition, for example `refcoco/unc`.
-        annotations: Folder that holds the annotation files.
-        out: The dataset's own folder; made if it is not there.
-        images: Folder of the images; None: beside the annotations.
-        images_from: Finished datasets whose images are pointed to instead of being written again.
-        splits: Which splits; None: all that have refs.
-        workers: Processes; None: one per core, at most one per shard.
-        engine: Where shards are built, one of `ENGINES`; with `ray`, `workers` counts tasks in flight.
-        images_per_shard: At most so many images in a tar.
-        seed: Of the order of images.
-        mask_rule: `union` or `legacy`.
+        dataset: Dataset id with its partition: refcoco/unc, refcocog/umd, and so on.
+        annotations: Folder in REFER's layout (refcoco/, refcoco+/ and so on, with refs(...).p or .json and
+            instances.json), or folder with your own table of sentences; path or URL.
+        images: Folder of the JPEGs or a COCO layout of them, path or URL; by default beside the annotations.
+        images_from: Finished datasets: images that are there are pointed to instead of being written again.
+        out: The dataset's own folder, path or URL; made if it is not there.
+        splits: Splits to build; by default all that have refs.
+        workers: Processes; by default one per core, at most one per shard. The bytes are the same with any number.
+        engine: Where shards are built: in processes of this machine, or on the Ray cluster at RAY_ADDRESS, where
+            `workers` counts tasks in flight.
+        images_per_shard: Largest number of images in a tar.
+        seed: Seed of the order of images.
+        mask_rule: Target of an object of several parts: their union, or the pixels of exactly one part, as LAVT has it.
         png_rule: How mask PNGs of a user's table are read.
-        check_images: `decode`: each image whole. `header`: its size and its end alone.
-        store: `letterbox:480` or `stretch:480x640`: store pictures at training size; None: the source's bytes.
-        store_quality: Of such JPEGs, 1 to 100.
-        on_bad_sample: `fail`: faults of the annotations, or the first of a picture, end the build.
-            `skip`: faulty refs go to `rejects.parquet`.
-        max_bad: With `skip`: more rejects than this end the build; None: no limit.
-        on_shared_images: `warn`: report pictures with equal bytes in several splits. `refuse`: they end the build.
-        accept_counts: Build although the counts are not the published ones; the dataset then says so.
-        stage: One of `STAGES`.
-        task_index: With stage `shards`: which part of the shards, from 0.
-        task_count: With stage `shards`: into how many parts they are cut.
+        on_bad_sample: What becomes of faulty refs. fail: faults of the annotations, or the first of a picture, end the
+            build; skip: faulty refs go to rejects.parquet.
+        max_bad: With skip, more faulty refs than this end the build; by default there is no limit.
+        check_images: Decode each image whole, or look at its size and its end alone.
+        store: Store pictures at training size, letterbox:480 or stretch:480x640: lossy, recorded, decoded faster; by
+            default the source's bytes.
+        store_quality: With `store`, quality of the JPEGs, 1 to 100.
+        on_shared_images: What becomes of a picture (equal bytes) in several splits or under several ids: it is
+            reported, or ends the build.
+        accept_counts: Build although the numbers of refs, sentences or images are not the published ones; this is
+            recorded in the dataset.
+        stage: For a cluster: plan once (read and check the annotations), build shards in many tasks, finalize once.
+        task_index: With stage shards, number of this task, from 0; the command takes Slurm's array task.
+        task_count: With stage shards, number of tasks that share the shards; the command takes Slurm's array.
 
     Raises:
         UsageError: If a value is not one of those allowed.
@@ -57,38 +58,32 @@ class BuildOptions:
 
     dataset: str
     annotations: Path | str
-    out: Path | str
     images: Path | str | None = None
     images_from: tuple[Path | str, ...] = ()
+    out: Path | str
     splits: tuple[str, ...] | None = None
     workers: int | None = None
-    engine: str = "local"
+    engine: Engine = "local"
     images_per_shard: int = 512
     seed: int = 0
-    mask_rule: str = "union"
+    mask_rule: Literal["union", "legacy"] = "union"
     png_rule: PngRule = DEFAULT_RULE
-    check_images: str = "decode"
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    max_bad: int | None = None
+    check_images: Literal["decode", "header"] = "decode"
     store: str | None = None
     store_quality: int = 95
-    on_bad_sample: str = "fail"
-    max_bad: int | None = None
-    on_shared_images: str = "warn"
+    on_shared_images: Literal["warn", "refuse"] = "warn"
     accept_counts: bool = False
-    stage: str = "all"
+    stage: Literal["all", "plan", "shards", "finalize"] = "all"
     task_index: int = 0
     task_count: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("--mask-rule", self.mask_rule, MASK_RULES),
-            ("--check-images", self.check_images, CHECK_IMAGES),
-            ("--on-shared-images", self.on_shared_images, ON_SHARED_IMAGES),
-            ("--on-bad-sample", self.on_bad_sample, ON_BAD_SAMPLE),
-            ("--stage", self.stage, STAGES),
-            ("--engine", self.engine, ENGINES),
-        ):
-            if value not in allowed:
-                raise UsageError(f"{name} {value}: expected {' or '.join(allowed)}")
+        for name, hint in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in allowed:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: expected {' or '.join(allowed)}")
         for name, number, least in (
             ("--workers", self.workers, 1),
             ("--images-per-shard", self.images_per_shard, 1),

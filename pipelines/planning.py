@@ -42,7 +42,7 @@ def look_at_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
 
 def option_keys(options: BuildOptions) -> dict[str, str]:
     """Those of a plan's keys that options alone decide."""
-    keys = {
+    keys: dict[str, object] = {
         "images_per_shard": options.images_per_shard,
         "seed": options.seed,
         "mask_rule": options.mask_rule,

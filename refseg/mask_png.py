@@ -36,11 +36,12 @@ class PngRule:
     """What a user says of their mask PNGs; values are those of the file, 0 to 65535.
 
     Attributes:
-        channel: `colour` or `alpha`: which holds the object. Empty: the colour, with which an alpha channel must agree
-            if it has more than one value.
-        threshold: The object is what has this value or a larger one.
-        object_value: The object is what has this value.
-        ignore_value: Counts as background.
+        channel: Channel of a mask PNG that holds the object; by default the colour, with which an alpha channel must
+            agree if it has more than one value.
+        threshold: The object in a mask PNG is what has this value or a larger one, for smooth edges; by default 0 is
+            background, one other value the object, and more values are refused.
+        object_value: The object in a mask PNG is what has this value, of a label map.
+        ignore_value: What has this value in a mask PNG counts as background.
 
     Raises:
         UsageError: If a value is not one of those allowed, or two options contradict each other.

@@ -1,15 +1,15 @@
 """One seam, several engines: a function over tasks, results as they are finished, the same bytes from each."""
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pipelines.engines.local import run_local, usable_cores
 
-__all__ = ["ENGINES", "check_engine", "run_local", "run_tasks", "usable_cores"]
+__all__ = ["Engine", "check_engine", "run_local", "run_tasks", "usable_cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-ENGINES = ("local", "ray")
+Engine = Literal["local", "ray"]
 """`local`: processes of this machine. `ray`: a Ray cluster. For array tasks of a scheduler see `BuildOptions.stage`."""
 
 
@@ -28,7 +28,7 @@ def check_engine(engine: str) -> None:
 def run_tasks(
     engine: str, function: Callable[[T], R], tasks: Sequence[T], workers: int | None, *, name: Callable[[T], str]
 ) -> Generator[R, None, None]:
-    """Run a function over tasks on one of `ENGINES`.
+    """Run a function over tasks on an `Engine`.
 
     Args:
         engine: Which.

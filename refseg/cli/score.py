@@ -4,8 +4,9 @@ import argparse
 import json
 
 from refseg.addresses import address_argument, path_argument
-from refseg.cli.png_options import add_png_options, read_png_rule
+from refseg.cli.options import add_options, given
 from refseg.cli.score_text import print_results
+from refseg.mask_png import CHANNELS, PngRule
 
 EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split val --protocol original lavt
   refseg score masks/ --data shards/refcoco-unc --split testA --out runs/theirs --save-predictions
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-predictions", action="store_true", help="keep the masks with the rows, for examples in the report"
     )
-    add_png_options(parser)
+    add_options(parser, PngRule, prefix="mask_", channel={"choices": CHANNELS})
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.predictions}: no such file or folder; expected predicted masks")
     if args.save_predictions and not args.out:
         raise UsageError("--save-predictions: found no --out, which names the folder to keep them in")
-    png_rule = read_png_rule(args)
+    png_rule = PngRule(**given(args, PngRule, prefix="mask_"))
     protocols = find_protocols(args.protocol)
     index = ManifestIndex.open(args.data, [args.split])
     predictions = read_predictions(args.predictions, protocols, args.split, png_rule)
