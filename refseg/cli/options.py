@@ -33,7 +33,7 @@ def add_options(
         leave_out: Parameters that are not for the command line.
         prefix: Put before each name: `mask_` makes `--mask-threshold` of `threshold`.
         details: By parameter, what differs from what its annotation and description give: arguments of argparse's
-            `add_argument`, such as `metavar`, and `flag`, such as `--split` for `splits`.
+            `add_argument`, such as `metavar` or another `default`, and `flag`, such as `--split` for `splits`.
     """
     hints = get_type_hints(target)
     descriptions = _descriptions(target)
@@ -41,24 +41,15 @@ def add_options(
         if name in leave_out:
             continue
         detail = dict(details.get(name, {}))
-        is_required = parameter.default is parameter.empty
-        dest, flag = prefix + name, detail.pop("flag", None)
-        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": descriptions.get(name, "")}
-        if hints[name] is bool:
-            settings["action"] = "store_false" if parameter.default else "store_true"
-            dest_flag = f"--no-{dest}" if parameter.default else f"--{dest}"
-        else:
-            dest_flag = f"--{dest}"
-            settings |= {} if "type" in detail or "choices" in detail else _reading(hints[name])
-            settings["help"] += _shown_default(parameter.default)
-        settings |= detail
-        settings["help"] = settings["help"].replace("%", "%%")
+        default = detail.get("default", parameter.default)
+        settings = _settings(hints[name], default, detail) | detail
+        settings["help"] = settings.get("help", descriptions.get(name, "") + _shown(default)).replace("%", "%%")
+        flag = settings.pop("flag", f"--{'no-' * (default is True)}{prefix}{name}".replace("_", "-"))
+        is_required = default is parameter.empty
         if name in positional:
-            if not is_required:
-                settings["nargs"] = "?"
-            parser.add_argument(dest, **settings)
+            parser.add_argument(prefix + name, **settings, **({} if is_required else {"nargs": "?"}))
         else:
-            parser.add_argument(flag or dest_flag.replace("_", "-"), dest=dest, required=is_required, **settings)
+            parser.add_argument(flag, dest=prefix + name, **{"required": is_required, **settings})
 
 
 def given(args: argparse.Namespace, target: Callable[..., Any], *, prefix: str = "") -> dict[str, Any]:
@@ -106,6 +97,14 @@ _READINGS: dict[Any, dict[str, Any]] = {
 """How argparse reads the text of a value, by the parameter's annotation."""
 
 
+def _settings(hint: Any, default: Any, detail: Mapping[str, Any]) -> dict[str, Any]:
+    """What argparse is told of an option that is left out of the result where it is not given."""
+    if hint is bool:
+        return {"default": argparse.SUPPRESS, "action": "store_false" if default else "store_true"}
+    is_told = "type" in detail or "choices" in detail
+    return {"default": argparse.SUPPRESS, **({} if is_told else _reading(hint))}
+
+
 def _reading(hint: Any) -> dict[str, Any]:
     """How argparse reads a parameter of this annotation."""
     if hint in _READINGS:
@@ -120,22 +119,26 @@ def _reading(hint: Any) -> dict[str, Any]:
     raise TypeError(f"no option is made of a parameter of type {hint}; give its type, or leave it out")
 
 
-def _shown_default(default: object) -> str:
-    if default in (inspect.Parameter.empty, None, "", ()):
+def _shown(default: object) -> str:
+    """A default behind the help; that of a switch is clear from its name."""
+    if isinstance(default, bool) or default in (inspect.Parameter.empty, None, "", ()):
         return ""
     shown = dict.fromkeys(default) if isinstance(default, tuple) else [default]  # (480, 480) is 480
     return f" (default: {'x'.join(map(str, shown))})"
 
 
 def _descriptions(target: Callable[..., Any]) -> dict[str, str]:
-    """The description of each parameter in a Google docstring, by name, as help is written: not as a sentence."""
-    section = re.search(
-        r"^(?:Attributes|Args):\n((?:    .*\n?|\n(?=    ))*)", inspect.getdoc(target) or "", re.MULTILINE
-    )
-    entries = re.split(r"^    (\w+): ", section[1] if section else "", flags=re.MULTILINE)[1:]
-    return {name: _as_help(text) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    """The description of each parameter in the Google docstrings of a target and its bases, by name."""
+    found: dict[str, str] = {}
+    for documented in reversed(inspect.getmro(target)) if isinstance(target, type) else (target,):
+        text = inspect.cleandoc(documented.__doc__ or "")
+        section = re.search(r"^(?:Attributes|Args):\n((?:    .*\n?|\n(?=    ))*)", text, re.MULTILINE)
+        entries = re.split(r"^    (\w+): ", section[1] if section else "", flags=re.MULTILINE)[1:]
+        found |= {name: _as_help(entry) for name, entry in zip(entries[::2], entries[1::2], strict=True)}
+    return found
 
 
 def _as_help(text: str) -> str:
+    """A description as help is written: not as a sentence."""
     words = " ".join(text.split()).removesuffix(".")
     return words if words[1:2].isupper() else words[:1].lower() + words[1:]  # JPEG stays JPEG

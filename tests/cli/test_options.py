@@ -78,6 +78,26 @@ def test_help_is_the_description_and_the_default() -> None:
     assert "Never" not in text
 
 
+def test_a_subclass_has_the_descriptions_of_its_bases() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Larger(Order):
+        """A larger order.
+
+        Attributes:
+            rate: Pictures per second.
+        """
+
+        rate: float = 2.0
+
+    parser = argparse.ArgumentParser()
+    add_options(parser, Larger, rate={"default": 3.0})
+
+    text = " ".join(parser.format_help().split())
+    assert "--folder DIR folder of the pictures" in text
+    assert "--rate X pictures per second (default: 3.0)" in text
+    assert given(parser.parse_args(["--folder", "a"]), Larger) == {"folder": "a", "rate": 3.0}
+
+
 def test_a_parameter_without_a_default_is_required() -> None:
     with pytest.raises(SystemExit, match="2"):
         _parser().parse_args([])
