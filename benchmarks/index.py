@@ -37,8 +37,8 @@ from pipelines.options import BuildOptions
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder
-from refseg.data.transforms import Geometry
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, ShardEntry, load_descriptor
+from refseg.reading import Reading
 
 BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
 REFCOCO_IMAGES = 19_994
@@ -128,9 +128,7 @@ def measure(folder: Path) -> dict[str, float]:
     resume = time.perf_counter() - start
 
     start = time.perf_counter()
-    order = EpochOrder(
-        index=index, sampling="sentence", global_batch=256, remainder="drop", shuffle=True, seed=0, epoch=1
-    )
+    order = EpochOrder(index, Reading(sampling="sentence", global_batch=256), epoch=1)
     for step in range(3):
         order.plan(step, rank=0, world_size=8)
     plan = time.perf_counter() - start
@@ -143,10 +141,8 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader:
-    return RefLoader(
-        index, geometry=Geometry(kind="letterbox", size=(480, 480)), sampling="sentence", global_batch=32,
-        num_tokens=20, seed=0, shuffle=True, remainder="drop", num_workers=2, worker_kind=kind,
-    )  # fmt: skip
+    reading = Reading(sampling="sentence", global_batch=32, num_tokens=20, num_workers=2, worker_kind=kind)
+    return RefLoader(index, reading)
 
 
 def worker_memory(index: ManifestIndex) -> int:

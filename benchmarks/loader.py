@@ -48,9 +48,13 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import BatchPlan, EpochOrder
 from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 WORKERS = (1, 2)
-CACHE_BYTES = 8_000_000_000
+CACHE_GIGABYTES = 8.0
+AS_THE_NETWORK: dict[str, Any] = {
+    "geometry": "stretch", "input_size": (SIDE, SIDE), "num_tokens": stores.TOKENS,
+}  # fmt: skip
 GEOMETRY = Geometry(kind="stretch", size=(SIDE, SIDE))
 FFMPEG_VERSIONS = range(56, 62)
 """Of libavutil, which SPDL looks for: FFmpeg 4 to 9."""
@@ -96,9 +100,7 @@ def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
     """Decode and resize alone, by threads, into memory that nobody writes to while its batch is read."""
     index = ManifestIndex.open(store / "dataset", ["train"])
     encoded = [np.frombuffer(bytearray(index.read_image_bytes(image)), np.uint8) for image in range(index.num_images)]
-    order = EpochOrder(
-        index=index, sampling="sentence", global_batch=BATCH, remainder="drop", shuffle=True, seed=0, epoch=0
-    )
+    order = EpochOrder(index, Reading(sampling="sentence", global_batch=BATCH), epoch=0)
     ring = [torch.empty(BATCH, SIDE, SIDE, 3, dtype=torch.uint8) for _ in range(2 * num_workers + 2)]
     masks, ids = torch.zeros(BATCH, SIDE, SIDE, dtype=torch.uint8), torch.zeros(BATCH, stores.TOKENS, dtype=torch.int64)
 
@@ -118,17 +120,8 @@ def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
 
 def ours(store: Path, num_workers: int, *, dataset: str = "dataset", **options: Any) -> Iterator[Arrays]:
     index = ManifestIndex.open(store / dataset, ["train"])
-    chosen = {"sampling": "sentence", "global_batch": BATCH, **options}
-    loader = RefLoader(
-        index,
-        geometry=GEOMETRY,
-        num_tokens=stores.TOKENS,
-        seed=0,
-        shuffle=True,
-        remainder="drop",
-        num_workers=num_workers,
-        **chosen,
-    )
+    chosen = {"sampling": "sentence", "global_batch": BATCH, "num_workers": num_workers, **AS_THE_NETWORK, **options}
+    loader = RefLoader(index, Reading(**chosen))
     while True:
         for batch in loader:
             yield batch.images, batch.masks, batch.token_ids
@@ -137,19 +130,11 @@ def ours(store: Path, num_workers: int, *, dataset: str = "dataset", **options: 
 
 def fill_cache(store: Path) -> None:
     index = ManifestIndex.open(store / "dataset", ["train"])
-    loader = RefLoader(
-        index,
-        geometry=GEOMETRY,
-        sampling="images",
-        global_batch=BATCH,
-        num_tokens=stores.TOKENS,
-        seed=0,
-        shuffle=False,
-        remainder="pad",
-        num_workers=2,
-        cache_bytes=CACHE_BYTES,
-    )
-    for _ in loader:
+    reading = Reading(
+        sampling="images", global_batch=BATCH, shuffle=False, remainder="pad", num_workers=2,
+        cache_gigabytes=CACHE_GIGABYTES, **AS_THE_NETWORK,
+    )  # fmt: skip
+    for _ in RefLoader(index, reading):
         pass
 
 
@@ -162,11 +147,11 @@ CASES = (
     # As many pictures as give about a batch of sentences.
     Case(name="refseg, k = 4", open=partial(ours, sampling="images", expressions_per_image=4, global_batch=8)),
     Case(name=K_ALL, open=partial(ours, sampling="images", expressions_per_image="all", global_batch=5)),
-    Case(name=CACHED, open=partial(ours, cache_bytes=CACHE_BYTES)),
+    Case(name=CACHED, open=partial(ours, cache_gigabytes=CACHE_GIGABYTES)),
     Case(name=STORED, open=partial(ours, dataset="stored")),
     Case(
         name="refseg, k = 1, warm cache, processes",
-        open=partial(ours, cache_bytes=CACHE_BYTES, worker_kind="processes"),
+        open=partial(ours, cache_gigabytes=CACHE_GIGABYTES, worker_kind="processes"),
     ),
     Case(name="file per image, LAVT's way", open=peers.file_per_image, needs=("open_clip",), aim=5.0),
     Case(

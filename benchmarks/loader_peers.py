@@ -22,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from refseg.data.transforms import CLIP_MEAN
+from refseg.geometry import CLIP_MEAN
 from refseg.models.image_encoder import CLIP_STD
 
 SIDE, BATCH = 480, 32

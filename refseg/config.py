@@ -4,11 +4,13 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from refseg.addresses import local_path
 from refseg.errors import RecipeError
@@ -22,10 +24,9 @@ from refseg.model_config import (
     Natural,
     Section,
 )
+from refseg.reading import ReadingOptions
 from refseg.wording import closest, did_you_mean
 
-Geometry = Literal["letterbox", "stretch"]
-Sampling = Literal["ref", "sentence", "images"]
 Precision = Literal["no", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]
 
@@ -40,13 +41,14 @@ def _as_size(value: object) -> object:
 
 _STRIDE = 32
 """Of the coarsest features, in pixels: a side is so long, or a multiple of it."""
-Side = Annotated[int, Field(ge=_STRIDE, multiple_of=_STRIDE)]
+Side = Annotated[int, Field(ge=_STRIDE, multiple_of=_STRIDE, strict=True)]
 Size = Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(_as_size)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class DataConfig(Section):
-    """What is read and how a sample becomes network input."""
+@dataclass(frozen=True, kw_only=True)
+class _DatasetNames:
+    """Which dataset a run trains on and which it is scored on."""
 
     root: Address
     """Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL."""
@@ -56,26 +58,22 @@ class DataConfig(Section):
     """Split to score during training."""
     val_root: Address = ""
     """Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train."""
+
+
+_AS_A_SECTION = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+"""pydantic's `strict` would refuse a table for a dataclass; the annotations of its numbers are strict instead."""
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=_AS_A_SECTION)
+class DataConfig(ReadingOptions, _DatasetNames):
+    """What is read and how a sample becomes network input: a dataset's names and `refseg.reading.ReadingOptions`."""
+
     input_size: Size = (480, 480)
     """Height and width of the network's input in pixels, multiples of 32; one number means a square."""
-    geometry: Geometry = "letterbox"
-    """`letterbox` keeps the aspect ratio and pads (CRIS), `stretch` does neither (LAVT)."""
-    num_tokens: Annotated[int, Field(ge=3, le=77)] = 17
+    num_tokens: Annotated[int, Field(ge=3, le=77, strict=True)] = 17
     """Token ids per expression, SOS and EOS included; longer ones are cut and keep their EOS."""
-    sampling: Sampling = "ref"
-    """What an epoch visits once: each ref with one random sentence, each sentence, or each image."""
-    expressions_per_image: Count | Literal["all"] = 1
-    """Sentences drawn per image where `sampling` is `images`."""
-    remainder: Literal["drop", "pad"] = "drop"
-    """What happens to samples that do not fill the last global batch of an epoch."""
     num_workers: Natural = 2
     """Reading threads or processes per rank; 0 reads when a batch is asked for."""
-    worker_kind: Literal["threads", "processes"] = "threads"
-    """`threads` cost least; `processes` where more than about eight workers a rank would wait for Python's lock."""
-    decode: Literal["cpu", "device"] = "cpu"
-    """Who decodes pictures: the workers, or the GPU (nvJPEG, whose pixels differ a little), to spare cores."""
-    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Disk of each machine for decoded, resized images, below `REFSEG_CACHE`; 0: decode every time."""
 
     @field_validator("expressions_per_image")
     @classmethod
@@ -348,6 +346,7 @@ _TYPES = {
     "string_type": "a string",
     "tuple_type": "a list",
     "model_type": "a section",
+    "dataclass_type": "a section",
 }
 """What pydantic's errors of type want, as TOML calls it."""
 _UNQUOTED = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|true|false", re.IGNORECASE)
@@ -358,8 +357,8 @@ def _describe(mistake: Mapping[str, Any]) -> str:
     shown = location[:1] + location[2:] if location[:1] == ("model",) else location  # without the architecture's tag
     path = ".".join(str(part) for part in shown if not str(part).startswith(("constrained-", "literal[", "tuple[")))
     kind = mistake["type"]
-    if kind == "extra_forbidden":
-        known = list(_fields_at(location[:-1]))
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _fields_at(location[:-1])
         close = closest(str(location[-1]), known)
         hint = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
@@ -391,13 +390,14 @@ def _as_toml(value: object) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
-def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
-    section: type[BaseModel] = Recipe
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that a section has."""
+    section: Any = Recipe
     for place, part in enumerate(location):
         if part in MODEL_CONFIGS and place == 1:
             section = MODEL_CONFIGS[str(part)]
             continue
         annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if is_dataclass(annotation) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             section = annotation
-    return section.model_fields
+    return [field.name for field in fields(section)] if is_dataclass(section) else list(section.model_fields)

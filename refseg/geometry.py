@@ -4,6 +4,8 @@ from typing import Literal
 
 GeometryKind = Literal["letterbox", "stretch"]
 """`letterbox` keeps the aspect and centres (CRIS); `stretch` fills (LAVT)."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean colour, RGB from 0 to 1, with which OpenAI's CLIP was trained."""
 
 
 def place(kind: GeometryKind, size: tuple[int, int], original_size: tuple[int, int]) -> tuple[int, int, int, int]:

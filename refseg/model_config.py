@@ -30,8 +30,8 @@ def _expand_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_expand_address)]
 """A path, in which `~` is expanded, or a URL; may be empty."""
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FieldsAbove: TypeAlias = Any

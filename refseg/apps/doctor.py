@@ -14,7 +14,6 @@ from refseg.apps.stage_times import (
     HAND_OFF,
     IMAGE_STAGES,
     MAIN_STAGES,
-    Workload,
     time_delivery,
     time_stages,
     time_step,
@@ -22,6 +21,7 @@ from refseg.apps.stage_times import (
 )
 from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
+from refseg.reading import Reading
 
 _ENOUGH = 1.1  # so many times what the model takes, since training competes for the cores
 
@@ -111,7 +111,7 @@ class Diagnosis:
 
 def examine(
     index: ManifestIndex,
-    load: Workload,
+    reading: Reading,
     *,
     seconds: float,
     needed: float | None = None,
@@ -121,7 +121,7 @@ def examine(
 
     Args:
         index: What is read.
-        load: How.
+        reading: How; a global batch is the samples of one process in a step.
         seconds: To spend on timing the loader, about.
         needed: Samples per second one training process takes, if it is known.
         recipe: Otherwise: whose model's step is timed.
@@ -130,14 +130,15 @@ def examine(
         DatasetError: If a sample cannot be read.
         UsageError: If the numbers do not fit together.
     """
-    times = time_stages(index, load, seconds=seconds / 2)
-    delivered, batch = time_delivery(index, load, seconds=seconds / 2)
+    reading = replace(reading, remainder="pad", trim_tokens=True)  # as training trims; few samples will do
+    times = time_stages(index, reading, seconds=seconds / 2)
+    delivered, batch = time_delivery(index, reading, seconds=seconds / 2)
     stages = dict(times.stages)
     if torch.cuda.is_available():  # after the workers are gone: they are forked
-        stages["to device"] = time_to_device(batch, num_samples=load.batch)
+        stages["to device"] = time_to_device(batch, num_samples=reading.global_batch)
     if needed is None and recipe is not None:
-        needed = load.batch / time_step(recipe, batch)
-    height, width = load.geometry.size
+        needed = reading.global_batch / time_step(recipe, batch)
+    height, width = reading.input_size
     mean_area = float(np.mean(index.height.astype(np.int64) * index.width))
     is_small = index.descriptor.stored_images is not None or mean_area <= height * width
     return Measured(
@@ -146,14 +147,14 @@ def examine(
         expressions=times.expressions,
         delivered=delivered,
         needed=needed,
-        num_workers=load.num_workers,
+        num_workers=reading.num_workers,
         num_cores=max(1, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())),
         is_remote=index.is_remote,
-        by_image=load.sampling == "images",
+        by_image=reading.sampling == "images",
         num_images=index.num_images,
-        decoded_bytes=load.image_bytes * index.num_images,
-        cached_share=min(1.0, load.cache_bytes // load.image_bytes / index.num_images),
-        store="" if is_small else f"{load.geometry.kind}:{height}x{width}",
+        decoded_bytes=reading.image_bytes * index.num_images,
+        cached_share=min(1.0, reading.cache_bytes // reading.image_bytes / index.num_images),
+        store="" if is_small else f"{reading.geometry}:{height}x{width}",
     )
 
 

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from refseg.data.batch import Batch
 from refseg.data.decode import decode_rgb
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
-from refseg.data.loader import RefLoader, WorkerKind
-from refseg.data.order import EpochOrder, Sampling
+from refseg.data.loader import RefLoader
+from refseg.data.order import EpochOrder
 from refseg.data.transforms import Geometry, normalise
 from refseg.models import build_model
+from refseg.reading import Reading
 from refseg.training.losses import LossWeights, training_loss
 
 T = TypeVar("T")
@@ -47,37 +48,6 @@ _TIMED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What one process of a run asks of the loader.
-
-    Attributes:
-        geometry: To the network's input.
-        sampling: What a sample is.
-        expressions_per_image: With `images`: how many sentences share an image.
-        batch: Samples of one process in a step.
-        num_tokens: Token ids per expression.
-        num_workers: Threads or processes that pack.
-        worker_kind: Which of them.
-        cache_bytes: Of this machine's disk for decoded images; 0: no cache.
-    """
-
-    geometry: Geometry
-    sampling: Sampling
-    expressions_per_image: int | Literal["all"]
-    batch: int
-    num_tokens: int
-    num_workers: int
-    worker_kind: WorkerKind
-    cache_bytes: int = 0
-
-    @property
-    def image_bytes(self) -> int:
-        """Of one decoded image."""
-        height, width = self.geometry.size
-        return 3 * height * width
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
     """Seconds per sample, one core at work.
 
@@ -93,55 +63,55 @@ class StageTimes:
     expressions: float
 
 
-def time_stages(index: ManifestIndex, load: Workload, *, seconds: float) -> StageTimes:
+def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> StageTimes:
     """Do each stage by itself, batch after batch, as one worker does.
 
     Args:
         index: What is read.
-        load: How.
+        reading: How; a global batch is the samples of one process in a step.
         seconds: To spend, about; a batch of each is timed at least.
     """
-    batches = _batches(index, load)
+    batches, geometry = _batches(index, reading), Geometry.of(reading)
     with _one_thread(), TemporaryDirectory() as folder:
-        num_slots = load.batch
+        num_slots = reading.global_batch
         cache = ImageCache(
-            Path(folder), digest=index.digest, geometry=load.geometry, num_images=num_slots,
-            max_bytes=num_slots * load.image_bytes,
+            Path(folder), digest=index.digest, geometry=geometry, num_images=num_slots,
+            max_bytes=num_slots * reading.image_bytes,
         )  # fmt: skip
         fits = _fits_in_memory(int(index.sample_bytes.sum()))
         until = time.monotonic() + 0.6 * seconds
         spent: dict[str, list[float]] = {name: [] for name in ("disk", *IMAGE_STAGES, FROM_CACHE, "masks")}
         expressions = []
         for images, rows, sentences in batches:
-            _time_batch(index, cache, load.geometry, images, rows, sentences, spent)
+            _time_batch(index, cache, geometry, images, rows, sentences, spent)
             expressions.append(len(rows))
             if time.monotonic() > until:
                 break
-        stages = {name: float(np.median(times)) / load.batch for name, times in spent.items()}
+        stages = {name: float(np.median(times)) / reading.global_batch for name, times in spent.items()}
         disk_read = max(0.0, stages.pop("disk") - stages["hash"])
         stages["read"] = max(0.0, stages["read"] - stages["hash"])  # reading checks the hash
-        whole, batch = _time_packing(index, load, seconds=0.25 * seconds)
+        whole, batch = _time_packing(index, reading, seconds=0.25 * seconds)
         stages["tokens and packing"] = max(0.0, whole - sum(stages.values()) + stages[FROM_CACHE])
         if not fits and not index.is_remote:
             stages["read"] = disk_read
-        if load.num_workers and load.worker_kind == "processes":
+        if reading.num_workers and reading.worker_kind == "processes":
             hand_off, receive = _time_hand_off(batch, seconds=0.15 * seconds)
-            stages[HAND_OFF], stages["receive"] = hand_off / load.batch, receive / load.batch
+            stages[HAND_OFF], stages["receive"] = hand_off / reading.global_batch, receive / reading.global_batch
     return StageTimes(
         stages=stages,
         disk_read=None if index.is_remote else disk_read,
-        expressions=float(np.mean(expressions)) / load.batch,
+        expressions=float(np.mean(expressions)) / reading.global_batch,
     )
 
 
-def time_delivery(index: ManifestIndex, load: Workload, *, seconds: float) -> tuple[float, Batch]:
+def time_delivery(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:
     """Samples per second that the loader gives with its workers, after their start, and a batch.
 
     With a cache of decoded images, those that are timed find their images there, as far as it has room for them.
     """
-    loader = _loader(index, load, num_workers=load.num_workers, cache_bytes=load.cache_bytes)
-    ahead = 2 * load.num_workers + 1  # what the workers had ready before the clock starts
-    num_steps = _fill_cache(loader, seconds=seconds) if load.cache_bytes else None
+    loader = RefLoader(index, reading)
+    ahead = 2 * reading.num_workers + 1  # what the workers had ready before the clock starts
+    num_steps = _fill_cache(loader, seconds=seconds) if reading.cache_bytes else None
     num_batches, begin = 0, time.monotonic()
     while True:
         for batch in islice(loader, num_steps):
@@ -149,7 +119,7 @@ def time_delivery(index: ManifestIndex, load: Workload, *, seconds: float) -> tu
             if num_batches == ahead:
                 begin = time.monotonic()
             elif num_batches > ahead and time.monotonic() - begin > seconds:
-                return (num_batches - ahead) * load.batch / (time.monotonic() - begin), batch
+                return (num_batches - ahead) * reading.global_batch / (time.monotonic() - begin), batch
 
 
 def _fill_cache(loader: RefLoader, *, seconds: float) -> int:
@@ -203,13 +173,10 @@ def time_step(recipe: Recipe, batch: Batch) -> float:
 
 
 def _batches(
-    index: ManifestIndex, load: Workload
+    index: ManifestIndex, reading: Reading
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """Images, rows and sentences of one batch after the other, for ever."""
-    order = EpochOrder(
-        index=index, sampling=load.sampling, expressions_per_image=load.expressions_per_image, global_batch=load.batch,
-        remainder="pad", shuffle=True, seed=0, epoch=0,
-    )  # fmt: skip
+    order = EpochOrder(index, reading, epoch=0)
     for step in cycle(range(order.num_steps)):
         plan = order.plan(step, rank=0, world_size=1)
         yield np.unique(index.row_image[plan.row_index]), plan.row_index, plan.sentence_index
@@ -254,17 +221,17 @@ def _time_batch(
     _timed(spent, "masks", lambda: [geometry.apply_mask(counts, size, out=mask) for counts, size in targets])
 
 
-def _time_packing(index: ManifestIndex, load: Workload, *, seconds: float) -> tuple[float, Batch]:
+def _time_packing(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:
     """Seconds per sample of everything a worker does, and a batch."""
     until, times = time.perf_counter() + seconds, []
     while True:
         begin = time.perf_counter()
-        for batch in _loader(index, load, num_workers=0):
+        for batch in RefLoader(index, replace(reading, num_workers=0, cache_gigabytes=0.0)):
             now = time.perf_counter()
             times.append(now - begin)
             begin = now
             if now > until:
-                return float(np.median(times)) / load.batch, batch
+                return float(np.median(times)) / reading.global_batch, batch
 
 
 def _time_hand_off(batch: Batch, *, seconds: float) -> tuple[float, float]:
@@ -294,14 +261,6 @@ class _Copies(Dataset[list[torch.Tensor]]):
 
     def __getitem__(self, _: int) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in self.batch]
-
-
-def _loader(index: ManifestIndex, load: Workload, *, num_workers: int, cache_bytes: int = 0) -> RefLoader:
-    return RefLoader(
-        index, geometry=load.geometry, sampling=load.sampling, expressions_per_image=load.expressions_per_image,
-        global_batch=load.batch, num_tokens=load.num_tokens, trim_tokens=True, seed=0, shuffle=True, remainder="pad",
-        num_workers=num_workers, worker_kind=load.worker_kind, cache_bytes=cache_bytes,
-    )  # fmt: skip
 
 
 def _timed(spent: dict[str, list[float]], stage: str, work: Callable[[], T]) -> T:

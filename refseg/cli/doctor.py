@@ -4,16 +4,18 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
-from refseg.cli.plan import count_or_all, size
+from refseg.cli.options import add_json, add_options, given
+from refseg.cli.plan import NOT_ASKED
 from refseg.errors import UsageError
+from refseg.reading import Reading
 from refseg.wording import counted
 
 if TYPE_CHECKING:
     from refseg.apps.doctor import Diagnosis, Measured
-    from refseg.apps.stage_times import Workload
+    from refseg.config import Recipe
     from refseg.data.index import ManifestIndex
 
 EXAMPLE = """refseg doctor shards/refcoco-unc --recipe fcnet-refcoco-r101
@@ -27,19 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--env", action="store_true", help="print versions, cores, GPUs and the disk's speed instead")
     parser.add_argument("--recipe", metavar="RECIPE", help="take settings from it, and time a step of its model")
-    parser.add_argument("--batch", type=int, metavar="N", help="samples of one process in a step (default: 32)")
-    parser.add_argument("--workers", type=int, metavar="N", help="data.num_workers (default: 2)")
-    parser.add_argument("--worker-kind", choices=("threads", "processes"), help="data.worker_kind (default: threads)")
-    parser.add_argument("--input-size", type=size, metavar="HxW", help="pixels (default: 480)")
-    parser.add_argument("--sampling", choices=("ref", "sentence", "images"), help="what a sample is (default: ref)")
-    parser.add_argument("--expressions-per-image", type=count_or_all, metavar="K", help="with images: a number, or all")
-    parser.add_argument("--cache-gigabytes", type=float, metavar="X", help="data.cache_gigabytes (default: 0)")
+    add_options(
+        parser, Reading, leave_out=("geometry", "remainder", *NOT_ASKED),
+        global_batch={"flag": "--batch", "required": False, "help": "samples of one process in a step (default: 32)"},
+        num_workers={"flag": "--workers", "help": "data.num_workers (default: 2)"},
+    )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="split to read (default: train)")
     parser.add_argument(
         "--samples-per-second", type=float, metavar="X", help="what one process's model takes, if that is known"
     )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the loader for (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, [f"data.root={json.dumps(args.folder)}"]) if args.recipe is not None else None
     split = args.split or (recipe.data.train_split if recipe else "train")
     index = ManifestIndex.open(args.folder, [split])
-    load = _workload(args, recipe)
-    if args.batch is not None and args.batch > (samples := _samples(index, load.sampling)):
+    reading = _reading(args, recipe)
+    if getattr(args, "global_batch", 0) > (samples := _samples(index, reading.sampling)):
         raise UsageError(
-            f"--batch {args.batch}: {index.folder} has {samples} samples by {load.sampling} in {split}; "
+            f"--batch {args.global_batch}: {index.folder} has {samples} samples by {reading.sampling} in {split}; "
             "expected at most as many"
         )
-    found = examine(index, load, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
+    found = examine(index, reading, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
     diagnosis = diagnose(found)
     if args.json:
         facts = {
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps({**asdict(found), **facts, **asdict(diagnosis)}, indent=1))
     else:
-        print(f"{index.descriptor.dataset} {split}, {load.batch} samples by {load.sampling} in a batch")
+        print(f"{index.descriptor.dataset} {split}, {reading.global_batch} samples by {reading.sampling} in a batch")
         if recipe and recipe.data.decode == "device":
             print('data.decode = "device" is not timed: here workers decode')
         print(_page(found, diagnosis))
@@ -83,48 +83,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_numbers(args: argparse.Namespace) -> None:
     """Refuse what cannot be, by the option's name, before anything is read."""
-    limits: dict[str, tuple[float, bool, str]] = {
-        "batch": (1, True, "at least 1"),
-        "workers": (0, True, "at least 0"),
-        "cache_gigabytes": (0, True, "at least 0"),
-        "samples_per_second": (0, False, "above 0"),
-        "seconds": (0, False, "above 0"),
+    limits: dict[str, tuple[str, float, bool]] = {
+        "global_batch": ("--batch", 1, True),
+        "num_workers": ("--workers", 0, True),
+        "cache_gigabytes": ("--cache-gigabytes", 0, True),
+        "samples_per_second": ("--samples-per-second", 0, False),
+        "seconds": ("--seconds", 0, False),
     }
-    for name, (limit, is_allowed, expected) in limits.items():
-        found = getattr(args, name)
+    for name, (flag, limit, is_allowed) in limits.items():
+        found = getattr(args, name, None)
         if found is None or (math.isfinite(found) and (found > limit or (is_allowed and found == limit))):
             continue
-        raise UsageError(f"--{name.replace('_', '-')} {found}: expected a number, {expected}")
+        raise UsageError(f"{flag} {found}: expected a number, {'at least' if is_allowed else 'above'} {limit}")
 
 
-def _workload(args: argparse.Namespace, recipe: Any) -> "Workload":
+def _reading(args: argparse.Namespace, recipe: "Recipe | None") -> Reading:
     """What is on the command line, then what the recipe says, then defaults."""
-    from refseg.apps.stage_times import Workload
-    from refseg.data.transforms import Geometry
-
-    data: Any = recipe.data if recipe else argparse.Namespace(
-        input_size=(480, 480), geometry="letterbox", sampling="ref", expressions_per_image=1, num_tokens=17,
-        num_workers=2, worker_kind="threads", cache_gigabytes=0.0, decode="cpu",
-    )  # fmt: skip
-
-    def chosen(option: Any, default: Any) -> Any:
-        return default if option is None else option
-
-    if recipe is not None and args.input_size not in (None, data.input_size):
-        raise UsageError("--input-size and --recipe: the recipe's model has its own size; give one of the two")
     import torch
 
-    num_processes = max(1, torch.cuda.device_count())
-    return Workload(
-        geometry=Geometry(kind=data.geometry, size=chosen(args.input_size, data.input_size)),
-        sampling=chosen(args.sampling, data.sampling),
-        expressions_per_image=chosen(args.expressions_per_image, data.expressions_per_image),
-        batch=chosen(args.batch, max(1, recipe.train.global_batch // num_processes) if recipe else 32),
-        num_tokens=data.num_tokens,
-        num_workers=chosen(args.workers, data.num_workers),
-        worker_kind=chosen(args.worker_kind, data.worker_kind),
-        cache_bytes=int(1e9 * chosen(args.cache_gigabytes, data.cache_gigabytes)),
-    )
+    found = given(args, Reading)
+    if recipe is None:
+        return Reading(**{"global_batch": 32, "num_workers": 2} | found)
+    if found.get("input_size", recipe.data.input_size) != recipe.data.input_size:
+        raise UsageError("--input-size and --recipe: the recipe's model has its own size; give one of the two")
+    share = max(1, recipe.train.global_batch // max(1, torch.cuda.device_count()))
+    return Reading.of(recipe.data, **{"global_batch": share} | found | {"decode": "cpu"})
 
 
 def _samples(index: "ManifestIndex", sampling: str) -> int:

@@ -47,7 +47,8 @@ def add_options(
         flag = settings.pop("flag", f"--{'no-' * (default is True)}{prefix}{name}".replace("_", "-"))
         is_required = default is parameter.empty
         if name in positional:
-            parser.add_argument(prefix + name, **settings, **({} if is_required else {"nargs": "?"}))
+            settings |= {} if is_required else {"nargs": "?"}
+            parser.add_argument(prefix + name, **settings)
         else:
             parser.add_argument(flag, dest=prefix + name, **{"required": is_required, **settings})
 

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from refseg.addresses import address_argument
+from refseg.cli.options import add_json, add_options, given
 from refseg.errors import UsageError
+from refseg.reading import Reading
 from refseg.wording import counted
 
 if TYPE_CHECKING:
@@ -20,16 +22,16 @@ EXAMPLE = """refseg plan shards/refcoco-unc --world 2x8 --global-batch 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
     parser.add_argument("--world", type=world, default=(1, 1), metavar="NxG", help="nodes x GPUs each (default: 1x1)")
-    parser.add_argument("--global-batch", type=int, default=64, metavar="N", help="samples of a step (default: 64)")
     parser.add_argument("--split", default="train", metavar="NAME", help="split to read (default: train)")
-    parser.add_argument("--sampling", choices=("ref", "sentence", "images"), default="ref", help="what a sample is")
-    parser.add_argument(
-        "--expressions-per-image", type=count_or_all, default=1, metavar="K", help="with images: a number, or all"
-    )
-    parser.add_argument("--remainder", choices=("drop", "pad"), default="drop", help="samples that fill no batch")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="data.num_workers (default: 2)")
-    parser.add_argument("--input-size", type=size, default=(480, 480), metavar="HxW", help="pixels (default: 480)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_options(
+        parser, Reading, leave_out=("geometry", *NOT_ASKED, "worker_kind", "cache_gigabytes"),
+        global_batch={"default": 64}, num_workers={"flag": "--workers", "default": 2},
+    )  # fmt: skip
+    add_json(parser)
+
+
+NOT_ASKED = ("num_tokens", "decode", "seed", "shuffle", "trim_tokens", "image_mean")
+"""Attributes of a reading on which neither its plan nor its speed depends much."""
 
 
 def world(text: str) -> tuple[int, int]:
@@ -39,37 +41,15 @@ def world(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def size(text: str) -> tuple[int, int]:
-    """`480` or `320x480` as (height, width) in pixels."""
-    if not (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected pixels, for example 480 or 320x480")
-    return int(found[1]), int(found[2] or found[1])
-
-
-def count_or_all(text: str) -> object:
-    """A number, or "all"."""
-    if text != "all" and not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or all")
-    return text if text == "all" else int(text)
-
-
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: expected a number, at least 0 (the training process packs)")
+    if args.num_workers < 0:
+        raise UsageError(f"--workers {args.num_workers}: expected a number, at least 0 (the training process packs)")
     from refseg.data.index import ManifestIndex
     from refseg.data.plan import plan_reading
 
-    plan = plan_reading(
-        ManifestIndex.open(args.folder, [args.split]),
-        num_nodes=args.world[0],
-        ranks_per_node=args.world[1],
-        global_batch=args.global_batch,
-        sampling=args.sampling,
-        expressions_per_image=args.expressions_per_image,
-        remainder=args.remainder,
-        num_workers=args.workers,
-        input_size=args.input_size,
-    )
+    reading = Reading(**given(args, Reading))
+    index = ManifestIndex.open(args.folder, [args.split])
+    plan = plan_reading(index, reading, num_nodes=args.world[0], ranks_per_node=args.world[1])
     if args.json:
         fields = asdict(plan) | {"diversity": plan.diversity._asdict(), "memory_per_node": plan.memory_per_node}
         print(json.dumps(fields, indent=1))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,9 +12,6 @@ from refseg.data.decode import decode_plain_rgb, decode_rgb, is_plain
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, ImageError
-
-DecodePlace = Literal["cpu", "device"]
-"""Where pictures are decoded and resized. `cpu`: by the workers. `device`: by the training process, on its device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +18,19 @@ from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from refseg.arguments import check_number
 from refseg.cache_files import cache_folder
 from refseg.data.batch import Batch
 from refseg.data.buffers import can_pin, memory_kind
-from refseg.data.checks import check_number, check_word
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
-from refseg.data.jpegs import DecodePlace
-from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, Remainder, Sampling
+from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder
 from refseg.data.packer import Failed, Packed, Packer
 from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import DatasetError, TrainingError, UsageError
+from refseg.reading import Reading
 
-WorkerKind = Literal["threads", "processes"]
-"""Who packs. `threads`: decoding and resizing let go of Python's lock, and nothing is handed from process to process.
-`processes`: where so many workers pack that the lock, held for a tenth of a sample's time, would be their limit."""
 _BATCHES_AHEAD = 2
 """Per worker: as torch's own loader has it."""
 
@@ -54,22 +51,10 @@ class RefLoader:
     def __init__(
         self,
         index: ManifestIndex,
+        reading: Reading,
         *,
-        geometry: Geometry,
-        sampling: Sampling,
-        expressions_per_image: int | Literal["all"] = 1,
-        global_batch: int,
-        num_tokens: int,
-        trim_tokens: bool = False,
-        seed: int,
-        shuffle: bool,
-        remainder: Remainder,
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 0,
-        worker_kind: WorkerKind = "threads",
-        decode: DecodePlace = "cpu",
-        cache_bytes: int = 0,
         epoch: int = 0,
         only: NDArray[np.int64] | None = None,
     ) -> None:
@@ -77,86 +62,48 @@ class RefLoader:
 
         Args:
             index: What to read.
-            geometry: To the network's input.
-            sampling: What a sample is: `ref`, `sentence` or `images` (see `order.Sampling`).
-            expressions_per_image: With `images`, how many sentences share a decoded image.
-            global_batch: Samples per step over all ranks.
-            num_tokens: Longer sentences are cut to this, keeping EOS.
-            trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
-            seed: Of order and choice of sentences.
-            shuffle: False: in the index's order.
-            remainder: `drop` or `pad` (see `order.Remainder`).
+            reading: How; with `decode` on the device, that of the accelerator given to `prepare_loader`.
             rank: Of this process.
             world_size: Number of processes.
-            num_workers: Threads or processes that pack batches; 0 packs when a batch is asked for.
-            worker_kind: See `WorkerKind`.
-            decode: See `DecodePlace`; `device` is that of the accelerator given to `prepare_loader`.
-            cache_bytes: Of this machine's disk, for resized images, which then are not decoded again (see
-                `ImageCache`); all processes and runs of one index and geometry share them.
             epoch: To start with.
             only: Positions of the samples to read, where not all are wanted; only without `shuffle`.
 
         Raises:
-            UsageError: If a name is unknown, a number too low, or the numbers do not fit together.
+            UsageError: If the global batch cannot be cut for the processes, or there is no such rank or epoch.
         """
-        check_word("worker_kind", worker_kind, WorkerKind)
-        check_word("decode", decode, DecodePlace)
-        check_number("num_workers", num_workers, least=0)
-        check_number("cache_bytes", cache_bytes, least=0)
-        check_number("global_batch", global_batch, least=1)
         check_number("world_size", world_size, least=1)
         check_number("rank", rank, least=0)
-        check_number("num_tokens", num_tokens, least=2, more=" (SOS and EOS)")
-        if global_batch % world_size:
-            raise UsageError(f"a global batch of {global_batch} cannot be cut evenly for {world_size} processes")
+        if reading.global_batch % world_size:
+            raise UsageError(
+                f"a global batch of {reading.global_batch} cannot be cut evenly for {world_size} processes"
+            )
         if rank >= world_size:
             raise UsageError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
-        if decode == "device" and cache_bytes:
-            raise UsageError(
-                "images decoded on the device do not come back to this machine's cache of decoded images; "
-                "expected one of the two: decode on the CPU, or set the cache to 0"
-            )
         self.index = index
-        self.seed = seed
-        self.global_batch = global_batch
-        self._order_options: dict[str, Any] = {
-            "index": index,
-            "sampling": sampling,
-            "expressions_per_image": expressions_per_image,
-            "global_batch": global_batch,
-            "remainder": remainder,
-            "shuffle": shuffle,
-            "seed": seed,
-            "only": only,
-        }
-        self._plans = _Plans(EpochOrder(**self._order_options, epoch=epoch), rank=rank, world_size=world_size)
+        self.reading = reading
+        self._only = only
+        self._plans = _Plans(self._order(epoch), rank=rank, world_size=world_size)
         memory = memory_kind()
-        packer = Packer(
-            index,
-            geometry=geometry,
-            share_images=sampling == "images",
-            num_tokens=num_tokens,
-            trim_tokens=trim_tokens,
-            decode=decode,
-            cache=_open_cache(index, geometry, cache_bytes) if cache_bytes else None,
-            memory=memory,
-        )
+        packer = Packer(index, reading, cache=_open_cache(index, reading), memory=memory)
         # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
         self.dataloader: DataLoader[Packed | Failed]
         """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
         options: dict[str, Any] = {"collate_fn": _only, "pin_memory": memory == "pinned"}
-        if worker_kind == "threads" and num_workers:
-            ahead = _Ahead(self._plans, packer, num_workers)
+        if reading.worker_kind == "threads" and reading.num_workers:
+            ahead = _Ahead(self._plans, packer, reading.num_workers)
             self.dataloader = DataLoader(_Results(), batch_sampler=ahead, **options)
         else:
             self.dataloader = DataLoader(
                 packer,
                 batch_sampler=self._plans,
-                num_workers=num_workers,
-                persistent_workers=num_workers > 0,
+                num_workers=reading.num_workers,
+                persistent_workers=reading.num_workers > 0,
                 **options,
             )
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.index, self.reading, epoch, self._only)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from where the epoch is to start to its end, in the CPU's memory.
@@ -186,7 +133,7 @@ class RefLoader:
         """Choose an epoch, from its start."""
         self._plans.start = 0
         if epoch != self.epoch:
-            self._plans.order = EpochOrder(**self._order_options, epoch=epoch)
+            self._plans.order = self._order(epoch)
 
     def cursor(self, steps_done: int) -> Cursor:
         """Where the run is.
@@ -197,10 +144,10 @@ class RefLoader:
         """
         return Cursor(
             digest=self.index.digest,
-            seed=self.seed,
+            seed=self.reading.seed,
             epoch=self.epoch,
-            samples_done=steps_done * self.global_batch,
-            order=self._plans.order.name,
+            samples_done=steps_done * self.reading.global_batch,
+            order=self.reading.order_name,
         )
 
     def load_cursor(self, cursor: Cursor) -> None:
@@ -220,29 +167,35 @@ class RefLoader:
                 f"{self.index.folder}: the run was stopped on the dataset with digest {cursor.digest[:12]}, found "
                 f"{self.index.digest[:12]}; resume with the same dataset and splits, or start a new run"
             )
-        if cursor.seed != self.seed:
+        if cursor.seed != self.reading.seed:
             raise DatasetError(
-                f"the run was stopped with seed {cursor.seed}, found {self.seed}; resume with the same seed"
+                f"the run was stopped with seed {cursor.seed}, found {self.reading.seed}; resume with the same seed"
             )
-        order = EpochOrder(**self._order_options, epoch=cursor.epoch)
-        if cursor.order != order.name:
+        order = self._order(cursor.epoch)
+        if cursor.order != self.reading.order_name:
             raise DatasetError(
-                f"the run was stopped in the order {cursor.order!r}, found {order.name!r}, which would repeat some "
-                "samples and leave others out; resume with the same sampling, expressions_per_image and shuffle"
+                f"the run was stopped in the order {cursor.order!r}, found {self.reading.order_name!r}, which would "
+                "repeat some samples and leave others out; resume with the same sampling, expressions_per_image and "
+                "shuffle"
             )
-        start, left = divmod(cursor.samples_done, self.global_batch)
+        batch = self.reading.global_batch
+        start, left = divmod(cursor.samples_done, batch)
         if left or not 0 <= start <= order.num_steps:
             raise DatasetError(
                 f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is no end of "
-                f"a global batch of {self.global_batch} in an epoch of {order.num_steps} steps; resume with the same"
+                f"a global batch of {batch} in an epoch of {order.num_steps} steps; resume with the same"
             )
         self._plans.order = order
         self._plans.start = start
 
 
-def _open_cache(index: ManifestIndex, geometry: Geometry, max_bytes: int) -> ImageCache:
-    folder = cache_folder("decoded")
-    return ImageCache(folder, digest=index.digest, geometry=geometry, num_images=index.num_images, max_bytes=max_bytes)
+def _open_cache(index: ManifestIndex, reading: Reading) -> ImageCache | None:
+    if not reading.cache_bytes:
+        return None
+    return ImageCache(
+        cache_folder("decoded"), digest=index.digest, geometry=Geometry.of(reading), num_images=index.num_images,
+        max_bytes=reading.cache_bytes,
+    )  # fmt: skip
 
 
 class PreparedLoader:
@@ -295,8 +248,10 @@ def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
     """Compare ranks, options and first samples over all processes."""
     plans = loader._plans
     first = plans.order.plan(0, rank=plans.rank, world_size=plans.world_size)
-    options = {**loader._order_options, "index": loader.index.digest, "epoch": loader.epoch, "start": plans.start}
-    fingerprint = int.from_bytes(hashlib.sha256(repr(options).encode()).digest()[:7])
+    reading = loader.reading
+    same = (reading.order_name, reading.global_batch, reading.remainder, reading.seed, loader._only,
+            loader.index.digest, loader.epoch, plans.start)  # fmt: skip
+    fingerprint = int.from_bytes(hashlib.sha256(repr(same).encode()).digest()[:7])
     found = torch.tensor(
         [
             plans.rank, plans.world_size, fingerprint,

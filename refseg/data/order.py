@@ -10,21 +10,16 @@ floor(w) copies of each and one more of some, chosen anew each epoch. Each copy 
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg.data.checks import check_number, check_word
+from refseg.arguments import check_number
 from refseg.data.index import ManifestIndex
 from refseg.data.permutation import Permutation, key_of, scramble
 from refseg.errors import DatasetError, UsageError
-
-Sampling = Literal["ref", "sentence", "images"]
-"""What a unit is. `ref`: each ref once, with one random sentence. `sentence`: each sentence once. `images`: each image
-once, with `expressions_per_image` of its sentences."""
-Remainder = Literal["drop", "pad"]
-"""What happens to the last units that fill no global batch."""
+from refseg.reading import Reading
 
 ORDER_VERSION = 1
 """Of the order: raised by a release that gives another one for the same (digest, seed, epoch, sampling)."""
@@ -54,7 +49,7 @@ class Cursor:
         seed: Of the order.
         epoch: From 0.
         samples_done: Units of this epoch, over all ranks, whose step is done.
-        order: What else the order depends on (`EpochOrder.name`).
+        order: What else the order depends on (`Reading.order_name`).
         order_version: `ORDER_VERSION` of the release that made the order.
     """
 
@@ -87,35 +82,23 @@ class Cursor:
         return cls(**words, **numbers)  # type: ignore[arg-type]  # compared above
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class EpochOrder:
     """One epoch over an index.
 
     Attributes:
         index: What is read; the weights of a mix are in its descriptor.
-        sampling: What a unit is.
-        expressions_per_image: With `images`: how many sentences of each image, chosen anew each epoch without
-            repetition from all sentences of all its refs; "all" takes all. An image with fewer gives what it has.
-        global_batch: Units per step over all ranks.
-        remainder: `drop` for training; `pad` repeats units, marked, so that every unit is there exactly once.
-        shuffle: False: units in the index's order, each once, whatever a mix's weights: for evaluation. The choice of
-            sentences stays random either way.
-        seed: Of the order and of the choice of sentences.
+        reading: What a unit is, how many make a global batch, the seed, and whether units are shuffled.
         epoch: From 0.
         only: The units there are, in order, where not all of the index's are wanted; only without `shuffle`.
 
     Raises:
-        UsageError: If `expressions_per_image` is asked for without `images`, a name is unknown, a number is too low, a
-            weight leaves nothing of a member, or, with `drop`, the global batch is larger than the epoch.
+        UsageError: If the epoch is below 0, a weight leaves nothing of a member, or, with remainder `drop`, the global
+            batch is larger than the epoch.
     """
 
     index: ManifestIndex
-    sampling: Sampling
-    expressions_per_image: int | Literal["all"] = 1
-    global_batch: int
-    remainder: Remainder
-    shuffle: bool
-    seed: int
+    reading: Reading
     epoch: int
     only: NDArray[np.int64] | None = field(default=None, repr=False)
     _permutation: Permutation | None = field(init=False, repr=False)
@@ -124,35 +107,19 @@ class EpochOrder:
     """Of the members of a mix; empty: each unit is there once."""
 
     def __post_init__(self) -> None:
-        check_word("sampling", self.sampling, Sampling)
-        check_word("remainder", self.remainder, Remainder)
-        check_number("global_batch", self.global_batch, least=1)
-        check_number("seed", self.seed, least=0)
         check_number("epoch", self.epoch, least=0)
-        if self.sampling != "images" and self.expressions_per_image != 1:
-            raise UsageError(
-                f"expressions_per_image is {self.expressions_per_image} with sampling {self.sampling!r}, "
-                "which has one per image; expected sampling 'images'"
-            )
-        if self.expressions_per_image != "all":
-            check_number("expressions_per_image", self.expressions_per_image, least=1, more=", or 'all'")
-        assert self.only is None or not self.shuffle, "a part of the units is for evaluation"
+        assert self.only is None or not self.reading.shuffle, "a part of the units is for evaluation"
         # The dataclass is frozen because the epoch is a value; this is part of its construction.
-        object.__setattr__(self, "_shares", self._weigh() if self.shuffle else ())
-        permutation = Permutation(self.num_units, self._key("order")) if self.shuffle else None
+        object.__setattr__(self, "_shares", self._weigh() if self.reading.shuffle else ())
+        permutation = Permutation(self.num_units, self._key("order")) if self.reading.shuffle else None
         object.__setattr__(self, "_permutation", permutation)
-        if self.remainder == "drop" and self.num_units < self.global_batch:
+        batch = self.reading.global_batch
+        if self.reading.remainder == "drop" and self.num_units < batch:
             raise UsageError(
-                f"{self.index.folder}: an epoch by {self.sampling} has {self.num_units} samples, fewer than one "
-                f"global batch of {self.global_batch}, so nothing is left to train on; make global_batch smaller, or "
-                'fill the last batch with repeats: remainder = "pad"'
+                f"{self.index.folder}: an epoch by {self.reading.sampling} has {self.num_units} samples, fewer than "
+                f"one global batch of {batch}, so nothing is left to train on; make global_batch smaller, or fill the "
+                'last batch with repeats: remainder = "pad"'
             )
-
-    @property
-    def name(self) -> str:
-        """What the order depends on beside dataset, seed and epoch, for example `images 4`."""
-        number = f" {self.expressions_per_image}" if self.sampling == "images" else ""
-        return f"{self.sampling}{number}{'' if self.shuffle else ' in order'}"
 
     @property
     def num_units(self) -> int:
@@ -164,9 +131,9 @@ class EpochOrder:
     @property
     def num_steps(self) -> int:
         """Global batches: the number of batches of every rank."""
-        if self.remainder == "drop":
-            return self.num_units // self.global_batch
-        return -(-self.num_units // self.global_batch)
+        if self.reading.remainder == "drop":
+            return self.num_units // self.reading.global_batch
+        return -(-self.num_units // self.reading.global_batch)
 
     def units(self, step: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
         """`(global_batch / world_size,)` units of one rank at one step; each copy of a unit has a number of its own.
@@ -188,11 +155,11 @@ class EpochOrder:
             rank: 0 to `world_size - 1`.
             world_size: Ranks; divides the global batch.
         """
-        start = step * self.global_batch
-        end = min(start + self.global_batch, self.num_units)
+        start = step * self.reading.global_batch
+        end = min(start + self.reading.global_batch, self.num_units)
         is_pad = self._places(step, rank, world_size) >= self.num_units
         units = self.units(step, rank=rank, world_size=world_size)
-        if self.sampling != "images":
+        if self.reading.sampling != "images":
             return BatchPlan(*self._expressions(units), is_pad, num_global=end - start)
         in_batch = self._units_at(np.arange(start, end)) % self._num_distinct
         rows, sentences, numbers = self._expressions_of_images(units, is_pad)
@@ -205,10 +172,10 @@ class EpochOrder:
         Padding is not counted; what `drop` leaves over is not given.
         """
         seen = np.zeros(self.index.num_rows, np.int64)
-        end = min(self.num_steps * self.global_batch, self.num_units)
+        end = min(self.num_steps * self.reading.global_batch, self.num_units)
         for start in range(0, end, _COUNTED_AT_ONCE):
             units = self._units_at(np.arange(start, min(start + _COUNTED_AT_ONCE, end)))
-            if self.sampling == "images":
+            if self.reading.sampling == "images":
                 rows, *_ = self._expressions_of_images(units, np.zeros(len(units), np.bool_))
             else:
                 rows, _ = self._expressions(units)
@@ -222,12 +189,12 @@ class EpochOrder:
             "ref": self.index.num_rows,
             "sentence": self.index.num_sentences,
             "images": self.index.num_images,
-        }[self.sampling]
+        }[self.reading.sampling]
 
     def _places(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
         """Positions in the epoch; those past its end are padding."""
-        local = self.global_batch // world_size
-        start = step * self.global_batch + rank * local
+        local = self.reading.global_batch // world_size
+        start = step * self.reading.global_batch + rank * local
         return np.arange(start, start + local)
 
     def _weigh(self) -> "tuple[_Share, ...]":
@@ -240,9 +207,9 @@ class EpochOrder:
         first = np.flatnonzero(np.diff(index.row_dataset, prepend=-1))
         end = np.append(first[1:], index.num_rows)
         run_dataset = index.row_dataset[first]
-        if self.sampling == "sentence":
+        if self.reading.sampling == "sentence":
             first, end = index.sentence_start[first], index.sentence_start[end]
-        elif self.sampling == "images":  # an image belongs to one member only
+        elif self.reading.sampling == "images":  # an image belongs to one member only
             first, end = index.row_image[first], index.row_image[end - 1] + 1
         shares = []
         for number, dataset in enumerate(index.datasets):
@@ -254,7 +221,7 @@ class EpochOrder:
             if total == 0:
                 raise UsageError(
                     f"{index.folder}: weight {weights[dataset]:g} leaves none of the {num_units} samples (by "
-                    f"{self.sampling}) of {dataset} in an epoch; mix again with a larger weight, or without it"
+                    f"{self.reading.sampling}) of {dataset} in an epoch; mix again with a larger weight, or without it"
                 )
             chosen = Permutation(num_units, self._key(f"weight {dataset}"))
             shares.append(_Share(total, num_units, first[own], np.cumsum(end[own] - first[own]), chosen))
@@ -281,7 +248,7 @@ class EpochOrder:
         """`(units,)` rows and sentences within them, sampling by `ref` or `sentence`."""
         distinct = units % self._num_distinct
         start = self.index.sentence_start
-        if self.sampling == "sentence":
+        if self.reading.sampling == "sentence":
             rows = np.searchsorted(start, distinct, side="right") - 1
             return rows, distinct - start[rows]
         num_sentences = start[distinct + 1] - start[distinct]
@@ -316,10 +283,14 @@ class EpochOrder:
     def _num_expressions(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         index = self.index
         available = index.sentence_start[index.row_start[images + 1]] - index.sentence_start[index.row_start[images]]
-        return available if self.expressions_per_image == "all" else np.minimum(available, self.expressions_per_image)
+        return (
+            available
+            if self.reading.expressions_per_image == "all"
+            else np.minimum(available, self.reading.expressions_per_image)
+        )
 
     def _key(self, purpose: str) -> np.uint64:
-        return key_of(f"{self.index.order_key} {self.seed} {self.epoch} {purpose}")
+        return key_of(f"{self.index.order_key} {self.reading.seed} {self.epoch} {purpose}")
 
     def _hash(self, purpose: str, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         """A uniform 64-bit number for each position, different for each purpose, seed, epoch and dataset."""

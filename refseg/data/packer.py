@@ -14,10 +14,11 @@ from refseg.data.batch import Batch
 from refseg.data.buffers import Buffers, MemoryKind, SharedBuffers, give_back, give_back_when_gone
 from refseg.data.image_cache import ImageCache
 from refseg.data.index import ManifestIndex
-from refseg.data.jpegs import DecodePlace, Jpegs
+from refseg.data.jpegs import Jpegs
 from refseg.data.order import BatchPlan
 from refseg.data.transforms import Geometry
 from refseg.errors import RefsegError
+from refseg.reading import Reading
 from refseg.tokenizer import EOS_ID
 
 
@@ -100,11 +101,8 @@ class Packer(Dataset[Packed | Failed]):
 
     Args:
         index: What to read.
-        geometry: To the network's input.
-        share_images: Keep an image once for all its expressions of a batch; False: each expression has a copy.
-        num_tokens: Longer sentences are cut to this, keeping EOS.
-        trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
-        decode: Where images are decoded and resized (see `DecodePlace`).
+        reading: How. With sampling by images an image is kept once for all its expressions of a batch, otherwise each
+            expression has a copy.
         cache: Of resized images, with `decode` on the CPU; None: decode each time.
         memory: Kind of the memory to pack into (see `buffers.MemoryKind`).
     """
@@ -112,21 +110,14 @@ class Packer(Dataset[Packed | Failed]):
     def __init__(
         self,
         index: ManifestIndex,
+        reading: Reading,
         *,
-        geometry: Geometry,
-        share_images: bool,
-        num_tokens: int,
-        trim_tokens: bool,
-        decode: DecodePlace,
         cache: ImageCache | None,
         memory: MemoryKind,
     ) -> None:
         self.index = index
-        self.geometry = geometry
-        self.share_images = share_images
-        self.num_tokens = num_tokens
-        self.trim_tokens = trim_tokens
-        self.decode = decode
+        self.reading = reading
+        self.geometry = Geometry.of(reading)
         self.cache = cache
         self._lends = memory != "fresh"
         self._own_buffers = Buffers(memory)
@@ -147,13 +138,13 @@ class Packer(Dataset[Packed | Failed]):
 
     def _pack(self, plan: BatchPlan) -> Packed:
         pictures = self.index.row_image[plan.row_index]
-        if self.share_images:
+        if self.reading.sampling == "images":
             is_first = np.append(True, np.diff(pictures) != 0)  # expressions of one image are adjacent
             image_index = np.cumsum(is_first) - 1
             pictures = pictures[is_first]
         else:
             image_index = np.arange(len(pictures))
-        on_device = self.decode == "device"
+        on_device = self.reading.decode == "device"
         jpegs = Jpegs.read(self.index, pictures.tolist(), self.geometry) if on_device else None
         token_ids, token_mask = self._tokens(plan)
         batch = Batch(
@@ -205,8 +196,8 @@ class Packer(Dataset[Packed | Failed]):
             self.index.token_ids(row, sentence)
             for row, sentence in zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
         ]
-        lengths = np.array([min(len(ids), self.num_tokens) for ids in sentences])
-        length = int(lengths.max()) if self.trim_tokens else self.num_tokens
+        lengths = np.array([min(len(ids), self.reading.num_tokens) for ids in sentences])
+        length = int(lengths.max()) if self.reading.trim_tokens else self.reading.num_tokens
         token_ids = np.zeros((len(sentences), length), np.int64)
         for i, ids in enumerate(sentences):
             token_ids[i, : lengths[i]] = ids[:length]

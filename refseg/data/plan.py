@@ -2,16 +2,15 @@
 
 import json
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from refseg.data.checks import check_number
 from refseg.data.index import ManifestIndex
-from refseg.data.order import BatchDiversity, Cursor, EpochOrder, Remainder, Sampling, batch_diversity
+from refseg.data.order import BatchDiversity, Cursor, EpochOrder, batch_diversity
 from refseg.dataset.shard_cache import LIMIT_VARIABLE, ShardCache
 from refseg.errors import UsageError
+from refseg.reading import Reading
 
 _MEASURED_STEPS = 64
 _BATCHES_IN_FLIGHT = 3  # of a worker: two that torch asks for ahead, and the one being packed
@@ -76,70 +75,48 @@ class ReadPlan:
         return self.num_ranks // self.num_nodes * (self.index_bytes + max(1, self.num_workers) * self.worker_bytes)
 
 
-def plan_reading(
-    index: ManifestIndex,
-    *,
-    num_nodes: int,
-    ranks_per_node: int,
-    global_batch: int,
-    sampling: Sampling,
-    expressions_per_image: int | Literal["all"] = 1,
-    remainder: Remainder = "drop",
-    num_workers: int,
-    input_size: tuple[int, int],
-    num_tokens: int = 17,
-) -> ReadPlan:
+def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, ranks_per_node: int) -> ReadPlan:
     """Plan the first epoch of a run; images and bytes are those of its first 64 steps, times the steps.
 
     Args:
         index: What is read.
+        reading: How; of any seed.
         num_nodes: Machines.
         ranks_per_node: Processes on each, one per GPU.
-        global_batch: Samples per step over all ranks.
-        sampling: What a sample is.
-        expressions_per_image: With `images`: how many sentences share an image.
-        remainder: `drop` or `pad`.
-        num_workers: Packing threads or processes of each rank.
-        input_size: `(height, width)` of the network's input in pixels.
-        num_tokens: Token ids per expression.
 
     Raises:
         UsageError: If a number is too low, or the order cannot be (see `EpochOrder`).
     """
     if num_nodes < 1 or ranks_per_node < 1:
         raise UsageError(f"a world of {num_nodes} nodes with {ranks_per_node} processes; expected at least 1 of each")
-    check_number("num_workers", num_workers, least=0)
-    num_ranks = num_nodes * ranks_per_node
-    order = EpochOrder(
-        index=index, sampling=sampling, expressions_per_image=expressions_per_image, global_batch=global_batch,
-        remainder=remainder, shuffle=True, seed=0, epoch=0,
-    )  # fmt: skip
+    num_ranks, global_batch = num_nodes * ranks_per_node, reading.global_batch
+    order = EpochOrder(index, reading, epoch=0)
     divides = global_batch % num_ranks == 0
     planned, left_over = order.num_steps * global_batch, order.num_units % global_batch
     diversity = batch_diversity(order, num_steps=_MEASURED_STEPS)
     images, image_bytes = _images_per_rank(order, num_ranks if divides else 1)
     if not divides:
         images, image_bytes = images / num_ranks, image_bytes / num_ranks
-    height, width = input_size
     expressions = diversity.expressions / num_ranks
     images_per_batch = global_batch / num_ranks
-    batch_bytes = height * width * (3 * images_per_batch + expressions) + 9 * num_tokens * expressions
+    mask_bytes = reading.image_bytes // 3
+    batch_bytes = reading.image_bytes * images_per_batch + (mask_bytes + 9 * reading.num_tokens) * expressions
     remote_bytes = sum(tar.num_bytes for tar in index.shards if tar.is_remote)
     cache = ShardCache.of_this_machine() if remote_bytes else None
     cache_bytes = (cache.limit_bytes if cache else 0) if remote_bytes else None
-    cursor = Cursor(digest=index.digest, seed=2**31, epoch=9999, samples_done=planned, order=order.name)
+    cursor = Cursor(digest=index.digest, seed=2**31, epoch=9999, samples_done=planned, order=reading.order_name)
     return ReadPlan(
         dataset=index.descriptor.dataset,
         splits=index.splits,
         digest=index.digest,
         num_nodes=num_nodes,
         num_ranks=num_ranks,
-        num_workers=num_workers,
+        num_workers=reading.num_workers,
         global_batch=global_batch,
         samples=order.num_units,
         steps=order.num_steps,
-        dropped=left_over if remainder == "drop" else 0,
-        padded=planned - order.num_units if remainder == "pad" else 0,
+        dropped=left_over if reading.remainder == "drop" else 0,
+        padded=planned - order.num_units if reading.remainder == "pad" else 0,
         diversity=diversity,
         images_per_rank=round(images),
         image_bytes_per_node=round(image_bytes * ranks_per_node),
@@ -148,7 +125,7 @@ def plan_reading(
         cache_bytes=cache_bytes,
         index_bytes=_index_bytes(index),
         worker_bytes=round(_BATCHES_IN_FLIGHT * batch_bytes),
-        decoded_bytes=index.num_images * 3 * height * width,
+        decoded_bytes=index.num_images * reading.image_bytes,
         cursor_bytes=len(json.dumps(cursor.to_dict())),
         warnings=tuple(_warnings(order, num_ranks, remote_bytes, cache_bytes)),
     )
@@ -173,7 +150,7 @@ def _index_bytes(index: ManifestIndex) -> int:
 
 def _warnings(order: EpochOrder, num_ranks: int, remote_bytes: int, cache_bytes: int | None) -> list[str]:
     found = []
-    batch, samples = order.global_batch, order.num_units
+    batch, samples = order.reading.global_batch, order.num_units
     if batch % num_ranks:
         lower, upper = batch // num_ranks * num_ranks, -(-batch // num_ranks) * num_ranks
         choices = f"{lower} or {upper}" if lower else str(upper)
@@ -187,7 +164,7 @@ def _warnings(order: EpochOrder, num_ranks: int, remote_bytes: int, cache_bytes:
             "take fewer processes"
         )
     left_over = samples % batch
-    if order.remainder == "drop" and left_over > _MUCH_DROPPED * samples:
+    if order.reading.remainder == "drop" and left_over > _MUCH_DROPPED * samples:
         found.append(
             f"each epoch leaves out {left_over} of {samples} samples ({left_over / samples:.1%}), others each time; "
             "a smaller batch leaves out fewer, remainder pad none"

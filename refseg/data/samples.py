@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from refseg.data.index import ManifestIndex
-from refseg.data.loader import RefLoader, WorkerKind
-from refseg.data.order import Remainder, Sampling
+from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 from refseg.wording import counted
 
 
@@ -128,16 +128,9 @@ class RefDataset(Dataset[Sample]):
         *,
         batch_size: int,
         geometry: Geometry,
-        num_tokens: int = 17,
-        sampling: Sampling = "ref",
-        expressions_per_image: int | Literal["all"] = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-        remainder: Remainder = "drop",
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 0,
-        worker_kind: WorkerKind = "threads",
+        **options: Any,
     ) -> RefLoader:
         """Batches of one rank for a network; `set_epoch` of the result chooses the epoch.
 
@@ -146,32 +139,16 @@ class RefDataset(Dataset[Sample]):
         Args:
             batch_size: Samples per step over all ranks.
             geometry: To the network's input; evaluation asks for the same.
-            num_tokens: Longer sentences are cut to this, keeping EOS.
-            sampling: What a sample is: `ref` (with one random sentence), `sentence`, or `images`.
-            expressions_per_image: With `images`, how many sentences share a decoded image.
-            shuffle: False: in the order of the index.
-            seed: Of order and choice of sentences.
-            remainder: What becomes of samples that fill no last batch: `drop` (training) or `pad` (scoring).
             rank: Of this process: accelerate's `process_index`.
             world_size: Number of processes: accelerate's `num_processes`.
-            num_workers: Threads or processes that pack batches; 0 packs when a batch is asked for.
-            worker_kind: `threads`, or `processes` for more than about eight workers a rank.
+            options: Further attributes of `refseg.reading.Reading`, such as `num_tokens`, `sampling`, `shuffle`,
+                `seed`, `remainder`, `num_workers`.
 
         Raises:
-            UsageError: If the numbers do not fit together.
+            UsageError: If a word is unknown, a number too low, or the numbers do not fit together.
         """
-        return RefLoader(
-            self.index,
-            geometry=geometry,
-            sampling=sampling,
-            expressions_per_image=expressions_per_image,
-            global_batch=batch_size,
-            num_tokens=num_tokens,
-            seed=seed,
-            shuffle=shuffle,
-            remainder=remainder,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-            worker_kind=worker_kind,
-        )
+        reading = Reading(
+            geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, global_batch=batch_size,
+            **options,
+        )  # fmt: skip
+        return RefLoader(self.index, reading, rank=rank, world_size=world_size)

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from refseg.data.checks import check_number, check_word
-from refseg.geometry import GeometryKind, place
+from refseg.arguments import check_number, check_word
+from refseg.geometry import CLIP_MEAN, GeometryKind, place
+from refseg.reading import Reading
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Of RGB from 0 to 1, as OpenAI's CLIP was trained."""
 _LOWEST_BITS = np.uint64(0x0101010101010101)
 _ONE = np.uint8(1)  # a Python 1 would be cast for each pixel
 
@@ -46,6 +45,11 @@ class Geometry:
         check_word("geometry", self.kind, GeometryKind)
         for side in self.size:
             check_number("a side of the input", side, least=1)
+
+    @classmethod
+    def of(cls, reading: Reading) -> "Geometry":
+        """The geometry that a specification of reading asks for."""
+        return cls(kind=reading.geometry, size=reading.input_size, mean=reading.image_mean)
 
     def placed(self, original_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Where the picture lies in the input: `(top, left, height, width)` in pixels.

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from refseg import __version__
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
-from refseg.data.jpegs import DecodePlace
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import TrainingError
@@ -29,6 +28,7 @@ from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import Counted, RowFacts, SentenceOrder, make_table
 from refseg.models.model import SegmentationModel
 from refseg.models.text_cache import TextCache
+from refseg.reading import DecodePlace, Reading
 from refseg.run_lengths import encode_runs
 
 logger = logging.getLogger(__name__)
@@ -115,21 +115,13 @@ def evaluate_model(
                 logger.info("going on: %d of %d sentences were counted", len(found.rows), np.count_nonzero(is_scored))
         (images_left,) = broadcast_object_list([images_left])
         parts.skip(found)
+    reading = Reading(
+        geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, num_tokens=num_tokens,
+        sampling="images", expressions_per_image="all", global_batch=images_per_batch * accelerator.num_processes,
+        shuffle=False, remainder="pad", num_workers=num_workers, decode=decode,
+    )  # fmt: skip
     loader = RefLoader(
-        index,
-        geometry=geometry,
-        sampling="images",
-        expressions_per_image="all",
-        global_batch=images_per_batch * accelerator.num_processes,
-        num_tokens=num_tokens,
-        seed=0,
-        shuffle=False,
-        remainder="pad",
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=num_workers,
-        decode=decode,
-        only=images_left,
+        index, reading, rank=accelerator.process_index, world_size=accelerator.num_processes, only=images_left
     )
     ground_truth = GroundTruth(index, protocols)
     # Another's model may have states of any kind; ours are known.

@@ -159,7 +159,7 @@ class PublishedModel:
 
 def without_paths(recipe: Recipe) -> Recipe:
     """The recipe without the folders of the machine it ran on; start weights keep the last part of their name."""
-    data = recipe.data.model_copy(update={"root": "", "val_root": ""})
+    data = dataclasses.replace(recipe.data, root="", val_root="")
     named = {key: Path(getattr(recipe.model, key)).name for key in ("image_weights", "text_weights")}
     train = recipe.train.model_copy(update={"init_from": Path(recipe.train.init_from).name})
     return recipe.model_copy(update={"data": data, "train": train, "model": recipe.model.model_copy(update=named)})

@@ -13,6 +13,7 @@ from refseg.errors import RecipeError
 from refseg.models import build_model
 from refseg.models.model import SegmentationModel
 from refseg.models.pretrained import load_pretrained
+from refseg.reading import Reading
 from refseg.training.start_weights import StartWeights
 
 
@@ -94,27 +95,17 @@ def build_loader(recipe: Recipe, index: ManifestIndex, geometry: Geometry, accel
         RecipeError: If the processes cannot share a batch evenly.
         UsageError: If there are fewer samples than a batch has.
     """
-    data, config = recipe.data, recipe.train
+    config = recipe.train
     if config.global_batch % accelerator.num_processes:
         raise RecipeError(
             f"train.global_batch: {config.global_batch} cannot be shared evenly by {accelerator.num_processes} "
             "processes; take a multiple"
         )
-    return RefLoader(
-        index,
-        geometry=geometry,
-        sampling=data.sampling,
-        expressions_per_image=data.expressions_per_image,
+    reading = Reading.of(
+        recipe.data,
         global_batch=config.global_batch,
-        num_tokens=data.num_tokens,
-        trim_tokens=not config.compile,  # exact: text is causal and padding is masked
         seed=config.seed,
-        shuffle=True,
-        remainder=data.remainder,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=data.num_workers,
-        worker_kind=data.worker_kind,
-        decode=data.decode,
-        cache_bytes=int(data.cache_gigabytes * 1e9),
+        trim_tokens=not config.compile,  # exact: text is causal and padding is masked
+        image_mean=geometry.mean,
     )
+    return RefLoader(index, reading, rank=accelerator.process_index, world_size=accelerator.num_processes)

@@ -13,9 +13,9 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.apps.doctor import Measured, diagnose, examine
 from refseg.apps.environment import describe_environment
-from refseg.apps.stage_times import Workload, time_delivery
+from refseg.apps.stage_times import time_delivery
 from refseg.data.index import ManifestIndex
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 # A worker takes 10 ms for a sample, of which decoding takes 6.
 MEASURED = Measured(
@@ -117,12 +117,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ManifestIndex:
     return ManifestIndex.open(folder / "shards", ["train"])
 
 
-def load(**options: Any) -> Workload:
-    settings: dict[str, Any] = {
-        "geometry": Geometry(kind="letterbox", size=(64, 64)), "sampling": "ref", "expressions_per_image": 1,
-        "batch": 4, "num_tokens": 17, "num_workers": 1, "worker_kind": "threads",
-    }  # fmt: skip
-    return Workload(**settings | options)
+def load(**options: Any) -> Reading:
+    return Reading(**{"input_size": (64, 64), "global_batch": 4, "num_workers": 1, "remainder": "pad"} | options)
 
 
 @pytest.fixture
@@ -158,7 +154,7 @@ def test_a_cache_that_holds_all_is_filled_before_it_is_timed(
     decode = Index.decode_image
     monkeypatch.setattr(Index, "decode_image", lambda self, image: decoded.append(image) or decode(self, image))
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
-    workload = load(cache_bytes=10**7)
+    workload = load(cache_gigabytes=0.01)
 
     found = examine(index, workload, seconds=0.4)
 
@@ -169,7 +165,7 @@ def test_a_cache_that_holds_all_is_filled_before_it_is_timed(
     decoded.clear()
     time_delivery(index, workload, seconds=0.2)
     assert decoded == []
-    few = examine(index, load(cache_bytes=3 * 64 * 64 * 5), seconds=0.2)
+    few = examine(index, load(cache_gigabytes=3 * 64 * 64 * 5 / 1e9), seconds=0.2)
     assert few.cached_share == 5 / index.num_images
 
 
@@ -180,8 +176,8 @@ def test_expressions_are_counted_by_image(index: ManifestIndex) -> None:
     assert found.needed is None
     assert found.store == "letterbox:64x64"
     assert found.delivered > 0
-    large = Geometry(kind="stretch", size=(96, 96))  # the pictures' own size: nothing to gain by storing them so
-    assert examine(index, load(geometry=large, num_workers=0), seconds=0.1).store == ""
+    large = load(geometry="stretch", input_size=(96, 96), num_workers=0)  # the pictures' own size: nothing to gain
+    assert examine(index, large, seconds=0.1).store == ""
 
 
 def test_a_remote_dataset_is_timed_too(index: ManifestIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

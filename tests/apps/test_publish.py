@@ -120,7 +120,7 @@ def test_names_of_others_stay_texts_in_the_card_and_its_head(folder: Path) -> No
     evil = "a |b| <img src=x>\n---\n# c"
     published = PublishedModel.from_pretrained(folder)
     ancestor = Ancestor(path=evil, weights_sha256="", step=1, root="", split="train", dataset=evil, dataset_digest="")
-    data = published.recipe.data.model_copy(update={"train_split": "😀"})
+    data = replace(published.recipe.data, train_split="😀")
     published = replace(
         published,
         recipe=published.recipe.model_copy(update={"data": data}),

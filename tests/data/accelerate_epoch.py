@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
-from refseg.data.transforms import Geometry
 from refseg.errors import TrainingError
+from refseg.reading import Reading
 
 dataset, few, out, global_batch = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -24,13 +24,12 @@ rank, world_size = accelerator.process_index, accelerator.num_processes
 
 
 def make_loader(folder: Path = dataset, **options: Any) -> RefLoader:
-    defaults = {
-        "global_batch": global_batch, "seed": 0, "rank": rank, "world_size": world_size, "shuffle": True,
-        "num_workers": 1, "worker_kind": "processes", "remainder": "pad",
+    process = {"rank": options.pop("rank", rank), "world_size": options.pop("world_size", world_size)}
+    settings = {
+        "geometry": "stretch", "input_size": (16, 16), "sampling": "sentence", "num_tokens": 12, "remainder": "pad",
+        "global_batch": global_batch, "num_workers": 1, "worker_kind": "processes",
     }  # fmt: skip
-    index = ManifestIndex.open(folder, ["train"])
-    geometry = Geometry(kind="stretch", size=(16, 16))
-    return RefLoader(index, geometry=geometry, sampling="sentence", num_tokens=12, **{**defaults, **options})
+    return RefLoader(ManifestIndex.open(folder, ["train"]), Reading(**settings | options), **process)
 
 
 def pairs(batch: Batch) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch
 
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 RESTART_EVERY = 4
 
@@ -45,10 +45,11 @@ def main(folder: Path, kind: str, epochs: int) -> None:
     for epoch in range(epochs):
         if epoch % RESTART_EVERY == 0:
             loader = None  # ends the workers
-            loader = RefLoader(
-                index, geometry=Geometry(kind="letterbox", size=(192, 192)), sampling="sentence", global_batch=6,
-                num_tokens=12, seed=0, shuffle=True, remainder="pad", num_workers=2, worker_kind=kind,  # type: ignore[arg-type]
+            reading = Reading(
+                geometry="letterbox", input_size=(192, 192), sampling="sentence", global_batch=6, num_tokens=12,
+                remainder="pad", num_workers=2, worker_kind=kind,  # type: ignore[arg-type]
             )  # fmt: skip
+            loader = RefLoader(index, reading)
         assert loader is not None
         loader.set_epoch(epoch)
         seen = sum(int((~batch.is_pad).sum()) for batch in loader)

@@ -13,7 +13,7 @@ from refseg.data.batch import Batch
 from refseg.data.buffers import can_pin, memory_kind
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 from .fake_device import FakeDevice
 
@@ -24,10 +24,11 @@ LAG = 3
 
 
 def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
-    return RefLoader(
-        index, geometry=Geometry(kind="letterbox", size=(24, 28)), sampling="sentence", global_batch=2, num_tokens=12,
-        seed=0, shuffle=True, remainder="pad", **options,
+    reading = Reading(
+        geometry="letterbox", input_size=(24, 28), sampling="sentence", global_batch=2, num_tokens=12, remainder="pad",
+        **options,
     )  # fmt: skip
+    return RefLoader(index, reading)
 
 
 @pytest.fixture

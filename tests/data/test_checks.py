@@ -20,16 +20,15 @@ PROGRAM = """
 import json, sys
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
+from refseg.reading import Reading
 
 index, found = ManifestIndex.open(sys.argv[1], ["train"]), {}
 for name, value in json.loads(sys.argv[2]).items():
     options = {"geometry": "stretch", "side": 8, "sampling": "images", "global_batch": 4, "num_tokens": 12, "seed": 0,
                "shuffle": True, "remainder": "pad", {"a side of the input": "side"}.get(name, name): value}
     try:
-        geometry = Geometry(kind=options.pop("geometry"), size=(8, options.pop("side")))
-        RefLoader(index, geometry=geometry, **options)
+        RefLoader(index, Reading(input_size=(8, options.pop("side")), **options))
     except UsageError as error:
         found[name] = str(error)
 print(json.dumps(found))

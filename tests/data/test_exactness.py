@@ -12,11 +12,10 @@ from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import Cursor
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 
-GEOMETRY = Geometry(kind="stretch", size=(8, 8))
 Sample = tuple[int, int]
 """Row and sentence of an expression."""
 
@@ -31,7 +30,9 @@ class Part:
 
 
 def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
-    return RefLoader(index, geometry=GEOMETRY, num_tokens=6, seed=3, shuffle=True, **options)
+    settings: dict[str, Any] = {"geometry": "stretch", "input_size": (8, 8), "num_tokens": 6, "seed": 3, **options}
+    process = {name: settings.pop(name) for name in ("rank", "world_size", "epoch") if name in settings}
+    return RefLoader(index, Reading(**settings), **process)
 
 
 def samples(batch: Batch) -> list[Sample]:

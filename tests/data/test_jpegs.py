@@ -19,6 +19,7 @@ from refseg.data.jpegs import Jpegs
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry, resize_as_floats
 from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.reading import Reading
 
 from .conftest import Picture, Ref, draw_jpeg
 
@@ -29,10 +30,13 @@ CPU = torch.device("cpu")
 
 def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
     defaults = {
-        "geometry": Geometry(kind="letterbox", size=(24, 28)), "sampling": "ref", "global_batch": 6, "num_tokens": 12,
-        "seed": 0, "shuffle": True, "remainder": "pad",
-    }  # fmt: skip
-    return RefLoader(index, **{**defaults, **options})
+        "geometry": "letterbox",
+        "input_size": (24, 28),
+        "global_batch": 6,
+        "num_tokens": 12,
+        "remainder": "pad",
+    }
+    return RefLoader(index, Reading(**defaults | options))
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
@@ -156,7 +160,7 @@ def test_resizing_as_gpus_do_is_the_same_to_one_level(size: tuple[int, int]) -> 
 
 def test_a_cache_of_decoded_images_and_decoding_on_the_device_exclude_each_other(train_index: ManifestIndex) -> None:
     with pytest.raises(UsageError, match=r"do not come back to this machine's cache.*expected one of the two"):
-        make_loader(train_index, decode="device", cache_bytes=10**6)
+        make_loader(train_index, decode="device", cache_gigabytes=0.001)
 
 
 def test_the_bytes_can_be_looked_at_as_the_cpu_does(train_index: ManifestIndex) -> None:

@@ -20,6 +20,7 @@ from refseg.data.loader import RefLoader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.reading import Reading
 
 from .conftest import Picture, Ref, grid_pictures
 
@@ -44,15 +45,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
     defaults = {
-        "geometry": GEOMETRY,
-        "sampling": "ref",
+        "geometry": "letterbox",
+        "input_size": (24, 28),
         "global_batch": 6,
         "num_tokens": 12,
-        "seed": 0,
-        "shuffle": True,
         "remainder": "pad",
     }
-    return RefLoader(index, **{**defaults, **options})
+    settings = defaults | options
+    process = {name: settings.pop(name) for name in ("rank", "world_size", "epoch") if name in settings}
+    return RefLoader(index, Reading(**settings), **process)
 
 
 def pairs(batch: Batch) -> list[tuple[int, int]]:
@@ -205,7 +206,7 @@ def test_iterating_twice_gives_the_same_and_another_epoch_another_order(train_in
 
 @pytest.mark.parametrize("room", [0, 2, 100])
 def test_a_cache_changes_no_batch_and_saves_decoding(train_index: ManifestIndex, room: int, decoded: list[int]) -> None:
-    loader = make_loader(train_index, sampling="images", cache_bytes=room * 3 * 24 * 28, global_batch=4)
+    loader = make_loader(train_index, sampling="images", cache_gigabytes=room * 3 * 24 * 28 / 1e9, global_batch=4)
     plain = list(make_loader(train_index, sampling="images", global_batch=4))
     decoded.clear()
 
@@ -220,7 +221,7 @@ def test_a_cache_changes_no_batch_and_saves_decoding(train_index: ManifestIndex,
 
 
 def test_another_loader_finds_what_is_in_the_cache(train_index: ManifestIndex, decoded: list[int]) -> None:
-    options = {"sampling": "images", "cache_bytes": 11 * 3 * 24 * 28, "global_batch": 11, "num_workers": 2}
+    options = {"sampling": "images", "cache_gigabytes": 11 * 3 * 24 * 28 / 1e9, "global_batch": 11, "num_workers": 2}
     (first,) = make_loader(train_index, **options)
     decoded.clear()
 
@@ -320,7 +321,7 @@ def test_a_cursor_of_another_order_is_refused(train_index: ManifestIndex, option
         ({"world_size": 0}, "world_size is 0; expected a whole number, at least 1"),
         ({"rank": -1}, "rank is -1; expected a whole number, at least 0"),
         ({"num_workers": -1}, "num_workers is -1; expected a whole number, at least 0"),
-        ({"cache_bytes": -5}, "cache_bytes is -5; expected a whole number, at least 0"),
+        ({"cache_gigabytes": -5.0}, "cache_gigabytes is -5.0; expected a number, at least 0"),
         ({"remainder": "drop", "global_batch": 30}, "has 21 samples, fewer than one global batch of 30"),
     ],
 )

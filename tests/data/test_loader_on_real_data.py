@@ -14,6 +14,7 @@ from refseg import tokenizer
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
 
 @pytest.mark.parametrize(("dataset", "source"), [("refcoco/unc", "refcoco"), ("refcocog/google", "refcocog")])
@@ -28,11 +29,12 @@ def test_an_epoch_over_a_real_build(
     capsys.readouterr()  # pycocotools prints
     built = json.loads((tmp_path / "d" / "refseg.json").read_text())
     index = ManifestIndex.open(tmp_path / "d", list({shard["split"] for shard in built["shards"]}))
-    geometry = Geometry(kind="letterbox", size=(96, 96))
-    loader = RefLoader(
-        index, geometry=geometry, sampling="images", expressions_per_image="all", global_batch=3, num_tokens=40,
-        seed=0, shuffle=True, remainder="pad",
+    reading = Reading(
+        geometry="letterbox", input_size=(96, 96), sampling="images", expressions_per_image="all", global_batch=3,
+        num_tokens=40, remainder="pad",
     )  # fmt: skip
+    geometry = Geometry.of(reading)
+    loader = RefLoader(index, reading)
 
     seen = []
     for batch in loader:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder, batch_diversity
-from refseg.data.transforms import Geometry
 from refseg.dataset.descriptor import MixMember
 from refseg.errors import DatasetError, UsageError
+from refseg.reading import Reading
 
 
 def make_order(index: ManifestIndex, **options: object) -> EpochOrder:
-    defaults = {"sampling": "ref", "global_batch": 4, "remainder": "pad", "shuffle": True, "seed": 0, "epoch": 0}
-    return EpochOrder(**{"index": index, **defaults, **options})  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"global_batch": 4, "remainder": "pad", **options}
+    return EpochOrder(index, epoch=settings.pop("epoch", 0), reading=Reading(**settings))
 
 
 def pairs(plan: BatchPlan, *, padding: bool = False) -> list[tuple[int, int]]:
@@ -436,10 +436,10 @@ def test_the_books_are_exact_for_any_weights_and_ranks(
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_books_hold_over_ranks_workers_and_a_resume(train_index: ManifestIndex, num_workers: int) -> None:
     index = mixed(train_index, 2.5, 1 / 3)
-    options = {
-        "geometry": Geometry(kind="stretch", size=(32, 32), mean=(0.5, 0.5, 0.5)), "sampling": "ref",
-        "global_batch": 4, "num_tokens": 8, "seed": 5, "shuffle": True, "remainder": "pad", "epoch": 1,
-    }  # fmt: skip
+    reading = Reading(
+        geometry="stretch", input_size=(32, 32), global_batch=4, num_tokens=8, seed=5, remainder="pad",
+        num_workers=num_workers,
+    )  # fmt: skip
     seen = np.zeros(21, np.int64)
 
     def read(loader: RefLoader, steps: int) -> None:
@@ -448,9 +448,9 @@ def test_the_books_hold_over_ranks_workers_and_a_resume(train_index: ManifestInd
 
     # Three steps on two ranks, then the rest on one.
     for rank in range(2):
-        first = RefLoader(index, rank=rank, world_size=2, num_workers=num_workers, **options)  # type: ignore[arg-type]
+        first = RefLoader(index, reading, rank=rank, world_size=2, epoch=1)
         read(first, 3)
-    rest = RefLoader(index, **options)  # type: ignore[arg-type]
+    rest = RefLoader(index, replace(reading, num_workers=0), epoch=1)
     rest.load_cursor(first.cursor(3))
     read(rest, 99)
 
@@ -483,10 +483,8 @@ def test_two_ranks_may_begin_with_copies_of_one_sample(train_index: ManifestInde
 
     def prepare(rank: int) -> int:
         threading.current_thread().name = str(rank)
-        loader = RefLoader(
-            index, geometry=Geometry(kind="stretch", size=(32, 32), mean=(0.5, 0.5, 0.5)), sampling="ref",
-            global_batch=2, num_tokens=8, seed=0, shuffle=True, remainder="drop", rank=rank, world_size=2, epoch=epoch,
-        )  # fmt: skip
+        reading = Reading(geometry="stretch", input_size=(32, 32), global_batch=2, num_tokens=8)
+        loader = RefLoader(index, reading, rank=rank, world_size=2, epoch=epoch)
         return len(prepare_loader(accelerator, loader))
 
     with ThreadPoolExecutor(2) as threads:

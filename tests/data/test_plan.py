@@ -8,16 +8,16 @@ import pytest
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.plan import ReadPlan, plan_reading
-from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
+from refseg.reading import Reading
 
 
 def plan(index: ManifestIndex, **options: Any) -> ReadPlan:
     settings: dict[str, Any] = {
-        "num_nodes": 1, "ranks_per_node": 1, "global_batch": 8, "sampling": "ref", "num_workers": 2,
-        "input_size": (32, 64),
+        "num_nodes": 1, "ranks_per_node": 1, "global_batch": 8, "num_workers": 2, "input_size": (32, 64), **options,
     }  # fmt: skip
-    return plan_reading(index, **settings | options)
+    world = {name: settings.pop(name) for name in ("num_nodes", "ranks_per_node")}
+    return plan_reading(index, Reading(**settings), **world)
 
 
 def test_steps_and_what_is_left_over(train_index: ManifestIndex) -> None:
@@ -45,10 +45,8 @@ def test_the_plan_counts_what_a_loader_reads(train_index: ManifestIndex, monkeyp
     read: list[int] = []
     original = ManifestIndex._read
     monkeypatch.setattr(ManifestIndex, "_read", lambda self, image: read.append(image) or original(self, image))
-    loader = RefLoader(
-        train_index, geometry=Geometry(kind="stretch", size=(32, 32)), sampling="ref", global_batch=4, num_tokens=12,
-        seed=0, shuffle=True, remainder="drop", rank=0, world_size=2,
-    )  # fmt: skip
+    reading = Reading(geometry="stretch", input_size=(32, 32), global_batch=4, num_tokens=12)
+    loader = RefLoader(train_index, reading, rank=0, world_size=2)
     list(loader)
 
     found = plan(train_index, global_batch=4, num_nodes=2)

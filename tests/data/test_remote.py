@@ -15,9 +15,9 @@ from refseg import storage_requests
 from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
 from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
+from refseg.reading import Reading
 from refseg.training.run_files import read_metrics
 from refseg.training.trainer import train
 
@@ -52,10 +52,10 @@ def hashes(dataset: Path, split: str = "train") -> set[str]:
 
 def loader(index: ManifestIndex, **options: Any) -> RefLoader:
     settings: dict[str, Any] = {
-        "geometry": Geometry(kind="letterbox", size=(32, 32)), "sampling": "ref", "global_batch": 4, "num_tokens": 12,
-        "seed": 0, "shuffle": True, "remainder": "pad",
+        "input_size": (32, 32), "global_batch": 4, "num_tokens": 12, "remainder": "pad", **options,
     }  # fmt: skip
-    return RefLoader(index, **settings | options)
+    process = {name: settings.pop(name) for name in ("rank", "world_size") if name in settings}
+    return RefLoader(index, Reading(**settings), **process)
 
 
 def same(first: Any, second: Any) -> bool:
@@ -233,7 +233,7 @@ import os, sys
 from refseg.config import load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 children = {}
 for rank in range(8):
     child = os.fork()
@@ -241,10 +241,8 @@ for rank in range(8):
         children[rank] = child
         continue
     index = ManifestIndex.open(sys.argv[1], ["train"])
-    loader = RefLoader(
-        index, geometry=Geometry(kind="stretch", size=(32, 32)), sampling="ref", global_batch=8, num_tokens=12, seed=0,
-        shuffle=True, remainder="pad", rank=rank, world_size=8,
-    )
+    reading = Reading(geometry="stretch", input_size=(32, 32), global_batch=8, num_tokens=12, remainder="pad")
+    loader = RefLoader(index, reading, rank=rank, world_size=8)
     rows = [int(batch.row_index[0]) for batch in loader if not batch.is_pad[0]]
     index.check_ahead(wait=True)
     os.write(1, (" ".join(map(str, rows)) + "\\n").encode())

@@ -14,9 +14,9 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import BatchPlan
 from refseg.data.packer import Packed, Packer
-from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import DatasetError, TrainingError
+from refseg.reading import Reading
 
 SCRIPT = Path(__file__).with_name("soak.py")
 EPOCHS = 20
@@ -66,13 +66,13 @@ import multiprocessing, sys, time
 from pathlib import Path
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
+from refseg.reading import Reading
 
-loader = RefLoader(
-    ManifestIndex.open(Path(sys.argv[1]), ["train"]), geometry=Geometry(kind="stretch", size=(32, 32)),
-    sampling="sentence", global_batch=1, num_tokens=8, seed=0, shuffle=True, remainder="pad", num_workers=2,
-    worker_kind="processes",
+reading = Reading(
+    geometry="stretch", input_size=(32, 32), sampling="sentence", global_batch=1, num_tokens=8, remainder="pad",
+    num_workers=2, worker_kind="processes",
 )
+loader = RefLoader(ManifestIndex.open(Path(sys.argv[1]), ["train"]), reading)
 for batch in loader:
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(600)  # a step, which the error breaks off
@@ -107,10 +107,11 @@ class KillsWhoSentIt:
 
 
 def make_loader(index: ManifestIndex) -> RefLoader:
-    return RefLoader(
-        index, geometry=Geometry(kind="stretch", size=(32, 32)), sampling="sentence", global_batch=4, num_tokens=8,
-        seed=0, shuffle=True, remainder="pad", num_workers=1, worker_kind="processes",
+    reading = Reading(
+        geometry="stretch", input_size=(32, 32), sampling="sentence", global_batch=4, num_tokens=8, remainder="pad",
+        num_workers=1, worker_kind="processes",
     )  # fmt: skip
+    return RefLoader(index, reading)
 
 
 def test_a_worker_killed_while_its_batch_is_received_is_the_same_error(

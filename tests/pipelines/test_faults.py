@@ -19,10 +19,10 @@ from pipelines.verify import Fault, verify_dataset
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
-from refseg.data.transforms import Geometry
 from refseg.dataset.descriptor import load_descriptor
 from refseg.dataset.manifest_writer import write_manifest
 from refseg.errors import DatasetError
+from refseg.reading import Reading
 
 from .conftest import read_manifest
 
@@ -158,10 +158,11 @@ def built(tiny: Any, tmp_path: Path) -> Path:
 def _batches(folder: Path, into: list[Batch]) -> None:
     """All batches of an epoch, in order, as far as they come."""
     index = ManifestIndex.open(folder, ["val", "testA"])
-    loader = RefLoader(
-        index, geometry=Geometry(kind="letterbox", size=(24, 24)), sampling="sentence", global_batch=1, num_tokens=12,
-        seed=0, shuffle=False, remainder="pad",
+    reading = Reading(
+        geometry="letterbox", input_size=(24, 24), sampling="sentence", global_batch=1, num_tokens=12, shuffle=False,
+        remainder="pad",
     )  # fmt: skip
+    loader = RefLoader(index, reading)
     into.append(index)  # type: ignore[arg-type]  # says: it opened
     into.extend(loader)
 
