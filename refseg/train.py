@@ -1,4 +1,7 @@
-"""The entry of `accelerate launch refseg/train.py RECIPE --out DIR`: one process or many, CPU or GPU."""
+"""Training from a recipe, by one process or many, on CPU or GPU.
+
+`accelerate launch refseg/train.py RECIPE --out DIR`, `accelerate launch -m refseg.train` and `refseg train` start it.
+"""
 
 import sys
 from pathlib import Path
@@ -27,12 +30,47 @@ The same command resumes a run that was interrupted.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train.
+    """Parse the arguments and train.
+
+    Returns:
+        As `run`; 2 where an argument is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch refseg/train.py",
+        description="Train from a recipe.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add recipe, folder and overrides."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="the run's folder: made if absent, resumed if it holds a run, refused if it holds anything else",
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="overrides of the recipe, for example train.lr=3e-5",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and report an error once, not once for each process.
 
     Returns:
         0 done, 1 the data or the run is at fault, 2 wrong usage, 75 asked to leave, 130 interrupted.
     """
-    args = _parser().parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     from refseg.errors import RefsegError, UsageError
     from refseg.logs import configure_logging
@@ -89,31 +127,6 @@ def leave_at_sigterm() -> None:
     threading.Thread(target=listen, daemon=True).start()
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: None)  # what writes to the pipe is what stands before such a handler
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="accelerate launch refseg/train.py",
-        description="Train from a recipe.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe")
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        required=True,
-        help="the run's folder: made if absent, resumed if it holds a run, refused if it holds anything else",
-    )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="overrides of the recipe, for example train.lr=3e-5",
-    )
-    return parser
 
 
 if __name__ == "__main__":

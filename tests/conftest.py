@@ -70,8 +70,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines.build import build_dataset
     from pipelines.options import BuildOptions
     from pipelines.toy import draw_toy
-    from refseg.config import load_recipe
-    from refseg.training.trainer import train
+    from refseg.cli import main
 
     folder = tmp_path_factory.mktemp("toy_run")
     draw_toy(folder / "source", num_images=40, seed=0, image_size=(96, 96))
@@ -84,7 +83,8 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
-        train(load_recipe("toy-quick", settings), folder / "run")
+        patch.setattr("refseg.train.leave_at_sigterm", lambda: None)
+        assert main(["train", "toy-quick", "--out", str(folder / "run"), "--set", *settings]) == 0
     return folder / "run"
 
 

@@ -1,4 +1,9 @@
-"""The command line: each command is a thin module of this package, imported only when it is called."""
+"""The command line: each command is a thin module of this package, imported only when it is called.
+
+A module has `EXAMPLE`, `add_arguments` and `run`: it parses its options, calls one function of the library and prints
+the result. `options.py` makes the options of the dataclass or function that is called, `progress.py` shows how far it
+is. `COMMANDS` lists the modules in the order of the data flow.
+"""
 
 import argparse
 import errno
@@ -17,24 +22,25 @@ from refseg.wording import did_you_mean, printable
 SHELLS = ("bash", "zsh", "tcsh")
 COMMANDS = {
     "quickstart": "the whole flow on the bundled sample, ending in a report",
+    "toy": "draw a toy dataset in the real source formats",
     "build-shards": "annotations and images to verified shards",
+    "mix": "leak-free union of datasets: no training image that any of them evaluates on",
     "verify": "check a built dataset; exit 1 on any fault, each named",
     "stats": "counts against the published ones, lengths, areas, rejects",
     "browse": "a page of images, sentences and masks that opens without a server",
+    "export": "shards as the files of REFER, CRIS, COCO's tools or Hugging Face's datasets",
     "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
     "doctor": "time reading, decoding and the rest on this machine; name what holds a run up",
-    "mix": "leak-free union of datasets: no training image that any of them evaluates on",
-    "export": "shards as the files of REFER, CRIS, COCO's tools or Hugging Face's datasets",
-    "models": "table of models: parameters and multiply-accumulates by part",
-    "export-model": "a checkpoint as two programs, ONNX or torch.export: image and sentence",
     "convert-weights": "encoder weights of CLIP, CRIS or LAVT to safetensors, without running what is in them",
+    "models": "table of models: parameters and multiply-accumulates by part",
+    "train": "train from a recipe; the same command resumes a run that was interrupted",
     "evaluate": "score a checkpoint on a split",
     "score": "score masks that another project predicted, under the same rules",
     "report": "one self-contained page of scores, curves and examples",
-    "publish": "a trained model as a folder of the Hugging Face Hub, with a model card",
     "predict": "mask and overlay for an image and a sentence",
     "demo": "a local web page: a picture, an expression, its mask",
-    "toy": "draw a toy dataset in the real source formats",
+    "publish": "a trained model as a folder of the Hugging Face Hub, with a model card",
+    "export-model": "a checkpoint as two programs, ONNX or torch.export: image and sentence",
 }
 
 
@@ -118,7 +124,7 @@ def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentPar
     parser = _Parser(
         prog="refseg",
         description="Referring image segmentation: annotations to verified shards to models to scores.",
-        epilog="training: accelerate launch refseg/train.py RECIPE.toml --set a.b=c",
+        epilog="training by several processes: accelerate launch -m refseg train RECIPE --out DIR --set a.b=c",
     )
     parser.add_argument("--version", action="version", version=f"refseg {__version__}")
     parser.add_argument("--print-completion", choices=SHELLS, help="print what completes these commands in a shell")

@@ -1,6 +1,6 @@
 """Every command with odd paths and names: an exit code, one message, and nothing written where it should not be.
 
-`COMMANDS` is the table: one row for each command and `train.py`. `{...}` stands for a path, `<...>` for a name; each in
+`COMMANDS` is the table: one row for each command. `{...}` stands for a path, `<...>` for a name; each in
 turn is replaced by something odd while all others are right. A command without a row fails the first test.
 """
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg import train
 from refseg.cli import COMMANDS as ALL_COMMANDS
 from refseg.cli import _parser, main
 
@@ -40,7 +39,7 @@ COMMANDS = {
     "predict": "{image} the-red-circle --checkpoint {run} --out {results_out}",
     "demo": "--checkpoint {run} --port 0",
     "toy": "--out {new} --images 10 --size 96",
-    "train.py": "{recipe} --out {run_out} --set data.root={trained_on} model.image_weights={start}",
+    "train": "{recipe} --out {run_out} --set data.root={trained_on} model.image_weights={start}",
 }
 """Arguments that are right but for what is being tried."""
 
@@ -136,6 +135,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     ):  # fmt: skip
         monkeypatch.setattr(heavy, _never)
     monkeypatch.setattr("refseg.training.launch.die_with_launcher", lambda: None)
+    monkeypatch.setattr("refseg.train.leave_at_sigterm", lambda: None)
     monkeypatch.setattr("refseg.storage_requests._FIRST_PAUSE_SECONDS", 0.0)
     yield tmp_path / "work"
     fsspec.filesystem("memory").store.clear()
@@ -151,7 +151,7 @@ def _never(*args: object, **options: object) -> None:
 
 def _call(command: str, arguments: list[str]) -> int:
     try:
-        return train.main(arguments) if command == "train.py" else main([command.strip(), *arguments])
+        return main([command.strip(), *arguments])
     except SystemExit as error:
         return int(error.code or 0)
     except _Started:
@@ -185,7 +185,7 @@ CASES = [
 
 
 def test_every_command_and_every_path_it_takes_has_a_row() -> None:
-    assert {row.strip() for row in COMMANDS} == {*ALL_COMMANDS, "train.py"}
+    assert {row.strip() for row in COMMANDS} == set(ALL_COMMANDS)
     for command in ALL_COMMANDS:
         parser = _parser([command])
         subparsers = next(action for action in parser._actions if action.choices and command in action.choices)
