@@ -47,11 +47,13 @@ class MixOptions:
     """What to mix, and where to.
 
     Attributes:
-        members: Folders or URLs of finished datasets. One without a train split only protects its images.
-        out: The mix's own folder or URL; made if it is not there.
-        name: The mix is called `mix/<name>`; None: as the last part of `out`.
-        weights: How often an epoch sees each sample of each member, on average; None: once.
-        allow_leak: Drop nothing, and say so in the descriptor.
+        members: Finished datasets, paths or URLs; one without a train split only protects its images from being trained
+            on.
+        out: The mix's own folder, path or URL; made if it is not there.
+        name: The mix is called mix/NAME; by default as the last part of `out`.
+        weights: How often an epoch sees each sample of each member, on average; by default once.
+        allow_leak: Keep training images that a member evaluates on; this is recorded in the mix, and reported with
+            checkpoints and scores.
 
     Raises:
         UsageError: If a value is not one of those allowed.

@@ -129,7 +129,7 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
     """Count a finished dataset.
 
     Args:
-        folder: The dataset's folder, a path or an fsspec URL.
+        folder: The dataset's folder, or its URL.
 
     Raises:
         DatasetError: If there is no such folder, or it holds no finished dataset, or one that was damaged.

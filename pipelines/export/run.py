@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,18 +35,20 @@ class ExportOptions:
 
     Attributes:
         folder: A finished dataset, path or URL.
-        to: One of `FORMATS`.
+        to: refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS; coco: a
+            JSON per split for detection tools; parquet-hf: Parquet with images for Hugging Face's datasets.
         out: A new or empty folder of this machine.
-        splits: Which splits; None: all.
-        images: False: leave images out, for who has them (`refer`, `coco`).
-        annotations: With `refer`: the annotation files the dataset was built from, to be put back as they were.
+        splits: Splits to export; by default all.
+        images: Whether images are written; refer and coco can leave them out.
+        annotations: With refer, the files that the dataset was built from, which are put back as they were instead of
+            being made from the shards.
 
     Raises:
         UsageError: If a value is not allowed, or not with this format.
     """
 
     folder: Path | str
-    to: str
+    to: Literal["refer", "cris-lmdb", "coco", "parquet-hf"]
     out: Path | str
     splits: tuple[str, ...] | None = None
     images: bool = True

@@ -62,7 +62,9 @@ class ToySummary:
     drawn: bool
 
 
-def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, int] = (192, 192)) -> ToySummary:
+def draw_toy(
+    out: Path, *, num_images: int = 400, seed: int = 0, image_size: tuple[int, int] = (192, 192)
+) -> ToySummary:
     """Draw scenes and write them as the sources of dataset `toy/refseg`; the same arguments give the same bytes.
 
     A finished set of the same arguments is left as it is. The folder appears whole or not at all. Two sets that
@@ -70,9 +72,10 @@ def draw_toy(out: Path, *, num_images: int, seed: int, image_size: tuple[int, in
 
     Args:
         out: Folder to make: the root for `refseg build-shards toy/refseg --annotations`.
-        num_images: At least 10; about 80 % train, 10 % val (40 or more where that leaves four fifths), 5 % each test.
-        seed: Any integer.
-        image_size: `(height, width)` in pixels, each at least 96.
+        num_images: Number of scenes, at least 10; about 80 % train, 10 % val (40 or more where that leaves four
+            fifths), 5 % each test.
+        seed: Any integer; another one draws other scenes.
+        image_size: Height and width in pixels, each at least 96.
 
     Raises:
         UsageError: If `out` holds anything else or cannot be written, or an argument is out of range.

@@ -30,9 +30,9 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     """Check a dataset.
 
     Args:
-        folder: The dataset's folder, a path or an fsspec URL.
-        fast: Look only at the descriptor, at which files there are, and at their sizes; and at the rejects.
-        workers: Processes that check shards, each holding one at a time; None: as many as are worth their start.
+        folder: The dataset's folder, or its URL.
+        fast: Look only at the descriptor, at which files there are and their sizes, and at the rejects.
+        workers: Processes, each with one shard in memory at a time; by default as many as are worth their start.
 
     Returns:
         All faults found; at most some of each file.

@@ -1,6 +1,7 @@
 """A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,7 @@ class BrowsePage:
 
 def write_browse_page(
     folder: Path | str,
-    out: Path,
+    out: Path | None = None,
     *,
     splits: Sequence[str] = (),
     num_images: int | None = None,
@@ -66,12 +67,12 @@ def write_browse_page(
     """Write a page of a dataset; the same dataset gives the same bytes.
 
     Args:
-        folder: Of a finished dataset: a path or a URL.
-        out: A file name that ends in `.html`: one file. Any other: a folder; one that holds an earlier page is
-            replaced.
-        splits: Shown; empty: all.
-        num_images: Most images, taken evenly from the chosen splits; None: all.
-        progress: Told after each shard how many images are done, and of how many; None: nobody.
+        folder: The dataset's folder, or its URL.
+        out: FILE.html: all in one file, up to some hundred images; another name: a folder with index.html, for any
+            number, which replaces an earlier page; by default the folder browse-DATASET.
+        splits: Splits to show; by default all.
+        num_images: Show at most so many images, spread evenly over the splits; by default all.
+        progress: Called after each shard with the numbers of images done and in all.
 
     Raises:
         DatasetError: If the dataset is unfinished, damaged or changed.
@@ -79,8 +80,9 @@ def write_browse_page(
         UsageError: If there is no such split, too many images for one file, something else lies at `out`, or `out`
             lies within a dataset.
     """
-    out = local_path(out)
     dataset = BuiltDataset.open(folder, splits or None)
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", dataset.descriptor.dataset)
+    out = Path(f"browse-{name}") if out is None else local_path(out)
     total = sum(entry.num_images for entry in dataset.entries)
     shown = total if num_images is None else min(num_images, total)
     if out.suffix == ".html" and shown > ONE_FILE_IMAGES:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from refseg.apps.predict import Prediction
+from refseg.apps.options import PredictOptions
+from refseg.apps.predict import Prediction, segment
 from refseg.aside import file_aside
 from refseg.json_text import parse_json
-from refseg.training.checkpoint import Checkpoint
+from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 _KEY = "refseg"
 """Of the PNG's text that says of which picture, sentence and checkpoint a result is."""
@@ -37,6 +39,23 @@ class PredictionFiles:
     mask: Path
     overlay: Path
     explain: Path | None
+
+
+def predict_to_files(options: PredictOptions) -> tuple[Prediction, tuple[PredictionFiles, ...]]:
+    """Find what each text names in a picture, and write masks, overlays and heat maps.
+
+    Returns:
+        What was found, and for each text the files that were written.
+
+    Raises:
+        UsageError: If a text has no visible character.
+        ImageError: If the picture cannot be read.
+        CheckpointError: If the checkpoint cannot be loaded.
+        OSError: If a file cannot be written.
+    """
+    checkpoint = load_checkpoint(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    prediction = segment(checkpoint, options.image, options.texts, explain=options.explain)
+    return prediction, write_prediction(options.out, options.image, prediction, checkpoint)
 
 
 def write_prediction(

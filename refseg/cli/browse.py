@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from refseg.addresses import address_argument, path_argument
+from refseg.cli.options import add_json, add_options, given
+from refseg.cli.progress import progress_bar
 from refseg.wording import counted
 
 EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
@@ -15,33 +14,20 @@ EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        metavar="PAGE",
-        help="FILE.html: all in one file, up to some hundred images; another name: a folder with index.html, for any "
-        "number (default: browse-DATASET, a folder)",
-    )
-    parser.add_argument("--split", nargs="+", default=[], metavar="NAME", help="only these (default: all)")
-    parser.add_argument("--images", type=_positive, metavar="N", help="at most N images, spread evenly (default: all)")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    from refseg.apps.browse import write_browse_page
+
+    add_options(
+        parser, write_browse_page, positional=("folder",), leave_out=("progress",), out={"metavar": "PAGE"},
+        splits={"flag": "--split"}, num_images={"flag": "--images", "type": _positive, "metavar": "N"},
+    )  # fmt: skip
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from refseg.apps.browse import write_browse_page
-    from refseg.dataset.descriptor import load_descriptor
 
-    out: Path = args.out or Path("browse-" + re.sub(r"[^A-Za-z0-9_.-]", "-", load_descriptor(args.folder).dataset))
-    with tqdm(unit=" images", file=sys.stderr, disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        page = write_browse_page(args.folder, out, splits=args.split, num_images=args.images, progress=progress)
+    with progress_bar(" images") as progress:
+        page = write_browse_page(**given(args, write_browse_page), progress=progress)
     if args.json:
         print(json.dumps({**asdict(page), "path": str(page.path)}, indent=1))
         return 0

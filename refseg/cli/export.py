@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 
-from refseg.addresses import address_argument, path_argument
+from refseg.addresses import path_argument
+from refseg.cli.options import add_json, add_options, given
+from refseg.cli.progress import progress_bar
 from refseg.wording import counted
 
 EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
@@ -14,46 +15,20 @@ EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=address_argument, metavar="DIR", help="a finished dataset, path or URL")
-    parser.add_argument(
-        "--to",
-        required=True,
-        choices=("refer", "cris-lmdb", "coco", "parquet-hf"),
-        help="refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS; "
-        "coco: a JSON per split for detection tools; parquet-hf: Parquet with images for Hugging Face's datasets",
-    )
-    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all)")
-    parser.add_argument("--no-images", action="store_true", help="leave images out (refer, coco)")
-    parser.add_argument(
-        "--annotations",
-        type=path_argument,
-        metavar="DIR",
-        help="refer: the files the dataset was built from, put back as they were instead of made from the shards",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    from pipelines.export.run import ExportOptions
+
+    add_options(
+        parser, ExportOptions, positional=("folder",), out={"type": path_argument, "metavar": "DIR"},
+        splits={"metavar": "SPLIT"}, images={"help": "leave images out (refer, coco)"}, annotations={"metavar": "DIR"},
+    )  # fmt: skip
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from pipelines.export.run import ExportOptions, export_dataset
 
-    options = ExportOptions(
-        folder=args.folder,
-        to=args.to,
-        out=args.out,
-        splits=tuple(args.splits) if args.splits else None,
-        images=not args.no_images,
-        annotations=args.annotations,
-    )
-    with tqdm(unit="shard", file=sys.stderr, disable=None) as bar:
-
-        def show(done: int, in_all: int) -> None:
-            bar.total = in_all
-            bar.update(done - bar.n)
-
-        result = export_dataset(options, progress=show)
+    with progress_bar("shard") as progress:
+        result = export_dataset(ExportOptions(**given(args, ExportOptions)), progress=progress)
     report = result.report
     if args.json:
         print(json.dumps({"folder": str(args.out), "was_complete": result.was_complete, **asdict(report)}, indent=1))

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from refseg.addresses import address_argument
+from refseg.cli.options import add_json, add_options, given
 from refseg.wording import counted
 
 if TYPE_CHECKING:
@@ -16,42 +16,16 @@ EXAMPLE = """refseg mix shards/refcoco-unc shards/refcocoplus-unc shards/refcoco
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders",
-        nargs="+",
-        type=address_argument,
-        metavar="DIR",
-        help="finished datasets; one without a train split only protects its images from being trained on",
-    )
-    parser.add_argument("--out", type=address_argument, required=True, metavar="DIR", help="the mix's own folder")
-    parser.add_argument("--name", metavar="NAME", help="the mix is called mix/NAME (default: as --out)")
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        type=float,
-        metavar="W",
-        help="how often an epoch sees each sample of each DIR, on average (default: once)",
-    )
-    parser.add_argument(
-        "--allow-leak",
-        action="store_true",
-        help="keep training images that a member evaluates on; recorded, and told in checkpoints and reports",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    from pipelines.mix import MixOptions
+
+    add_options(parser, MixOptions, positional=("members",), weights={"metavar": "W"})
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from pipelines.mix import MixOptions, mix_datasets
 
-    result = mix_datasets(
-        MixOptions(
-            members=tuple(args.folders),
-            out=args.out,
-            name=args.name,
-            weights=tuple(args.weights) if args.weights else None,
-            allow_leak=args.allow_leak,
-        )
-    )
+    result = mix_datasets(MixOptions(**given(args, MixOptions)))
     descriptor = result.descriptor
     if args.json:
         summary = {

@@ -124,7 +124,7 @@ def _shown(default: object) -> str:
     """A default behind the help; that of a switch is clear from its name."""
     if isinstance(default, bool) or default in (inspect.Parameter.empty, None, "", ()):
         return ""
-    shown = dict.fromkeys(default) if isinstance(default, tuple) else [default]  # (480, 480) is 480
+    shown = dict.fromkeys(default) if isinstance(default, tuple) else [default]  # a square of (480, 480) is 480
     return f" (default: {'x'.join(map(str, shown))})"
 
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from refseg.addresses import address_argument
+from refseg.cli.options import add_json, add_options, given
 from refseg.wording import counted
 
 if TYPE_CHECKING:
@@ -16,14 +16,16 @@ EXAMPLE = """refseg stats shards/refcoco-unc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    from pipelines.stats import stats_dataset
+
+    add_options(parser, stats_dataset, positional=("folder",))
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from pipelines.stats import stats_dataset
 
-    stats = stats_dataset(args.folder)
+    stats = stats_dataset(**given(args, stats_dataset))
     if args.json:
         print(json.dumps(asdict(stats), indent=1))
     else:

@@ -3,18 +3,19 @@
 import argparse
 import json
 
-from refseg.addresses import path_argument
+from refseg.cli.options import add_json, add_options, given
 from refseg.wording import counted
 
 EXAMPLE = "refseg toy --out toy-source --images 400 --seed 0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=path_argument, required=True, help="folder to make")
-    parser.add_argument("--images", type=int, default=400, help="number of scenes, 10 or more (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default %(default)s)")
-    parser.add_argument("--size", type=int, default=192, help="side in pixels, 96 or more (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    from pipelines.toy import draw_toy
+
+    add_options(
+        parser, draw_toy, out={"metavar": "DIR"}, num_images={"flag": "--images"}, image_size={"flag": "--size"}
+    )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     from pipelines.toy import draw_toy
 
-    summary = draw_toy(args.out, num_images=args.images, seed=args.seed, image_size=(args.size, args.size))
+    summary = draw_toy(**given(args, draw_toy))
     if args.json:
         print(json.dumps({"out": str(args.out), **asdict(summary)}))
         return 0

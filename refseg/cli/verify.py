@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from refseg.addresses import address_argument
+from refseg.cli.options import add_json, add_options, given
 from refseg.wording import counted
 
 EXAMPLE = """refseg verify shards/refcoco-unc
@@ -12,17 +12,10 @@ EXAMPLE = """refseg verify shards/refcoco-unc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
-    parser.add_argument(
-        "--fast", action="store_true", help="only the descriptor, which files there are and their sizes"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes, each with one shard in memory at a time (default: as many as are worth their start)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the faults as JSON")
+    from pipelines.verify import verify_dataset
+
+    add_options(parser, verify_dataset, positional=("folder",))
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,9 +24,10 @@ def run(args: argparse.Namespace) -> int:
     from refseg.dataset.descriptor import load_descriptor
     from refseg.storage import open_folder
 
-    faults = verify_dataset(args.folder, fast=args.fast, workers=args.workers)
+    chosen = given(args, verify_dataset)
+    faults, fast = verify_dataset(**chosen), "fast" in chosen
     notes = []
-    if not faults and not args.fast:
+    if not faults and not fast:
         descriptor = load_descriptor(args.folder)
         shared = find_shared_images(open_folder(args.folder), descriptor.dataset, descriptor.shards)
         notes = [shared.describe()] if shared.describe() else []
@@ -45,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             print(fault)
         for note in notes:
             print(f"{args.folder}: note, which is not a fault: {note}")
-        checked = "descriptor, files and sizes" if args.fast else "everything"
+        checked = "descriptor, files and sizes" if fast else "everything"
         print(
             f"{args.folder}: {counted(len(faults), 'fault')}"
             if faults

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from refseg.apps.options import DemoOptions
 from refseg.cli import main
-from refseg.cli.demo import _allowed_hosts
 
 
 def test_the_demo_says_where_it_listens_and_ends_with_ctrl_c(toy_run: Path) -> None:
@@ -51,11 +51,16 @@ def test_without_its_packages_the_demo_names_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "refseg.apps.demo_server", raising=False)
+    for name in ("demo_server", "demo_run"):
+        monkeypatch.delitem(sys.modules, f"refseg.apps.{name}", raising=False)
 
     assert main(["demo", "--checkpoint", str(tmp_path)]) == 2
 
     assert "install it with: pip install 'refseg[demo]'" in capsys.readouterr().err
+
+
+def _allowed_hosts(host: str) -> list[str]:
+    return DemoOptions(checkpoint=Path("runs/toy"), host=host).allowed_hosts
 
 
 def test_only_own_names_are_answered_unless_all_of_the_network_is_asked_in() -> None:

@@ -1,0 +1,67 @@
+"""The demo from its options to its end: port, model, application, server."""
+
+import logging
+import socket
+from collections.abc import Callable
+
+import torch
+
+from manifests import sample_folder
+from refseg.apps.demo import make_demo
+from refseg.apps.demo_server import make_server
+from refseg.apps.options import LOOPBACK, DemoOptions
+from refseg.apps.predict import Segmenter
+from refseg.errors import UsageError
+from refseg.models.folding import fold_batch_norms
+from refseg.training.checkpoint import load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def run_demo(options: DemoOptions, *, ready: Callable[[str], None]) -> None:
+    """Serve the demo until the process is interrupted.
+
+    Args:
+        options: Which model, and where.
+        ready: Called with the page's address when the model is loaded.
+
+    Raises:
+        UsageError: If the port cannot be listened on.
+        CheckpointError: If the checkpoint cannot be loaded.
+    """
+    with _listen(options) as listener:  # before the model is loaded: a port that is in use is reported at once
+        checkpoint = load_checkpoint(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        recipe = checkpoint.recipe
+        app = make_demo(
+            Segmenter(model=fold_batch_norms(checkpoint.model), recipe=recipe),
+            sample=sample_folder(),
+            facts={
+                "model": recipe.model.name,
+                "parameters": f"{sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6:.1f} million",
+                "input": f"{recipe.data.input_size[0]} × {recipe.data.input_size[1]} pixels",
+                "words": f"{recipe.data.num_tokens} tokens at most",
+                "trained on": f"{checkpoint.state.dataset}, {checkpoint.step:,} steps",
+            },
+            allowed_hosts=options.allowed_hosts,
+        )
+        if options.host not in LOOPBACK:
+            logger.warning(
+                "listening on %s: whoever reaches this machine can use the demo, without a password", options.host
+            )
+        host, port = listener.getsockname()[:2]
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{port}/")
+        try:
+            make_server(app).run(sockets=[listener])
+        except KeyboardInterrupt:  # the way to end it
+            return
+
+
+def _listen(options: DemoOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"{options.host} port {options.port}: cannot listen ({error}); choose another --host or --port"
+        ) from error
