@@ -40,7 +40,7 @@ def run_demo(options: DemoOptions, *, ready: Callable[[str], None]) -> None:
                 "parameters": f"{sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6:.1f} million",
                 "input": f"{recipe.data.input_size[0]} × {recipe.data.input_size[1]} pixels",
                 "words": f"{recipe.data.num_tokens} tokens at most",
-                "trained on": f"{checkpoint.state.dataset}, {checkpoint.step:,} steps",
+                "trained on": f"{checkpoint.state.lineage.dataset}, {checkpoint.step:,} steps",
             },
             allowed_hosts=options.allowed_hosts,
         )

@@ -13,10 +13,11 @@ from refseg import __version__
 from refseg.addresses import local_path
 from refseg.config import Recipe
 from refseg.errors import UsageError
-from refseg.evaluation.leaks import describe_leaks, leak_warning
+from refseg.evaluation.origin import OriginOfModel
 from refseg.evaluation.pages import open_templates
 from refseg.evaluation.results import Results, load_results
-from refseg.models.hub_folder import Origin, PublishedModel, without_paths
+from refseg.lineage import describe_leaks
+from refseg.models.hub_folder import PublishedModel, without_paths
 from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -59,21 +60,15 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
     published = PublishedModel(
         model=checkpoint.model,
         recipe=checkpoint.recipe,
-        origin=Origin(
-            dataset=state.dataset,
-            dataset_digest=state.dataset_digest,
-            step=state.step,
-            epoch=state.epoch,
-            num_processes=state.num_processes,
-            leaks_allowed=state.leaks_allowed,
-            leaks=state.leaks,
-            ancestors=tuple(each.without_paths() for each in state.ancestors),
-        ),
+        lineage=state.lineage.without_paths(),
+        step=state.step,
+        epoch=state.epoch,
+        num_processes=state.num_processes,
     )
     results = _results_of(checkpoint, run / "evaluation")
     card = model_card(published, results, name=out.resolve().name, licence=licence)
     published.save_pretrained(out, card=card)
-    splits = tuple(_split_of(found) for found in results if not found.is_control)
+    splits = tuple(found.origin.scored_on for found in results if not found.is_control)
     return Publication(folder=out, checkpoint=checkpoint.folder, splits=splits)
 
 
@@ -96,9 +91,9 @@ def model_card(published: PublishedModel, results: Sequence[Results], *, name: s
         eval_results=[
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=found.origin["dataset"],
-                dataset_name=found.origin["dataset"],
-                dataset_split=found.origin["split"],
+                dataset_type=found.origin.dataset,
+                dataset_name=found.origin.dataset,
+                dataset_split=found.origin.split,
                 metric_type=metric,
                 metric_name=metric,
                 metric_value=round(100 * value, 2),
@@ -115,12 +110,11 @@ def model_card(published: PublishedModel, results: Sequence[Results], *, name: s
         architecture=_ARCHITECTURES[recipe.model.name],
         recipe=recipe,
         recipe_toml=Markup(_toml(recipe)),
-        origin=published.origin,
+        published=published,
         results=results,
         mean=published.model.image_mean,
         std=published.model.image_std,
         num_parameters=sum(parameter.numel() for parameter in published.model.parameters()),
-        leak_warning=leak_warning,
         describe_leaks=describe_leaks,
         license=licence,
         version=__version__,
@@ -133,19 +127,16 @@ def _results_of(checkpoint: Checkpoint, folder: Path) -> list[Results]:
         return []
     kept = []
     for results in load_results(folder):
-        same = (results.origin.get("step"), results.origin.get("trained_on_digest"))
-        if same == (checkpoint.step, checkpoint.dataset_digest):
+        origin = results.origin
+        scored = (origin.step, origin.lineage.dataset_digest) if isinstance(origin, OriginOfModel) else (None, "")
+        if scored == (checkpoint.step, checkpoint.dataset_digest):
             kept.append(results)
         else:
             logger.warning(
                 "%s: the scores of %s are of step %s, not of step %d that is published: left out",
-                folder, _split_of(results), results.origin.get("step"), checkpoint.step,
+                folder, origin.scored_on, scored[0], checkpoint.step,
             )  # fmt: skip
     return kept
-
-
-def _split_of(results: Results) -> str:
-    return f"{results.origin['dataset']} {results.origin['split']}"
 
 
 def _toml(recipe: Recipe) -> str:

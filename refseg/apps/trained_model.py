@@ -58,10 +58,8 @@ class TrainedModel:
         return segment(self.checkpoint, _opened(image), chosen, probabilities=probabilities, explain=explain)
 
     def __repr__(self) -> str:
-        state = self.checkpoint.state
-        return (
-            f"<TrainedModel {state.recipe.model.name} of {state.dataset}, step {state.step}: {self.checkpoint.folder}>"
-        )
+        state, folder = self.checkpoint.state, self.checkpoint.folder
+        return f"<TrainedModel {state.recipe.model.name} of {state.lineage.dataset}, step {state.step}: {folder}>"
 
 
 def _opened(image: Picture) -> Path | Image.Image:

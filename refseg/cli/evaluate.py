@@ -77,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[Results, CountedParts]":
-    import dataclasses
     import time
 
     from refseg import __version__
@@ -86,6 +85,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
     from refseg.errors import UsageError
     from refseg.evaluation.evaluate import evaluate_model
     from refseg.evaluation.leak_check import check_leaks, refuse_leaks
+    from refseg.evaluation.origin import OriginOfModel
     from refseg.evaluation.partial import CountedParts, weights_digest
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results
@@ -100,7 +100,7 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
     if not data:  # a published folder names no path
         raise UsageError(f"{args.checkpoint}: names no dataset, expected --data DIR beside a published model")
     index = ManifestIndex.open(data, [split])
-    leak_check = check_leaks(checkpoint.state.trained_on(), index)
+    leak_check = check_leaks(checkpoint.state.lineage.training_sets, index)
     if not args.allow_leak:
         refuse_leaks(leak_check, where=f"{data} {split}")
     sentence_order: SentenceOrder = "shuffled" if args.shuffled_sentences else "own"
@@ -123,21 +123,17 @@ def _evaluate(args: argparse.Namespace, accelerator: Any, out: Path) -> "tuple[R
         save_predictions=args.save_predictions,
         parts=parts,
     )
-    origin = {
-        "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.step,
-        "trained_on": checkpoint.state.dataset,
-        "trained_on_digest": checkpoint.dataset_digest,
-        "leaks_allowed": checkpoint.state.leaks_allowed,
-        "leaks": checkpoint.state.leaks,
-        "leak_check": dataclasses.asdict(leak_check),
-        "ancestors": [dataclasses.asdict(ancestor) for ancestor in checkpoint.state.ancestors],
-        "data": data,
-        "dataset": index.descriptor.dataset,
-        "dataset_digest": index.descriptor.digest,
-        "split": split,
-        "num_processes": accelerator.num_processes,
-        "seconds": round(time.monotonic() - started, 2),
-        "refseg": __version__,
-    }
+    origin = OriginOfModel(
+        checkpoint=str(checkpoint.folder),
+        step=checkpoint.step,
+        lineage=checkpoint.state.lineage,
+        leak_check=leak_check,
+        data=data,
+        dataset=index.descriptor.dataset,
+        dataset_digest=index.descriptor.digest,
+        split=split,
+        num_processes=accelerator.num_processes,
+        seconds=round(time.monotonic() - started, 2),
+        refseg=__version__,
+    )
     return Results(rows=rows, origin=origin), parts

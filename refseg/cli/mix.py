@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _page(folder: str, descriptor: "Descriptor", *, was_complete: bool) -> str:
-    from refseg.evaluation.leaks import describe_leaks
+    from refseg.lineage import describe_leaks
 
     done = "was finished before, nothing changed" if was_complete else "mixed"
     num_refs = sum(shard.num_refs for shard in descriptor.shards)

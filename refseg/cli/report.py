@@ -121,17 +121,17 @@ def _open_indexes(results: "list[Results]", data: str | None) -> "dict[str, Mani
 
     indexes = {}
     for scored in results:
-        folder = data or scored.origin["data"]
+        folder = data or scored.origin.data
         if scored.is_control or (data is None and not open_folder(folder).exists()):
             continue
-        index = ManifestIndex.open(folder, [scored.origin["split"]])
-        if index.descriptor.digest != scored.origin["dataset_digest"]:
+        index = ManifestIndex.open(folder, [scored.origin.split])
+        if index.descriptor.digest != scored.origin.dataset_digest:
             raise UsageError(
                 f"{folder}: found the dataset with digest {index.descriptor.digest[:12]}, but "
-                f"{scored.origin['split']} was scored on {scored.origin['dataset_digest'][:12]}; "
+                f"{scored.origin.split} was scored on {scored.origin.dataset_digest[:12]}; "
                 "name the one that was scored with --data, or evaluate again"
             )
-        indexes[f"{scored.origin['dataset']} {scored.origin['split']}"] = index
+        indexes[scored.origin.scored_on] = index
     return indexes
 
 
@@ -141,10 +141,11 @@ def _load_explainers(results: "list[Results]") -> "dict[str, Explainer]":
 
     from refseg.data.transforms import Geometry
     from refseg.evaluation.explanation import Explainer
+    from refseg.evaluation.origin import OriginOfModel
     from refseg.training.checkpoint import load_checkpoint
 
     explainers = {}
-    for name in {scored.origin["checkpoint"] for scored in results if "checkpoint" in scored.origin}:
+    for name in {scored.origin.checkpoint for scored in results if isinstance(scored.origin, OriginOfModel)}:
         checkpoint = load_checkpoint(Path(name), "cuda" if torch.cuda.is_available() else "cpu")
         model, data = checkpoint.model, checkpoint.recipe.data
         geometry = Geometry(kind=data.geometry, size=data.input_size, mean=model.image_mean)

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from refseg import __version__
     from refseg.data.index import ManifestIndex
     from refseg.errors import UsageError
+    from refseg.evaluation.origin import OriginOfMasks
     from refseg.evaluation.predictions import read_predictions
     from refseg.evaluation.protocols import find_protocols
     from refseg.evaluation.results import Results, save_results
@@ -67,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
     protocols = find_protocols(args.protocol)
     index = ManifestIndex.open(args.data, [args.split])
     predictions = read_predictions(args.predictions, protocols, args.split, png_rule)
-    origin = {
-        "predictions": str(args.predictions),
-        "data": args.data,
-        "dataset": index.descriptor.dataset,
-        "dataset_digest": index.descriptor.digest,
-        "split": args.split,
-        "refseg": __version__,
-    }
+    origin = OriginOfMasks(
+        predictions=str(args.predictions),
+        data=args.data,
+        dataset=index.descriptor.dataset,
+        dataset_digest=index.descriptor.digest,
+        split=args.split,
+        refseg=__version__,
+    )
     rows_scored = score_masks(index, predictions, protocols, save_predictions=args.save_predictions)
     results = Results(rows=rows_scored, origin=origin)
     rows = save_results(args.out / "evaluation", results) if args.out else None

@@ -11,11 +11,10 @@ if TYPE_CHECKING:
 def print_results(results: "Results", rows: Path | None) -> None:
     """Print scores of each protocol with their intervals and rules, and where the rows are."""
     from refseg.evaluation.bootstrap import confidence_intervals
-    from refseg.evaluation.leaks import leak_statement, leak_warning
     from refseg.evaluation.results import INTERVAL_RULE
 
     origin = results.origin
-    print(f"{origin['dataset']} {origin['split']}, {results.subject}")
+    print(f"{origin.scored_on}, {origin.subject}")
     for scores in (results.scores, *results.other_scores):
         print()
         intervals = confidence_intervals(results.rows, scores.protocol)
@@ -28,7 +27,7 @@ def print_results(results: "Results", rows: Path | None) -> None:
         print()
         for rule in (*scores.rules(), INTERVAL_RULE):
             print(f"  - {rule}")
-    if said := leak_warning(origin) or leak_statement(origin):
+    if said := origin.leak_warning or origin.leak_statement:
         print(f"  - {said}")
     if rows is not None:
         print()

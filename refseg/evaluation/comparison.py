@@ -11,7 +11,7 @@ from pathlib import Path
 
 from refseg.errors import UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, Difference, are_of_same_sentences, compare
-from refseg.evaluation.leaks import leak_warning
+from refseg.evaluation.origin import OriginOfModel
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.results import Results, find_results, load_results, results_name
@@ -53,13 +53,13 @@ class Column:
     @property
     def leak_warning(self) -> str:
         """What must stand beside the scores of a model trained with leaks; empty for others."""
-        return leak_warning(self.results.origin)
+        return self.results.origin.leak_warning
 
     @property
     def subject(self) -> str:
         """What was scored, and what it was trained on as far as that is known."""
-        trained_on = self.results.origin.get("trained_on")
-        return f"{self.results.subject}, trained on {trained_on}" if trained_on else self.results.subject
+        origin = self.results.origin
+        return origin.subject + (f", trained on {origin.lineage.dataset}" if isinstance(origin, OriginOfModel) else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
             "on the same split of one build under the same protocol"
         )
     left_out += [
-        f"{run.name} {found.origin['dataset']} {found.origin['split']}: a shuffled control, which is no score"
+        f"{run.name} {found.origin.scored_on}: a shuffled control, which is no score"
         for run in runs
         for found in run.results
         if found.is_control
@@ -180,7 +180,7 @@ def _by_place(run: Run) -> dict[_Place, Results]:
     found: dict[_Place, Results] = {}
     for results in run.results:
         for protocol in () if results.is_control else results.protocols:
-            place = _Place(results.origin["dataset"], results.origin["split"], protocol)
+            place = _Place(results.origin.dataset, results.origin.split, protocol)
             known = found.setdefault(place, results)
             if known is not results and score(known.rows, protocol).values != score(results.rows, protocol).values:
                 raise UsageError(
@@ -204,11 +204,11 @@ def _why_not(first: str, own: Results, name: str, theirs: _Scored, place: _Place
         return f"{name} has {where} under {', '.join(protocol.name for protocol in of_split)} alone"
     found = theirs[place]
     builds = [
-        f"{results.origin['dataset_digest'][:12]} (mask rule {RowFacts.of(results.rows).mask_rule}, "
+        f"{results.origin.dataset_digest[:12]} (mask rule {RowFacts.of(results.rows).mask_rule}, "
         f"{len(results.rows):,} sentences)"
         for results in (own, found)
     ]
-    if own.origin["dataset_digest"] != found.origin["dataset_digest"]:
+    if own.origin.dataset_digest != found.origin.dataset_digest:
         return f"{first} was scored on the build {builds[0]}, {name} on {builds[1]}; evaluate both on one build"
     if not are_of_same_sentences(own.rows, found.rows):
         return f"the sentences are not the same: {len(own.rows):,} of {first}, {len(found.rows):,} of {name}"

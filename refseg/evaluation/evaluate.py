@@ -20,7 +20,6 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, prepare_loader
 from refseg.data.transforms import Geometry, normalise
 from refseg.errors import TrainingError
-from refseg.evaluation.control import target_rows
 from refseg.evaluation.ground_truth import GroundTruth
 from refseg.evaluation.inference import ReferringModel, compared_masks
 from refseg.evaluation.partial import CountedParts, Found
@@ -173,6 +172,28 @@ def evaluate_model(
         num_left_out=int(np.count_nonzero(~is_scored)),
     )
     return make_table(index, targets, counted, facts)
+
+
+def target_rows(index: ManifestIndex, order: SentenceOrder) -> NDArray[np.int64]:
+    """The row whose target each row's sentences are scored against, shape (rows,); -1: they are left out.
+
+    Shuffled, the targets of an image move on by one in a circle, so each sentence meets a target that is not its own:
+    a model that finds salient objects without reading keeps its score, one that reads loses most of it. Refs with the
+    same mask count as one target and move together. Refs without a target, and images with a single one, are left out.
+    """
+    if order == "own":
+        return np.arange(index.num_rows)
+    targets = np.full(index.num_rows, -1)
+    for first, end in zip(index.row_start[:-1].tolist(), index.row_start[1:].tolist(), strict=True):
+        groups: dict[bytes, list[int]] = {}
+        for row in range(first, end):
+            if not index.no_target[row]:
+                groups.setdefault(index.counts(row).tobytes(), []).append(row)
+        circle = list(groups.values())
+        if len(circle) > 1:
+            for rows, others in zip(circle, circle[1:] + circle[:1], strict=True):
+                targets[rows] = others[0]
+    return targets
 
 
 def _images_left(

@@ -1,7 +1,7 @@
 """Whether a model was trained on the images of the split that it is to be scored on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,28 +11,8 @@ from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, load_descriptor
 from refseg.dataset.same_images import IDENTITY_COLUMNS, find_same_images, image_identities, unique_images
 from refseg.errors import DatasetError, StorageError, UsageError
+from refseg.lineage import Ancestor, Lineage, TrainingSet, describe_leaks
 from refseg.storage import open_folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedOn:
-    """What a checkpoint knows of one training set that its weights come from.
-
-    Attributes:
-        roots: Where they may be, the likeliest first; empty: not known.
-        split: Their split.
-        dataset: Their id.
-        digest: Of their descriptor.
-        leaks: What a mix says that it kept (`refseg.dataset.descriptor.Descriptor.leaks`).
-        by: The model that was trained on them and whose weights the checkpoint's training started from; empty: itself.
-    """
-
-    roots: tuple[str, ...]
-    split: str
-    dataset: str
-    digest: str
-    leaks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +31,7 @@ class LeakCheck:
     says: str
 
 
-def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck:
+def check_leaks(trained: Sequence[TrainingSet], index: ManifestIndex) -> LeakCheck:
     """Compare the images that a model was trained on with those of a split.
 
     Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the rule of
@@ -60,7 +40,7 @@ def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck
     trained on.
 
     Args:
-        trained: Of the checkpoint: its own training set, and those of the weights that it started from.
+        trained: All that the weights were trained on (`Lineage.training_sets`).
         index: The split or splits to score.
 
     Raises:
@@ -77,17 +57,17 @@ def check_leaks(trained: Sequence[TrainedOn], index: ManifestIndex) -> LeakCheck
             found = _count(mine.filter(found))
         most = max(most, found or 0)
         numbers.append(found)
-        says.append(f"{said} (by {each.by}, whose weights it started from)" if each.by else said)
+        says.append(f"{said} (by {each.path}, whose weights it started from)" if isinstance(each, Ancestor) else said)
     if most:  # what found nothing would only hide what did
         says = [said for said, number in zip(says, numbers, strict=True) if number]
     num_shared = max(most, _count(mine.filter(shared))) if most or None not in numbers else None
     return LeakCheck(num_shared=num_shared, num_images=num_images, says="; ".join(says))
 
 
-def _compare(trained: TrainedOn, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
+def _compare(trained: TrainingSet, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
     """Which rows of `mine` were trained on (or how many images a mix told of, or None: not known), and in words."""
     place = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
-    if index.descriptor.digest == trained.digest and trained.split in index.splits:
+    if index.descriptor.digest == trained.dataset_digest and trained.split in index.splits:
         return pc.is_valid(mine["image_id"]), f"{place} is what was trained on"
     at_hand = _find(trained, index)
     if isinstance(at_hand, str):
@@ -123,9 +103,48 @@ def refuse_leaks(check: LeakCheck, *, where: str) -> None:
         )
 
 
-def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | str:
+def leak_warning(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
+    """Say what stands beside every score of a model that was, or may have been, trained on images of the split.
+
+    That is one scored with `--allow-leak`, one of a leaky mix, and one whose training images could not be compared.
+
+    Args:
+        lineage: Of the model.
+        check: Of the model and the split; None: there was none, as in results of earlier releases.
+        scored: The split, as `<dataset id> <split>`.
+
+    Returns:
+        One sentence; empty where nothing leaked.
+    """
+    said = []
+    if check is not None and check.num_shared:
+        said.append(f"{check.num_shared:,} of {check.num_images:,} images were trained on ({check.says})")
+    said += [_describe_mix(trained, scored) for trained in lineage.training_sets if trained.leaks_allowed]
+    if said:
+        return f"LEAKS ALLOWED: {'; '.join(said)}"
+    return f"LEAKS NOT RULED OUT: {check.says}" if check is not None and check.num_shared is None else ""
+
+
+def leak_statement(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
+    """Say what was compared where nothing was found; empty where `leak_warning` speaks or there was no check."""
+    if check is None or leak_warning(lineage, check, scored=scored):
+        return ""
+    return f"trained on none of these images: {check.says}"
+
+
+def _describe_mix(mix: TrainingSet, scored: str) -> str:
+    own = {dataset: splits[scored] for dataset, splits in mix.leaks.items() if scored in splits}
+    here = ", ".join(f"{number:,} by way of {dataset}" for dataset, number in own.items())
+    return (
+        f"{mix.dataset} was mixed with training images that members evaluate on; "
+        + (f"images of {scored} trained on: {here}; " if here else f"none of {scored} is known to be among them; ")
+        + f"in all, {describe_leaks(mix.leaks)}"
+    )
+
+
+def _find(trained: TrainingSet, index: ManifestIndex) -> tuple[str, Descriptor] | str:
     """Folder and descriptor of the training data, or why they cannot be had."""
-    if index.descriptor.digest == trained.digest:
+    if index.descriptor.digest == trained.dataset_digest:
         return index.folder, index.descriptor
     why_not = []
     for root in trained.roots:
@@ -134,7 +153,7 @@ def _find(trained: TrainedOn, index: ManifestIndex) -> tuple[str, Descriptor] | 
         except (DatasetError, StorageError):
             why_not.append(f"{root} is not at hand")
             continue
-        if descriptor.digest == trained.digest:
+        if descriptor.digest == trained.dataset_digest:
             return root, descriptor
         why_not.append(f"{root} holds another dataset now")
     return ", ".join(why_not) or "a published model names no folder"

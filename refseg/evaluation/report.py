@@ -14,12 +14,13 @@ from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.explanation import Explain
-from refseg.evaluation.leaks import leak_statement, leak_warning
+from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
 from refseg.evaluation.rows import has_predictions
 from refseg.evaluation.scores import Scores
+from refseg.lineage import TrainingSet
 
 EXAMPLES_PER_GROUP = 6
 WORST_EXAMPLES = 24
@@ -71,7 +72,7 @@ class Section:
     @property
     def title(self) -> str:
         """Dataset and split."""
-        return f"{self.results.origin['dataset']} {self.results.origin['split']}"
+        return self.results.origin.scored_on
 
     @property
     def anchor(self) -> str:
@@ -93,7 +94,7 @@ class Section:
     @property
     def leak_warning(self) -> str:
         """What must stand beside the scores of a model trained with leaks; empty for others."""
-        return leak_warning(self.results.origin)
+        return self.results.origin.leak_warning
 
     @cached_property
     def breakdowns(self) -> dict[str, list[Group]]:
@@ -124,8 +125,8 @@ class Section:
     def why_no_examples(self) -> str:
         """What is missing for examples; empty where they are there."""
         if has_predictions(self.results.rows, self.scores.protocol):
-            return "" if self.index else f"The dataset is not at {self.results.origin['data']}: name its folder."
-        again = "score" if "predictions" in self.results.origin else "evaluate"
+            return "" if self.index else f"The dataset is not at {self.results.origin.data}: name its folder."
+        again = "score" if isinstance(self.results.origin, OriginOfMasks) else "evaluate"
         return f"No predicted masks were kept. For examples, {again} once more and keep them:"
 
     @property
@@ -161,8 +162,8 @@ def build_report(
             evaluation=run.evaluation,
             results=own,
             control=controls.get(_place(own)),
-            index=indexes.get(f"{own.origin['dataset']} {own.origin['split']}"),
-            explain=(explainers or {}).get(own.origin.get("checkpoint", "")),
+            index=indexes.get(own.origin.scored_on),
+            explain=(explainers or {}).get(own.origin.checkpoint) if isinstance(own.origin, OriginOfModel) else None,
         )
         for own in results
         if not own.is_control
@@ -182,7 +183,7 @@ def build_report(
 
 def _place(results: Results) -> tuple[str, ...]:
     """What results and their control have in common."""
-    return (results.origin["dataset"], results.origin["split"], results.subject, results.protocols[0].name)
+    return (results.origin.scored_on, results.subject, results.protocols[0].name)
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -197,39 +198,34 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _describe_training(dataset: str, digest: str, *, leaks_allowed: bool) -> str:
-    return f"{dataset}, digest {digest[:16]}{', LEAKS ALLOWED' if leaks_allowed else ''}"
+def _describe_training(trained: TrainingSet) -> str:
+    return (
+        f"{trained.dataset}, digest {trained.dataset_digest[:16]}{', LEAKS ALLOWED' if trained.leaks_allowed else ''}"
+    )
 
 
-def _started_from(origin: Mapping[str, Any]) -> dict[str, str]:
-    """The models that the weights come from, the nearest first."""
-    said = [
-        f"{each['path']} at step {each['step']:,}, trained on "
-        + _describe_training(each["dataset"], each["dataset_digest"], leaks_allowed=each["leaks_allowed"])
-        for each in origin.get("ancestors", ())
+def _describe_subject(origin: OriginOfModel | OriginOfMasks) -> dict[str, str]:
+    """What was scored; of a model, also what it was trained on and which models its weights come from."""
+    if isinstance(origin, OriginOfMasks):
+        return {"predictions": origin.predictions}
+    ancestors = [
+        f"{each.path} at step {each.step:,}, trained on {_describe_training(each)}" for each in origin.lineage.ancestors
     ]
-    return {"started from": "; before that ".join(said)} if said else {}
+    return {
+        "checkpoint": origin.checkpoint,
+        "step": f"{origin.step:,}",
+        "trained on": _describe_training(origin.lineage),
+        **({"started from": "; before that ".join(ancestors)} if ancestors else {}),
+    }
 
 
 def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
     """Everything known about the run, by heading, as text."""
     origin = results[0].origin
-    subject = (
-        {"predictions": origin["predictions"]}
-        if "predictions" in origin
-        else {
-            "checkpoint": origin["checkpoint"],
-            "step": f"{origin['step']:,}",
-            "trained on": _describe_training(
-                origin["trained_on"], origin["trained_on_digest"], leaks_allowed=origin.get("leaks_allowed", False)
-            ),
-            **_started_from(origin),
-        }
-    )
     scored = {
-        **subject,
-        "scored on": f"{origin['dataset']}, digest {origin['dataset_digest'][:16]}",
-        **({"leaks": said} if (said := leak_warning(origin) or leak_statement(origin)) else {}),
+        **_describe_subject(origin),
+        "scored on": f"{origin.dataset}, digest {origin.dataset_digest[:16]}",
+        **({"leaks": said} if (said := origin.leak_warning or origin.leak_statement) else {}),
         "again with": "; ".join(
             _command(other, run.evaluation, save_predictions=has_predictions(other.rows, other.protocols[0]))
             for other in results
@@ -253,14 +249,14 @@ def _command(results: Results, evaluation: str, *, save_predictions: bool) -> st
     """The command line that writes these results again, into the folder where they lie."""
     origin = results.origin
     out = Path(evaluation)
-    if "predictions" in origin:
-        words = ["refseg", "score", origin["predictions"]]
+    if isinstance(origin, OriginOfMasks):
+        words = ["refseg", "score", origin.predictions]
         out = out.parent if out.name == "evaluation" else out  # it makes that folder itself
     else:
-        words = ["refseg", "evaluate", origin["checkpoint"]]
-    words += ["--data", origin["data"], "--split", origin["split"]]
+        words = ["refseg", "evaluate", origin.checkpoint]
+    words += ["--data", origin.data, "--split", origin.split]
     words += ["--protocol", *(protocol.name for protocol in results.protocols), "--out", str(out)]
-    if (origin.get("leak_check") or {}).get("num_shared"):
+    if isinstance(origin, OriginOfModel) and origin.leak_check is not None and origin.leak_check.num_shared:
         words.append("--allow-leak")
     if results.is_control:
         words.append("--shuffled-sentences")

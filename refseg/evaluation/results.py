@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from refseg.aside import file_aside, write_aside
 from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
-from refseg.evaluation.leak_check import LeakCheck
+from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import RowFacts, check_rows
 from refseg.evaluation.scores import Scores, score
-from refseg.models.ancestry import Ancestor
-from refseg.sealed import SEAL, BrokenSealError, open_seal, parse_object, seal
+from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +28,11 @@ class Results:
 
     Attributes:
         rows: One per sentence.
-        origin: What was evaluated, as plain JSON values: checkpoint and step, or the file of predictions; dataset,
-            dataset digest, split, and so on.
+        origin: What was scored: a checkpoint, or masks of another project; and on which split.
     """
 
     rows: pa.Table
-    origin: dict[str, Any]
+    origin: OriginOfModel | OriginOfMasks
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -59,14 +57,12 @@ class Results:
     @property
     def subject(self) -> str:
         """What was scored, in words."""
-        if "predictions" in self.origin:
-            return f"masks of {self.origin['predictions']}"
-        return f"step {self.origin['step']:,} of {self.origin['checkpoint']}"
+        return self.origin.subject
 
     def to_json(self) -> dict[str, Any]:
         """Origin, scores and rules: the content of the JSON file."""
         others = {scores.protocol.name: self._of_one(scores) for scores in self.other_scores}
-        return {**self.origin, **self._of_one(self.scores), "other_protocols": others}
+        return {**self.origin.to_json(), **self._of_one(self.scores), "other_protocols": others}
 
     def _of_one(self, scores: Scores) -> dict[str, Any]:
         intervals = confidence_intervals(self.rows, scores.protocol)
@@ -90,7 +86,7 @@ def results_name(results: Results) -> str:
     For example `refcoco.unc-val`, `refcoco.unc-val-original+cris`, `refcoco.unc-val-shuffled`.
     """
     names = "+".join(protocol.name for protocol in results.protocols)
-    parts = [results.origin["dataset"].replace("/", "."), results.origin["split"]]
+    parts = [results.origin.dataset.replace("/", "."), results.origin.split]
     parts += [names] * (names != ORIGINAL.name) + ["shuffled"] * results.is_control
     return "-".join(parts)
 
@@ -146,10 +142,9 @@ def load_results(folder: Path) -> list[Results]:
         rows = path.with_name(path.name.replace("scores-", "rows-", 1)).with_suffix(".parquet")
         try:
             fields = open_seal(parse_object(path.read_bytes()))
-            origin = {key: value for key, value in fields.items() if key not in _COMPUTED}
             if _file_hash(rows) != fields[_ROWS_HASH]:
                 raise UsageError(f"{rows.name} is not the file that was written with it")
-            (_OF_MASKS if "predictions" in origin else _OF_MODEL).validate_json(json.dumps(origin), strict=True)
+            origin = OriginOfMasks.from_json(fields) if "predictions" in fields else OriginOfModel.from_json(fields)
             table = pq.read_table(rows)
             check_rows(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))
@@ -166,40 +161,8 @@ def load_results(folder: Path) -> list[Results]:
     return sorted(found, key=_order)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Origin:
-    """The fields of an origin that reports rely on; other keys are ignored."""
-
-    data: str
-    dataset: str
-    dataset_digest: str
-    split: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OriginOfMasks(_Origin):
-    predictions: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OriginOfModel(_Origin):
-    checkpoint: str
-    step: int
-    trained_on: str
-    trained_on_digest: str
-    leaks_allowed: bool = False
-    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
-    leak_check: LeakCheck | None = None
-    ancestors: tuple[Ancestor, ...] = ()
-
-
-_OF_MASKS, _OF_MODEL = TypeAdapter(_OriginOfMasks), TypeAdapter(_OriginOfModel)
 _ROWS_HASH = "rows_xxh3_128"
 """Key of the hash of the rows' file."""
-_COMPUTED = {
-    "protocol", "scores", "num_sentences", "num_refs", "num_images", "num_no_target", "rules", "facts", "intervals",
-    "other_protocols", _ROWS_HASH, SEAL,
-}  # fmt: skip
 
 
 def _file_hash(path: Path) -> str:
@@ -207,7 +170,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _order(results: Results) -> tuple[bool, str, tuple[int, str]]:
-    split = results.origin["split"]
+    split = results.origin.split
     usual = ("val", "testA", "testB", "test", "train")
     place = usual.index(split) if split in usual else len(usual)
-    return results.is_control, results.origin["dataset"], (place, split)
+    return results.is_control, results.origin.dataset, (place, split)

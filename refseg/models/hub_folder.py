@@ -5,12 +5,11 @@ Such a folder holds what segmenting needs and what the model was made from, and 
 
 import dataclasses
 import json
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,9 +18,9 @@ from refseg import __version__, tokenizer
 from refseg.aside import folder_aside
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, RecipeError, UsageError
+from refseg.lineage import RECORDED, STRICT, Lineage
 from refseg.model_config import Count, Natural
 from refseg.models import build_model
-from refseg.models.ancestry import STRICT, Ancestor
 from refseg.models.model import SegmentationModel
 from refseg.models.weight_files import file_sha256, save_weights
 from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
@@ -32,44 +31,25 @@ FOLDER_VERSION = 2
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Origin:
-    """What a model was trained on, and how far.
-
-    Attributes:
-        dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of it.
-        step: Optimiser steps done.
-        epoch: Epochs done.
-        num_processes: Ranks that trained.
-        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: How many images of which splits those are.
-        ancestors: The models that its weights come from, the nearest first; of a folder that was read, without paths.
-    """
-
-    dataset: str
-    dataset_digest: str
-    step: Natural
-    epoch: Natural
-    num_processes: Count
-    leaks_allowed: bool = False
-    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
-    ancestors: tuple[Ancestor, ...] = ()
-
-
-@plain_dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT | ConfigDict(arbitrary_types_allowed=True))
 class PublishedModel:
-    """A model with its settings and its origin.
+    """A model with its settings, what it was trained on, and how far.
 
     Attributes:
         model: Trained.
         recipe: Settings of the run; of a folder that was read, without paths.
-        origin: What it was trained on.
+        lineage: What it was trained on; of a folder that was read, without paths.
+        step: Optimiser steps done.
+        epoch: Epochs done.
+        num_processes: Ranks that trained.
     """
 
     model: SegmentationModel
     recipe: Recipe
-    origin: Origin
+    lineage: Lineage
+    step: Natural
+    epoch: Natural
+    num_processes: Count
 
     def save_pretrained(self, folder: Path | str, *, card: str = "") -> Path:
         """Write the folder, whole or not at all.
@@ -112,11 +92,12 @@ class PublishedModel:
         try:
             sections = {name: config[name] for name in Recipe.model_fields}
             recipe = make_recipe(sections, where=str(folder / CONFIG_NAME))
-            ancestors = tuple(Ancestor(**each) for each in config["origin"].get("ancestors", ()))
-            origin = Origin(**{**config["origin"], "ancestors": ancestors})
+            lineage = Lineage.from_json(config["origin"], split=recipe.data.train_split)
+            progress = {key: value for key, value in config["origin"].items() if key not in RECORDED}
             expected_sha256 = config["weights_sha256"]
             preprocessing = config["preprocessing"]
             model = build_model(recipe.model, input_size=recipe.data.input_size)
+            published = cls(model=model, recipe=recipe, lineage=lineage, **progress)
         except RecipeError as error:
             raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -137,7 +118,8 @@ class PublishedModel:
             model.load_state_dict(load_file(weights))
         except (RuntimeError, SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights}: missing, or not of the model in {CONFIG_NAME} ({error})") from error
-        return cls(model=model.to(device).eval(), recipe=recipe, origin=origin)
+        model.to(device).eval()
+        return published
 
     def _config(self, *, weights_sha256: str) -> dict[str, Any]:
         """The content of `config.json`: the recipe's sections, and what else the numbers depend on."""
@@ -150,8 +132,10 @@ class PublishedModel:
             "preprocessing": _preprocessing(self.model),
             "weights_sha256": weights_sha256,
             "origin": {
-                **dataclasses.asdict(self.origin),
-                "ancestors": [dataclasses.asdict(each.without_paths()) for each in self.origin.ancestors],
+                "step": self.step,
+                "epoch": self.epoch,
+                "num_processes": self.num_processes,
+                **self.lineage.without_paths().to_json(),
             },
         }
         return seal(fields)

@@ -9,7 +9,6 @@ OUT/checkpoints/
   best                   name of the best checkpoint by validation, for people; `state.json` of the newest one decides
 """
 
-import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -76,7 +75,7 @@ class Checkpoint:
     @property
     def dataset_digest(self) -> str:
         """Digest of the dataset it was trained on."""
-        return self.state.dataset_digest
+        return self.state.lineage.dataset_digest
 
 
 def checkpoint_name(step: int) -> str:
@@ -204,8 +203,16 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     path = local_path(path)
     if (path / CONFIG_NAME).is_file():
         published = PublishedModel.from_pretrained(path, device=device)
-        origin = {entry.name: getattr(published.origin, entry.name) for entry in dataclasses.fields(published.origin)}
-        state = CheckpointState(recipe=published.recipe, cursor=None, window={}, best=None, **origin)
+        state = CheckpointState(
+            recipe=published.recipe,
+            step=published.step,
+            epoch=published.epoch,
+            cursor=None,
+            window={},
+            best=None,
+            lineage=published.lineage,
+            num_processes=published.num_processes,
+        )
         return Checkpoint(model=published.model, state=state, folder=path)
     folder = _resolve(path)
     state = read_state(folder)

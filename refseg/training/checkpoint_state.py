@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
 from pydantic.dataclasses import dataclass
@@ -10,9 +9,8 @@ from pydantic.dataclasses import dataclass
 from refseg import __version__
 from refseg.config import Recipe, make_recipe
 from refseg.data.order import Cursor
-from refseg.evaluation.leak_check import TrainedOn
+from refseg.lineage import RECORDED, STRICT, Lineage
 from refseg.model_config import Count, Natural
-from refseg.models.ancestry import STRICT, Ancestor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -39,16 +37,10 @@ class CheckpointState:
         cursor: The loader's position in the data; None for a published model, which is not resumed.
         window: What has been summed up since the last line of `metrics.jsonl`.
         best: The best validation, this step's included; None before the first.
-        dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of what was trained on.
-        dataset_folder: Where that was, whole path or URL: `recipe.data.root` may count from another folder. Empty: not
-            known, as of a published model.
+        lineage: What was trained on, and the models that the weights come from.
         val_dataset_digest: Digest of what was validated on; empty without validation.
-        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: Of such a mix, how many images of which splits those are (`refseg.dataset.descriptor.Descriptor.leaks`).
         num_processes: Ranks that trained.
         owes_validation: True if the run was asked to leave when a validation was due: it comes first.
-        ancestors: The models that the weights come from, by way of `train.init_from`; the nearest first.
         refseg_version: Version of the package that wrote it.
     """
 
@@ -58,24 +50,24 @@ class CheckpointState:
     cursor: Cursor | None
     window: dict[str, float]
     best: Best | None
-    dataset: str
-    dataset_digest: str
+    lineage: Lineage
     num_processes: Count
-    dataset_folder: str = ""
     val_dataset_digest: str = ""
     owes_validation: bool = False
-    leaks_allowed: bool = False
-    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
-    ancestors: tuple[Ancestor, ...] = ()
     refseg_version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """As JSON types; the lineage's fields stand among the others."""
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        best = None if self.best is None else dataclasses.asdict(self.best)
-        cursor = None if self.cursor is None else self.cursor.to_dict()
-        ancestors = [dataclasses.asdict(each) for each in self.ancestors]
-        return {**fields, "recipe": self.recipe.to_dict(), "best": best, "cursor": cursor, "ancestors": ancestors}
+        lineage: Lineage = fields.pop("lineage")
+        return {
+            **fields,
+            **lineage.to_json(),
+            "dataset_folder": lineage.root,
+            "recipe": self.recipe.to_dict(),
+            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "cursor": None if self.cursor is None else self.cursor.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, where: str) -> "CheckpointState":
@@ -90,35 +82,21 @@ class CheckpointState:
             DatasetError: If the cursor is not one.
             KeyError, TypeError, ValueError: If another field is missing, unknown or of another type.
         """
+        recipe = make_recipe(fields["recipe"], where=where)
         best = fields["best"]
+        lineage = Lineage.from_json(
+            fields,
+            split=recipe.data.train_split,
+            root=fields.get("dataset_folder", ""),
+            recipe_root=recipe.data.root,
+        )
+        others = {key: value for key, value in fields.items() if key not in (*RECORDED, "dataset_folder")}
         return cls(
             **{
-                **fields,
-                "recipe": make_recipe(fields["recipe"], where=where),
+                **others,
+                "recipe": recipe,
+                "lineage": lineage,
                 "cursor": Cursor.from_dict(dict(fields["cursor"])),
                 "best": None if best is None else Best(**best),
-                "ancestors": tuple(Ancestor(**each) for each in fields["ancestors"]),
             }
         )
-
-    def trained_on(self) -> tuple[TrainedOn, ...]:
-        """All training sets that the weights come from, the run's own first."""
-        own = TrainedOn(
-            roots=tuple(filter(None, dict.fromkeys((self.dataset_folder, self.recipe.data.root)))),
-            split=self.recipe.data.train_split,
-            dataset=self.dataset,
-            digest=self.dataset_digest,
-            leaks=self.leaks,
-        )
-        before = (
-            TrainedOn(
-                roots=(each.root,) if each.root else (),
-                split=each.split,
-                dataset=each.dataset,
-                digest=each.dataset_digest,
-                leaks=each.leaks,
-                by=each.path,
-            )
-            for each in self.ancestors
-        )
-        return own, *before

@@ -63,9 +63,9 @@ def refuse_another_run(state: CheckpointState, recipe: Recipe, *, out: Path, dig
             "choose another --out, or the same settings to go on"
         )
     refuse_another_start(state, recipe, out=out)
-    if state.dataset_digest != digest:
+    if state.lineage.dataset_digest != digest:
         raise RecipeError(
-            f"{out} holds a run on {state.dataset} with digest {state.dataset_digest[:12]}, "
+            f"{out} holds a run on {state.lineage.dataset} with digest {state.lineage.dataset_digest[:12]}, "
             f"but {recipe.data.root} has {digest[:12]}; choose another --out"
         )
     if state.val_dataset_digest and val_digest not in ("", state.val_dataset_digest):

@@ -1,6 +1,5 @@
 """What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
 
-import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -20,9 +19,8 @@ import torch
 from refseg import __version__
 from refseg.aside import write_aside
 from refseg.config import Recipe
-from refseg.dataset.descriptor import Descriptor
 from refseg.errors import TrainingError, UsageError
-from refseg.models.ancestry import Ancestor
+from refseg.lineage import Lineage
 from refseg.sealed import BrokenSealError, parse_object
 
 logger = logging.getLogger(__name__)
@@ -164,10 +162,9 @@ def write_recipe(out: Path, recipe: Recipe) -> None:
 
 def write_environment(
     out: Path,
-    descriptor: Descriptor,
+    lineage: Lineage,
     *,
     val_digest: str,
-    ancestors: Sequence[Ancestor],
     num_processes: int,
     device: str,
 ) -> None:
@@ -175,9 +172,8 @@ def write_environment(
 
     Args:
         out: The run's folder.
-        descriptor: Of the dataset trained on.
+        lineage: What is trained on, and the models that the start weights come from.
         val_digest: Of the dataset validated on; empty without validation.
-        ancestors: The models that its start weights come from.
         num_processes: Ranks.
         device: Kind of device.
     """
@@ -194,12 +190,8 @@ def write_environment(
         "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "num_processes": num_processes,
         "command": shlex.join(sys.argv),
-        "dataset": descriptor.dataset,
-        "dataset_digest": descriptor.digest,
+        **lineage.to_json(),
         "val_dataset_digest": val_digest,
-        "leaks_allowed": descriptor.leaks_allowed,
-        "leaks": descriptor.leaks,
-        "ancestors": [dataclasses.asdict(each) for each in ancestors],
     }
     _write(out / ENVIRONMENT_NAME, json.dumps(facts, indent=1) + "\n")
 

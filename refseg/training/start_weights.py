@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refseg.config import Recipe
 from refseg.errors import CheckpointError, RecipeError
-from refseg.models.ancestry import Ancestor
+from refseg.lineage import Ancestor
 from refseg.models.fcnet import resize_native_grid
 from refseg.models.mask_decoder import feature_grid
 from refseg.models.model import SegmentationModel
@@ -78,12 +78,14 @@ def load_start_weights(recipe: Recipe) -> StartWeights:
     idle = [key for key in ("image_weights", "text_weights") if getattr(recipe.model, key)]
     if idle:
         logger.info("train.init_from gives all weights: model.%s is not read", " and model.".join(idle))
-    ancestor = _ancestor(found, given)
+    ancestor = found.state.lineage.as_ancestor(
+        path=given, weights_sha256=file_sha256(weights_file(found.folder)), step=found.step
+    )
     logger.info(
         "starting from %s: step %d on %s, SHA-256 %s",
         found.folder, ancestor.step, ancestor.dataset, ancestor.weights_sha256[:12],
     )  # fmt: skip
-    return StartWeights(tensors=tensors, ancestors=(ancestor, *found.state.ancestors), path=found.folder)
+    return StartWeights(tensors=tensors, ancestors=(ancestor, *found.state.lineage.ancestors), path=found.folder)
 
 
 def refuse_another_start(state: CheckpointState, recipe: Recipe, *, out: Path) -> None:
@@ -98,12 +100,12 @@ def refuse_another_start(state: CheckpointState, recipe: Recipe, *, out: Path) -
     given = recipe.train.init_from
     if not given:
         return
-    if not state.ancestors:
+    if not state.lineage.ancestors:
         raise RecipeError(
             f"{out} holds a run that began without train.init_from, which only a new run can begin with: choose "
             "another --out, or leave it out to go on"
         )
-    began = state.ancestors[0]
+    began = state.lineage.ancestors[0]
     if given == began.path:
         return
     try:
@@ -115,21 +117,6 @@ def refuse_another_start(state: CheckpointState, recipe: Recipe, *, out: Path) -
             f"{out} holds a run that began from {began.path} (weights with SHA-256 {began.weights_sha256[:12]}), but "
             f"train.init_from names {given} ({sha256[:12]}); choose another --out, or leave it as it was to go on"
         )
-
-
-def _ancestor(found: Checkpoint, given: str) -> Ancestor:
-    state = found.state
-    return Ancestor(
-        path=given,
-        weights_sha256=file_sha256(weights_file(found.folder)),
-        step=state.step,
-        root=state.dataset_folder or state.recipe.data.root,
-        split=state.recipe.data.train_split,
-        dataset=state.dataset,
-        dataset_digest=state.dataset_digest,
-        leaks_allowed=state.leaks_allowed,
-        leaks=state.leaks,
-    )
 
 
 def _refuse_another_architecture(found: Checkpoint, recipe: Recipe) -> None:

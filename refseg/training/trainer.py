@@ -24,8 +24,7 @@ from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
 from refseg.data.worker_death import named_worker_death
 from refseg.errors import CheckpointError, PreemptedError
-from refseg.evaluation.leaks import describe_leaks
-from refseg.storage import whole_address
+from refseg.lineage import Lineage, describe_leaks
 from refseg.training.checkpoint import MODEL_NAME, checkpoint_name, list_checkpoints, load_weights, read_state
 from refseg.training.checkpoint_state import Best, CheckpointState
 from refseg.training.checkpoint_writer import drop_checkpoint, save_checkpoint, write_best
@@ -111,9 +110,6 @@ class _Trainer:
         refuse_unknown_splits(recipe)
         self.index = ManifestIndex.open(recipe.data.root, [recipe.data.train_split])
         self.validation = Validation(recipe, accelerator)
-        if self.is_main:
-            self.validation.warn_about_leaks(self.index)
-
         state = None
         if resumed is not None:
             state = read_state(resumed)
@@ -122,7 +118,15 @@ class _Trainer:
             )
 
         start = load_start_weights(recipe) if recipe.train.init_from and state is None else None
-        self.ancestors = start.ancestors if start is not None else state.ancestors if state is not None else ()
+        self.lineage = Lineage.of_run(
+            self.index.descriptor,
+            folder=self.index.folder,
+            split=recipe.data.train_split,
+            recipe_root=recipe.data.root,
+            ancestors=start.ancestors if start is not None else state.lineage.ancestors if state is not None else (),
+        )
+        if self.is_main:
+            self.validation.warn_about_leaks(self.lineage)
         model = build_start_model(recipe, accelerator, start, goes_on=state is not None)
         self.geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
         self.loader = build_loader(recipe, self.index, self.geometry, accelerator)
@@ -239,9 +243,8 @@ class _Trainer:
         device = self.accelerator.device.type
         write_environment(
             self.out,
-            self.index.descriptor,
+            self.lineage,
             val_digest=self.validation.digest,
-            ancestors=self.ancestors,
             num_processes=self.num_processes,
             device=device,
         )
@@ -254,10 +257,10 @@ class _Trainer:
             )  # fmt: skip
 
     def _warn_about_leaks(self) -> None:
-        if self.index.descriptor.leaks_allowed:
+        if self.lineage.leaks_allowed:
             logger.warning(
                 "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",
-                self.recipe.data.root, describe_leaks(self.index.descriptor.leaks),
+                self.recipe.data.root, describe_leaks(self.lineage.leaks),
             )  # fmt: skip
 
     # Steps
@@ -327,13 +330,8 @@ class _Trainer:
                     window=self.window.to_dict(),
                     best=self.best,
                     owes_validation=self.owes_validation,
-                    dataset=self.index.descriptor.dataset,
-                    dataset_digest=self.index.descriptor.digest,
-                    dataset_folder=whole_address(self.index.folder),
+                    lineage=self.lineage,
                     val_dataset_digest=self.validation.digest,
-                    leaks_allowed=self.index.descriptor.leaks_allowed,
-                    leaks=self.index.descriptor.leaks,
-                    ancestors=self.ancestors,
                     num_processes=self.num_processes,
                 ),
                 weights=weights,

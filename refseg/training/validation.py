@@ -13,9 +13,10 @@ from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.evaluation.evaluate import evaluate_model
-from refseg.evaluation.leak_check import TrainedOn, check_leaks
+from refseg.evaluation.leak_check import check_leaks
 from refseg.evaluation.protocols import find_protocol
 from refseg.evaluation.scores import Scores, score
+from refseg.lineage import TrainingSet
 from refseg.models.model import SegmentationModel
 from refseg.training.checkpoint_state import Best
 
@@ -44,17 +45,11 @@ class Validation:
         )
         self.digest = "" if self._index is None else self._index.descriptor.digest
 
-    def warn_about_leaks(self, trained_on: ManifestIndex) -> None:
+    def warn_about_leaks(self, trained_on: TrainingSet) -> None:
         """Warn if images that are trained on are to be validated on: the best is then the one that remembers."""
         if self._index is None:
             return
-        own = TrainedOn(
-            roots=(trained_on.folder,),
-            split=self._recipe.data.train_split,
-            dataset=trained_on.descriptor.dataset,
-            digest=trained_on.descriptor.digest,
-        )
-        found = check_leaks([own], self._index)
+        found = check_leaks([trained_on], self._index)
         if found.num_shared:
             logger.warning(
                 "%s of the %s images of data.val_split %s are trained on (%s): validation says how well they are "

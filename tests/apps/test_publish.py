@@ -17,7 +17,7 @@ from refseg.apps.publish import model_card, publish
 from refseg.cli import main
 from refseg.config import make_recipe
 from refseg.errors import UsageError
-from refseg.models.ancestry import Ancestor
+from refseg.lineage import Ancestor
 from refseg.models.hub_folder import PublishedModel
 from refseg.sealed import seal
 from refseg.training.checkpoint import load_checkpoint
@@ -45,7 +45,7 @@ def test_the_folder_segments_like_the_run(scored_run: Path, folder: Path) -> Non
     expected, found = (segment(path, picture, texts) for path in (scored_run, folder))
 
     assert (found.masks == expected.masks).all()
-    assert load_checkpoint(folder).state.dataset_digest == load_checkpoint(scored_run).state.dataset_digest
+    assert load_checkpoint(folder).dataset_digest == load_checkpoint(scored_run).dataset_digest
 
 
 def test_the_folder_scores_like_the_run(
@@ -124,7 +124,7 @@ def test_names_of_others_stay_texts_in_the_card_and_its_head(folder: Path) -> No
     published = replace(
         published,
         recipe=published.recipe.model_copy(update={"data": data}),
-        origin=replace(published.origin, dataset=evil, ancestors=(ancestor,)),
+        lineage=replace(published.lineage, dataset=evil, ancestors=(ancestor,)),
     )
 
     card = model_card(published, [], name=evil, licence=evil)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from refseg.cli import main
 from refseg.evaluation.protocols import PROTOCOLS
-from refseg.evaluation.results import Results, load_results, save_results
+from refseg.evaluation.results import load_results, save_results
 from refseg.evaluation.scores import score
 from refseg.sealed import seal
 
@@ -189,9 +190,9 @@ def test_a_folder_that_was_evaluated_into_is_reported_on_and_compared_like_a_run
 def test_another_dataset_of_the_same_split_name_keeps_a_file_of_its_own(evaluated: Path, tmp_path: Path) -> None:
     (shown,) = load_results(evaluated / "evaluation")[:1]
     save_results(tmp_path, shown)
-    save_results(tmp_path, Results(rows=shown.rows, origin={**shown.origin, "dataset": "refcoco/unc"}))
+    save_results(tmp_path, replace(shown, origin=replace(shown.origin, dataset="refcoco/unc")))
 
     assert sorted(path.name for path in tmp_path.glob("scores-*")) == [
         "scores-refcoco.unc-val.json", "scores-toy.refseg-val.json",
     ]  # fmt: skip
-    assert [found.origin["dataset"] for found in load_results(tmp_path)] == ["refcoco/unc", "toy/refseg"]
+    assert [found.origin.dataset for found in load_results(tmp_path)] == ["refcoco/unc", "toy/refseg"]

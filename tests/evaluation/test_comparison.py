@@ -10,6 +10,7 @@ import pytest
 
 from refseg.errors import UsageError
 from refseg.evaluation.comparison import Run, build_comparison, load_runs, short_names
+from refseg.evaluation.origin import OriginOfModel
 from refseg.evaluation.pages import Report
 from refseg.evaluation.protocols import CRIS, LAVT, ORIGINAL
 from refseg.evaluation.results import Results, save_results
@@ -27,10 +28,10 @@ def results(better: int, **fields: Any) -> Results:
     }
     sentences = ({"image_id": n, "intersection": int(share), "union": 100} for n, share in enumerate(shares))
     rows = make_rows(*sentences, **given)
-    origin = {
+    origin = OriginOfModel.from_json({
         "checkpoint": "run/step-1", "step": 1200, "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
         "trained_on": "mix/all", "trained_on_digest": "a" * 64, "data": "shards/toy", **fields,
-    }  # fmt: skip
+    })  # fmt: skip
     return Results(rows=rows, origin=origin)
 
 
@@ -139,7 +140,7 @@ def test_scores_of_one_split_that_are_there_twice_are_compared_once_if_they_are_
     own = results(0)
     again = replace(own, rows=both)
     alone = replace(own, rows=make_rows({"intersection": 1, "union": 2}))
-    stale = replace(own, rows=make_rows({"intersection": 2, "union": 2}), origin={**own.origin, "step": 9})
+    stale = replace(own, rows=make_rows({"intersection": 2, "union": 2}), origin=replace(own.origin, step=9))
 
     assert build(old=[alone, again], new=[alone]).markdown.count("## toy/refseg val, protocol original") == 1
     with pytest.raises(UsageError) as caught:

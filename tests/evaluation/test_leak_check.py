@@ -9,10 +9,11 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.data.index import ManifestIndex
 from refseg.errors import UsageError
-from refseg.evaluation.leak_check import LeakCheck, TrainedOn, check_leaks, refuse_leaks
-from refseg.evaluation.leaks import leak_statement, leak_warning
+from refseg.evaluation.leak_check import LeakCheck, check_leaks, leak_statement, leak_warning, refuse_leaks
+from refseg.lineage import Lineage, TrainingSet
 
-ORIGIN = {"trained_on": "toy/refseg", "dataset": "toy/refseg", "split": "val"}
+TOY = Lineage(dataset="toy/refseg", dataset_digest="")
+VAL = "toy/refseg val"
 
 
 def draw(folder: Path, *, num_images: int, seed: int) -> str:
@@ -33,10 +34,10 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> str:
     return draw(tmp_path_factory.mktemp("twenty"), num_images=20, seed=1)
 
 
-def trained_on(folder: str, **changes: object) -> TrainedOn:
+def trained_on(folder: str, **changes: object) -> Lineage:
     descriptor = ManifestIndex.open(folder, ["train"]).descriptor
-    facts = {"roots": (folder,), "split": "train", "dataset": "toy/refseg", "digest": descriptor.digest}
-    return TrainedOn(**{**facts, **changes})  # type: ignore[arg-type]
+    facts = {"root": folder, "split": "train", "dataset": "toy/refseg", "dataset_digest": descriptor.digest}
+    return Lineage(**{**facts, **changes})  # type: ignore[arg-type]
 
 
 def test_a_split_of_other_images_is_clean(ten: str) -> None:
@@ -45,14 +46,13 @@ def test_a_split_of_other_images_is_clean(ten: str) -> None:
     refuse_leaks(check, where="here")
     assert check.num_shared == 0
     assert check.says.endswith("of toy/refseg train, by bytes and COCO's ids")
-    origin = {**ORIGIN, "leak_check": {"num_shared": 0, "num_images": 2, "says": check.says}}
-    assert leak_warning(origin) == ""
-    assert leak_statement(origin) == f"trained on none of these images: {check.says}"
+    assert leak_warning(TOY, check, scored=VAL) == ""
+    assert leak_statement(TOY, check, scored=VAL) == f"trained on none of these images: {check.says}"
 
 
 def test_the_split_that_was_trained_on_is_refused(ten: str) -> None:
     index = ManifestIndex.open(ten, ["train"])
-    check = check_leaks([trained_on(ten, roots=())], index)
+    check = check_leaks([trained_on(ten, root="")], index)
 
     assert check.num_shared == check.num_images == index.num_images
     with pytest.raises(UsageError, match=r"here: 6 of its 6 images were trained on \(toy/refseg train is what .*leak"):
@@ -67,17 +67,17 @@ def test_another_datasets_split_is_compared_by_the_ids_of_coco(ten: str, twenty:
     check = check_leaks([trained_on(twenty)], ManifestIndex.open(ten, ["val"]))
 
     assert (check.num_shared, check.num_images) == (len(val & train), len(val))
-    origin = {**ORIGIN, "leak_check": {"num_shared": 2, "num_images": 3, "says": "x against y"}}
-    assert leak_warning(origin) == "LEAKS ALLOWED: 2 of 3 images were trained on (x against y)"
-    assert leak_statement(origin) == ""
+    shared = LeakCheck(num_shared=2, num_images=3, says="x against y")
+    assert leak_warning(TOY, shared, scored=VAL) == "LEAKS ALLOWED: 2 of 3 images were trained on (x against y)"
+    assert leak_statement(TOY, shared, scored=VAL) == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"roots": ()}, "a published model names no folder"),
-        ({"roots": ("nowhere",)}, "nowhere is not at hand"),
-        ({"digest": "f" * 64}, "holds another dataset now"),
+        ({"root": ""}, "a published model names no folder"),
+        ({"root": "nowhere"}, "nowhere is not at hand"),
+        ({"dataset_digest": "f" * 64}, "holds another dataset now"),
     ],
 )
 def test_what_could_not_be_compared_is_said(ten: str, twenty: str, changes: dict[str, object], says: str) -> None:
@@ -87,13 +87,12 @@ def test_what_could_not_be_compared_is_said(ten: str, twenty: str, changes: dict
     assert check.num_shared is None
     assert check.says.startswith("not compared with the training images of toy/refseg: ")
     assert says in check.says
-    origin = {**ORIGIN, "leak_check": {"num_shared": None, "num_images": 2, "says": check.says}}
-    assert leak_warning(origin) == f"LEAKS NOT RULED OUT: {check.says}"
-    assert leak_statement(origin) == ""
+    assert leak_warning(TOY, check, scored=VAL) == f"LEAKS NOT RULED OUT: {check.says}"
+    assert leak_statement(TOY, check, scored=VAL) == ""
 
 
 def test_a_split_of_the_same_name_is_refused_where_the_images_cannot_be_compared(ten: str, twenty: str) -> None:
-    check = check_leaks([trained_on(twenty, roots=("nowhere",))], ManifestIndex.open(ten, ["train"]))
+    check = check_leaks([trained_on(twenty, root="nowhere")], ManifestIndex.open(ten, ["train"]))
 
     assert check.num_shared == check.num_images == 6
     with pytest.raises(UsageError, match=r"toy/refseg train is what was trained on, by its name; not compared"):
@@ -101,7 +100,7 @@ def test_a_split_of_the_same_name_is_refused_where_the_images_cannot_be_compared
 
 
 def test_training_images_are_looked_for_wherever_they_may_be(ten: str, twenty: str) -> None:
-    check = check_leaks([trained_on(twenty, roots=("nowhere", twenty))], ManifestIndex.open(ten, ["val"]))
+    check = check_leaks([trained_on(twenty, root="nowhere", recipe_root=twenty)], ManifestIndex.open(ten, ["val"]))
 
     assert check.num_shared == 2
     assert "nowhere" not in check.says
@@ -109,7 +108,7 @@ def test_training_images_are_looked_for_wherever_they_may_be(ten: str, twenty: s
 
 def test_what_a_mix_said_of_itself_counts_when_its_images_are_not_at_hand(ten: str) -> None:
     leaks = {"refcoco/unc": {"toy/refseg val": 2, "toy/refseg testA": 1}}
-    trained = TrainedOn(roots=(), split="train", dataset="mix/all", digest="a" * 64, leaks=leaks)
+    trained = TrainingSet(split="train", dataset="mix/all", dataset_digest="a" * 64, leaks=leaks)
 
     check = check_leaks([trained], ManifestIndex.open(ten, ["val"]))
 

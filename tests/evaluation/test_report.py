@@ -19,6 +19,7 @@ from refseg.errors import DatasetError, ResultsError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
 from refseg.evaluation.explanation import SentenceExplanation
+from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, find_results, load_results, save_results
@@ -57,11 +58,16 @@ def results(index: ManifestIndex, colour_model: Any) -> Results:
         images_per_batch=3,
         save_predictions=True,
     )
-    origin = {
+    origin = OriginOfModel.from_json({
         "checkpoint": "run/step-1", "step": 1200, "trained_on": "toy/refseg", "trained_on_digest": "a" * 64,
         "data": "shards/toy", "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
-    }  # fmt: skip
+    })  # fmt: skip
     return Results(rows=rows, origin=origin)
+
+
+def changed(results: Results, **fields: object) -> OriginOfModel:
+    """The origin of results as a file with these fields gives it."""
+    return OriginOfModel.from_json({**results.origin.to_json(), **fields})
 
 
 def build(results: list[Results], index: ManifestIndex | None = None, explainers: Any = None) -> Report:
@@ -146,7 +152,7 @@ def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
         "--out &#39;runs/my run/evaluation&#39; --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
     ) in build([bare]).html
 
-    given = replace(bare, origin={**results.origin, "predictions": "masks.jsonl"})
+    given = replace(bare, origin=OriginOfMasks.from_json({**results.origin.to_json(), "predictions": "masks.jsonl"}))
     assert (
         "<code>refseg score masks.jsonl --data shards/toy --split val --protocol original "
         "--out &#39;runs/my run&#39; --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
@@ -164,12 +170,12 @@ def test_results_come_back_as_they_were_with_controls_last(results: Results, tmp
     facts = replace(RowFacts.of(results.rows), sentence_order="shuffled")
     control = replace(results, rows=facts.attach(results.rows))
     save_results(tmp_path, control)
-    save_results(tmp_path, replace(results, origin={**results.origin, "split": "testA"}))
+    save_results(tmp_path, replace(results, origin=replace(results.origin, split="testA")))
     save_results(tmp_path, results)
 
     loaded = load_results(tmp_path)
 
-    assert [(found.origin["split"], found.is_control) for found in loaded] == [
+    assert [(found.origin.split, found.is_control) for found in loaded] == [
         ("val", False), ("testA", False), ("val", True),
     ]  # fmt: skip
     assert loaded[0].origin == results.origin
@@ -275,7 +281,9 @@ def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(re
 
 
 def test_a_report_says_how_to_write_the_results_again_where_they_lie(results: Results) -> None:
-    theirs = replace(results, origin={**results.origin, "predictions": "masks.jsonl"})
+    theirs = replace(
+        results, origin=OriginOfMasks.from_json({**results.origin.to_json(), "predictions": "masks.jsonl"})
+    )
     for evaluation, evaluate_to, score_to in (("a/evaluation", "a/evaluation", "a"), ("other", "other", "other")):
         record = replace(RUN, evaluation=evaluation)
         written_at = datetime(2026, 1, 2, tzinfo=UTC)
@@ -291,9 +299,10 @@ def test_a_report_names_the_models_that_the_weights_come_from(results: Results) 
         "dataset_digest": 32 * "ab",
         "leaks_allowed": True,
         "leaks": {"refcoco/unc": {"refcoco/unc testA": 1}},
+        "weights_sha256": "",
     }
 
-    report = build([replace(results, origin={**results.origin, "ancestors": [ancestor]})])
+    report = build([replace(results, origin=changed(results, ancestors=[ancestor]))])
 
     said = "runs/toy at step 1,200, trained on mix/all, digest abababababababab, LEAKS ALLOWED"
     assert said in report.html
@@ -304,7 +313,7 @@ def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results
     leaks = {"refcoco/unc": {"toy/refseg val": 3, "toy/refseg testA": 1}, "refcocog/umd": {"toy/refseg testA": 1}}
     facts = {"trained_on": "mix/all", "leaks_allowed": True, "leaks": leaks}
 
-    leaky = build([replace(results, origin={**results.origin, **facts})])
+    leaky = build([replace(results, origin=changed(results, **facts))])
 
     warning = (
         "LEAKS ALLOWED: mix/all was mixed with training images that members evaluate on; images of toy/refseg val "
@@ -315,7 +324,7 @@ def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results
     assert "color: var(--danger)" in leaky.html
     assert f"- **{warning}**" in leaky.markdown
     assert "mix/all, digest aaaaaaaaaaaaaaaa, LEAKS ALLOWED" in leaky.markdown
-    for report in (build([results]), build([replace(results, origin={**results.origin, "leaks_allowed": False})])):
+    for report in (build([results]), build([replace(results, origin=changed(results, leaks_allowed=False))])):
         assert "LEAKS" not in report.html + report.markdown
         assert '<p class="leak"' not in report.html
 
@@ -323,7 +332,7 @@ def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results
 def test_a_split_that_nothing_leaked_from_says_so_too(results: Results) -> None:
     facts = {"trained_on": "mix/all", "leaks_allowed": True, "leaks": {}}
 
-    page = build([replace(results, origin={**results.origin, **facts})]).markdown
+    page = build([replace(results, origin=changed(results, **facts))]).markdown
 
     assert "none of toy/refseg val is known to be among them; in all, no training image is in an evaluation" in page
 
@@ -334,7 +343,7 @@ def test_a_split_that_nothing_leaked_from_says_so_too(results: Results) -> None:
 def test_a_category_and_names_of_others_stay_texts_in_markdown(results: Results, evil: str) -> None:
     place = results.rows.column_names.index("category")
     rows = results.rows.set_column(place, results.rows.field(place), [[evil] * len(results.rows)])
-    origin = {**results.origin, "dataset": evil, "checkpoint": evil, "split": evil}
+    origin = changed(results, dataset=evil, checkpoint=evil, split=evil)
     run = replace(RUN, name=evil, recipe={"model": {"name": evil}}, environment={evil: evil})
 
     report = build_report(run, [replace(results, rows=rows, origin=origin)], {}, written_at=datetime.now(UTC))

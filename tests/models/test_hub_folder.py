@@ -10,8 +10,9 @@ import torch
 
 from refseg.config import Recipe, make_recipe
 from refseg.errors import CheckpointError, UsageError
+from refseg.lineage import Lineage
 from refseg.models import build_model
-from refseg.models.hub_folder import Origin, PublishedModel
+from refseg.models.hub_folder import PublishedModel
 from refseg.sealed import seal
 
 LEAKS = {"refcocog/umd": {"refcoco/unc val": 5}}
@@ -35,10 +36,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 def published(recipe: Recipe) -> PublishedModel:
     torch.manual_seed(0)
     model = build_model(recipe.model, input_size=recipe.data.input_size)
-    origin = Origin(
-        dataset="mix", dataset_digest="d" * 64, step=12, epoch=2, num_processes=4, leaks_allowed=True, leaks=LEAKS
-    )
-    return PublishedModel(model=model, recipe=recipe, origin=origin)
+    lineage = Lineage(dataset="mix", dataset_digest="d" * 64, split="train", leaks_allowed=True, leaks=LEAKS)
+    return PublishedModel(model=model, recipe=recipe, lineage=lineage, step=12, epoch=2, num_processes=4)
 
 
 @pytest.mark.parametrize("recipe", ["fcnet", "crformer", "lts", "cris"], indirect=True)
@@ -49,7 +48,8 @@ def test_what_is_saved_is_what_is_loaded(published: PublishedModel, tmp_path: Pa
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["fcnet"]
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read all
-    assert found.origin == published.origin
+    assert found.lineage == published.lineage
+    assert (found.step, found.epoch, found.num_processes) == (12, 2, 4)
     assert not found.model.training
     expected = published.model.state_dict()
     assert set(found.model.state_dict()) == set(expected)

@@ -9,8 +9,8 @@ import torch
 from refseg.config import Recipe
 from refseg.data.order import Cursor
 from refseg.errors import CheckpointError
+from refseg.lineage import Ancestor, Lineage
 from refseg.models import build_model
-from refseg.models.ancestry import Ancestor
 from refseg.sealed import seal
 from refseg.training.checkpoint import (
     TornCheckpointError,
@@ -42,19 +42,24 @@ def save(out: Path, recipe: Recipe, weights: dict[str, torch.Tensor], step: int,
         cursor=Cursor(digest="d" * 64, seed=0, epoch=0, samples_done=4 * step, order="images all"),
         window={"loss_sum": 0.5, "num_steps": 1},
         best=None if best is None else Best(overall_iou=0.25, step=best),
-        dataset="toy/refseg",
-        dataset_digest="d" * 64,
         num_processes=1,
-        ancestors=(
-            Ancestor(
-                path="quickstart/run",
-                weights_sha256="a" * 64,
-                step=3,
-                root="shards",
-                split="train",
-                dataset="toy/refseg",
-                dataset_digest="b" * 64,
-                leaks={"refcocog/umd": {"refcoco/unc val": 5}},
+        lineage=Lineage(
+            dataset="toy/refseg",
+            dataset_digest="d" * 64,
+            split=recipe.data.train_split,
+            root="/home/me/shards",
+            recipe_root=recipe.data.root,
+            ancestors=(
+                Ancestor(
+                    path="quickstart/run",
+                    weights_sha256="a" * 64,
+                    step=3,
+                    root="shards",
+                    split="train",
+                    dataset="toy/refseg",
+                    dataset_digest="b" * 64,
+                    leaks={"refcocog/umd": {"refcoco/unc val": 5}},
+                ),
             ),
         ),
     )
@@ -174,7 +179,7 @@ def test_the_state_reads_back_as_written(tmp_path: Path, recipe: Recipe, weights
 
     assert (state.best, state.window) == (Best(overall_iou=0.25, step=3), {"loss_sum": 0.5, "num_steps": 1})
     assert state.cursor == Cursor(digest="d" * 64, seed=0, epoch=0, samples_done=12, order="images all")
-    assert state.ancestors[0].leaks == {"refcocog/umd": {"refcoco/unc val": 5}}
+    assert state.lineage.ancestors[0].leaks == {"refcocog/umd": {"refcoco/unc val": 5}}
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

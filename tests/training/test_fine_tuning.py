@@ -12,8 +12,8 @@ from refseg.apps.publish import publish
 from refseg.config import Recipe, load_recipe
 from refseg.data.index import ManifestIndex
 from refseg.errors import CheckpointError, RecipeError, UsageError
-from refseg.evaluation.leak_check import check_leaks, refuse_leaks
-from refseg.evaluation.leaks import leak_warning
+from refseg.evaluation.leak_check import check_leaks, leak_warning, refuse_leaks
+from refseg.lineage import Ancestor, Lineage
 from refseg.models.weight_files import file_sha256
 from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, load_optimizer
@@ -76,7 +76,7 @@ def test_what_it_started_from_is_written_down_over_generations(
     grandchild = load_recipe("toy-quick", [*fine_tune, f"train.init_from={tmp_path / 'child'}"])
     trainer.train(grandchild, tmp_path / "grandchild")
 
-    first, second = load_checkpoint(tmp_path / "grandchild").state.ancestors
+    first, second = load_checkpoint(tmp_path / "grandchild").state.lineage.ancestors
     digest = ManifestIndex.open(toy_shards, ["train"]).descriptor.digest
     assert (first.path, second.path) == (str(tmp_path / "child"), str(ancestor))
     average = load_checkpoint(ancestor).folder / "average.safetensors"
@@ -101,7 +101,7 @@ def test_a_published_model_is_started_from_and_keeps_its_ancestors_without_their
     card = (tmp_path / "published/README.md").read_text()
     assert f"| started from | {ancestor.name} at step 2, trained on toy/refseg, digest" in card
     assert str(ancestor) not in card
-    published, before = load_checkpoint(tmp_path / "run").state.ancestors
+    published, before = load_checkpoint(tmp_path / "run").state.lineage.ancestors
     assert (published.path, published.root) == (str(tmp_path / "published"), "")
     assert (before.path, before.root) == (ancestor.name, "")
 
@@ -169,7 +169,10 @@ def test_a_run_goes_on_when_the_weights_it_started_from_are_moved_or_gone(
 
     for name in ("gone", "moved", "unsaid"):
         assert_same_run(tmp_path / name, tmp_path / "whole")
-        assert load_checkpoint(tmp_path / name).state.ancestors == load_checkpoint(tmp_path / "whole").state.ancestors
+        assert (
+            load_checkpoint(tmp_path / name).state.lineage.ancestors
+            == load_checkpoint(tmp_path / "whole").state.lineage.ancestors
+        )
 
 
 def test_a_run_that_began_from_other_weights_is_not_gone_on_with(
@@ -193,7 +196,7 @@ def test_images_that_an_ancestor_was_trained_on_are_a_leak(
 ) -> None:
     # Trained on the split val itself; only the ancestor has seen train.
     trainer.train(load_recipe("toy-quick", [*fine_tune, "data.train_split=val"]), tmp_path)
-    trained_on = load_checkpoint(tmp_path).state.trained_on()
+    trained_on = load_checkpoint(tmp_path).state.lineage.training_sets
 
     train = check_leaks(trained_on, ManifestIndex.open(toy_shards, ["train"]))
     assert train.num_shared == train.num_images == 24
@@ -206,18 +209,28 @@ def test_images_that_an_ancestor_was_trained_on_are_a_leak(
 
     test = check_leaks(trained_on, ManifestIndex.open(toy_shards, ["testA"]))
     assert test.num_shared == 0
-    gone = trained_on[1].__class__(roots=(), split="train", dataset="a/b", digest="f" * 64, by="elsewhere")
+    gone = replace(trained_on[1], root="", dataset="a/b", dataset_digest="f" * 64)
     unknown = check_leaks([trained_on[0], gone], ManifestIndex.open(toy_shards, ["testA"]))
     assert unknown.num_shared is None
     assert "not compared with the training images of a/b" in unknown.says
 
 
 def test_an_ancestors_mix_with_leaks_stands_beside_every_score() -> None:
-    mix = {"dataset": "mix/all", "leaks_allowed": True, "leaks": {"refcoco/unc": {"refcocog/umd val": 3}}}
-    origin = {"dataset": "refcocog/umd", "split": "val", "trained_on": "custom/mine", "leaks_allowed": False}
+    model = Lineage(dataset="custom/mine", dataset_digest="")
+    leaks = {"refcoco/unc": {"refcocog/umd val": 3}}
+    mix = Ancestor(
+        path="runs/mix",
+        weights_sha256="",
+        step=1,
+        dataset="mix/all",
+        dataset_digest="",
+        leaks_allowed=True,
+        leaks=leaks,
+    )
 
-    assert leak_warning({**origin, "ancestors": [{**mix, "leaks_allowed": False}]}) == ""
-    warning = leak_warning({**origin, "ancestors": [mix]})
+    honest = replace(model, ancestors=(replace(mix, leaks_allowed=False),))
+    assert leak_warning(honest, None, scored="refcocog/umd val") == ""
+    warning = leak_warning(replace(model, ancestors=(mix,)), None, scored="refcocog/umd val")
     assert warning.startswith("LEAKS ALLOWED: mix/all was mixed with training images that members evaluate on")
     assert "images of refcocog/umd val trained on: 3 by way of refcoco/unc" in warning
 

@@ -65,7 +65,7 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     assert min(toy.leaked_images, coco.leaked_images) > 0
     state = load_checkpoint(out).state
     facts = json.loads((out / "environment.json").read_text())
-    assert (state.dataset, state.leaks_allowed, state.leaks) == ("mix/leaky", True, leaks)
+    assert (state.lineage.dataset, state.lineage.leaks_allowed, state.lineage.leaks) == ("mix/leaky", True, leaks)
     assert (facts["dataset"], facts["leaks_allowed"], facts["leaks"]) == ("mix/leaky", True, leaks)
 
     # Scored where the recipe validates, since the mix has no other split than train.
@@ -104,4 +104,4 @@ def test_an_epoch_of_a_mix_has_the_steps_of_its_weights(shards: Path, overrides:
 
     assert result.step == 2 * num_images // 2
     state = load_checkpoint(tmp_path / "run").state
-    assert (state.leaks_allowed, state.leaks) == (False, {})
+    assert (state.lineage.leaks_allowed, state.lineage.leaks) == (False, {})

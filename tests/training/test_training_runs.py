@@ -245,7 +245,7 @@ def test_a_checkpoint_knows_from_any_folder_what_it_was_trained_on(
 
     assert "24 of the 24 images of data.val_split train are trained on (toy/refseg train is what was" in caplog.text
     monkeypatch.chdir(tmp_path)
-    assert load_checkpoint(tmp_path).state.trained_on()[0].roots == (str(toy_shards), "shards")
+    assert load_checkpoint(tmp_path).state.lineage.roots == (str(toy_shards), "shards")
 
 
 def test_weights_that_are_no_numbers_are_never_saved(
