@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refseg.api import load_dataset, load_model
+    from refseg.api import evaluate, load_dataset, load_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_dataset", "load_model"]
+__all__ = ["__version__", "evaluate", "load_dataset", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

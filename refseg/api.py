@@ -1,14 +1,18 @@
-"""What `import refseg` offers from Python: a built dataset and a trained model, by their folders."""
+"""What `import refseg` offers from Python: a built dataset, a trained model and its scores, by their folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from refseg.addresses import local_path
+from refseg.addresses import local_path, parse_address
+from refseg.apps.evaluate_checkpoint import evaluate_checkpoint
 from refseg.apps.trained_model import TrainedModel
 from refseg.data.index import ManifestIndex
 from refseg.data.samples import RefDataset
 from refseg.errors import UsageError
+from refseg.evaluation.options import EvaluateOptions
+from refseg.evaluation.results import Results
 from refseg.training.checkpoint import load_checkpoint
 
 
@@ -50,6 +54,58 @@ def load_model(folder: Path | str, *, device: str = "cpu") -> TrainedModel:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"device: found {device!r:.60}, which cannot be used here ({reason}); take 'cpu'") from error
     return TrainedModel(load_checkpoint(local_path(folder), device))
+
+
+def evaluate(
+    checkpoint: Path | str,
+    dataset: Path | str | None = None,
+    split: str | None = None,
+    *,
+    protocols: Sequence[str] = (),
+    out: Path | str | None = None,
+    shuffled_sentences: bool = False,
+    save_predictions: bool = False,
+    allow_leak: bool = False,
+) -> Results:
+    """Score a trained model: `refseg.evaluate("runs/toy", "shards/toy", "val").scores.by_name()`.
+
+    Every process of an `accelerate launch` calls it, and each gets all rows.
+
+    Args:
+        checkpoint: A run's folder (its best checkpoint), a checkpoint's, or what `refseg publish` wrote.
+        dataset: Path or URL of a built dataset; None: that of the recipe.
+        split: Split to score; None: the recipe's `val_split`.
+        protocols: Names of the rules to score by, from one pass, the headline's first; or `all`. None: the recipe's.
+        out: Folder for rows and scores, as `refseg report` reads them; a pass that was interrupted is continued there.
+            None: nothing is written.
+        shuffled_sentences: The control: score each sentence against another target of its image.
+        save_predictions: Keep the predicted masks with the rows.
+        allow_leak: Score images that were trained on, too.
+
+    Returns:
+        `rows`, a table with one row per sentence; `scores` by the first protocol, `other_scores` by the others; and
+        `origin`: what was scored.
+
+    Raises:
+        CheckpointError: If there is no model, or it is torn, foreign, or does not fit its recipe.
+        DatasetError: If the dataset is unusable.
+        UsageError: If a folder is no name, no dataset is named, it has no such split, a protocol is not known, or
+            images of the split were trained on and that is not allowed.
+        TrainingError: If processes are missing, or the disk refuses.
+    """
+    _refuse_other_than_names(folder=checkpoint)
+    return evaluate_checkpoint(
+        EvaluateOptions(
+            checkpoint=local_path(checkpoint),
+            data=None if dataset is None else parse_address(dataset),
+            split=split,
+            protocol=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+            out=None if out is None else local_path(out),
+            shuffled_sentences=shuffled_sentences,
+            save_predictions=save_predictions,
+            allow_leak=allow_leak,
+        )
+    )
 
 
 def _refuse_other_than_names(*, folder: object) -> None:

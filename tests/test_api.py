@@ -1,4 +1,4 @@
-"""Python's front door: `refseg.load_dataset`, `refseg.load_model`."""
+"""Python's front door: `refseg.load_dataset`, `refseg.load_model`, `refseg.evaluate`."""
 
 import re
 import subprocess
@@ -15,7 +15,9 @@ from PIL import Image
 import refseg
 from refseg.apps.predict import segment
 from refseg.apps.publish import publish
+from refseg.cli import main
 from refseg.errors import CheckpointError, ImageError, UsageError
+from refseg.evaluation.results import load_results
 
 
 @pytest.fixture
@@ -31,6 +33,39 @@ def test_five_lines_lead_from_a_dataset_and_a_run_to_masks(toy_run: Path, shards
 
     assert found.masks.shape == (len(sample.sentences), *sample.mask.shape)
     assert found.texts == sample.sentences
+
+
+def test_a_run_is_scored_as_the_command_scores_it(toy_run: Path, shards: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", str(toy_run), "--split", "val", "--out", str(tmp_path / "command")]) == 0
+    (expected,) = load_results(tmp_path / "command")
+
+    found = refseg.evaluate(toy_run, shards, "val", protocols=["original", "cris"], out=tmp_path / "python")
+
+    assert found.scores.by_name() == expected.scores.by_name()
+    assert found.rows.num_rows == expected.rows.num_rows
+    assert [scores.protocol.name for scores in found.other_scores] == ["cris"]
+    (written,) = load_results(tmp_path / "python")
+    assert written.rows.equals(found.rows, check_metadata=True)
+    assert written.origin.to_json() == found.origin.to_json()
+
+
+def test_scores_that_nobody_asked_to_keep_are_not_written(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(toy_run.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+
+    assert refseg.evaluate(str(toy_run), split="val", protocols="cris").protocols[0].name == "cris"
+
+    assert sorted(toy_run.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_scored_is_refused(toy_run: Path) -> None:
+    with pytest.raises(UsageError, match=r"were trained on .* another split, or say --allow-leak"):
+        refseg.evaluate(toy_run, split="train")
+    with pytest.raises(UsageError, match=r"unknown protocol 'criss'; .* did you mean"):
+        refseg.evaluate(toy_run, protocols="criss")
 
 
 def test_a_text_alone_is_one_phrase_and_not_its_letters(toy_run: Path) -> None:

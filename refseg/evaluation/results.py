@@ -91,6 +91,11 @@ def results_name(results: Results) -> str:
     return "-".join(parts)
 
 
+def rows_file(folder: Path, results: Results) -> Path:
+    """Where `save_results` writes the rows."""
+    return folder / f"rows-{results_name(results)}.parquet"
+
+
 def save_results(folder: Path, results: Results) -> Path:
     """Write `rows-<name>.parquet` and `scores-<name>.json`; the name is that of `results_name`.
 
@@ -102,7 +107,7 @@ def save_results(folder: Path, results: Results) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = results_name(results)
-    rows, scores = folder / f"rows-{name}.parquet", folder / f"scores-{name}.json"
+    rows, scores = rows_file(folder, results), folder / f"scores-{name}.json"
     scores.unlink(missing_ok=True)
     with file_aside(rows) as aside:
         pq.write_table(results.rows, aside, compression="zstd")

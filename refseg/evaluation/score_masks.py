@@ -9,11 +9,15 @@ import pyarrow as pa
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
+from refseg import __version__
 from refseg.data.index import ManifestIndex
-from refseg.errors import PredictionError
+from refseg.errors import PredictionError, UsageError
 from refseg.evaluation.ground_truth import GroundTruth, stretch
-from refseg.evaluation.predictions import GivenMask, Key, Predictions
-from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.options import ScoreOptions
+from refseg.evaluation.origin import OriginOfMasks
+from refseg.evaluation.predictions import GivenMask, Key, Predictions, read_predictions
+from refseg.evaluation.protocols import Protocol, find_protocols
+from refseg.evaluation.results import Results, save_results
 from refseg.evaluation.rows import Counted, RowFacts, make_table
 from refseg.run_lengths import count_ones, count_shared, draw_runs, encode_runs
 from refseg.wording import counted
@@ -22,6 +26,37 @@ logger = logging.getLogger(__name__)
 
 NUM_NAMED = 10
 """Keys a message names before it only counts them."""
+
+
+def score_predictions(options: ScoreOptions) -> Results:
+    """Score the masks of another project; with `options.out`, keep rows and scores in `evaluation` in it.
+
+    Raises:
+        UsageError: If there is nothing at the masks' path, masks are to be kept and nothing says where, the dataset has
+            no such split, or a protocol is not known.
+        PredictionError: If masks cannot be read, are missing, or are not of the image's size.
+        DatasetError: If the dataset is unusable.
+    """
+    if not options.predictions.exists():
+        raise UsageError(f"{options.predictions}: no such file or folder; expected predicted masks")
+    if options.save_predictions and options.out is None:
+        raise UsageError("--save-predictions: found no --out, which names the folder to keep them in")
+    protocols = find_protocols(options.protocol)
+    index = ManifestIndex.open(options.data, [options.split])
+    predictions = read_predictions(options.predictions, protocols, options.split, options.png_rule)
+    origin = OriginOfMasks(
+        predictions=str(options.predictions),
+        data=str(options.data),
+        dataset=index.descriptor.dataset,
+        dataset_digest=index.descriptor.digest,
+        split=options.split,
+        refseg=__version__,
+    )
+    rows = score_masks(index, predictions, protocols, save_predictions=options.save_predictions)
+    results = Results(rows=rows, origin=origin)
+    if options.out is not None:
+        save_results(options.out / "evaluation", results)
+    return results
 
 
 def score_masks(
