@@ -6,16 +6,13 @@ search for leaks share.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 from pydantic.dataclasses import dataclass
-
-from refseg.dataset.descriptor import Descriptor
-from refseg.storage import whole_address
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 """Of dataclasses that are read from JSON: values of another type and unknown keys are refused."""
@@ -80,36 +77,6 @@ class Lineage(TrainingSet):
 
     recipe_root: str = ""
     ancestors: tuple[Ancestor, ...] = ()
-
-    @classmethod
-    def of_run(
-        cls,
-        descriptor: Descriptor,
-        *,
-        folder: str,
-        split: str,
-        recipe_root: str = "",
-        ancestors: Sequence[Ancestor] = (),
-    ) -> "Lineage":
-        """Record what a run trains on.
-
-        Args:
-            descriptor: Of the dataset.
-            folder: Path or URL of the dataset; a relative path is recorded whole.
-            split: The split that is trained on.
-            recipe_root: `data.root` of the recipe.
-            ancestors: The models that the run's weights come from, the nearest first.
-        """
-        return cls(
-            dataset=descriptor.dataset,
-            dataset_digest=descriptor.digest,
-            split=split,
-            root=whole_address(folder),
-            leaks_allowed=descriptor.leaks_allowed,
-            leaks=descriptor.leaks,
-            recipe_root=recipe_root,
-            ancestors=tuple(ancestors),
-        )
 
     @classmethod
     def from_json(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -14,7 +14,7 @@ _CONFIG = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
-class Origin:
+class _Scored:
     """The split that was scored.
 
     Attributes:
@@ -22,68 +22,52 @@ class Origin:
         dataset: Dataset id, for example `refcoco/unc`.
         dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of it.
         split: Its name.
-        refseg: Version of the package that scored it; empty: not recorded.
+        refseg: Version of the package that scored it; None: not recorded.
     """
 
     data: str
     dataset: str
     dataset_digest: str
     split: str
-    refseg: str = ""
+    refseg: str | None = None
 
     @property
     def scored_on(self) -> str:
         """The split as `<dataset id> <split>`."""
         return f"{self.dataset} {self.split}"
 
+    def to_json(self) -> dict[str, Any]:
+        """The recorded fields as JSON types."""
+        fields: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return {key: value for key, value in fields.items() if value is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
-class OriginOfMasks(Origin):
-    """Masks of another project, whose training is not known.
+class OriginOfMasks(_Scored):
+    """Masks of another project, of whose training nothing is known.
 
     Attributes:
         predictions: The file or folder of masks.
+        leak_warning, leak_statement: Empty, since nothing was compared.
     """
 
     predictions: str
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "OriginOfMasks":
-        """Undo `to_json`; other fields of the file are passed over.
-
-        Raises:
-            pydantic.ValidationError: If a field is missing or of another type.
-        """
-        return _read(cls, fields)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return _dump(self)
+    leak_warning = leak_statement = ""
 
     @property
     def subject(self) -> str:
         """What was scored, in words."""
         return f"masks of {self.predictions}"
 
-    @property
-    def leak_warning(self) -> str:
-        """Empty: nothing is known of what the masks' model was trained on."""
-        return ""
-
-    @property
-    def leak_statement(self) -> str:
-        """Empty, for the same reason."""
-        return ""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
-class OriginOfModel(Origin):
+class OriginOfModel(_Scored):
     """A checkpoint.
 
     Attributes:
         checkpoint: Its folder.
         step: Optimiser steps done.
-        lineage: What it was trained on; read from a file, without splits and folders of its own training set.
+        lineage: What it was trained on; read from a file, without split and folder of its own training set.
         leak_check: Whether it was trained on images of the split; None: not recorded.
         num_processes: Processes that scored it; None: not recorded.
         seconds: How long that took; None: not recorded.
@@ -96,21 +80,9 @@ class OriginOfModel(Origin):
     num_processes: PositiveInt | None = None
     seconds: float | None = None
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "OriginOfModel":
-        """Undo `to_json`; other fields of the file are passed over.
-
-        Raises:
-            KeyError: If there is no `trained_on` or `trained_on_digest`.
-            pydantic.ValidationError: If another field is missing, or one is of another type.
-        """
-        trained_on = {"dataset": fields["trained_on"], "dataset_digest": fields["trained_on_digest"]}
-        lineage = Lineage.from_json({**fields, **trained_on})
-        return _read(cls, {**fields, "lineage": lineage.to_json()})
-
     def to_json(self) -> dict[str, Any]:
-        """As JSON types; the fields of the lineage stand among the others, its dataset as `trained_on`."""
-        fields = _dump(self)
+        """The recorded fields as JSON types; those of the lineage stand among them, its dataset as `trained_on`."""
+        fields = _Scored.to_json(self)
         del fields["lineage"]
         lineage = self.lineage.to_json()
         trained_on = {"trained_on": lineage.pop("dataset"), "trained_on_digest": lineage.pop("dataset_digest")}
@@ -132,14 +104,19 @@ class OriginOfModel(Origin):
         return leak_statement(self.lineage, self.leak_check, scored=self.scored_on)
 
 
-_Kind = TypeVar("_Kind", OriginOfMasks, OriginOfModel)
+Origin: TypeAlias = OriginOfModel | OriginOfMasks
+_OF_MODEL, _OF_MASKS = TypeAdapter(OriginOfModel), TypeAdapter(OriginOfMasks)
 
 
-def _read(kind: type[_Kind], fields: Mapping[str, Any]) -> _Kind:
-    return TypeAdapter(kind).validate_json(json.dumps(dict(fields)), strict=True)
+def read_origin(fields: Mapping[str, Any]) -> Origin:
+    """Read what `to_json` gave from among the fields of a file; other fields are passed over.
 
-
-def _dump(origin: Origin) -> dict[str, Any]:
-    """The fields that are recorded."""
-    fields: dict[str, Any] = TypeAdapter(type(origin)).dump_python(origin, mode="json")
-    return {key: value for key, value in fields.items() if value not in (None, "")}
+    Raises:
+        KeyError: If it is a model's, without `trained_on` or `trained_on_digest`.
+        pydantic.ValidationError: If another field is missing, or one is of another type.
+    """
+    if "predictions" in fields:
+        return _OF_MASKS.validate_json(json.dumps(dict(fields)), strict=True)
+    trained_on = {"dataset": fields["trained_on"], "dataset_digest": fields["trained_on_digest"]}
+    lineage = Lineage.from_json({**fields, **trained_on})
+    return _OF_MODEL.validate_json(json.dumps({**fields, "lineage": lineage.to_json()}), strict=True)

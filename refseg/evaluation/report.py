@@ -14,7 +14,7 @@ from refseg.evaluation.breakdown import BREAKDOWNS, Group, iou_histogram
 from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.explanation import Explain
-from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
+from refseg.evaluation.origin import Origin, OriginOfMasks, OriginOfModel
 from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
@@ -204,7 +204,7 @@ def _describe_training(trained: TrainingSet) -> str:
     )
 
 
-def _describe_subject(origin: OriginOfModel | OriginOfMasks) -> dict[str, str]:
+def _describe_subject(origin: Origin) -> dict[str, str]:
     """What was scored; of a model, also what it was trained on and which models its weights come from."""
     if isinstance(origin, OriginOfMasks):
         return {"predictions": origin.predictions}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from refseg.aside import file_aside, write_aside
 from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
-from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
+from refseg.evaluation.origin import Origin, read_origin
 from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import RowFacts, check_rows
 from refseg.evaluation.scores import Scores, score
@@ -32,7 +32,7 @@ class Results:
     """
 
     rows: pa.Table
-    origin: OriginOfModel | OriginOfMasks
+    origin: Origin
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -149,7 +149,7 @@ def load_results(folder: Path) -> list[Results]:
             fields = open_seal(parse_object(path.read_bytes()))
             if _file_hash(rows) != fields[_ROWS_HASH]:
                 raise UsageError(f"{rows.name} is not the file that was written with it")
-            origin = OriginOfMasks.from_json(fields) if "predictions" in fields else OriginOfModel.from_json(fields)
+            origin = read_origin(fields)
             table = pq.read_table(rows)
             check_rows(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from refseg.addresses import whole_address
 from refseg.config import Recipe
 from refseg.data.batch import Batch
 from refseg.data.index import ManifestIndex
@@ -118,11 +119,15 @@ class _Trainer:
             )
 
         start = load_start_weights(recipe) if recipe.train.init_from and state is None else None
-        self.lineage = Lineage.of_run(
-            self.index.descriptor,
-            folder=self.index.folder,
+        trained_on = self.index.descriptor
+        self.lineage = Lineage(
+            dataset=trained_on.dataset,
+            dataset_digest=trained_on.digest,
             split=recipe.data.train_split,
+            root=whole_address(self.index.folder),
             recipe_root=recipe.data.root,
+            leaks_allowed=trained_on.leaks_allowed,
+            leaks=trained_on.leaks,
             ancestors=start.ancestors if start is not None else state.lineage.ancestors if state is not None else (),
         )
         if self.is_main:

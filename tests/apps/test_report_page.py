@@ -12,7 +12,7 @@ from refseg.cli import main
 from refseg.data.index import ManifestIndex
 from refseg.evaluation.comparison import Run, build_comparison
 from refseg.evaluation.ground_truth import GroundTruth
-from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
+from refseg.evaluation.origin import read_origin
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import RunRecord, build_report
 from refseg.evaluation.results import Results
@@ -52,7 +52,7 @@ def results(dataset: Path) -> Results:
         predictions=[[encode_runs(mask) for mask in found]],
     )
     facts = RowFacts(protocols=(ORIGINAL,), mask_rule="union", sentence_order="own", num_left_out=0)
-    origin = OriginOfModel.from_json({
+    origin = read_origin({
         "checkpoint": "runs/toy/checkpoints/step-00001200", "step": 1200, "trained_on": "toy/refseg",
         "trained_on_digest": "a" * 64, "data": str(dataset), "dataset": "toy/refseg", "dataset_digest": "b" * 64,
         "split": "train",
@@ -73,9 +73,7 @@ def pages(results: Results, dataset: Path, tmp_path_factory: pytest.TempPathFact
         environment={},
     )
     bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
-    given = replace(
-        bare, origin=OriginOfMasks.from_json({**results.origin.to_json(), "predictions": "their/masks.jsonl"})
-    )
+    given = replace(bare, origin=read_origin({**results.origin.to_json(), "predictions": "their/masks.jsonl"}))
     index = ManifestIndex.open(dataset, ["train"])
     written_at = datetime(2026, 1, 2, tzinfo=UTC)
     reports = {

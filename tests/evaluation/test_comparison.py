@@ -10,7 +10,7 @@ import pytest
 
 from refseg.errors import UsageError
 from refseg.evaluation.comparison import Run, build_comparison, load_runs, short_names
-from refseg.evaluation.origin import OriginOfModel
+from refseg.evaluation.origin import read_origin
 from refseg.evaluation.pages import Report
 from refseg.evaluation.protocols import CRIS, LAVT, ORIGINAL
 from refseg.evaluation.results import Results, save_results
@@ -28,7 +28,7 @@ def results(better: int, **fields: Any) -> Results:
     }
     sentences = ({"image_id": n, "intersection": int(share), "union": 100} for n, share in enumerate(shares))
     rows = make_rows(*sentences, **given)
-    origin = OriginOfModel.from_json({
+    origin = read_origin({
         "checkpoint": "run/step-1", "step": 1200, "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
         "trained_on": "mix/all", "trained_on_digest": "a" * 64, "data": "shards/toy", **fields,
     })  # fmt: skip

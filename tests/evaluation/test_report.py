@@ -19,7 +19,7 @@ from refseg.errors import DatasetError, ResultsError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.examples import choose_examples
 from refseg.evaluation.explanation import SentenceExplanation
-from refseg.evaluation.origin import OriginOfMasks, OriginOfModel
+from refseg.evaluation.origin import Origin, read_origin
 from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import Report, RunRecord, build_report
 from refseg.evaluation.results import Results, find_results, load_results, save_results
@@ -58,16 +58,16 @@ def results(index: ManifestIndex, colour_model: Any) -> Results:
         images_per_batch=3,
         save_predictions=True,
     )
-    origin = OriginOfModel.from_json({
+    origin = read_origin({
         "checkpoint": "run/step-1", "step": 1200, "trained_on": "toy/refseg", "trained_on_digest": "a" * 64,
         "data": "shards/toy", "dataset": "toy/refseg", "dataset_digest": "b" * 64, "split": "val",
     })  # fmt: skip
     return Results(rows=rows, origin=origin)
 
 
-def changed(results: Results, **fields: object) -> OriginOfModel:
+def changed(results: Results, **fields: object) -> Origin:
     """The origin of results as a file with these fields gives it."""
-    return OriginOfModel.from_json({**results.origin.to_json(), **fields})
+    return read_origin({**results.origin.to_json(), **fields})
 
 
 def build(results: list[Results], index: ManifestIndex | None = None, explainers: Any = None) -> Report:
@@ -152,7 +152,7 @@ def test_a_page_without_examples_says_how_to_get_them(results: Results) -> None:
         "--out &#39;runs/my run/evaluation&#39; --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
     ) in build([bare]).html
 
-    given = replace(bare, origin=OriginOfMasks.from_json({**results.origin.to_json(), "predictions": "masks.jsonl"}))
+    given = replace(bare, origin=read_origin({**results.origin.to_json(), "predictions": "masks.jsonl"}))
     assert (
         "<code>refseg score masks.jsonl --data shards/toy --split val --protocol original "
         "--out &#39;runs/my run&#39; --save-predictions\nrefseg report &#39;runs/my run&#39;\n</code>"
@@ -281,9 +281,7 @@ def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(re
 
 
 def test_a_report_says_how_to_write_the_results_again_where_they_lie(results: Results) -> None:
-    theirs = replace(
-        results, origin=OriginOfMasks.from_json({**results.origin.to_json(), "predictions": "masks.jsonl"})
-    )
+    theirs = replace(results, origin=read_origin({**results.origin.to_json(), "predictions": "masks.jsonl"}))
     for evaluation, evaluate_to, score_to in (("a/evaluation", "a/evaluation", "a"), ("other", "other", "other")):
         record = replace(RUN, evaluation=evaluation)
         written_at = datetime(2026, 1, 2, tzinfo=UTC)
