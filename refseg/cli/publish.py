@@ -2,8 +2,10 @@
 
 import argparse
 import json
+from dataclasses import asdict
 
 from refseg.addresses import path_argument
+from refseg.cli.options import add_json
 
 EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
   hf upload OWNER/fcnet-toy published/fcnet-toy"""
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--licence", default="", metavar="NAME", help="of the weights, by the Hub's name, such as apache-2.0"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,12 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     published = publish(args.checkpoint, args.out, licence=args.licence)
     if args.json:
-        facts = {
-            "folder": str(published.folder),
-            "checkpoint": str(published.checkpoint),
-            "splits": list(published.splits),
-        }
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(asdict(published), indent=1, default=str))
         return 0
     print(f"{published.folder}: config.json, model.safetensors, README.md, from {published.checkpoint}")
     print(

@@ -31,7 +31,7 @@ _LONGEST_SIDE = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class ScoredExample:
     """One sentence with its picture.
 
     Attributes:
@@ -68,7 +68,7 @@ class ExampleGroup:
     """Examples chosen alike: `Best`, `Worst` or `Random`."""
 
     name: str
-    examples: tuple[Example, ...]
+    examples: tuple[ScoredExample, ...]
 
 
 def choose_examples(
@@ -130,7 +130,7 @@ def _first_per_image(order: list[int], images: list[int], number: int) -> list[i
 
 def _draw(
     row: dict[str, object], iou: float, protocol: Protocol, ground_truth: GroundTruth, explain: Explain | None
-) -> Example:
+) -> ScoredExample:
     index = ground_truth.index
     (ref,) = np.flatnonzero(
         (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
@@ -170,7 +170,7 @@ def _draw(
         maps = draw_explanation(picture, explanation)
         assert maps is not None, "there are key maps"
         key_maps = _data_url(maps)
-    return Example(
+    return ScoredExample(
         sentence=str(row["sentence"]),
         iou=iou,
         ref_id=int(str(row["ref_id"])),

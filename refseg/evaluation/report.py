@@ -49,7 +49,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportedSplit:
     """One split in the page: its results, its control, images and model where they are at hand."""
 
     folder: str
@@ -157,7 +157,7 @@ def build_report(
     """
     controls = {_place(other): other for other in results if other.is_control}
     sections = [
-        Section(
+        ReportedSplit(
             folder=run.folder,
             evaluation=run.evaluation,
             results=own,

@@ -17,7 +17,7 @@ from refseg.errors import ResultsError, UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, confidence_intervals
 from refseg.evaluation.origin import Origin, read_origin
 from refseg.evaluation.protocols import ORIGINAL, Protocol
-from refseg.evaluation.rows import RowFacts, check_rows
+from refseg.evaluation.rows import RowFacts, check_table
 from refseg.evaluation.scores import Scores, score
 from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 
@@ -151,7 +151,7 @@ def load_results(folder: Path) -> list[Results]:
                 raise UsageError(f"{rows.name} is not the file that was written with it")
             origin = read_origin(fields)
             table = pq.read_table(rows)
-            check_rows(table)  # refused here, where the file is known
+            check_table(table)  # refused here, where the file is known
             found.append(Results(rows=table, origin=origin))
         except ValidationError as error:
             first = error.errors()[0]

@@ -116,7 +116,7 @@ class RowFacts:
 _FACTS = TypeAdapter(RowFacts)
 
 
-def check_rows(table: pa.Table) -> None:
+def check_table(table: pa.Table) -> None:
     """Check that a table that was read has what every row must have, so that scores are computed of nothing else.
 
     Raises:
