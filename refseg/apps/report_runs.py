@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from refseg.aside import write_aside
 from refseg.data.index import ManifestIndex
 from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
@@ -81,9 +82,7 @@ def _write(out: Path, report: Report) -> tuple[Path, Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     markdown = out.with_suffix(".md")
     for path, text in ((out, report.html), (markdown, report.markdown)):
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_aside(path, text)
     return out, markdown
 
 
