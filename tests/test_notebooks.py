@@ -1,19 +1,25 @@
 """The notebooks run, each in an empty folder, and are kept without outputs."""
 
 import os
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.warm_python import python
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
-    """Run all cells as Jupyter would, with this Python and its commands; a cell that fails raises."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    """Run all cells as Jupyter would, with the warm Python and its command; a cell that fails raises."""
+    commands = folder / ".commands"
+    commands.mkdir()
+    (commands / "refseg").write_text(f'#!/bin/sh\nexec {python()} -m refseg "$@"\n')
+    (commands / "refseg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("sys.executable", python())  # of the kernel
     monkeypatch.setenv("PYTHONWARNINGS", "default")
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
     notebook = nbformat.read(path, as_version=4)

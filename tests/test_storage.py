@@ -20,6 +20,7 @@ from pipelines.sources.source_file import local_annotations
 from refseg import storage_requests
 from refseg.errors import RefsegError, StorageError, UsageError
 from refseg.storage import Folder, RemoteFolder, is_remote, open_folder, read_file
+from tests.warm_python import python
 
 
 @pytest.fixture
@@ -358,7 +359,7 @@ def test_a_killed_upload_is_not_taken_for_a_file(
     with tar.open("wb") as file:
         file.truncate(megabytes << 20)
     faulty_s3.faults = itertools.chain(faults, itertools.repeat("hold"))
-    child = subprocess.Popen([sys.executable, "-c", _UPLOAD, f"{bucket}/set", str(tar)])
+    child = subprocess.Popen([python(), "-c", _UPLOAD, f"{bucket}/set", str(tar)])
     try:
         deadline = time.monotonic() + 300
         while len(faulty_s3.requests) < len(faults) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The pages of `refseg browse` and of quickstart as a person uses them: in headless Chromium, without a server."""
+"""The pages of `refseg browse` as a person uses them: in headless Chromium, without a server."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from PIL import Image, ImageFilter
 
 from refseg.apps import browse
 from refseg.apps.browse import write_browse_page
-from refseg.cli import main
 
 from .conftest import UNNAMED, Open
 
@@ -242,26 +241,3 @@ def test_a_folder_that_is_not_whole_says_so(browser: Any, dataset: Path, tmp_pat
     page.wait_for_selector("#fault:not([hidden])")
     assert "parts/images-0.js cannot be read: this folder is not whole" in page.inner_text("#fault")
     page.close()
-
-
-@pytest.mark.slow
-def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Open, tmp_path: Path) -> None:
-    assert main(["quickstart", "--out", str(tmp_path), "--images", "80"]) == 0
-
-    page = open_page(tmp_path / "browse/index.html")
-    page.wait_for_selector(".card")
-    everything = page.inner_text("#status")
-    page.get_by_label("Sentence", exact=True).fill("circle")
-    page.wait_for_function("text => document.querySelector('#status').textContent !== text", arg=everything)
-    page.get_by_label("Order").select_option(label="largest target first")
-    page.wait_for_function("() => location.hash.includes('order=')")
-    page.locator(".card .open").first.click()
-    assert "circle" in page.get_by_role("dialog").inner_text()
-
-    page = open_page(tmp_path / "run/report.html")
-    page.get_by_label("Order").select_option(label="smallest target first")
-    page.get_by_role("searchbox", name="Sentence").fill("circle")
-    sentence = page.locator("figure.example:not([hidden]) q").first.inner_text()
-    assert "circle" in sentence
-    page.locator("figure.example:not([hidden]) .open").first.click()
-    assert page.get_by_role("dialog").locator("q").inner_text() == sentence

@@ -11,10 +11,11 @@ import pytest
 
 from refseg.apps.options import DemoOptions
 from refseg.cli import main
+from tests.warm_python import python
 
 
 def test_the_demo_says_where_it_listens_and_ends_with_ctrl_c(toy_run: Path) -> None:
-    command = [sys.executable, "-m", "refseg", "demo", "--checkpoint", str(toy_run), "--port", "0"]
+    command = [python(), "-m", "refseg", "demo", "--checkpoint", str(toy_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         line = running.stdout.readline()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.results import load_results, save_results
 from refseg.evaluation.scores import score
 from refseg.sealed import seal
+from tests.warm_python import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def test_two_processes_give_the_rows_of_one_under_every_protocol(toy_run: Path, 
     assert main([*asked, "--out", str(tmp_path / "one")]) == 0
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER", "WORLD"))}
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
+        python(), "-m", "accelerate.commands.launch",
         "--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml"),
         "-m", "refseg", *asked, "--out", str(tmp_path / "two"), "--json",
     ]  # fmt: skip

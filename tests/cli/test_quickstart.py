@@ -1,32 +1,71 @@
 """`refseg quickstart` runs every step for real, on a few scenes."""
 
 import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from refseg.cli import main
+from tests.apps.conftest import browser, open_page
+from tests.warm_python import python
+
+__all__ = ["browser", "open_page"]
+
+
+def quickstart(out: Path) -> "subprocess.CompletedProcess[str]":
+    """Its commands are started by the warm Python, as it is started itself."""
+    command = [python(), "-m", "refseg", "quickstart", "--out", str(out), "--images", "80"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder of a first run, and what it printed to stdout and stderr."""
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    done = quickstart(out)
+    return out, done.stdout, done.stderr
 
 
 @pytest.mark.slow
-def test_quickstart_goes_from_drawing_to_a_report_and_may_be_run_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "quickstart"
-
-    assert main(["quickstart", "--out", str(out), "--images", "80"]) == 0
-    first = capfd.readouterr()
-    assert main(["quickstart", "--out", str(out), "--images", "80"]) == 0
-    second = capfd.readouterr()
+def test_quickstart_goes_from_drawing_to_a_report_and_may_be_run_again(ran: tuple[Path, str, str]) -> None:
+    out, printed, told = ran
+    second = quickstart(out)
 
     for text in ("oIoU, unseen scenes", "oIoU, sentences shuffled within each image", "report.html"):
-        assert text in first.out.split("Done in")[1]
+        assert text in printed.split("Done in")[1]
     assert (out / "run/report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert (out / "browse/index.html").is_file()
     assert list((out / "predictions").glob("*.png"))
-    assert re.search(r"step (\d+)/\1 ", first.err)  # trained to its last step
-    assert "is trained" in second.err  # what is done is not done again
-    assert "oIoU, unseen scenes" in second.out
+    assert re.search(r"step (\d+)/\1 ", told)  # trained to its last step
+    assert "is trained" in second.stderr  # what is done is not done again
+    assert "oIoU, unseen scenes" in second.stdout
+
+
+@pytest.mark.slow
+def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Any, ran: tuple[Path, str, str]) -> None:
+    out, _, _ = ran
+
+    page = open_page(out / "browse/index.html")
+    page.wait_for_selector(".card")
+    everything = page.inner_text("#status")
+    page.get_by_label("Sentence", exact=True).fill("circle")
+    page.wait_for_function("text => document.querySelector('#status').textContent !== text", arg=everything)
+    page.get_by_label("Order").select_option(label="largest target first")
+    page.wait_for_function("() => location.hash.includes('order=')")
+    page.locator(".card .open").first.click()
+    assert "circle" in page.get_by_role("dialog").inner_text()
+
+    page = open_page(out / "run/report.html")
+    page.get_by_label("Order").select_option(label="smallest target first")
+    page.get_by_role("searchbox", name="Sentence").fill("circle")
+    sentence = page.locator("figure.example:not([hidden]) q").first.inner_text()
+    assert "circle" in sentence
+    page.locator("figure.example:not([hidden]) .open").first.click()
+    assert page.get_by_role("dialog").locator("q").inner_text() == sentence
 
 
 def test_a_step_that_fails_ends_the_quickstart_with_its_message(

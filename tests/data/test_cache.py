@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from refseg.dataset import shard_cache as cache_module
 from refseg.dataset.read_ahead import ReadAhead
 from refseg.dataset.shard_cache import ShardCache, Tar
 from refseg.errors import DatasetError, UsageError
+from tests.warm_python import python
 
 Put = Callable[[str, bytes], Tar]
 
@@ -170,7 +170,7 @@ print(cache.fetch(tar), os.pread(cache.open(tar), 5, 0).decode())
 
 def start(tar: Tar, tmp_path: Path, pause: float = 0.0) -> subprocess.Popen[str]:
     words = [tar.address, str(tar.num_bytes), tar.sha256, str(tmp_path / "cache"), str(tmp_path / "log"), str(pause)]
-    command = [sys.executable, "-c", FETCH, *words]
+    command = [python(), "-c", FETCH, *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "go\n"

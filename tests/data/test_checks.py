@@ -2,8 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.warm_python import python
 
 WRONG = {
     "sampling": ("image", "'ref' or 'sentence' or 'images'"),
@@ -37,9 +38,7 @@ print(json.dumps(found))
 
 def test_a_name_or_number_that_cannot_be_is_refused_with_what_can(dataset: Path) -> None:
     values = json.dumps({name: value for name, (value, _) in WRONG.items()})
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(dataset), values], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([python(), "-c", PROGRAM, str(dataset), values], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == {
         name: f"{name} is {value!r}; expected {expected}" for name, (value, expected) in WRONG.items()
     }

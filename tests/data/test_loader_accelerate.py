@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from refseg.data.index import ManifestIndex
 from tests.ports import free_port
+from tests.warm_python import python
 
 from .conftest import Picture, Ref
 
@@ -39,7 +39,7 @@ def reports(
     port = str(free_port())
     # Not `--cpu`: with it accelerate starts one process, silently.
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
+        *(python(), "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
         *("--num_machines", str(num_machines), "--main_process_ip", "127.0.0.1", "--main_process_port", port),
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
     ]

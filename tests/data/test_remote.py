@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from refseg.errors import DatasetError, StorageError
 from refseg.reading import Reading
 from refseg.training.run_files import read_metrics
 from refseg.training.trainer import train
+from tests.warm_python import python
 
 from .conftest import write_overlay
 
@@ -255,7 +255,7 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children.values()))
 def test_eight_ranks_of_one_machine_read_the_epoch_through_one_cache(
     remote: str, dataset: Path, train_index: ManifestIndex, cache: Path
 ) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", EIGHT_RANKS, remote]
+    command = [python(), "-c", EIGHT_RANKS, remote]
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
     printed = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from refseg.errors import TrainingError
 from refseg.evaluation.evaluate import evaluate_model
 from refseg.evaluation.partial import CountedParts, weights_digest
 from refseg.evaluation.protocols import LISA, ORIGINAL
+from tests.warm_python import python
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ def test_one_process_is_killed_and_two_go_on(toy_run: Path, tmp_path: Path) -> N
 
     def run(start: list[str], out: str) -> "subprocess.CompletedProcess[str]":
         options = ["--split", "train", "--allow-leak", "--save-predictions", "--out", str(tmp_path / out)]
-        command = [sys.executable, *start, str(toy_run), *options]
+        command = [python(), *start, str(toy_run), *options]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean, timeout=300, check=False)
 
     assert run(["-m", "refseg", "evaluate"], "whole").returncode == 0

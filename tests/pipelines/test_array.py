@@ -21,6 +21,7 @@ from pipelines.build import build_dataset
 from refseg.cli import main
 from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import BuildError, DatasetError, UsageError
+from tests.warm_python import python
 
 Contents = Callable[[Path], dict[str, bytes]]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_array.sbatch"
@@ -61,7 +62,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     sbatch, refseg = folder / "sbatch", folder / "refseg"
     sbatch.write_text(SBATCH.format(python=sys.executable, log=str(log)))
-    refseg.write_text(f'#!/bin/sh\nexec {sys.executable} -m refseg "$@"\n')
+    refseg.write_text(f'#!/bin/sh\nexec {python()} -m refseg "$@"\n')
     for script in (sbatch, refseg):
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -234,9 +235,11 @@ def test_a_file_system_without_locks_is_named_and_used(
     assert "this file system has no locks; let no two builds of different inputs meet here" in caplog.text
 
 
-def start_task(tiny: Any, out: Path, *more: str) -> subprocess.Popen[str]:
-    """Stage `shards` in a process."""
-    build = [sys.executable, "-m", "refseg", "build-shards", *command(tiny, out), "--stage", "shards", *more]
+def start_task(tiny: Any, out: Path, *, workers: int) -> subprocess.Popen[str]:
+    """Stage `shards` in a process, which is a child of this one if it has workers to look for."""
+    executable = sys.executable if workers > 1 else python()
+    build = [executable, "-m", "refseg", "build-shards", *command(tiny, out), "--stage", "shards"]
+    build += ["--workers", str(workers)]
     return subprocess.Popen(build, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -290,7 +293,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     out = tmp_path / "out"
     build_dataset(tiny.options(out, images_per_shard=1, stage="plan"))
     image = obstacle(12)
-    task = start_task(tiny, out, "--workers", str(workers))
+    task = start_task(tiny, out, workers=workers)
     image.wait()
     receipts = out / ".build" / "receipts"
     while workers == 2 and len(list(receipts.glob("*.json"))) < 4:  # the other worker has done the rest
@@ -311,7 +314,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     image.restore()
     tars = [out / f"{path.stem}.tar" for path in receipts.glob("*.json")]
     before = {path.name: path.stat().st_mtime_ns for path in tars}
-    task = start_task(tiny, out, "--workers", str(workers))
+    task = start_task(tiny, out, workers=workers)
     assert f"{len(before)} of 5 shards are there from before" in task.communicate(timeout=300)[1]
     assert task.returncode == 0
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}.items()
@@ -329,10 +332,10 @@ def test_one_part_may_be_built_twice_at_once_but_not_finalized_meanwhile(
     out = tmp_path / "out"
     build_dataset(tiny.options(out, images_per_shard=1, stage="plan"))
     image = obstacle(8)
-    first = start_task(tiny, out, "--workers", "1")
+    first = start_task(tiny, out, workers=1)
     image.wait()
     image.restore()
-    second = start_task(tiny, out, "--workers", "1")
+    second = start_task(tiny, out, workers=1)
     assert "Traceback" not in second.communicate(timeout=300)[1]
     assert second.returncode == 0
 
@@ -349,7 +352,7 @@ def test_twins_write_the_same_shards_at_once(
 ) -> None:
     out = tmp_path / "out"
     build_dataset(tiny.options(out, images_per_shard=1, stage="plan"))
-    twins = [start_task(tiny, out, "--workers", "1") for _ in range(2)]
+    twins = [start_task(tiny, out, workers=1) for _ in range(2)]
     for twin in twins:
         assert "Traceback" not in twin.communicate(timeout=300)[1]
         assert twin.returncode == 0

@@ -4,7 +4,6 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from refseg.cli import main
 from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, StorageError
 from refseg.storage import open_folder
+from tests.warm_python import python
 
 
 def remote_contents(url: str) -> dict[str, bytes]:
@@ -150,13 +150,6 @@ def test_images_that_cannot_be_fetched_are_not_taken_for_bad_ones(
     assert build_dataset(options).descriptor.num_rejects == 0
 
 
-_BUILD = """
-import sys
-from refseg.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 # Uploads: 0 to 2 what is planned for each shard, 3 the plan, then tar, manifest and receipt of each, 13 the descriptor.
 @pytest.mark.parametrize(
     "upload", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 3, 6, 9, 12, 13))]
@@ -166,7 +159,7 @@ def test_a_build_killed_during_an_upload_is_no_dataset_and_ends_with_the_same_by
 ) -> None:
     out = f"{bucket}/out"
     faulty_s3.faults = ("hold" if fault else None for fault in _fail_writes_from(faulty_s3, upload))
-    command = [sys.executable, "-c", _BUILD, "build-shards", "refcoco/unc", "--annotations", str(tiny.root)]
+    command = [python(), "-m", "refseg", "build-shards", "refcoco/unc", "--annotations", str(tiny.root)]
     command += ["--out", out, "--images-per-shard", "2", "--workers", "1", "--accept-counts"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from refseg.train import EXAMPLE
 from tests.ports import free_port
 from tests.training.test_training_runs import ROOT
+from tests.warm_python import python
 
 CONFIGS = ROOT / "refseg" / "configs"
 SCRIPT = ROOT / "scripts" / "train.sbatch"
@@ -65,7 +65,7 @@ def start_job(folder: Path, arguments: Sequence[str]) -> "subprocess.Popen[str]"
     slurm = {"JOB_ID": str(free_port() - 20_000), "JOB_NODELIST": "node[1-2]", "NTASKS": "2", "NTASKS_PER_NODE": "2"}
     environ = {
         **os.environ, **{f"SLURM_{key}": value for key, value in slurm.items()},
-        "PATH": f"{folder}:{os.environ['PATH']}", "PLAY": str(folder), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        "PATH": f"{folder}:{os.environ['PATH']}", "PLAY": str(folder), "PYTHON": python(), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.Popen(
         [str(SCRIPT), *arguments], cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -2,16 +2,17 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import python
 
 
 @pytest.mark.slow
 def test_two_graphs_serve_all_steps() -> None:
     script = Path(__file__).with_name("compiled_steps.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run([python(), script], capture_output=True, text=True, check=True, timeout=600)
 
     results = json.loads(done.stdout)
     # A third graph is the decoder's for any number of sentences, made when the number first changes.

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,23 +192,23 @@ def ends_early(run: "subprocess.Popen[str]") -> str:
     return output
 
 
-def ranks_of(run: "subprocess.Popen[str]") -> dict[int, int]:
-    """Process ids of a launcher's ranks."""
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    environs = {int(pid): Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
-    return {
-        int(entry.removeprefix("RANK=")): pid
-        for pid, environ in environs.items()
-        for entry in environ
-        if entry.startswith("RANK=")
-    }
+def ranks_of(out: Path) -> dict[int, int]:
+    """Process ids of the ranks that train into a folder."""
+    ranks = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(out) in (process / "cmdline").read_text().split("\0"):
+                environ = dict(entry.partition("=")[::2] for entry in (process / "environ").read_text().split("\0"))
+                if "RANK" in environ:
+                    ranks[int(environ["RANK"])] = int(process.name)
+    return ranks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_with_a_message(rank: int, overrides: list[str], tmp_path: Path) -> None:
     run = start_two(tmp_path, overrides)
-    ranks = ranks_of(run)
+    ranks = ranks_of(tmp_path)
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[rank], signal.SIGKILL)
 

@@ -14,12 +14,15 @@ import pytest
 from refseg.training.stopping import Preemption
 from tests.ports import free_port
 from tests.training.test_training_runs import ROOT
+from tests.warm_python import python
 
 
-def ask_to_leave(out: Path, overrides: list[str], *, when: Callable[[int], bool], **environ: str) -> tuple[int, str]:
+def ask_to_leave(
+    out: Path, overrides: list[str], *, when: Callable[[int], bool], executable: str = sys.executable, **environ: str
+) -> tuple[int, str]:
     """Start a run, send SIGTERM as soon as `when(pid)` says so; exit code and output of a run that must end at once."""
     run = subprocess.Popen(
-        [sys.executable, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides],
+        [executable, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides],
         cwd=ROOT, env={**os.environ, **environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     while not when(run.pid):
@@ -62,8 +65,9 @@ def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str
 
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     code, output = ask_to_leave(
-        tmp_path / "run", overrides, when=waits, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **group
-    )
+        tmp_path / "run", overrides, when=waits, executable=python(), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), **group,
+    )  # fmt: skip
 
     assert code == 75
     assert "asked to leave (SIGTERM) while no step was under way" in output

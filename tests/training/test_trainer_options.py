@@ -1,7 +1,6 @@
-"""Accumulation, averaging, early end, trackers, and SIGTERM."""
+"""Accumulation, averaging, early end, and trackers."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from refseg.training.checkpoint import load_checkpoint
 from refseg.training.run_files import read_metrics
 from refseg.training.step import split_batch
 from refseg.training.stopping import Preemption
-from tests.training.test_training_runs import TWO_PROCESSES, assert_same_run, start, trace
+from tests.training.test_training_runs import assert_same_run, trace
 
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]"]
 
@@ -126,31 +125,6 @@ def test_tensorboard_gets_the_numbers(recipe: Recipe, tmp_path: Path) -> None:
     lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
     assert losses == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
     assert "val/oIoU" in events.Tags()["scalars"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [[], TWO_PROCESSES])
-def test_sigterm_saves_and_the_same_command_goes_on(processes: list[str], overrides: list[str], tmp_path: Path) -> None:
-    longer = [*overrides, "train.epochs=20", "train.max_steps=90", "train.checkpoint_every_steps=1000", *QUIET]
-    command = [*processes, "refseg/train.py", "toy-quick", "--set", *longer, "--out"]
-    output, _ = (reference := start([*command, str(tmp_path / "whole")])).communicate(timeout=300)
-    assert reference.returncode == 0, output
-
-    first = start([*command, str(tmp_path / "stopped")])
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "step 6/90" in line:
-            break
-    first.send_signal(signal.SIGTERM)
-    output, _ = first.communicate(timeout=300)
-    assert first.returncode != 0
-    saved = [path.name for path in (tmp_path / "stopped/checkpoints").glob("step-*")]
-    assert len(saved) == 1, output
-    assert saved[0] < "step-00000090"
-
-    output, _ = (second := start([*command, str(tmp_path / "stopped")])).communicate(timeout=300)
-    assert second.returncode == 0, output
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_validation_that_was_due_when_the_run_left_comes_first(

@@ -5,9 +5,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +23,10 @@ from refseg.training import trainer
 from refseg.training.checkpoint import load_checkpoint, read_state
 from refseg.training.run_files import read_metrics
 from refseg.training.run_folder import lock_run
+from tests.warm_python import python
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = ["--config_file", str(ROOT / "refseg" / "configs" / "accelerate_cpu2.yaml")]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,17 +65,17 @@ def assert_same_run(out: Path, reference: Path) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
 
 
-def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
+def start(arguments: list[str], *, executable: str = "") -> "subprocess.Popen[str]":
+    """`accelerate launch`, by the warm Python unless another is given."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER", "WORLD"))}
     return subprocess.Popen(
-        [*LAUNCH, *arguments],
+        [executable or python(), "-m", "accelerate.commands.launch", *arguments],
         cwd=ROOT,
         env={**environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        **options,
     )
 
 
@@ -288,53 +286,6 @@ def test_frozen_batchnorm_keeps_its_statistics(overrides: list[str], tmp_path: P
     assert not any(mean.any() for mean in means)
 
 
-def kill_after(run: "subprocess.Popen[str]", step: str) -> None:
-    """Kill the launcher and its group, and wait until nobody is left who could write to its output."""
-    assert run.stdout is not None
-    for line in run.stdout:
-        if step in line:
-            os.killpg(run.pid, signal.SIGKILL)
-            break
-    run.stdout.read()
-    run.stdout.close()
-    assert run.wait() == -signal.SIGKILL
-
-
-def kill_and_resume(launch: list[str], out: Path, overrides: list[str]) -> None:
-    command = [*launch, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides]
-    kill_after(start(command), "step 6/24")
-    assert not (out / "checkpoints" / "step-00000024").exists(), "killed too late to test anything"
-    output, _ = (second := start(command)).communicate(timeout=300)
-    assert second.returncode == 0, output
-    assert "going on from" in output
-
-
-LONGER = ["train.epochs=4", "train.max_steps=24", "train.keep_checkpoints=1"]
-
-
-def test_sigkill_and_the_same_command_give_the_unbroken_trace(overrides: list[str], tmp_path: Path) -> None:
-    longer = [*overrides, *LONGER]
-    trainer.train(load_recipe("toy-quick", longer), tmp_path / "reference")
-    kill_and_resume([], tmp_path / "killed", longer)
-
-    assert_same_run(tmp_path / "killed", tmp_path / "reference")
-
-
-@pytest.mark.slow
-def test_sigkill_of_two_processes_and_the_same_command_give_the_unbroken_trace(
-    overrides: list[str], tmp_path: Path
-) -> None:
-    longer = [*overrides, *LONGER]
-    reference = start(
-        [*TWO_PROCESSES, "refseg/train.py", "toy-quick", "--out", str(tmp_path / "reference"), "--set", *longer]
-    )
-    output, _ = reference.communicate(timeout=300)
-    assert reference.returncode == 0, output
-    kill_and_resume(TWO_PROCESSES, tmp_path / "killed", longer)
-
-    assert_same_run(tmp_path / "killed", tmp_path / "reference")
-
-
 def test_two_runs_in_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     with (
         lock_run(tmp_path),
@@ -405,7 +356,7 @@ def test_the_launcher_that_starts_one_process_for_two_is_refused(overrides: list
 
 
 def test_wrong_usage_is_one_line_and_2(tmp_path: Path) -> None:
-    command = [sys.executable, "refseg/train.py", "toy-quick", "--out", str(tmp_path), "--set", "train.lrr=1"]
+    command = [python(), "refseg/train.py", "toy-quick", "--out", str(tmp_path), "--set", "train.lrr=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
