@@ -1,7 +1,9 @@
 """Fixtures every test may use."""
 
+import gc
 import hashlib
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -16,10 +18,30 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collector the modules: it would visit their million objects at each full pass, and in each fork."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let modules be torn down as ever."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New and empty folders. Pytest itself would look through all it has made before it makes another."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_caches(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds what another run left in the machine's caches."""
-    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = next(_caches)
+    folder.mkdir()
+    monkeypatch.setenv("REFSEG_CACHE", str(folder))
 
 
 @pytest.fixture(autouse=True)
