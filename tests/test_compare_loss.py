@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def trace(*losses: float, score: float = 0.5) -> Any:
 
 
 @pytest.mark.slow
-def test_a_changed_number_is_found_from_the_first_step_and_equal_code_is_equal_to_the_bit(repository: Path) -> None:
+def test_a_changed_number_is_found_from_the_first_step_and_equal_code_gives_equal_losses(repository: Path) -> None:
     change(repository, "refseg/training/losses.py", "weights.dice * (1 -", "1.01 * weights.dice * (1 -")
 
     changed = compare(repository, "HEAD~1", "HEAD")
@@ -69,10 +70,26 @@ def test_a_changed_number_is_found_from_the_first_step_and_equal_code_is_equal_t
     lines = changed.stdout.splitlines()
     assert len(lines) == 1 + 30 + 2 + 1
     assert lines[-1].startswith("losses differ from step 1 on: by ")
-    same = compare(repository, "HEAD")
-    assert same.returncode == 0, same.stdout + same.stderr
-    assert same.stdout.splitlines()[-1] == "all losses are equal to the bit"
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+    again = compare_loss.run_tree(repository, "working tree")
+    assert [f"{loss:.8f}" for loss in again.losses] == [line.split()[2] for line in lines[1:31]]
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "said"),
+    [(4.0, 0, "all losses are equal to the bit"), (4.5, 1, "losses differ from step 2 on: by 5.0e-01 at most")],
+)
+def test_a_commit_is_compared_with_the_working_tree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: float, code: int, said: str
+) -> None:
+    monkeypatch.setattr(compare_loss, "find_commit", lambda repository, name: f"hash of {name}")
+    monkeypatch.setattr(compare_loss, "worktree", lambda repository, commit: nullcontext(Path(commit)))
+    traces = {"hash of HEAD": trace(1.0, 4.0), "working tree": trace(1.0, last)}
+    monkeypatch.setattr(compare_loss, "run_tree", lambda tree, name: traces[name])
+    monkeypatch.setattr(compare_loss.signal, "signal", lambda *_: None)
+
+    assert compare_loss.main(["HEAD"]) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(said)
 
 
 def test_a_commit_that_cannot_be_run_is_named_and_its_worktree_removed(repository: Path) -> None:

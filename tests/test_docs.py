@@ -53,6 +53,7 @@ def _is_elsewhere(address: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_no_page_of_the_site_asks_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
 
@@ -69,6 +70,7 @@ def test_no_page_of_the_site_asks_another_host(site: Path) -> None:
         assert not [address for address in asked if _is_elsewhere(address)], sheet
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_site_has_guides_notebooks_and_the_reference(site: Path) -> None:
     def text(page: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from refseg.cli import main
 
 
+@pytest.mark.slow
 def test_the_words_of_examples_are_shaded_where_asked_for(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,7 +121,7 @@ shapes = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     parts=st.lists(st.builds(Part, worlds, st.just(0), st.integers(0, 8)), min_size=1, max_size=4),
     **shapes,
@@ -147,7 +147,7 @@ def test_worker_processes_change_nothing(train_index: ManifestIndex, parts: list
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     parts=st.lists(st.builds(Part, worlds, st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=3),
     **shapes,

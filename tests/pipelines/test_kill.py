@@ -16,12 +16,9 @@ from pipelines.build import build_dataset
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_build.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kinds", "num_points"),
-    [
-        (["step", "moment"], 25),
-        pytest.param(["worker", "parent", "upload", "upload-moment"], 25, marks=pytest.mark.slow),
-    ],
+    ("kinds", "num_points"), [(["step", "moment"], 10), (["worker", "parent", "upload", "upload-moment"], 10)]
 )
 def test_a_build_killed_anywhere_ends_with_the_same_bytes(kinds: list[str], num_points: int) -> None:
     """At seeded points; `scripts/kill_build.py` says what is looked at after each, and runs as many as one likes."""
