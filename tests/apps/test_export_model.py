@@ -40,7 +40,7 @@ def exported(name: str, kind: str, out: Path) -> SegmentationModel:
 @pytest.mark.slow
 def test_torch_programs_answer_as_the_model(tmp_path: Path) -> None:
     # One model is enough: the ONNX programs below are made from torch's, of every model.
-    model = exported("fcnet", "torch", tmp_path / "out")
+    model = exported("lts", "torch", tmp_path / "out")
     images, *sentences = inputs()
 
     image, sentence = (torch.export.load(tmp_path / f"out/{half}.pt2").module() for half in ("image", "sentence"))

@@ -32,8 +32,19 @@ CONTRAST = """(element) => {
 """WCAG 2.1, contrast ratio; both colours are opaque."""
 
 
+@pytest.fixture(scope="module")
+def browse_page(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with its parts beside it in a folder."""
+    return write_browse_page(dataset, tmp_path_factory.mktemp("browse") / "folder").path
+
+
 @pytest.fixture(scope="module", params=["folder", "one.html"])
-def browse_page(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def either_page(
+    request: pytest.FixtureRequest, browse_page: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """That page, and one with all parts in it, which it reads in another way and then treats alike."""
+    if request.param == "folder":
+        return browse_page
     return write_browse_page(dataset, tmp_path_factory.mktemp("browse") / request.param).path
 
 
@@ -60,9 +71,9 @@ def said_of(rows: list[dict[str, Any]], keep: Callable[[dict[str, Any], str], bo
 
 
 def test_samples_are_filtered_by_what_they_are_and_say(
-    open_page: Open, browse_page: Path, rows: list[dict[str, Any]]
+    open_page: Open, either_page: Path, rows: list[dict[str, Any]]
 ) -> None:
-    page = open_page(browse_page)
+    page = open_page(either_page)
     settled(page, f"{len(rows)} of {len(rows)} refs")
 
     page.get_by_label("Sentence", exact=True).fill("the SQUARE")
@@ -134,8 +145,8 @@ def test_a_sample_is_opened_walked_and_closed_by_keyboard(
     assert page.evaluate("document.activeElement.name") == "text"
 
 
-def test_the_mask_drawn_is_the_target(open_page: Open, browse_page: Path, rows: list[dict[str, Any]]) -> None:
-    page = open_page(browse_page)
+def test_the_mask_drawn_is_the_target(open_page: Open, either_page: Path, rows: list[dict[str, Any]]) -> None:
+    page = open_page(either_page)
     page.wait_for_function("() => document.querySelector('.card .ids').textContent.includes('ref ')")
     height, width, alpha = page.locator(".card canvas").first.evaluate(ALPHA)
 
@@ -150,8 +161,8 @@ def test_the_mask_drawn_is_the_target(open_page: Open, browse_page: Path, rows: 
     assert (found[edge] > 200).all()
 
 
-def test_markup_in_a_sentence_stays_text(open_page: Open, browse_page: Path, evil: str) -> None:
-    page = open_page(browse_page)
+def test_markup_in_a_sentence_stays_text(open_page: Open, either_page: Path, evil: str) -> None:
+    page = open_page(either_page)
     page.get_by_label("Sentence", exact=True).fill("onerror")
     settled(page, "1 of")
 
@@ -194,8 +205,8 @@ def _with_sentence(read_images: Callable[..., Any], text: str) -> Callable[..., 
     return read
 
 
-def test_rejects_are_listed_with_their_reasons(open_page: Open, browse_page: Path) -> None:
-    page = open_page(browse_page)
+def test_rejects_are_listed_with_their_reasons(open_page: Open, either_page: Path) -> None:
+    page = open_page(either_page)
     page.get_by_role("button", name="Rejects 1").click()
 
     page.wait_for_selector("#rejects tbody tr")

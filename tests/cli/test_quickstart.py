@@ -69,8 +69,9 @@ def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Any, 
 
 
 def test_a_step_that_fails_ends_the_quickstart_with_its_message(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.executable", python())
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "mine.txt").write_text("not a toy set")
 

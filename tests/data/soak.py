@@ -46,7 +46,7 @@ def main(folder: Path, kind: str, epochs: int) -> None:
         if epoch % RESTART_EVERY == 0:
             loader = None  # ends the workers
             reading = Reading(
-                geometry="letterbox", input_size=(192, 192), sampling="sentence", global_batch=6, num_tokens=12,
+                geometry="letterbox", input_size=(96, 96), sampling="sentence", global_batch=6, num_tokens=12,
                 remainder="pad", num_workers=2, worker_kind=kind,  # type: ignore[arg-type]
             )  # fmt: skip
             loader = RefLoader(index, reading)

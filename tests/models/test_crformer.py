@@ -250,7 +250,7 @@ def test_the_whole_model_is_its_parts_in_the_papers_order() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["tiny", "clip_resnet50", "swin_base"])
+@pytest.mark.parametrize("name", ["tiny", "clip_resnet50", pytest.param("swin_base", marks=pytest.mark.slow)])
 def test_a_new_fusion_leaves_the_encoder_as_it_was_bit_for_bit(name: str) -> None:
     encoder = build_image_encoder(name, (64, 64)).eval()
     text, x = random_text([4], 5), encoder.to_c2(pictures(1).float())

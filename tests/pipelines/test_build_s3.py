@@ -74,7 +74,7 @@ def test_a_build_from_s3_to_s3_has_the_bytes_of_a_local_build(
     tiny: Any, bucket: str, uploaded: str, built: dict[str, bytes]
 ) -> None:
     images = f"{uploaded}/{tiny.image_folder.relative_to(tiny.root)}"
-    build_dataset(replace(tiny.options(f"{bucket}/out", images=images, workers=2), annotations=uploaded))
+    build_dataset(replace(tiny.options(f"{bucket}/out", images=images), annotations=uploaded))
     assert remote_contents(f"{bucket}/out") == built
 
 

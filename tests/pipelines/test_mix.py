@@ -257,7 +257,7 @@ def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp
     assert [pool.path for pool in near.image_pools] == list(remote)
 
 
-@pytest.mark.parametrize("stop", range(1, 6))
+@pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_mix_that_was_stopped_is_no_dataset_and_the_next_call_ends_it(
     members: list[Path], tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], stop: int,
     monkeypatch: pytest.MonkeyPatch,
