@@ -122,6 +122,7 @@ class _Server:
         if program == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell had it ignored in the background
             self.selector.close()
             os.setsid()
             for target, file in enumerate(files):
