@@ -19,19 +19,19 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector the modules: it would visit their million objects at each full pass, and in each fork."""
+    """Exclude imported modules from garbage collection: a full pass visits a million objects, in forked workers too."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    """Let modules be torn down as ever."""
+    """Return the modules to the collector, so that the interpreter ends as usual."""
     gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
 def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """New and empty folders. Pytest itself would look through all it has made before it makes another."""
+    """Paths of folders to make. `tmp_path_factory.mktemp` lists all folders made so far before it makes another."""
     folder = tmp_path_factory.mktemp("caches")
     return (folder / str(number) for number in itertools.count())
 

@@ -57,7 +57,7 @@ def has_ended(process: int) -> bool:
     return True
 
 
-def test_an_interrupt_that_is_not_heard_ends_both_by_it() -> None:
+def test_an_interrupt_without_a_handler_ends_program_and_caller() -> None:
     run, process = start()
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == -signal.SIGINT
@@ -72,11 +72,11 @@ def test_signals_are_passed_on_and_the_caller_ends_as_the_program_does(number: s
     assert plain.wait(60) == -number
     assert has_ended(process)
 
-    heard, process = start(f"signal.signal({number:d}, lambda *_: os._exit(9))")
-    heard.send_signal(number)
-    assert heard.wait(60) == 9
+    handled, process = start(f"signal.signal({number:d}, lambda *_: os._exit(9))")
+    handled.send_signal(number)
+    assert handled.wait(60) == 9
     assert has_ended(process)
-    for run in (plain, heard):
+    for run in (plain, handled):
         run.communicate()
 
 

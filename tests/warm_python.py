@@ -102,7 +102,7 @@ class _Server:
                 if key.fileobj is self.listener:
                     if (call := self._accept()) is not None:
                         return call
-                elif key.fileobj is sys.stdin:  # whoever started the server has ended
+                elif key.fileobj is sys.stdin:  # the process that started the server has ended
                     for program in self.programs:
                         os.kill(program, signal.SIGKILL)
                     os._exit(0)
@@ -110,7 +110,7 @@ class _Server:
                     os.read(self.woken, 4096)
                     self._reap()
                 else:
-                    self._hear(key.data, key.fileobj)
+                    self._pass_on(key.data, key.fileobj)
 
     def _accept(self) -> list[Any] | None:
         caller, _ = self.listener.accept()
@@ -135,8 +135,8 @@ class _Server:
         self.selector.register(caller, selectors.EVENT_READ, program)
         return None
 
-    def _hear(self, program: int, caller: socket.socket) -> None:
-        """Pass a signal on; a caller that is gone takes its program along."""
+    def _pass_on(self, program: int, caller: socket.socket) -> None:
+        """Send a program the signals that its caller received, and SIGKILL when its caller has ended."""
         numbers = caller.recv(16)
         for number in numbers or [signal.SIGKILL]:
             os.kill(program, number)
@@ -200,7 +200,7 @@ if __name__ == "__main__":
         importlib.import_module(_name)
     gc.freeze()
     _arguments, _folder, _environ = _Server(sys.argv[1]).serve()
-    # Only the programs come here.
+    # Only forked programs reach this line.
     sys.executable = str(Path(sys.argv[1]).with_name("python"))  # a launcher's processes are forked, too
     os.environ.clear()
     os.environ.update(_environ)

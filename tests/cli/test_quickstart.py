@@ -15,7 +15,7 @@ __all__ = ["browser", "open_page"]
 
 
 def quickstart(out: Path) -> "subprocess.CompletedProcess[str]":
-    """Its commands are started by the warm Python, as it is started itself."""
+    """Run the command, and all commands that it starts, by the warm Python."""
     command = [python(), "-m", "refseg", "quickstart", "--out", str(out), "--images", "80"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

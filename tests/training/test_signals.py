@@ -70,7 +70,7 @@ def test_sigkill_and_the_same_command_give_the_unbroken_trace(
     until_step_6(run)
     os.killpg(run.pid, signal.SIGKILL)
     assert run.stdout is not None
-    run.stdout.read()  # until nobody is left who could write
+    run.stdout.read()  # until no process is left that could write
     run.stdout.close()
     assert run.wait() == -signal.SIGKILL
     assert not (tmp_path / "checkpoints" / "step-00000060").exists(), "killed too late to test anything"
@@ -85,7 +85,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     num_processes: int, overrides: list[str], unbroken: Callable[[int], Path], tmp_path: Path
 ) -> None:
     settings = [*overrides, *LONGER, "train.checkpoint_every_steps=1000"]
-    # The launcher of one process does not pass SIGTERM on: its process hears of it as its child.
+    # The launcher of one process does not pass SIGTERM on: its process receives it when its parent ends.
     run = start(command(num_processes, tmp_path, settings), executable=sys.executable if num_processes == 1 else "")
     until_step_6(run)
     run.send_signal(signal.SIGTERM)
