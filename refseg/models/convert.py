@@ -33,7 +33,7 @@ _CLIP_NUMBERS = r"(logit_scale|input_resolution|context_length|vocab_size)$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
+class _Family:
     """How the names of a family are read; the first pattern that a name meets decides.
 
     Attributes:
@@ -49,20 +49,20 @@ class _Rules:
     example: str
 
 
-_RULES: dict[Kind, _Rules] = {
-    "clip": _Rules(
+_FAMILIES: dict[Kind, _Family] = {
+    "clip": _Family(
         sections=(),
         left_out=rf"^{_CLIP_NUMBERS}|(^|\.)attn_mask$",
         kept=((rf"^{_CLIP_NAMES}", ""),),
         example="visual.conv1.weight",
     ),
-    "cris": _Rules(
+    "cris": _Family(
         sections=("state_dict",),
         left_out=rf"^(neck|decoder|proj)\.|^backbone\.{_CLIP_NUMBERS}|\.attn_mask$",  # FPN, decoder, projector
         kept=((rf"^backbone\.{_CLIP_NAMES}", ""),),
         example="backbone.visual.conv1.weight",
     ),
-    "lavt": _Rules(
+    "lavt": _Family(
         sections=("model", "state_dict"),
         # Buffers that are computed; LAVT's fusion, gates, norms behind them, head and BERT; the head of classification.
         left_out=r"(^|\.)(relative_position_index|attn_mask)$"
@@ -127,8 +127,8 @@ def convert_weights(
         found = read_archive(source)
         others: list[str] = []
     else:
-        found, others = _read_checkpoint(source, _RULES[kind], allow_namespace=allow_namespace)
-    kept, left_out = _apply(_RULES[kind], found, source, kind)
+        found, others = _read_checkpoint(source, _FAMILIES[kind], allow_namespace=allow_namespace)
+    kept, left_out = _apply(_FAMILIES[kind], found, source, kind)
     state = {name: _as_stored(tensor) for name, tensor in kept.items()}
     metadata = {
         "kind": kind,
@@ -187,7 +187,7 @@ def _check_clip_hash(source: Path, sha256: str, accepted: str) -> None:
     )
 
 
-def _read_checkpoint(path: Path, rules: _Rules, *, allow_namespace: bool) -> tuple[dict[str, Tensor], list[str]]:
+def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of a file that `torch.save` wrote, without DataParallel's prefix, and the keys of the rest."""
     allowed: list[Any] = [argparse.Namespace] if allow_namespace else []
     try:
@@ -200,16 +200,16 @@ def _read_checkpoint(path: Path, rules: _Rules, *, allow_namespace: bool) -> tup
         raise CheckpointError(
             f"{path}: not a file that torch.save wrote, or a truncated or damaged one ({reason}); fetch it again"
         ) from error
-    section = next((key for key in rules.sections if isinstance(content, dict) and key in content), None)
+    section = next((key for key in family.sections if isinstance(content, dict) and key in content), None)
     state = content if section is None else content[section]
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: found no weights by name, expected them under {' or '.join(rules.sections)}")
+        raise CheckpointError(f"{path}: found no weights by name, expected them under {' or '.join(family.sections)}")
     for name, value in state.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
         if not isinstance(name, str) or not plain:
             raise CheckpointError(
                 f"{path}: found {name!r}, which is no plain tensor, expected weights by name "
-                f"under {' or '.join(rules.sections)}"
+                f"under {' or '.join(family.sections)}"
             )
     others = [] if section is None else [str(key) for key in content if key != section]
     found: dict[str, Tensor] = {}
@@ -229,15 +229,17 @@ def _describe_refusal(error: Exception) -> str:
     return f"its pickle asks for {name}, expected weights and plain values; nothing of it was run; do not use it"
 
 
-def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) -> tuple[dict[str, Tensor], Counter[str]]:
+def _apply(
+    family: _Family, found: Mapping[str, Any], source: Path, kind: Kind
+) -> tuple[dict[str, Tensor], Counter[str]]:
     """The tensors that are kept under their new names, and by what part of their names the others were left out."""
     kept: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in found.items():
-        if match := re.search(rules.left_out, name):
+        if match := re.search(family.left_out, name):
             left_out[re.sub(r"\.\d+", "", match[0]).strip(".")] += 1
             continue
-        for pattern, replacement in rules.kept:
+        for pattern, replacement in family.kept:
             renamed, hits = re.subn(pattern, replacement, name, count=1)
             if hits:
                 _put(kept, renamed, tensor, source)
@@ -245,10 +247,10 @@ def _apply(rules: _Rules, found: Mapping[str, Any], source: Path, kind: Kind) ->
         else:
             raise CheckpointError(
                 f"{source}: found {name}, a name that no rule for {kind} knows; expected names such as "
-                f"{rules.example}: is it a file of another family?"
+                f"{family.example}: is it a file of another family?"
             )
     if not kept:
-        raise CheckpointError(f"{source}: found no encoder weights, expected names such as {rules.example}")
+        raise CheckpointError(f"{source}: found no encoder weights, expected names such as {family.example}")
     return kept, left_out
 
 
