@@ -11,7 +11,7 @@ from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor
 from pipelines.verify.index import check_index
 from pipelines.verify.pools import PoolTask, check_pool_tar
-from pipelines.verify.shards import PLACE, ShardFindings, ShardTask, check_shard
+from pipelines.verify.shards import PLACE, ShardFindings, VerifyTask, verify_shard
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, load_descriptor
 from refseg.dataset.faults import Fault, shorten
 from refseg.dataset.file_checks import find_file_faults, find_pool_faults, unknown_file
@@ -86,7 +86,7 @@ def _check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
 def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None) -> list[Fault]:
     datasets = dataset_ids(descriptor)
     tasks = [
-        ShardTask(
+        VerifyTask(
             folder=folder.address,
             entry=entry,
             rules=row_rules(descriptor, entry),
@@ -97,7 +97,7 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
     ]
     sizes = [entry.tar_bytes + entry.parquet_bytes for entry in descriptor.shards]
     order = {entry.name: position for position, entry in enumerate(descriptor.shards)}
-    findings = list(run_local(check_shard, tasks, _choose_workers(workers, sizes)))
+    findings = list(run_local(verify_shard, tasks, _choose_workers(workers, sizes)))
     findings.sort(key=lambda found: order[found.name])
     faults = [fault for found in findings for fault in found.faults]
     faults += _check_swapped(descriptor, findings)

@@ -23,7 +23,7 @@ def check_index(task: tuple[str, str]) -> list[Fault]:
         task: Address of the dataset's folder, and the split.
 
     Returns:
-        At most one fault. A missing file is no fault here: `check_files` has it.
+        At most one fault. A missing file is no fault here: the files are compared before.
 
     Raises:
         StorageError: If remote storage fails.

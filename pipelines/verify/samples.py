@@ -21,7 +21,7 @@ _KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class TarSample:
     """One sample as it lies in the tar.
 
     Attributes:
@@ -43,7 +43,7 @@ class Sample:
     num_bytes: int
 
 
-def walk_samples(data: bytes) -> Iterator[Sample]:
+def walk_samples(data: bytes) -> Iterator[TarSample]:
     """Yield the samples of a tar.
 
     Raises:
@@ -59,7 +59,7 @@ def walk_samples(data: bytes) -> Iterator[Sample]:
         text = next(members, None)
         if suffix != "jpg" or text is None or text.name != f"{key}.json":
             raise DatasetError(f"at byte {start}: {member.name} is followed by {text.name if text else 'the end'}")
-        yield Sample(
+        yield TarSample(
             key=key,
             image_id=int(match[1]),
             number=int(match[2] or 0),
@@ -72,7 +72,7 @@ def walk_samples(data: bytes) -> Iterator[Sample]:
 
 def check_sample(
     file: str,
-    sample: Sample,
+    sample: TarSample,
     data: bytes,
     rows: Sequence[Row],
     records: Sequence[RefRecord | Exception],

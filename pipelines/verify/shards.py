@@ -30,7 +30,7 @@ PLACE = np.dtype(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTask:
+class VerifyTask:
     """All that a worker needs to check one shard.
 
     Attributes:
@@ -71,7 +71,7 @@ class ShardFindings:
     tar_sha256: str
 
 
-def check_shard(task: ShardTask) -> ShardFindings:
+def verify_shard(task: VerifyTask) -> ShardFindings:
     """Check one shard. A missing file is no fault here: the files are compared before.
 
     Raises:
