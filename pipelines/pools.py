@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from pipelines.images import SourceImage
 from refseg.dataset.built import BuiltDataset
-from refseg.dataset.descriptor import ImagePool, PoolTar
-from refseg.dataset.file_checks import tar_name
+from refseg.dataset.descriptor import ImagePool
 from refseg.dataset.image_pools import pool_address, relative_address
 from refseg.dataset.schema import CUSTOM, DatasetSpec, ImageLocation, find_dataset
 from refseg.errors import DatasetError, UsageError
@@ -52,11 +51,7 @@ class PoolTable:
             path=".",
             dataset=descriptor.dataset,
             digest=descriptor.digest,
-            tars=tuple(
-                PoolTar(name=tar_name(entry), num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
-                for entry in descriptor.shards
-                if entry.num_samples
-            ),
+            tars=dataset.own_tars,
             stored_images=descriptor.stored_images,
         )
         return {pool.name: self._add(dataset, pool) for pool in (own, *descriptor.image_pools)}

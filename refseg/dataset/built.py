@@ -2,23 +2,25 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
 from refseg import tokenizer
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, ImagePool, ShardEntry, load_descriptor, unknown_split
+from refseg.dataset.descriptor import (
+    DESCRIPTOR_NAME,
+    Descriptor,
+    ImagePool,
+    PoolTar,
+    ShardEntry,
+    load_descriptor,
+    unknown_split,
+)
 from refseg.dataset.faults import CHANGED, Fault
-from refseg.dataset.file_checks import (
-    find_file_faults,
-    find_pool_faults,
-    tar_name,
-)
+from refseg.dataset.file_checks import find_file_faults, find_pool_faults, tar_name
 from refseg.dataset.image_pools import open_pool
-from refseg.dataset.manifest_reader import (
-    dataset_ids,
-    read_checked,
-)
+from refseg.dataset.manifest_reader import dataset_ids, read_checked
 from refseg.dataset.rejects import read_rejects
 from refseg.dataset.shard_cache import Tar
 from refseg.errors import DatasetError, UsageError
@@ -47,6 +49,8 @@ class BuiltDataset:
     with_tars: bool = True
     _tars: dict[str, Tar] = field(default_factory=dict, init=False, repr=False)
     """By what rows call them: tars that were found where they should be."""
+    _pool_sizes: dict[str, dict[str, int]] = field(default_factory=dict, init=False, repr=False)
+    """By pool: names and bytes of the files in its folder."""
 
     @classmethod
     def open(
@@ -95,6 +99,15 @@ class BuiltDataset:
     def dataset_ids(self) -> tuple[str, ...]:
         """Ids that rows may have: the members of a mix, or the dataset itself."""
         return dataset_ids(self.descriptor)
+
+    @property
+    def own_tars(self) -> tuple[PoolTar, ...]:
+        """The tars in the dataset's own folder."""
+        return tuple(
+            PoolTar(name=tar_name(entry), num_bytes=entry.tar_bytes, sha256=entry.tar_sha256)
+            for entry in self.descriptor.shards
+            if entry.num_samples
+        )
 
     def read(self, columns: Sequence[str], entries: Iterable[ShardEntry] | None = None) -> pa.Table:
         """Read columns of the rows of some manifests, one after the other; all rows are checked.
@@ -145,14 +158,9 @@ class BuiltDataset:
             DatasetError: If it lies on a host that is not allowed.
             StorageError: If storage refuses or fails.
         """
-        unknown = {name for name in names if name not in self._tars}
-        if unknown:
-            self._tars.update(self._find_tars(unknown))
         for name in names:
             if name not in self._tars:
-                found = f"rows that lie in {name}"
-                expected = f"tars and image pools that {DESCRIPTOR_NAME} names"
-                raise Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=CHANGED).error(self.place)
+                self._tars[name] = self._find_tar(name, names)
         return tuple(self._tars[name] for name in names)
 
     def _read(self, columns: Sequence[str], entry: ShardEntry) -> pa.Table:
@@ -161,38 +169,31 @@ class BuiltDataset:
             self.tars(table.column("shard").unique().to_pylist())
         return table
 
-    def _find_tars(self, names: set[str]) -> Mapping[str, Tar]:
-        """Those of the tars called `names` that the descriptor knows."""
-        found = {
-            tar_name(entry): Tar(
-                address=self.place.join(tar_name(entry)),
-                num_bytes=entry.tar_bytes,
-                sha256=entry.tar_sha256,
-                stored_images=self.descriptor.stored_images,
-            )
-            for entry in self.descriptor.shards
-            if entry.num_samples and tar_name(entry) in names
-        }
-        for pool in self.descriptor.image_pools:
-            found |= self._find_in_pool(pool, names)
-        return found
+    @cached_property
+    def _tar_facts(self) -> Mapping[str, tuple[ImagePool | None, PoolTar]]:
+        """By what rows call it, what the descriptor says of each tar, and its pool."""
+        own = {tar.name: (None, tar) for tar in self.own_tars}
+        pools = {f"{pool.name}/{tar.name}": (pool, tar) for pool in self.descriptor.image_pools for tar in pool.tars}
+        return {**own, **pools}
 
-    def _find_in_pool(self, pool: ImagePool, names: set[str]) -> Mapping[str, Tar]:
-        used = [tar for tar in pool.tars if f"{pool.name}/{tar.name}" in names]
-        if not used:
-            return {}
-        folder = open_pool(self.place, pool)
-        for fault in find_pool_faults(folder.list([tar.name for tar in used]), pool, used):
-            raise fault.error(folder)
-        return {
-            f"{pool.name}/{tar.name}": Tar(
-                address=folder.join(tar.name),
-                num_bytes=tar.num_bytes,
-                sha256=tar.sha256,
-                stored_images=pool.stored_images,
-            )
-            for tar in used
-        }
+    def _find_tar(self, name: str, names: Sequence[str]) -> Tar:
+        """A tar, and of a pool's its size compared; `names` may be asked for next, and are listed with it."""
+        if name not in self._tar_facts:
+            found, expected = f"rows that lie in {name}", f"tars and image pools that {DESCRIPTOR_NAME} names"
+            raise Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=CHANGED).error(self.place)
+        pool, tar = self._tar_facts[name]
+        folder, stored_images = self.place, self.descriptor.stored_images
+        if pool is not None:
+            folder, stored_images = open_pool(self.place, pool), pool.stored_images
+            sizes = self._pool_sizes.setdefault(pool.name, {})
+            if tar.name not in sizes:
+                known = [other.partition("/")[2] for other in names if other.startswith(f"{pool.name}/")]
+                sizes.update(folder.list(known))
+            for fault in find_pool_faults(sizes, pool, [tar]):
+                raise fault.error(folder)
+        return Tar(
+            address=folder.join(tar.name), num_bytes=tar.num_bytes, sha256=tar.sha256, stored_images=stored_images
+        )
 
 
 def _choose_splits(folder: Path | str, descriptor: Descriptor, splits: Sequence[str] | None) -> tuple[str, ...]:
