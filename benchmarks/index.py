@@ -2,11 +2,10 @@
 
     python benchmarks/index.py [--images 2000000] [--shared FOLDER] [--work FOLDER]
 
-Builds one shard of 510 images with RefCOCO's numbers of refs and sentences (see `corpus.py`), then writes its manifest
-again and again with other ids; all tars are links to that one, so that every sample can be read. Annotations, which
-reading does not need, are left out. Each measurement is a process of its own, timed without its imports; batches are of
-32 sentences at 480 x 480 from two workers. 2 million images are 14 million sentences: 2.4 GB of manifests, 1.2 GB of
-index, and 10 GB more once all masks were asked for.
+Builds one shard of 510 images with RefCOCO's numbers of refs and sentences (see `corpus.py`), then copies its manifest
+again and again and writes the index of as many shards with other ids; all tars are links to that one, so that every
+sample can be read. Each measurement is a process of its own, timed without its imports; batches are of 32 sentences at
+480 x 480 from two workers. 2 million images are 14 million sentences: 1.8 GB of manifests and 3 GB of index.
 """
 
 import argparse
@@ -15,20 +14,16 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from corpus import DATASET, copy_images, find_material, write_annotations
 
@@ -37,12 +32,15 @@ from pipelines.options import BuildOptions
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader, WorkerKind
 from refseg.data.order import EpochOrder
-from refseg.dataset.descriptor import DESCRIPTOR_NAME, ShardEntry, load_descriptor
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, INDEX_SUFFIX, load_descriptor
+from refseg.dataset.index_file import IndexWriter, write_indexes
+from refseg.dataset.index_rows import FlatRows, read_flat
 from refseg.reading import Reading
+from refseg.storage import open_folder
 
 BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
 REFCOCO_IMAGES = 19_994
-AIMS = {REFCOCO_IMAGES: "1.5 s", 2_000_000: "5 s"}
+AIMS = {REFCOCO_IMAGES: "0.3 s to open", 2_000_000: "5 s, 1,500 MB"}
 
 
 def main() -> int:
@@ -60,6 +58,7 @@ def main() -> int:
         block = work / "block"
         if not (block / DESCRIPTOR_NAME).is_file():
             build_block(block, args.shared)
+        report_block(block)
         for images in sorted({REFCOCO_IMAGES, args.images}):
             folder = work / f"images-{images}"
             if not (folder / DESCRIPTOR_NAME).is_file():
@@ -71,7 +70,7 @@ def main() -> int:
 def report(folder: Path, aim: str) -> None:
     """Measure in processes of their own: three times with an empty cache and once more as each left it.
 
-    Before the first of all, the manifests are on the disk alone.
+    Before the first of all, manifests and index are on the disk alone.
     """
     command = [sys.executable, __file__, "--measure", str(folder)]
     first, later = [], []
@@ -103,8 +102,8 @@ def report(folder: Path, aim: str) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Let the system drop the manifests from its memory."""
-    for path in folder.glob("*.parquet"):
+    """Let the system drop manifests and index from its memory."""
+    for path in (*folder.glob("*.parquet"), *folder.glob(f"*{INDEX_SUFFIX}")):
         with path.open("rb") as file:
             os.fsync(file.fileno())  # what is not on the disk yet cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -170,50 +169,48 @@ def build_block(out: Path, shared: Path | None) -> None:
         build_dataset(BuildOptions(dataset=DATASET, annotations=Path(source), images=images, out=out, workers=1))
 
 
+def report_block(block: Path) -> None:
+    """How long writing an index takes, and how many bytes the parts of a dataset have."""
+    descriptor = load_descriptor(block)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=block.parent) as out:
+        for entry in descriptor.shards:
+            (Path(out) / f"{entry.name}.parquet").symlink_to((block / f"{entry.name}.parquet").absolute())
+        indexes = write_indexes(open_folder(out), descriptor, Path(out))
+        num_images = sum(entry.num_images for entry in descriptor.shards)
+        print(f"index of {num_images} images written in {time.perf_counter() - start:.2f} s")
+    index = ManifestIndex.open(block, descriptor.splits)
+    jpegs = int(index.image_bytes.sum())
+    parts = {
+        "tars": sum(entry.tar_bytes for entry in descriptor.shards),
+        "manifests": sum(entry.parquet_bytes for entry in descriptor.shards),
+        "index": sum(entry.num_bytes for entry in indexes),
+    }
+    print("bytes by bytes of JPEGs: " + ", ".join(f"{name} {size / jpegs:.4f}" for name, size in parts.items()))
+    print(f"together {sum(parts.values()) / jpegs:.4f} (aim: 1.06)")
+
+
 def repeat_block(block: Path, out: Path, images: int) -> None:
     """Write a dataset of one split with so many images, or a few more: of whole shards."""
     start = time.perf_counter()
     out.mkdir(parents=True)
-    load_block(block)
-    num_shards = -(-images // block_entry.num_images)
-    with ProcessPoolExecutor(2, initializer=load_block, initargs=(block,)) as pool:
-        entries = list(pool.map(write_shard, range(num_shards), [out] * num_shards, chunksize=8))
-    descriptor = replace(load_descriptor(block), shards=tuple(entries), source_counts={})
-    (out / DESCRIPTOR_NAME).write_text(descriptor.to_json(), encoding="utf-8")
+    descriptor = load_descriptor(block)
+    first = next(entry for entry in descriptor.shards if entry.name == "train-00000")
+    (rows,) = read_flat(open_folder(block), descriptor, [first])
+    entries = []
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch, IndexWriter(Path(scratch)) as writer:
+        for number in range(-(-images // first.num_images)):
+            name = f"train-{number:05d}"
+            os.link(block / "train-00000.tar", out / f"{name}.tar")
+            shutil.copyfile(block / "train-00000.parquet", out / f"{name}.parquet")
+            other_ids = {key: rows.arrays[key] + number * 10_000 for key in ("ref_id", "image_id", "sent_id")}
+            writer.add(FlatRows({**rows.arrays, **other_ids}, [f"{name}.tar"]))
+            # Of a kind: what the digest depends on.
+            entries.append(replace(first, name=name, rows_sha256=sha256(name.encode()).hexdigest()))
+        index = writer.finish(out / f"train{INDEX_SUFFIX}", "train")
+    changed = replace(descriptor, shards=tuple(entries), source_counts={}, indexes=(index,))
+    (out / DESCRIPTOR_NAME).write_text(changed.to_json(), encoding="utf-8")
     print(f"{out}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-
-
-def load_block(folder: Path) -> None:
-    global block_folder, block_entry, block_table
-    block_folder = folder
-    block_entry = next(entry for entry in load_descriptor(folder).shards if entry.name == "train-00000")
-    table = pq.read_table(folder / "train-00000.parquet")
-    nothing = pa.array([[]] * table.num_rows, table.schema.field("annotations").type)
-    block_table = table.set_column(table.column_names.index("annotations"), "annotations", nothing).combine_chunks()
-
-
-def write_shard(number: int, out: Path) -> ShardEntry:
-    name = f"train-{number:05d}"
-    os.link(block_folder / "train-00000.tar", out / f"{name}.tar")
-    columns: dict[str, Any] = {key: block_table.column(key).combine_chunks() for key in block_table.column_names}
-    columns["ref_id"] = pc.add(columns["ref_id"], number * 10_000)
-    columns["image_id"] = pc.add(columns["image_id"], number * 10_000)
-    columns["shard"] = pa.array([f"{name}.tar"] * block_table.num_rows)
-    lists = columns["sentences"]
-    fields = {field.name: lists.values.field(field.name) for field in lists.type.value_type}
-    fields["sent_id"] = pc.add(fields["sent_id"], number * 10_000)
-    structs = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
-    columns["sentences"] = pa.ListArray.from_arrays(lists.offsets, structs)
-    path = out / f"{name}.parquet"
-    pq.write_table(pa.table(columns, schema=block_table.schema), path, compression="zstd", row_group_size=4096)
-    data = path.read_bytes()
-    return replace(
-        block_entry,
-        name=name,
-        parquet_bytes=len(data),
-        parquet_sha256=sha256(data).hexdigest(),
-        rows_sha256=sha256(name.encode()).hexdigest(),  # of a kind: what the digest depends on
-    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def unpack_runs(data: bytes | NDArray[np.uint8], num_runs: int) -> NDArray[np.ui
     if planes.size != 4 * num_runs:
         raise DatasetError(f"found {planes.size // 4} run lengths, expected {num_runs}")
     folded = np.frombuffer(planes, np.uint8).reshape(4, num_runs).T.copy().view("<u4").reshape(-1)
-    counts: NDArray[np.uint32] = np.bitwise_xor(folded >> 1, np.negative(folded & 1))  # modulo 2^32
+    counts = ((folded >> 1) ^ -(folded & 1)).astype(np.uint32, copy=False)  # modulo 2^32
     for runs in (counts[0::2], counts[1::2]):
         np.add.accumulate(runs, out=runs)
     return counts

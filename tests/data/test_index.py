@@ -19,6 +19,7 @@ from PIL import Image
 
 from refseg import tokenizer
 from refseg.data.index import ManifestIndex
+from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import load_descriptor
 from refseg.errors import DatasetError, UsageError
 
@@ -257,7 +258,7 @@ def test_rows_of_a_tar_that_no_pool_has_are_refused(pool: Path, tmp_path: Path, 
     folder = write_overlay(tmp_path / "over", pool)
     edit_descriptor(folder, lambda content: content["image_pools"][0].update(name="other"))
     with pytest.raises(
-        DatasetError, match=r"ref 0: found shard .toy/train-00000.tar., expected other/train-00000.tar or other"
+        DatasetError, match=r"safetensors: found shard .toy/train-00000.tar., expected other/train-00000.tar or other"
     ):
         ManifestIndex.open(folder, ["train"])
 
@@ -279,7 +280,7 @@ def test_rows_of_another_dataset_are_refused(pool: Path, tmp_path: Path) -> None
     (folder / "refseg.json").write_text(other.to_json())
 
     with pytest.raises(DatasetError, match="found dataset refcocog/umd, expected refcoco/unc, refclef/unc; "):
-        ManifestIndex.open(folder, ["train"])
+        BuiltDataset.open(folder, ["train"]).read(["ref_id"])
 
 
 def test_a_changed_manifest_is_refused(copy: Path) -> None:
@@ -319,7 +320,7 @@ def test_a_hash_that_is_none_is_refused(copy: Path, edit_descriptor: Edit) -> No
     edit_descriptor(copy, lambda content: content["shards"][0].update(found))
 
     with pytest.raises(DatasetError, match=r"ref 0: found sample_xxh3 '.', expected 16 hexadecimal digits"):
-        ManifestIndex.open(copy, ["train"])
+        BuiltDataset.open(copy).read(["ref_id"])
 
 
 def test_an_unknown_split_lists_the_splits_there_are(dataset: Path) -> None:

@@ -72,8 +72,16 @@ def test_without_a_cache_samples_are_requested_one_by_one(
     index = ManifestIndex.open(f"file://{dataset}", ["train"])
     assert same(loader(index), loader(train_index))
     index.check_ahead(wait=True)
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"{cache}: the cache of remote shards cannot be used")
+    messages = [record.getMessage() for record in caplog.records]
+    assert (
+        [message.partition(": ")[2][:40] for message in messages]
+        == [
+            "the cache of remote shards cannot be used"[:40],  # of the folder for indexes
+            "the index is kept in memory, by each process"[:40],
+            "the cache of remote shards cannot be used"[:40],
+        ]
+    )
+    assert messages[2].startswith(f"{cache}: ")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -85,6 +93,27 @@ def test_batches_are_those_of_the_local_dataset(
     assert same(loader(index, num_workers=num_workers), loader(train_index))
     index.check_ahead(wait=True)
     assert cached(cache) == hashes(dataset)  # of train alone
+
+
+def test_an_index_is_downloaded_once_and_no_manifest(faulty_s3: Any, remote: str, train_index: ManifestIndex) -> None:
+    for number in range(2):
+        faulty_s3.requests.clear()
+        index = ManifestIndex.open(remote, ["train"])
+        assert [index.counts(row).tolist() for row in range(index.num_rows)] == [
+            train_index.counts(row).tolist() for row in range(index.num_rows)
+        ]
+        read = [line for line in faulty_s3.requests if line.startswith("GET") and "list-type" not in line]
+        assert [line.rpartition("/")[2].partition("?")[0] for line in read] == [
+            "refseg.json", *(["train.index.safetensors"] if number == 0 else []),
+        ]  # fmt: skip
+
+
+def test_a_damaged_index_in_a_bucket_is_refused(remote: str, dataset: Path) -> None:
+    damaged = bytearray((dataset / "train.index.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    fsspec.filesystem("s3").pipe_file(f"{remote}/train.index.safetensors", bytes(damaged))
+    with pytest.raises(DatasetError, match=r"train.index.safetensors: found \d+ bytes with sha256 .* expected"):
+        ManifestIndex.open(remote, ["train"])
 
 
 def test_the_second_epoch_asks_for_nothing(faulty_s3: Any, remote: str, train_index: ManifestIndex) -> None:
