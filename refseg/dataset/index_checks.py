@@ -60,24 +60,21 @@ def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
 
 def _find_wrong_lengths(arrays: Arrays, entries: tuple[ShardEntry, ...]) -> Iterator[IndexFault]:
     rows, sentences = sum(entry.num_refs for entry in entries), sum(entry.num_sentences for entry in entries)
-    images, tars = len(arrays["image_id"]), len(arrays["tar_start"]) - 1
-    lengths = {
-        rows: ("ref_id", "source_rank", "row_image", "num_runs", "row_dataset", "no_target"),
-        rows + 1: ("sentence_start", "category_start", "mask_start"),
-        sentences: ("sent_id", "sentence_exists"),
-        sentences + 1: ("token_start", "sent_start"),
-        images: (
-            *("height", "width", "image_shard", "image_offset", "image_bytes"), *("sample_bytes", "sample_xxh3"),
-        ),
-        images + 1: ("row_start", "file_name_start"),
-        len(entries): ("mask_xxh3",),
-        len(entries) + 1: ("manifest_start",),
-        tars + 1: ("tar_start",),
-    }  # fmt: skip
-    wanted = [(name, length) for length, names in lengths.items() for name in names]
-    for name, length in wanted:
-        if len(arrays[name]) != length or length < 0:
-            yield IndexFault(f"{len(arrays[name])} values of {name}", f"{length} as the descriptor counts")
+    images = len(arrays["image_id"])
+    of_images = ("height", "width", "image_shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3")
+    for length, names in (
+        (rows, ("ref_id", "source_rank", "row_image", "num_runs", "row_dataset", "no_target")),
+        (rows + 1, ("sentence_start", "category_start", "mask_start")),
+        (sentences, ("sent_id", "sentence_exists")),
+        (sentences + 1, ("token_start", "sent_start")),
+        (images, of_images),
+        (images + 1, ("row_start", "file_name_start")),
+        (len(entries), ("mask_xxh3",)),
+        (len(entries) + 1, ("manifest_start",)),
+    ):
+        for name in names:
+            if len(arrays[name]) != length:
+                yield IndexFault(f"{len(arrays[name])} values of {name}", f"{length} as the descriptor counts")
     of_manifests = np.cumsum([0, *(entry.num_refs for entry in entries)])
     if not np.array_equal(arrays["manifest_start"], of_manifests):
         yield IndexFault("other numbers of rows in manifests", "those in the descriptor")

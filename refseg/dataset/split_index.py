@@ -61,7 +61,7 @@ class SplitIndex:
         try:
             self.arrays = map_arrays(data)
         except DatasetError as error:
-            raise self._fault(str(error).removeprefix("found "), "an index").error(place) from error
+            raise self.fault(str(error).removeprefix("found "), "an index").error(place) from error
         self._data = data
         self._sound: set[int] = set()
         """Manifests whose masks this process has compared with their hash."""
@@ -83,10 +83,10 @@ class SplitIndex:
         try:
             counts = unpack_runs(arrays[MASKS][start:end], int(arrays["num_runs"][row]))
         except DatasetError as error:
-            raise self._fault(str(error).removeprefix("found "), "a mask", sample).error(self.place) from error
+            raise self.fault(str(error).removeprefix("found "), "a mask", sample).error(self.place) from error
         if counts.sum(dtype=np.uint64) != pixels or not counts[1:].all():
             expected = "run lengths of the image's size, none but the first empty"
-            raise self._fault("a mask of another size", expected, sample).error(self.place)
+            raise self.fault("a mask of another size", expected, sample).error(self.place)
         return counts
 
     def compare(self) -> None:
@@ -97,7 +97,7 @@ class SplitIndex:
         """
         found = xxhash.xxh3_64_hexdigest(memoryview(self._data)[: len(self._data) - len(self.arrays[MASKS])])
         if found != self.entry.arrays_xxh3:
-            raise self._fault(f"arrays with xxh3 {found}", self.entry.arrays_xxh3).error(self.place)
+            raise self.fault(f"arrays with xxh3 {found}", self.entry.arrays_xxh3).error(self.place)
 
     def release(self) -> None:
         """Let go of the memory of what was read so far; it stays in the system's cache of the file."""
@@ -109,10 +109,11 @@ class SplitIndex:
         first, last = arrays["manifest_start"][manifest : manifest + 2].tolist()
         start, end = arrays["mask_start"][[first, last]].tolist()
         if xxhash.xxh3_64_intdigest(arrays[MASKS][start:end].data) != int(arrays["mask_xxh3"][manifest]):
-            raise self._fault(f"other masks of manifest {manifest}", "those that were built").error(self.place)
+            raise self.fault(f"other masks of manifest {manifest}", "those that were built").error(self.place)
         self._sound.add(manifest)
 
-    def _fault(self, found: str, expected: str, sample: str = "") -> Fault:
+    def fault(self, found: str, expected: str, sample: str = "") -> Fault:
+        """What is wrong with the file."""
         return Fault(file=self.entry.name, sample=sample, found=found, expected=expected, remedy=CHANGED)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,7 +158,7 @@ def _check(dataset: BuiltDataset, index: SplitIndex) -> None:
             pass
     index.compare()
     for found, expected in find_index_faults(index.arrays, dataset.descriptor, entries):
-        raise index._fault(found, expected).error(dataset.place)
+        raise index.fault(found, expected).error(dataset.place)
     index.release()
 
 

@@ -28,12 +28,13 @@ from refseg.data.index import ManifestIndex
 from refseg.dataset import split_index
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.dataset.file_checks import read_as_built
+from refseg.dataset.index_checks import find_index_faults
 from refseg.dataset.index_file import ARRAYS, map_arrays, write_indexes
 from refseg.dataset.packed_runs import RunPacker, unpack_runs
 from refseg.errors import DatasetError
 from refseg.storage import open_folder
 
-from .conftest import grid_pictures, write_overlay
+from .conftest import Picture, Ref, grid_pictures, write_overlay
 
 Write = Callable[..., Path]
 TRAIN = "train.index.safetensors"
@@ -261,6 +262,19 @@ def test_arrays_that_no_reader_can_use_are_refused(
     with pytest.raises(DatasetError, match=rf"{TRAIN}: found {message}"):
         ManifestIndex.open(copy, ["train"])
     assert [fault.file for fault in check_index((str(copy), "train"))] == [TRAIN]
+
+
+@pytest.mark.parametrize("name", ["sent_id", "ref_id", "width", "token_start", "row_start", "mask_xxh3", "tar_start"])
+def test_arrays_that_are_too_short_are_refused(name: str, tmp_path: Path, write: Write) -> None:
+    # As many images as rows, and as many rows as sentences.
+    refs = [Picture(i, (24, 32), (Ref(i, (0, 0, 2, 2), ("it",)),)) for i in range(3)]
+    folder = write(tmp_path / "d", {"train-00000": refs})
+    arrays, descriptor = map_arrays((folder / TRAIN).read_bytes()), load_descriptor(folder)
+    assert list(find_index_faults(arrays, descriptor, descriptor.shards)) == []
+
+    fault = next(find_index_faults({**arrays, name: arrays[name][:-1]}, descriptor, descriptor.shards))
+
+    assert name in fault.found
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, b"\x02" + b"\x00" * 7 + b"{}", b"PAR1" * 10])

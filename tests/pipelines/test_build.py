@@ -31,9 +31,9 @@ def test_building_twice_gives_the_same_bytes(tiny: Any, tmp_path: Path, contents
     assert once == contents(tmp_path / "twice")
     assert sorted(once) == [
         "refseg.json",
-        "testA-00000.parquet", "testA-00000.tar",
+        "testA-00000.parquet", "testA-00000.tar", "testA.index.safetensors",
         "val-00000.parquet", "val-00000.tar",
-        "val-00001.parquet", "val-00001.tar",
+        "val-00001.parquet", "val-00001.tar", "val.index.safetensors",
     ]  # fmt: skip
 
 

@@ -150,9 +150,10 @@ def test_images_that_cannot_be_fetched_are_not_taken_for_bad_ones(
     assert build_dataset(options).descriptor.num_rejects == 0
 
 
-# Uploads: 0 to 2 what is planned for each shard, 3 the plan, then tar, manifest and receipt of each, 13 the descriptor.
+# Uploads: 0 to 2 what is planned for each shard, 3 the plan, then tar, manifest and receipt of each, 13 and 14 the
+# indexes, 15 the descriptor.
 @pytest.mark.parametrize(
-    "upload", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 3, 6, 9, 12, 13))]
+    "upload", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 3, 6, 9, 12, 13, 15))]
 )
 def test_a_build_killed_during_an_upload_is_no_dataset_and_ends_with_the_same_bytes(
     tiny: Any, faulty_s3: Any, bucket: str, built: dict[str, bytes], upload: int

@@ -41,7 +41,8 @@ def test_a_dataset_of_the_same_images_writes_no_tar_and_needs_no_picture(tiny: A
     descriptor = build_dataset(options).descriptor
 
     assert sorted(path.name for path in (tmp_path / "plus").iterdir()) == [
-        "refseg.json", "testA-00000.parquet", "val-00000.parquet", "val-00001.parquet",
+        "refseg.json", "testA-00000.parquet", "testA.index.safetensors", "val-00000.parquet", "val-00001.parquet",
+        "val.index.safetensors",
     ]  # fmt: skip
     (used,) = descriptor.image_pools
     assert (used.name, used.path, used.dataset) == ("refcoco-unc", "../refcoco", "refcoco/unc")

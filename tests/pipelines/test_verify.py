@@ -21,8 +21,10 @@ from pipelines.stats import stats_dataset
 from pipelines.verify import verify_dataset
 from refseg.data.index import ManifestIndex
 from refseg.dataset.descriptor import ImagePool, MixMember, PoolTar, ShardEntry, SplitCounts, load_descriptor
+from refseg.dataset.index_file import write_indexes
 from refseg.dataset.manifest_writer import ManifestRow, write_manifest
 from refseg.errors import UsageError
+from refseg.storage import open_folder
 
 from .conftest import TinyRefer, read_manifest
 
@@ -278,10 +280,11 @@ def overlay(built: Path, folder: Path, *, mix: bool = False, **of_row: Any) -> P
         MixMember(dataset=member, digest="0" * 64, weight=1.0, num_refs=number, **nothing)
         for member, number in zip(members, num_refs, strict=True)
     )
-    changed_descriptor = replace(descriptor, shards=tuple(entries), image_pools=(pool,))
+    changed_descriptor = replace(descriptor, shards=tuple(entries), image_pools=(pool,), indexes=())
     if mix:
         changed_descriptor = replace(changed_descriptor, dataset="mix/ours", mix=mixed, source_counts={}, sources=())
-    (folder / "refseg.json").write_text(changed_descriptor.to_json())
+    indexes = write_indexes(open_folder(folder), changed_descriptor, folder)
+    (folder / "refseg.json").write_text(replace(changed_descriptor, indexes=indexes).to_json())
     return folder
 
 
