@@ -87,7 +87,11 @@ def test_the_site_has_guides_notebooks_and_the_reference(site: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "num_blocks", "printed"),
-    [("docs/index.md", 2, "torch.Size([8, 3, 480, 480])"), ("README.md", 1, ", 96, 96)")],
+    [
+        ("docs/index.md", 2, "torch.Size([8, 3, 480, 480])"),
+        ("README.md", 1, ", 96, 96)"),
+        ("docs/evaluation.md", 1, "cris {'oIoU': "),
+    ],
 )
 def test_the_examples_of_the_first_page_run(
     page: str,

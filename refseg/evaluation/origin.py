@@ -48,11 +48,10 @@ class OriginOfMasks(_Scored):
 
     Attributes:
         predictions: The file or folder of masks.
-        leak_warning, leak_statement: Empty, since nothing was compared.
     """
 
     predictions: str
-    leak_warning = leak_statement = ""
+    leak_warning = leak_statement = ""  # nothing can be compared
 
     @property
     def subject(self) -> str:
