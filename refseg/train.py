@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 
 from refseg.addresses import path_argument
+from refseg.exits import exit_code_of
 
 EXAMPLE = """examples:
   accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py toy --out runs/toy
@@ -71,37 +72,23 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 done, 1 the data or the run is at fault, 2 wrong usage, 75 asked to leave, 130 interrupted.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    from refseg.errors import RefsegError, UsageError
+    return exit_code_of(
+        lambda: _train(args), interrupted="interrupted; the same command resumes from the last checkpoint"
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from refseg.config import load_recipe
     from refseg.logs import configure_logging
-    from refseg.wording import printable
 
-    configure_logging(main_process=rank == 0)
-    try:
-        from refseg.config import load_recipe
+    configure_logging(main_process=os.environ.get("RANK", "0") == "0")
+    recipe = load_recipe(args.recipe, args.set)
+    from refseg.training.launch import die_with_launcher
+    from refseg.training.trainer import leave_process_group, train
 
-        recipe = load_recipe(args.recipe, args.set)
-        from refseg.training.launch import die_with_launcher
-        from refseg.training.trainer import leave_process_group, train
-
-        die_with_launcher()
-        train(recipe, args.out)
-        leave_process_group()
-    except RefsegError as error:
-        if rank == 0:
-            sys.stderr.write(f"refseg: error: {printable(str(error))}\n")
-        elif not isinstance(error, UsageError):  # wrong usage is everybody's, and rank 0 says it
-            sys.stderr.write(f"refseg: error: rank {rank}: {printable(str(error))}\n")
-        return error.exit_code
-    except OSError as error:
-        if error.filename is None:
-            raise
-        remedy = "check the path, its permissions and the free disk space"
-        sys.stderr.write(f"refseg: error: {printable(str(error.filename))}: {error.strerror}; {remedy}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("refseg: interrupted; the same command resumes from the last checkpoint\n")
-        return 130
+    die_with_launcher()
+    train(recipe, args.out)
+    leave_process_group()
     return 0
 
 

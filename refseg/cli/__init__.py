@@ -6,7 +6,6 @@ is. `COMMANDS` lists the modules in the order of the data flow.
 """
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import Any, cast
 
 from refseg import __version__
 from refseg.addresses import address_argument, path_argument
-from refseg.errors import RefsegError
+from refseg.exits import exit_code_of
 from refseg.wording import did_you_mean, printable
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -44,48 +43,27 @@ COMMANDS = {
 }
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What a write says of a disk without naming its file."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
         0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
     """
-    parser = _parser(sys.argv[1:] if argv is None else argv)
-    try:
-        args = parser.parse_args(argv)
-        if args.print_completion:
-            print(_completion(args.print_completion))
-            return 0
-        if not hasattr(args, "run"):
-            parser.print_help()
-            return 2
-        _configure_logging()
-        with redirect_stdout(cast("Any", _PrintableOutput(sys.stdout))):
-            return int(args.run(args))
-    except RefsegError as error:
-        _print_error(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("refseg: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output (`| head`) is gone: nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code_of(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _parser(argv)
+    args = parser.parse_args(argv)
+    if args.print_completion:
+        print(_completion(args.print_completion))
         return 0
-    except OSError as error:
-        if error.filename is None and error.errno not in _OF_THE_DISK:
-            raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _print_error(f"{where}{error.strerror}; check the path, its permissions and the free disk space")
-        return 1
-
-
-def _print_error(message: str) -> None:
-    print(f"refseg: error: {printable(message)}", file=sys.stderr)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 2
+    _configure_logging()
+    with redirect_stdout(cast("Any", _PrintableOutput(sys.stdout))):
+        return int(args.run(args))
 
 
 class _PrintableOutput:
