@@ -10,16 +10,16 @@ from refseg.errors import AnnotationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A picture to try.
+class BundledPicture:
+    """A picture of the bundled sample, which the demo offers as an example.
 
     Attributes:
-        image_id: COCO's.
-        path: Of the JPEG.
-        sentences: Expressions that people wrote about it.
+        image_id: COCO image id.
+        path: The JPEG.
+        sentences: Expressions that annotators wrote about it.
         origin: Address of the picture where its author published it.
-        licence: Its name.
-        licence_url: Where it can be read.
+        licence: Name of its licence.
+        licence_url: Address of the licence's text.
     """
 
     image_id: int
@@ -30,7 +30,7 @@ class Example:
     licence_url: str
 
 
-def read_examples(sample: Path) -> dict[int, Example]:
+def read_examples(sample: Path) -> dict[int, BundledPicture]:
     """Pictures of a folder in REFER's layout that have an expression, by image id.
 
     Args:
@@ -48,7 +48,7 @@ def read_examples(sample: Path) -> dict[int, Example]:
         for ref in refs:
             sentences[ref["image_id"]] += [sentence["sent"] for sentence in ref["sentences"]]
         return {
-            image["id"]: Example(
+            image["id"]: BundledPicture(
                 image_id=image["id"],
                 path=sample / "images/train2014" / image["file_name"],
                 sentences=tuple(sentences[image["id"]]),
