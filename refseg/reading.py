@@ -1,6 +1,6 @@
 """How a dataset is read: the one specification that loaders, plans, `refseg doctor` and recipes take. No torch.
 
-What is of a process (its rank, the epoch it begins with) is no part of it and stands beside it.
+What differs between processes (the rank, the epoch to begin with) is not part of it.
 """
 
 import math
@@ -28,9 +28,9 @@ DecodePlace = Literal["cpu", "device"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """What a sample is, how it becomes network input, and who does the work: what a recipe's `[data]` says of reading.
+    """What a sample is, how it becomes network input, and who does the work; a recipe's `[data]` section extends it.
 
-    A recipe's values are compared with the annotations by pydantic, a Python caller's by `__post_init__`.
+    pydantic compares a recipe's values with the annotations; `__post_init__` checks those of a Python caller.
 
     Attributes:
         input_size: Height and width of the network's input in pixels.
@@ -103,7 +103,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(ReadingOptions):
-    """The whole specification: the options, and how an epoch is ordered and cut into batches.
+    """The whole specification: the options, and how an epoch is ordered and divided into batches.
 
     Attributes:
         global_batch: Samples of a step over all processes.
@@ -130,7 +130,7 @@ class Reading(ReadingOptions):
 
     @classmethod
     def of(cls, options: ReadingOptions, **others: Any) -> "Reading":
-        """Make the specification of a recipe's options and what is not in them.
+        """Complete options, such as a recipe's, to a whole specification.
 
         Args:
             options: For example `recipe.data`.

@@ -121,7 +121,7 @@ def examine(
 
     Args:
         index: What is read.
-        reading: How; a global batch is the samples of one process in a step.
+        reading: How it is read; the global batch holds the samples of one process in a step.
         seconds: To spend on timing the loader, about.
         needed: Samples per second one training process takes, if it is known.
         recipe: Otherwise: whose model's step is timed.

@@ -68,7 +68,7 @@ def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> St
 
     Args:
         index: What is read.
-        reading: How; a global batch is the samples of one process in a step.
+        reading: How it is read; the global batch holds the samples of one process in a step.
         seconds: To spend, about; a batch of each is timed at least.
     """
     batches, geometry = _batches(index, reading), Geometry.of(reading)

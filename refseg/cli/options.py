@@ -1,4 +1,4 @@
-"""The options of a command, made from the dataclass or function that it calls, which names and describes each once.
+"""The options of a command, made from the dataclass or function that it calls, so that each is described once.
 
 A parameter's name becomes the option, its annotation says how the text is read, and its entry in the Google docstring
 (`Attributes:` or `Args:`) is the help. Defaults stay with the parameter: an option that is not given is not passed on.
@@ -28,7 +28,7 @@ def add_options(
 
     Args:
         parser: Of the command.
-        target: What the command calls with them.
+        target: The dataclass or function that the command calls with the options.
         positional: Parameters that are given without a flag.
         leave_out: Parameters that are not for the command line.
         prefix: Put before each name: `mask_` makes `--mask-threshold` of `threshold`.

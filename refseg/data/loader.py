@@ -62,7 +62,8 @@ class RefLoader:
 
         Args:
             index: What to read.
-            reading: How; with `decode` on the device, that of the accelerator given to `prepare_loader`.
+            reading: How it is read. With `decode` on the device, the device is that of the accelerator given to
+                `prepare_loader`.
             rank: Of this process.
             world_size: Number of processes.
             epoch: To start with.

@@ -101,8 +101,8 @@ class Packer(Dataset[Packed | Failed]):
 
     Args:
         index: What to read.
-        reading: How. With sampling by images an image is kept once for all its expressions of a batch, otherwise each
-            expression has a copy.
+        reading: How it is read. With sampling by images an image is kept once for all its expressions of a batch,
+            otherwise each expression has a copy.
         cache: Of resized images, with `decode` on the CPU; None: decode each time.
         memory: Kind of the memory to pack into (see `buffers.MemoryKind`).
     """

@@ -80,7 +80,7 @@ def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, rank
 
     Args:
         index: What is read.
-        reading: How; of any seed.
+        reading: How it is read; the seed makes no difference.
         num_nodes: Machines.
         ranks_per_node: Processes on each, one per GPU.
 
