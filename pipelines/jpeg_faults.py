@@ -10,9 +10,9 @@ from PIL import JpegImagePlugin
 
 from pipelines.images import FETCHES, SourceImage
 from refseg.errors import ImageError, StorageError
-from refseg.picture_kinds import describe_other_kind
+from refseg.file_kinds import describe_other_kind
+from refseg.jpeg_header import open_stored_jpeg
 from refseg.storage import is_remote, open_folder
-from refseg.stored_jpeg import open_stored_jpeg
 
 _JPEG_START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)

@@ -8,7 +8,7 @@ from PIL import Image
 from refseg.dataset.descriptor import StoredImages
 from refseg.dataset.schema import MAX_SIDE
 from refseg.errors import UsageError
-from refseg.stored_jpeg import open_stored_jpeg
+from refseg.jpeg_header import open_stored_jpeg
 
 
 def parse_store(text: str, quality: int) -> StoredImages:

@@ -1,4 +1,4 @@
-"""Recognises by its first bytes a file that stands where data was expected: a pointer, a web page, an archive.
+"""Recognises by its first bytes a file that stands where data or a picture of another kind was expected.
 
 Downloads and clones leave such files under the right name, so a parser's own message ("Expecting value at character 0")
 sends a user to fetch the same file again.
@@ -28,6 +28,44 @@ _ARCHIVES = (
 )
 _WIDE_MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
                (b"\xfe\xff", "UTF-16"))  # fmt: skip
+_SAVE = "save it as {wanted}"
+_FRAME = "save one of its pictures as {wanted}"
+
+_PICTURE_MARKS = (
+    (0, b"\xff\xd8\xff", "a JPEG", _SAVE),
+    (0, b"\x89PNG", "a PNG", _SAVE),
+    (0, b"GIF8", "a GIF", _SAVE),
+    (0, b"BM", "a BMP", _SAVE),
+    (0, b"II*\0", "a TIFF", _SAVE),
+    (0, b"MM\0*", "a TIFF", _SAVE),
+    (0, b"II+\0", "a TIFF", _SAVE),
+    (0, b"MM\0+", "a TIFF", _SAVE),
+    (8, b"WEBP", "a WebP", _SAVE),
+    (4, b"ftypavi", "an AVIF", _SAVE),
+    (4, b"ftyphe", "a HEIC", _SAVE),
+    (4, b"ftypmif", "a HEIC", _SAVE),
+    (4, b"ftypmsf", "a HEIC", _SAVE),
+    (4, b"ftypcrx", "a camera's raw picture (CR3)", _SAVE),
+    (0, b"\xff\x0a", "a JPEG XL", _SAVE),
+    (4, b"JXL \r\n\x87\n", "a JPEG XL", _SAVE),
+    (4, b"jP  \r\n\x87\n", "a JPEG 2000", _SAVE),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000", _SAVE),
+    (0, b"8BPS", "a Photoshop document", _SAVE),
+    (0, b"v/1\x01", "an OpenEXR picture", _SAVE),
+    (0, b"\0\0\1\0", "a Windows icon", _SAVE),
+    (0, b"\x93NUMPY", "a NumPy array", _SAVE),
+    (0, b"<svg", "an SVG drawing", _SAVE),
+    (0, b"%PDF", "a PDF", _SAVE),
+    *((0, b"P%d%c" % (number, end), "a Netpbm picture", _SAVE) for number in range(1, 8) for end in b"\n \r"),
+    (4, b"ftyp", "a video (MP4 or MOV)", _FRAME),  # after the pictures in the same container
+    (4, b"moov", "a video (MOV)", _FRAME),
+    (4, b"mdat", "a video (MOV)", _FRAME),
+    (8, b"AVI ", "a video (AVI)", _FRAME),
+    (0, b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)", _FRAME),
+    (0, b"\xff\xfe", "a text (UTF-16)", "fetch the picture itself"),
+    (0, b"\0\5\x16\7", "a Mac's file of attributes (AppleDouble)", "take the file whose name does not begin with ._"),
+)
+"""Offset of a mark in bytes, the mark, the kind that has it, and what to do."""
 
 
 def find_stand_in(head: bytes) -> str | None:
@@ -62,6 +100,26 @@ def find_stand_in(head: bytes) -> str | None:
     if _is_wide(head):
         return "is UTF-16 without a byte order mark, expected UTF-8; save it as UTF-8"
     return None
+
+
+def describe_other_kind(data: bytes, wanted: str) -> str:
+    """Say what was found and what to do; the text continues a message after the file's name.
+
+    Args:
+        data: The file, or its first KiB, of another kind than wanted or damaged from its first bytes on.
+        wanted: `JPEG` or `PNG`.
+    """
+    if not data:
+        return f"is empty, expected a {wanted}; fetch the file again"
+    head = data[:HEAD_BYTES]
+    found = f"starts with {head[:4].hex(' ')}, expected a {wanted}"
+    for offset, mark, kind, remedy in _PICTURE_MARKS:
+        if head.startswith(mark, offset) and kind != f"a {wanted}":
+            return f"{found}; it is {kind}: {remedy.format(wanted=wanted)}"
+    stand_in = find_stand_in(head)
+    if stand_in is not None:
+        return stand_in
+    return f"{found}; fetch the file again"
 
 
 def _is_wide(head: bytes) -> bool:

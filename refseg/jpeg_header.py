@@ -1,4 +1,15 @@
-"""The size of a JPEG by its header, before a decoder takes memory for it."""
+"""Heads of a dataset's JPEGs: a picture's size is known before a decoder takes memory for it.
+
+`Image.open` refuses pictures over 179 million pixels, since a small file of unknown origin could ask for all memory. A
+dataset says the size of each picture, which the build compares with the file, so its pictures have no other limit: a
+file that is larger than its dataset says is refused by its header. Pictures of unknown origin are opened by
+`refseg.apps.predict`.
+"""
+
+import struct
+from io import BytesIO
+
+from PIL import JpegImagePlugin
 
 from refseg.errors import ImageError
 
@@ -48,3 +59,25 @@ def check_jpeg_size(data: bytes | memoryview, expected: tuple[int, int]) -> None
         raise ImageError(
             f"its header says {found[0]} x {found[1]} pixels (height x width), expected {expected[0]} x {expected[1]}"
         )
+
+
+def open_stored_jpeg(data: bytes, at_most: tuple[int, int] | None = None) -> JpegImagePlugin.JpegImageFile:
+    """Read the head of a JPEG and none of its pixels.
+
+    Args:
+        data: The file's bytes.
+        at_most: `(height, width)` as annotated; a dataset may store its pictures smaller. None: not known.
+
+    Raises:
+        ImageError: If it is not a JPEG, its head is damaged, or it is larger.
+    """
+    try:
+        picture = JpegImagePlugin.JpegImageFile(BytesIO(data))
+    except (SyntaxError, OSError, ValueError, LookupError, struct.error) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
+    if at_most is not None and (picture.height > at_most[0] or picture.width > at_most[1]):
+        raise ImageError(
+            f"found {picture.height} x {picture.width} pixels, expected at most {at_most[0]} x {at_most[1]} "
+            "(height x width)"
+        )
+    return picture

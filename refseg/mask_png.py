@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from refseg.errors import AnnotationError, UsageError
-from refseg.picture_kinds import describe_other_kind
+from refseg.file_kinds import describe_other_kind
 
 CHANNELS = ("colour", "alpha")
 MAX_PIXELS = 2**28

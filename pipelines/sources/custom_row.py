@@ -1,13 +1,14 @@
 """What one row of a user's table says: its columns checked, each mistake named."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.sources.table import RowFault
-from refseg.values import short
+from refseg.dataset.schema import MAX_SIDE
+from refseg.json_text import parse_json
+from refseg.values import short, whole_number
 
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
@@ -16,8 +17,6 @@ SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
 
 Size = tuple[int, int]
-_MAX_SIDE = 65500  # a JPEG has no longer sides
-_INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +115,8 @@ class _Reader:
         height, width = self.integer("height"), self.integer("width")
         if height is None and width is None:
             return None
-        if height is None or width is None or not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-            self.faults.append(f"found height {height} and width {width}, expected 1 to {_MAX_SIDE} pixels")
+        if height is None or width is None or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+            self.faults.append(f"found height {height} and width {width}, expected 1 to {MAX_SIDE} pixels")
             return None
         return height, width
 
@@ -161,9 +160,7 @@ def _whole(value: Any) -> int | None:
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", value):
             return None
         value = int(value.strip().partition(".")[0])
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and -_INT64 <= value < _INT64 else None
+    return whole_number(value)
 
 
 def _numbers(value: Any, *, whole: bool) -> list[Any] | None:
@@ -195,16 +192,16 @@ def _rle(value: Any) -> dict[str, Any] | None:
     """`size` and `counts`; whether the counts are right for the size is for each ref to be checked."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             return None
     if not isinstance(value, dict):
         return None
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list | tuple) or len(size) != 2:
         return None
-    sides = [_whole_number(side) for side in size]
-    if not all(side is not None and 0 < side <= _MAX_SIDE for side in sides):
+    sides = [whole_number(side) for side in size]
+    if not all(side is not None and 0 < side <= MAX_SIDE for side in sides):
         return None
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
@@ -212,10 +209,5 @@ def _rle(value: Any) -> dict[str, Any] | None:
         return {"size": sides, "counts": counts} if counts.isascii() else None
     if not isinstance(counts, list):
         return None
-    runs = [_whole_number(run) for run in counts]
+    runs = [whole_number(run) for run in counts]
     return {"size": sides, "counts": runs} if all(run is not None and run >= 0 for run in runs) else None
-
-
-def _whole_number(value: Any) -> int | None:
-    """As `_whole`, but of numbers alone."""
-    return None if isinstance(value, str) else _whole(value)

@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image, ImageDraw
 
 from refseg.errors import ImageError
-from refseg.stored_jpeg import open_stored_jpeg
+from refseg.jpeg_header import open_stored_jpeg
 
 PICTURE_SIDE = 512
 """Pixels of the longer side of a picture in the page; larger ones are made smaller."""

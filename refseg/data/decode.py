@@ -10,8 +10,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from refseg.errors import ImageError
-from refseg.jpeg_header import jpeg_size
-from refseg.stored_jpeg import open_stored_jpeg
+from refseg.jpeg_header import jpeg_size, open_stored_jpeg
 
 
 def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
