@@ -2,10 +2,7 @@
 
 import hashlib
 import logging
-import os
-import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +23,7 @@ SAMPLES_FOLDER = f"{BUILD_FOLDER}/samples"
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
 """One file per finished shard."""
 _LOCK_NAME = "lock"
+_SCRATCH = "tmp-"
 
 
 @contextmanager
@@ -72,7 +70,7 @@ def _sweep(folder: Folder) -> None:
     """Remove what killed writers left half done."""
     if isinstance(folder, LocalFolder):
         for path in (folder.path / BUILD_FOLDER).iterdir():
-            if path.name.startswith("tmp-"):
+            if path.name.startswith(_SCRATCH):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -93,32 +91,21 @@ def remove_leftovers(folder: Folder) -> None:
 
 
 @contextmanager
-def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
-    """Paths for files in the making, beside the folder's own if it is local; what is left of them is removed.
+def scratch_folder(folder: Folder) -> Iterator[Path]:
+    """A new folder of this machine for files in the making, beside the dataset's own if that is local.
 
-    No two writers of one shard share a file, on whichever machines and in whichever containers they are.
+    No two writers share one, on whichever machines and in whichever containers they are. What is left in it is removed.
     """
-    if isinstance(folder, LocalFolder):
-        mark = f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-"
-        paths = [folder.path / BUILD_FOLDER / f"{mark}{name.replace('/', '-')}" for name in names]
-        try:
-            yield paths
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-    else:
-        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
-            yield [Path(scratch) / name.replace("/", "-") for name in names]
+    beside = folder.path / BUILD_FOLDER if isinstance(folder, LocalFolder) else None
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as scratch:
+        yield Path(scratch)
 
 
 @contextmanager
-def scratch_folder(folder: Folder) -> Iterator[Path]:
-    """A folder of this machine for files in the making, on the file system of `folder` if that is local."""
-    if isinstance(folder, LocalFolder):
-        yield folder.path / BUILD_FOLDER
-    else:
-        with tempfile.TemporaryDirectory(prefix="refseg-") as scratch:
-            yield Path(scratch)
+def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
+    """Paths in a `scratch_folder`."""
+    with scratch_folder(folder) as scratch:
+        yield [scratch / name.replace("/", "-") for name in names]
 
 
 def publish_bytes(folder: Folder, data: bytes, name: str) -> None:

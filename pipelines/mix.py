@@ -7,18 +7,15 @@ big_vision's `refcocox_combined`: an image with a ref in any split but `train` o
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.build_folder import BUILD_FOLDER
+from pipelines.build_folder import BUILD_FOLDER, hash_file, publish_bytes, scratch_files, scratch_folder
 from pipelines.build_plan import TOOL_KEYS, differing_keys, fingerprint
 from pipelines.mix_members import TRAIN, Member, open_members
 from pipelines.pools import PoolTable, rename_shards
@@ -123,43 +120,45 @@ def mix_datasets(options: MixOptions) -> MixResult:
     _check_unfinished(out, keys)
 
     protected = [images for member in members for images in _read_eval_images(member)]
-    with _stage(out, keys) as stage:
-        entries: list[ShardEntry] = []
-        used: set[str] = set()
-        for member in members:
-            for entry in member.train_entries:
-                rows = _choose_rows(member, entry, protected, allow_leak=options.allow_leak)
-                if rows.num_rows:
-                    used |= set(rows["shard"].unique().to_pylist())
-                    entries.append(_write_shard(rows, f"{TRAIN}-{len(entries):05d}", out, stage))
-        if not entries:
-            out.remove(BUILD_FOLDER)
-            raise DatasetError(
-                f"{out}: no training ref is left of {', '.join(member.descriptor.dataset for member in members)}: "
-                "each image is in another split too, or no member has a train split"
-            )
-        descriptor = Descriptor(
-            dataset=options.dataset,
-            refseg_version=__version__,
-            plan_fingerprint=fingerprint(keys),
-            mask_rule=members[0].descriptor.mask_rule,
-            tokenizer=members[0].descriptor.tokenizer,
-            num_rejects=0,
-            shards=tuple(entries),
-            sources=(),  # the members have them; files of one name are not one file
-            licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
-            plan_keys=keys,
-            counts_accepted=any(member.descriptor.counts_accepted for member in members),
-            image_pools=tuple(
-                replace(pool, tars=tuple(sorted(pool.tars, key=lambda tar: tar.name))) for pool in pools.used(used)
-            ),
-            mix=tuple(member.summary(allow_leak=options.allow_leak) for member in members),
-            leaks_allowed=options.allow_leak,
+    if isinstance(out, LocalFolder):
+        (out.path / BUILD_FOLDER).mkdir(parents=True, exist_ok=True)
+    plan = json.dumps({"format": "refseg-mix", "keys": keys}, indent=1) + "\n"
+    publish_bytes(out, plan.encode(), _PLAN)  # first: it marks the folder as ours
+    entries: list[ShardEntry] = []
+    used: set[str] = set()
+    for member in members:
+        for entry in member.train_entries:
+            rows = _choose_rows(member, entry, protected, allow_leak=options.allow_leak)
+            if rows.num_rows:
+                used |= set(rows["shard"].unique().to_pylist())
+                entries.append(_write_shard(rows, f"{TRAIN}-{len(entries):05d}", out))
+    if not entries:
+        out.remove(BUILD_FOLDER)
+        raise DatasetError(
+            f"{out}: no training ref is left of {', '.join(member.descriptor.dataset for member in members)}: "
+            "each image is in another split too, or no member has a train split"
         )
+    descriptor = Descriptor(
+        dataset=options.dataset,
+        refseg_version=__version__,
+        plan_fingerprint=fingerprint(keys),
+        mask_rule=members[0].descriptor.mask_rule,
+        tokenizer=members[0].descriptor.tokenizer,
+        num_rejects=0,
+        shards=tuple(entries),
+        sources=(),  # the members have them; files of one name are not one file
+        licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
+        plan_keys=keys,
+        counts_accepted=any(member.descriptor.counts_accepted for member in members),
+        image_pools=tuple(
+            replace(pool, tars=tuple(sorted(pool.tars, key=lambda tar: tar.name))) for pool in pools.used(used)
+        ),
+        mix=tuple(member.summary(allow_leak=options.allow_leak) for member in members),
+        leaks_allowed=options.allow_leak,
+    )
+    with scratch_folder(out) as stage:
         descriptor = replace(descriptor, indexes=write_indexes(out, descriptor, stage))
-        temporary = stage / f"tmp-{os.getpid()}-descriptor"
-        temporary.write_text(descriptor.to_json(), encoding="utf-8")
-        out.publish(temporary, DESCRIPTOR_NAME)
+    publish_bytes(out, descriptor.to_json().encode(), DESCRIPTOR_NAME)
     out.remove(BUILD_FOLDER)
     return MixResult(descriptor=descriptor, was_complete=False)
 
@@ -237,20 +236,6 @@ def _refuse_other_inputs(
         )
 
 
-@contextmanager
-def _stage(out: Folder, keys: Mapping[str, str]) -> Iterator[Path]:
-    """A local folder for temporary files, after the plan has marked the mix's folder as ours."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        stage = Path(elsewhere)
-        if isinstance(out, LocalFolder):
-            stage = out.path / BUILD_FOLDER  # a rename needs one file system
-            stage.mkdir(parents=True, exist_ok=True)
-        temporary = stage / f"tmp-{os.getpid()}-plan"
-        temporary.write_text(json.dumps({"format": "refseg-mix", "keys": dict(keys)}, indent=1) + "\n")
-        out.publish(temporary, _PLAN)
-        yield stage
-
-
 def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
     """Each split of a member but `train`, as `<dataset id> <split>`, and its images."""
     for split in member.dataset.splits:
@@ -279,25 +264,24 @@ def _choose_rows(
     return rename_shards(rows, member.pool_names)
 
 
-def _write_shard(rows: pa.Table, name: str, out: Folder, stage: Path) -> ShardEntry:
+def _write_shard(rows: pa.Table, name: str, out: Folder) -> ShardEntry:
     """Publish a manifest."""
-    temporary = stage / f"tmp-{os.getpid()}-{name}.parquet"
-    rows_sha256 = write_table(temporary, rows)
-    data = temporary.read_bytes()
-    entry = ShardEntry(
-        name=name,
-        split=TRAIN,
-        num_images=_num_images(rows),
-        num_samples=0,
-        num_refs=rows.num_rows,
-        num_sentences=pc.sum(pc.list_value_length(rows["sentences"])).as_py(),
-        tar_bytes=0,
-        tar_sha256="",
-        parquet_bytes=len(data),
-        parquet_sha256=hashlib.sha256(data).hexdigest(),
-        rows_sha256=rows_sha256,
-    )
-    out.publish(temporary, f"{name}.parquet")
+    with scratch_files(out, f"{name}.parquet") as (path,):
+        rows_sha256 = write_table(path, rows)
+        entry = ShardEntry(
+            name=name,
+            split=TRAIN,
+            num_images=_num_images(rows),
+            num_samples=0,
+            num_refs=rows.num_rows,
+            num_sentences=pc.sum(pc.list_value_length(rows["sentences"])).as_py(),
+            tar_bytes=0,
+            tar_sha256="",
+            parquet_bytes=path.stat().st_size,
+            parquet_sha256=hash_file(path),
+            rows_sha256=rows_sha256,
+        )
+        out.publish(path, f"{name}.parquet")
     return entry
 
 

@@ -1,16 +1,14 @@
 """Annotations to a plan: survey, check of every shard's records, published counts; all before an image is read."""
 
 import logging
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import __version__ as pillow
 
-from pipelines.build_folder import BUILD_FOLDER, PLAN_NAME, publish_bytes
+from pipelines.build_folder import PLAN_NAME, publish_bytes, scratch_folder
 from pipelines.build_plan import BuildPlan, PlannedShard, plan_keys
 from pipelines.check import CheckedShard, CheckTask, check_records
 from pipelines.engines import run_local
@@ -27,7 +25,7 @@ from pipelines.survey_tables import FindImage, Tables, survey_tables
 from refseg.dataset.descriptor import SplitCounts
 from refseg.dataset.schema import CUSTOM
 from refseg.errors import BuildError, ImageError, UsageError
-from refseg.storage import Folder, LocalFolder, open_folder, whole_address
+from refseg.storage import Folder, open_folder, whole_address
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
         BuildError: If there are too many faults, or the counts are not the published ones and that is not accepted.
     """
     folder = open_folder(options.out)
-    with _scratch(folder) as scratch:
+    with scratch_folder(folder) as scratch:
         spill = Spill(scratch)
         look = _look(source, options, spill)
         survey, tables = look.survey, look.tables
@@ -256,11 +254,3 @@ def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[CheckedSha
             folder.publish(checked.out, shard.samples_name)
             shards.append(shard)
     return tuple(shards)
-
-
-@contextmanager
-def _scratch(folder: Folder) -> Iterator[Path]:
-    """A local folder for files on their way, on the dataset's own disk if that is local."""
-    beside = folder.path / BUILD_FOLDER if isinstance(folder, LocalFolder) else None
-    with tempfile.TemporaryDirectory(prefix="tmp-plan-", dir=beside) as scratch:
-        yield Path(scratch)

@@ -87,12 +87,6 @@ def open_cache_file(path: Path, flags: int) -> int:
         raise
 
 
-def read_cache_file(path: Path) -> bytes:
-    """All bytes of a file of a cache; errors as of `open_cache_file`."""
-    with open(open_cache_file(path, os.O_RDONLY), "rb") as file:
-        return file.read()
-
-
 def open_in_use(path: Path, flags: int) -> int:
     """Open a file of a cache as `open_cache_file`; it stays in the cache until its descriptor is closed."""
     while True:
