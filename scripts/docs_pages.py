@@ -1,12 +1,17 @@
-"""Pages of the site that are made of other files: the reference, the notebooks, the column reference.
+"""Pages of the site that are made from other files: command line, recipes, reference, notebooks, column reference.
 
-A hook of MkDocs, named in `mkdocs.yml`.
+A hook of MkDocs, named in `mkdocs.yml`. The environment variable REFSEG_REPOSITORY gives the repository's URL, to which
+the home page and the foot of every page then link.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
+from docs_commands import commands_page
+from docs_copy import mark_copied_text
+from docs_recipes import recipes_page
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -16,18 +21,27 @@ COLUMNS = "manifests/COLUMNS.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the guides into the navigation: every page of `docs/` that it does not name."""
+    """Complete the navigation: guides are the pages of `docs/` that it does not name; each package has a reference."""
     named = re.findall(r"[\w/.-]+\.md", json.dumps(config.nav))
     guides = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]
     for section in config.nav or ():
         if "Guides" in section:
             section["Guides"] = guides
+        if "Reference" in section:
+            section["Reference"] += [{name: f"reference/{name}.md"} for name in packages()]
+    repository = os.environ.get("REFSEG_REPOSITORY")
+    if repository:
+        config.extra["social"] = [{"icon": "fontawesome/brands/git-alt", "link": repository, "name": "Repository"}]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that do not lie in `docs/`."""
-    made = {"columns.md": (ROOT / COLUMNS).read_text(encoding="utf-8")}
+    made = {
+        "columns.md": (ROOT / COLUMNS).read_text(encoding="utf-8"),
+        "commands.md": commands_page(),
+        "recipes.md": recipes_page(),
+    }
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         made[f"notebooks/{path.stem}.md"] = notebook_page(path)
     for name, modules in packages().items():
@@ -38,13 +52,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Let links that lead out of `docs/` lead to where the site has their page."""
+    """Point links that lead out of `docs/` to the site's page, and name the repository on the home page."""
+    repository = os.environ.get("REFSEG_REPOSITORY")
+    if repository and page.file.src_path == "index.md":
+        markdown = markdown.replace("git clone REPOSITORY", f"git clone {repository}")
+        markdown = markdown.replace("a clone of the repository", f"a clone of [the repository]({repository})")
     markdown = re.sub(r"\]\(\.\./(notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
     return markdown.replace(f"](../{COLUMNS})", "](columns.md)")
 
 
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """Let copy buttons copy commands without prompts and output."""
+    return mark_copied_text(html)
+
+
 def notebook_page(path: Path) -> str:
-    """The cells of a notebook as Markdown; commands of the shell as such."""
+    """Return the cells of a notebook as Markdown; cells of shell commands become shell blocks."""
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
@@ -57,7 +80,7 @@ def notebook_page(path: Path) -> str:
 
 
 def packages() -> dict[str, list[str]]:
-    """Public modules of the library by package; the command line describes itself."""
+    """Return the public modules of the library by package, without the command line, which has a page of its own."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "refseg").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -67,5 +90,5 @@ def packages() -> dict[str, list[str]]:
 
 
 def reference_page(package: str, modules: list[str]) -> str:
-    """A page that mkdocstrings fills."""
+    """Return a page that mkdocstrings fills."""
     return f"# {package}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -55,6 +56,19 @@ def _own_logging() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without it, or without playwright, tests that look at pages skip."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A dataset for the pages that show one, a browser that opens them, and a running demo."""
 
 import pickle
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -78,19 +77,6 @@ def demo_port(segmenter: Segmenter) -> Iterator[int]:
         yield listener.getsockname()[1]
         running.should_exit = True
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; without it, or without playwright, tests that look at pages skip."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""The page of the command line, made from the parsers: every command with its arguments, defaults and examples."""
+
+import argparse
+import re
+from collections.abc import Iterator
+
+from refseg import cli, train
+
+_DEFAULT = re.compile(r"\s*\(default: ([^()]*(?:\([^()]*\)[^()]*)*)\)")
+"""A default that a help text states itself."""
+_WIDTH = 88
+"""Characters of a line of usage."""
+
+
+def commands_page() -> str:
+    """Return the page as Markdown: `train.py` first, then each command of `refseg` in the order of its help."""
+    parser = cli._parser([], whole=True)
+    actions = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    parts = [
+        "# Command line",
+        "This page is generated from the parsers at each build of the site, so it shows what `--help` shows. "
+        "An argument that is written in capitals or without dashes is given by its position.",
+        "Exit codes: 0 success, 1 a fault of the data or of the run, 2 wrong usage, 75 stopped by SIGTERM after "
+        "saving, 130 interrupted.",
+        "| command | what it does |\n|---|---|\n"
+        + "\n".join(
+            [
+                "| [`refseg/train.py`](#train) | train from a recipe, or resume a run |",
+                *(f"| [`refseg {name}`](#{name}) | {cell(cli.COMMANDS[name])} |" for name in actions.choices),
+            ]
+        ),
+        *_section("refseg/train.py", "train", train._parser()),
+    ]
+    for name, command in actions.choices.items():
+        parts += _section(f"refseg {name}", name, command)
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(text: str) -> str:
+    """Text as it may stand in a cell of a table; angle brackets are not markup."""
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _section(title: str, anchor: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"## {title} {{#{anchor}}}"
+    yield cell(parser.description or "")
+    yield f"```text\n{_usage(parser)}\n```"
+    rows = [_row(parser, action) for action in parser._actions if action.dest != "help"]
+    if rows:
+        yield "| argument | meaning | default |\n|---|---|---|\n" + "\n".join(rows)
+    epilog = parser.epilog or ""
+    commands = re.findall(r"(?m)^\s+((?:refseg|accelerate) (?:.*\\\n)*.*)", epilog)
+    if commands:
+        yield "```shell\n" + "\n".join(re.sub(r"\n\s+", "\n    ", command) for command in commands) + "\n```"
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """The usage lines at a fixed width, whatever terminal the site is built in."""
+    formatter = argparse.HelpFormatter(parser.prog, width=_WIDTH)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
+    return formatter.format_help().rstrip()
+
+
+def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """One argument: its names and values, what it means, and its default where it has one."""
+    formatter = parser._get_formatter()
+    meaning = formatter._expand_help(action) if action.help else ""
+    stated = _DEFAULT.search(meaning)
+    if stated:
+        default = stated[1]
+        meaning = _DEFAULT.sub("", meaning)
+    elif action.required:
+        default = "required"
+    else:
+        has_one = action.option_strings and action.default not in (None, False, "", [], (), argparse.SUPPRESS)
+        default = f"`{action.default}`" if has_one else ""
+    if action.choices is not None:
+        listed = ", ".join(f"`{choice}`" for choice in action.choices)
+        meaning = f"{meaning}; one of {listed}"
+    return f"| {cell(_names(formatter, action))} | {cell(meaning)} | {cell(default)} |"
+
+
+def _names(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
+    """The names of an option with its values, or the name of a positional argument."""
+    if not action.option_strings:
+        return f"`{formatter._format_args(action, action.metavar or action.dest)}`"
+    values = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
+    if action.choices is not None and action.metavar is None:
+        values = action.dest.upper()  # the choices stand with the meaning
+    return ", ".join(f"`{name} {values}`" if values else f"`{name}`" for name in action.option_strings)
