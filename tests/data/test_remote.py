@@ -54,7 +54,7 @@ def loader(index: ManifestIndex, **options: Any) -> RefLoader:
     settings: dict[str, Any] = {
         "input_size": (32, 32), "global_batch": 4, "num_tokens": 12, "remainder": "pad", **options,
     }  # fmt: skip
-    process = {name: settings.pop(name) for name in ("rank", "world_size") if name in settings}
+    process = {name: settings.pop(name) for name in ("rank", "world_size", "epoch") if name in settings}
     return RefLoader(index, Reading(**settings), **process)
 
 
