@@ -11,14 +11,26 @@ from refseg import tokenizer
 from refseg.dataset.descriptor import ShardEntry
 from refseg.dataset.faults import MOST_FAULTS, Fault
 from refseg.dataset.file_checks import manifest_name
-from refseg.dataset.manifest_reader import find_manifest_faults
+from refseg.dataset.manifest_reader import find_manifest_faults, parse_manifest, read_table
 from refseg.dataset.manifest_writer import ManifestRow, digest_rows
 from refseg.dataset.row_checks import RowRules
 from refseg.dataset.schema import RefRecord
 from refseg.errors import AnnotationError
+from refseg.storage import open_folder
 
 Row = dict[str, Any]
 """A row as Parquet has it: plain values by column."""
+
+
+def read_rows(data: bytes) -> list[Row]:
+    """Rows of a manifest's bytes as plain values, which may be anything; `digest_rows` gives their digest.
+
+    Raises:
+        DatasetError: If the bytes are not a manifest of this format.
+    """
+    place, name = open_folder("."), "manifest"
+    rows: list[Row] = read_table(place, name, parse_manifest(place, name, data)).to_pylist()
+    return rows
 
 
 def _parse_row(row: Row) -> RefRecord | Exception:

@@ -51,27 +51,38 @@ class RefLoader:
     def __init__(
         self,
         index: ManifestIndex,
-        reading: Reading,
+        reading: Reading | None = None,
         *,
         rank: int = 0,
         world_size: int = 1,
         epoch: int = 0,
         only: NDArray[np.int64] | None = None,
+        geometry: Geometry | None = None,
+        **options: Any,
     ) -> None:
         """Plan the epochs of one rank.
 
         Args:
             index: What to read.
             reading: How it is read. With `decode` on the device, the device is that of the accelerator given to
-                `prepare_loader`.
+                `prepare_loader`. None: as `geometry` and `options` say.
             rank: Of this process.
             world_size: Number of processes.
             epoch: To start with.
             only: Positions of the samples to read, where not all are wanted; only without `shuffle`.
+            geometry: To the network's input; evaluation asks for the same.
+            options: Further attributes of `Reading`, such as `global_batch`, `num_tokens` or `sampling`.
 
         Raises:
-            UsageError: If the global batch cannot be cut for the processes, or there is no such rank or epoch.
+            UsageError: If a word is unknown, a number too low, the global batch cannot be cut for the processes, there
+                is no such rank or epoch, or a `reading` and parts of another one are given.
         """
+        if reading is None and geometry is not None:
+            reading = Reading(geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, **options)
+        elif reading is None or geometry is not None or options:
+            raise UsageError(
+                "RefLoader takes a Reading, or a geometry with a Reading's attributes; expected one of them"
+            )
         check_number("world_size", world_size, least=1)
         check_number("rank", rank, least=0)
         if reading.global_batch % world_size:
@@ -90,17 +101,17 @@ class RefLoader:
         # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
         self.dataloader: DataLoader[Packed | Failed]
         """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
-        options: dict[str, Any] = {"collate_fn": _only, "pin_memory": memory == "pinned"}
+        torch_options: dict[str, Any] = {"collate_fn": _only, "pin_memory": memory == "pinned"}
         if reading.worker_kind == "threads" and reading.num_workers:
             ahead = _Ahead(self._plans, packer, reading.num_workers)
-            self.dataloader = DataLoader(_Results(), batch_sampler=ahead, **options)
+            self.dataloader = DataLoader(_Results(), batch_sampler=ahead, **torch_options)
         else:
             self.dataloader = DataLoader(
                 packer,
                 batch_sampler=self._plans,
                 num_workers=reading.num_workers,
                 persistent_workers=reading.num_workers > 0,
-                **options,
+                **torch_options,
             )
 
     def _order(self, epoch: int) -> EpochOrder:

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.transforms import Geometry
-from refseg.reading import Reading
 from refseg.wording import counted
 
 
@@ -147,8 +146,6 @@ class RefDataset(Dataset[Sample]):
         Raises:
             UsageError: If a word is unknown, a number too low, or the numbers do not fit together.
         """
-        reading = Reading(
-            geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, global_batch=batch_size,
-            **options,
-        )  # fmt: skip
-        return RefLoader(self.index, reading, rank=rank, world_size=world_size)
+        return RefLoader(
+            self.index, geometry=geometry, global_batch=batch_size, rank=rank, world_size=world_size, **options
+        )

@@ -12,6 +12,7 @@ from refseg.errors import RecipeError
 from refseg.model_config import CRISConfig
 from refseg.models import build_model
 from refseg.models.cris import CRIS, Projector
+from refseg.models.model import select_images
 
 TINY: dict[str, Any] = {
     "name": "cris", "image_encoder": "tiny", "dim": 32, "ffn_dim": 48, "num_heads": 4, "num_decoder_layers": 2,
@@ -183,7 +184,7 @@ def test_the_explanation_says_how_much_the_picture_heard_each_word() -> None:
     heard = explanation.word_attention
     assert heard is not None
     assert (explanation.alpha, explanation.location) == (None, None)
-    fused = model.neck.fuse(state.of(index), text.sentence)
+    fused = model.neck.fuse(select_images(state, index), text.sentence)
     same(heard, model.decoder.word_attention(fused, text.words, mask)[:, None])
     same(heard.sum(2), torch.ones(2, 1, dtype=torch.double))
     assert (heard[:, 0][~mask] == 0).all()

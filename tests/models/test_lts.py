@@ -14,6 +14,7 @@ from refseg.model_config import LTSConfig
 from refseg.models import build_model
 from refseg.models.image_encoder import DarkNet53
 from refseg.models.lts import LTS, PriorSegmenter, TransformerLocator
+from refseg.models.model import select_images
 from refseg.models.neck import ConvNormReLU
 from refseg.models.text_encoder import BiGruTextEncoder
 from refseg.training.losses import LossWeights, training_loss
@@ -254,7 +255,7 @@ def test_the_explanation_is_the_prior_and_where_there_is_any_the_words_attention
         assert heard is None
         return
     if "locator" in settings:
-        fused = model.neck.fuse(state.of(index), text.sentence)
+        fused = model.neck.fuse(select_images(state, index), text.sentence)
         expected = model.locator.decoder.word_attention(fused, text.words, mask)  # type: ignore[union-attr]
     else:
         expected = model.text_encoder.word_weights(text.words, mask)  # type: ignore[operator]

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipelines.options import BuildOptions
 from pipelines.sources.raw import RawRef, RawShard, RawSource
+from pipelines.verify.rows import read_rows
 from refseg.dataset.manifest_writer import ManifestRow
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
     """The rows of a manifest, which are compared with nothing."""
-    return [ManifestRow.from_dict(fields) for fields in pq.read_table(path).to_pylist()]
+    return [ManifestRow.from_dict(fields) for fields in read_rows(path.read_bytes())]
 
 
 @dataclass

@@ -146,5 +146,5 @@ def test_one_and_four_workers_give_the_same_bytes(
         build_dataset(options)
         folders.append(contents(options.out))
 
-    assert len(folders[0]) == 2 * 4 + 1
+    assert len(folders[0]) == 2 * 4 + 2  # with the index and the descriptor
     assert folders[0] == folders[1]
