@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refseg.dataset.arrow_arrays import list_ends, list_lengths, numbers, one_array
 from refseg.dataset.descriptor import Descriptor, ShardEntry
 from refseg.dataset.manifest_reader import dataset_ids, open_manifest, read_checked
-from refseg.dataset.packed_runs import RunPacker
+from refseg.dataset.packed_runs import pack_runs
 from refseg.storage import Folder
 
 T = TypeVar("T")
@@ -182,8 +182,7 @@ def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.ui
     """Where each mask's packed run lengths begin, and those of all masks."""
     lists = masks.field("counts")
     starts, counts = _starts(list_ends(lists)).tolist(), numbers(lists.flatten())
-    packer = RunPacker()
-    packed = [packer.pack(counts[start:end]) for start, end in itertools.pairwise(starts)]
+    packed = [pack_runs(counts[start:end]) for start, end in itertools.pairwise(starts)]
     return _starts(np.cumsum([len(one) for one in packed], dtype=np.int64)), np.frombuffer(b"".join(packed), np.uint8)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -63,29 +64,29 @@ class SplitIndex:
         except DatasetError as error:
             raise self.fault(str(error).removeprefix("found "), "an index").error(place) from error
         self._data = data
+        self._manifest_start: list[int] = self.arrays["manifest_start"].tolist()
         self._sound: set[int] = set()
         """Manifests whose masks this process has compared with their hash."""
 
     def counts(self, row: int) -> NDArray[np.uint32]:
-        """Run lengths of a row's mask, which sum to its image's pixels; none but the first is 0.
+        """Run lengths of a row's mask, which sum to its image's pixels.
 
         Raises:
             DamageError: If they are not those that were built, or not those of a mask of this size.
         """
         arrays = self.arrays
-        manifest = int(np.searchsorted(arrays["manifest_start"], row, side="right")) - 1
+        manifest = bisect_right(self._manifest_start, row) - 1
         if manifest not in self._sound:
             self._compare_masks(manifest)
         start, end = arrays["mask_start"][row : row + 2].tolist()
-        image = arrays["row_image"][row]
-        pixels = int(arrays["height"][image]) * int(arrays["width"][image])
-        sample = f"ref {arrays['ref_id'][row]}"
         try:
-            counts = unpack_runs(arrays[MASKS][start:end], int(arrays["num_runs"][row]))
+            counts = unpack_runs(arrays[MASKS][start:end], arrays["num_runs"].item(row))
         except DatasetError as error:
-            raise self.fault(str(error).removeprefix("found "), "a mask", sample).error(self.place) from error
-        if counts.sum(dtype=np.uint64) != pixels or not counts[1:].all():
-            expected = "run lengths of the image's size, none but the first empty"
+            found = str(error).removeprefix("found ")
+            raise self.fault(found, "a mask", f"ref {arrays['ref_id'][row]}").error(self.place) from error
+        image = arrays["row_image"].item(row)
+        if np.add.reduce(counts, dtype=np.int64) != arrays["height"].item(image) * arrays["width"].item(image):
+            sample, expected = f"ref {arrays['ref_id'][row]}", "run lengths of the image's size"
             raise self.fault("a mask of another size", expected, sample).error(self.place)
         return counts
 
