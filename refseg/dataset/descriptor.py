@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -304,7 +304,10 @@ class Descriptor:
         return json.dumps({"format": "refseg", "descriptor_sha256": _hash_fields(fields), **fields}, indent=1) + "\n"
 
     def _fields(self) -> dict[str, Any]:
-        return {"digest": self.digest, **asdict(self)}
+        return {"digest": self.digest, **_ADAPTER.dump_python(self, warnings=False)}
+
+
+_ADAPTER = TypeAdapter(Descriptor)
 
 
 def _hash_fields(fields: dict[str, Any]) -> str:
@@ -354,7 +357,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
                 "use the refseg release that built it, or build the dataset again with this one"
             )
         digest, sha256 = fields.pop("digest"), fields.pop("descriptor_sha256")
-        descriptor = TypeAdapter(Descriptor).validate_json(json.dumps(fields), strict=True)
+        descriptor = _ADAPTER.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

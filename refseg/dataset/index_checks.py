@@ -31,20 +31,33 @@ class IndexFault(NamedTuple):
     expected: str
 
 
-def find_index_faults(arrays: Arrays, descriptor: Descriptor, entries: tuple[ShardEntry, ...]) -> Iterator[IndexFault]:
+def find_index_faults(
+    arrays: Arrays,
+    descriptor: Descriptor,
+    entries: tuple[ShardEntry, ...],
+    release: Callable[[], None] = lambda: None,
+) -> Iterator[IndexFault]:
     """Look for arrays that no reader may use; the first fault may make the others meaningless.
 
     Args:
         arrays: Of the index of a split.
         descriptor: Descriptor of the dataset.
         entries: The shards of the split.
+        release: Called between the checks, to let go of the memory of arrays that were looked at.
     """
-    yield from _find_wrong_lengths(arrays, entries)
-    yield from _find_wrong_starts(arrays)
-    yield from _find_wrong_images(arrays, descriptor, entries)
-    yield from _find_wrong_rows(arrays, len(dataset_ids(descriptor)))
-    yield from _find_wrong_sentences(arrays)
+    checks: tuple[Callable[[], Iterator[IndexFault]], ...] = (
+        lambda: _find_wrong_lengths(arrays, entries),
+        lambda: _find_wrong_starts(arrays, release),
+        lambda: _find_wrong_images(arrays, descriptor, entries),
+        lambda: _find_wrong_rows(arrays, len(dataset_ids(descriptor))),
+        lambda: _find_wrong_tokens(arrays),
+        lambda: _find_wrong_sentences(arrays),
+    )
+    for check in checks:
+        yield from check()
+        release()
     for name in STRINGS:
+        release()
         text = strings_of(arrays, name)
         try:
             text.validate(full=True)
@@ -80,7 +93,7 @@ def _find_wrong_lengths(arrays: Arrays, entries: tuple[ShardEntry, ...]) -> Iter
         yield IndexFault("other numbers of rows in manifests", "those in the descriptor")
 
 
-def _find_wrong_starts(arrays: Arrays) -> Iterator[IndexFault]:
+def _find_wrong_starts(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
     """Lists that reach out of what they are lists of."""
     for name, counted in chain(COUNTED.items(), [("tar_start", "tar_bytes")]):
         if name == "row_image":
@@ -89,6 +102,7 @@ def _find_wrong_starts(arrays: Arrays) -> Iterator[IndexFault]:
         is_whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == end
         if not is_whole or (np.diff(starts) < _LEAST.get(name, 0)).any():
             yield IndexFault(f"{name} that is not in order", f"positions from 0 to {end} in {counted}")
+        release()
     row_start = arrays["row_start"]
     if not np.array_equal(arrays["row_image"], np.repeat(np.arange(len(row_start) - 1), np.diff(row_start))):
         yield IndexFault("another row_image", "the image whose rows begin at row_start")
@@ -147,7 +161,7 @@ def _find_wrong_rows(arrays: Arrays, num_datasets: int) -> Iterator[IndexFault]:
     yield from _find_repeated(ref_id, dataset, num_datasets, "ref_id", "each once")
 
 
-def _find_wrong_sentences(arrays: Arrays) -> Iterator[IndexFault]:
+def _find_wrong_tokens(arrays: Arrays) -> Iterator[IndexFault]:
     tokens, start = arrays["tokens"], arrays["token_start"]
     is_wrong = (tokens[start[:-1]] != SOS_ID) | (tokens[start[1:] - 1] != EOS_ID)
     if (tokens >= VOCAB_SIZE).any():
@@ -158,6 +172,10 @@ def _find_wrong_sentences(arrays: Arrays) -> Iterator[IndexFault]:
         lambda sentence: f"sentence {sent_id[sentence]} with token_ids that are not those of a sentence",
         f"{SOS_ID}, ids below {SOS_ID}, {EOS_ID}",
     )
+
+
+def _find_wrong_sentences(arrays: Arrays) -> Iterator[IndexFault]:
+    sent_id = arrays["sent_id"]
     num_sentences = np.diff(arrays["sentence_start"])
     is_wrong = arrays["sentence_exists"] & np.repeat(arrays["no_target"], num_sentences)
     yield from _first(
