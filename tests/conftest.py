@@ -71,6 +71,28 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page that must complain of nothing and read nothing but its own files."""
+    said: list[str] = []
+    pages = []
+
+    def open_page(path: Path, *, width: int = 1200, fragment: str = "", scheme: str = "light") -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        pages.append(page)
+        own = (path.parent.as_uri() + "/", "data:")
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(own) else said.append(request.url))
+        page.goto(path.as_uri() + fragment)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == []
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it skip where it is absent."""

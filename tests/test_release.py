@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from refseg import __version__
-
 ROOT = Path(__file__).parents[1]
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
@@ -17,10 +15,12 @@ def _read_yaml(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
-def test_package_citation_and_code_have_one_version() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def test_the_version_stands_in_the_package_alone() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-    assert project["version"] == _read_yaml("CITATION.cff")["version"] == __version__
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "refseg/__init__.py"
+    assert "version" not in _read_yaml("CITATION.cff")
 
 
 def test_a_release_is_uploaded_only_after_the_wheel_and_the_image_have_run() -> None:

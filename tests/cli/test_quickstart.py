@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 
 from refseg.cli import main
-from tests.apps.conftest import browser, open_page
 from tests.warm_python import python
-
-__all__ = ["browser", "open_page"]
 
 
 def quickstart(out: Path) -> "subprocess.CompletedProcess[str]":

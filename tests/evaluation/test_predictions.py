@@ -349,7 +349,8 @@ def test_a_sentence_that_is_there_twice_is_scored_by_no_mask(write_stripes: Call
     """As in the mix of two data sets that number their refs alike."""
     picture = {"size": SIZE, "stripes": {}, "refs": [((0, 16), ["one"])]}
     index = ManifestIndex.open(write_stripes(picture, picture), ["val"])
-    index.ref_id[:], index.sent_id[:] = 10, 1000
+    object.__setattr__(index, "ref_id", np.full_like(index.ref_id, 10))
+    object.__setattr__(index, "sent_id", np.full_like(index.sent_id, 1000))
 
     with pytest.raises(PredictionError, match=r"ref 10 sentence 1000 is there more than once, .* score the members"):
         score_masks(index, given({Key(10, 1000): np.zeros(SIZE, bool)}), [ORIGINAL])

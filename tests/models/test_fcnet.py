@@ -77,7 +77,7 @@ def test_another_native_size_changes_the_query_projection_alone() -> None:
 def test_shapes_at_the_sizes_of_the_papers(size: tuple[int, int]) -> None:
     h, w = size[0] // 16, size[1] // 16
     with torch.device("meta"):
-        model = build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).eval()
+        model = build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(480, 480)).eval().to("meta")
         images = torch.zeros(1, 3, *size)
         maps = model.image_encoder(images)
         state = model.encode_image(images)
