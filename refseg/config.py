@@ -48,16 +48,19 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True)
 class _DatasetNames:
-    """Which dataset a run trains on and which it is scored on."""
+    """Which dataset a run trains on and which it is scored on.
+
+    Attributes:
+        root: Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL.
+        train_split: Split to train on.
+        val_split: Split to score during training.
+        val_root: Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train.
+    """
 
     root: Address
-    """Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL."""
     train_split: str = "train"
-    """Split to train on."""
     val_split: str = "val"
-    """Split to score during training."""
     val_root: Address = ""
-    """Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train."""
 
 
 _AS_A_SECTION = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -66,14 +69,15 @@ _AS_A_SECTION = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=_AS_A_SECTION)
 class DataConfig(ReadingOptions, _DatasetNames):
-    """What is read and how a sample becomes network input: a dataset's names and `refseg.reading.ReadingOptions`."""
+    """What is read and how a sample becomes network input: a dataset's names and `refseg.reading.ReadingOptions`.
+
+    Attributes:
+        input_size: Height and width of the network's input in pixels, multiples of 32; one number means a square.
+    """
 
     input_size: Size = (480, 480)
-    """Height and width of the network's input in pixels, multiples of 32; one number means a square."""
     num_tokens: Annotated[int, Field(ge=3, le=77, strict=True)] = 17
-    """Token ids per expression, SOS and EOS included; longer ones are cut and keep their EOS."""
     num_workers: Natural = 2
-    """Reading threads or processes per rank; 0 reads when a batch is asked for."""
 
     @field_validator("expressions_per_image")
     @classmethod

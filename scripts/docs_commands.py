@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Iterator
 
-from refseg import cli, train
+from refseg import cli
 
 _DEFAULT = re.compile(r"\s*\(default: ([^()]*(?:\([^()]*\)[^()]*)*)\)")
 """A default that a help text states itself."""
@@ -13,23 +13,18 @@ _WIDTH = 88
 
 
 def commands_page() -> str:
-    """Return the page as Markdown: `train.py` first, then each command of `refseg` in the order of its help."""
+    """Return the page as Markdown: each command of `refseg` in the order of its help."""
     parser = cli._parser([], whole=True)
     actions = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = [
         "# Command line",
         "This page is generated from the parsers at each build of the site, so it shows what `--help` shows. "
         "An argument that is written in capitals or without dashes is given by its position.",
+        "`accelerate launch refseg/train.py` takes the arguments of `refseg train`. "
         "Exit codes: 0 success, 1 a fault of the data or of the run, 2 wrong usage, 75 stopped by SIGTERM after "
         "saving, 130 interrupted.",
         "| command | what it does |\n|---|---|\n"
-        + "\n".join(
-            [
-                "| [`refseg/train.py`](#train) | train from a recipe, or resume a run |",
-                *(f"| [`refseg {name}`](#{name}) | {cell(cli.COMMANDS[name])} |" for name in actions.choices),
-            ]
-        ),
-        *_section("refseg/train.py", "train", train._parser()),
+        + "\n".join(f"| [`refseg {name}`](#{name}) | {cell(cli.COMMANDS[name])} |" for name in actions.choices),
     ]
     for name, command in actions.choices.items():
         parts += _section(f"refseg {name}", name, command)

@@ -7,7 +7,8 @@ from typing import Any
 
 from docs_commands import cell
 
-from refseg.config import Recipe, recipe_names
+from refseg.cli.options import descriptions
+from refseg.config import DataConfig, Recipe, recipe_names
 from refseg.model_config import MODEL_CONFIGS
 
 _SECTIONS = {"data": "DataConfig", "train": "TrainConfig", "eval": "EvalConfig"}
@@ -47,8 +48,15 @@ def recipes_page() -> str:
             parts.append("It has no keys of its own.")
     for section, class_name in _SECTIONS.items():
         definition = definitions[class_name]
-        parts += [f"## [{section}]", definition["description"]]
-        parts.append(_table(section, definition["properties"], required=definition.get("required", ())))
+        parts += [f"## [{section}]", definition["description"].partition("\n")[0]]
+        keys = definition["properties"]
+        if section == "data":  # a dataclass, which describes its attributes in its docstring
+            described = descriptions(DataConfig)
+            keys = {
+                key: {**schema, "description": described[key][:1].upper() + described[key][1:]}
+                for key, schema in keys.items()
+            }
+        parts.append(_table(section, keys, required=definition.get("required", ())))
     return "\n\n".join(parts) + "\n"
 
 

@@ -36,14 +36,14 @@ def add_options(
             `add_argument`, such as `metavar` or another `default`, and `flag`, such as `--split` for `splits`.
     """
     hints = get_type_hints(target)
-    descriptions = _descriptions(target)
+    described = descriptions(target)
     for name, parameter in inspect.signature(target).parameters.items():
         if name in leave_out:
             continue
         detail = dict(details.get(name, {}))
         default = detail.get("default", parameter.default)
         settings = _settings(hints[name], default, detail) | detail
-        settings["help"] = settings.get("help", descriptions.get(name, "") + _shown(default)).replace("%", "%%")
+        settings["help"] = settings.get("help", described.get(name, "") + _shown(default)).replace("%", "%%")
         flag = settings.pop("flag", f"--{'no-' * (default is True)}{prefix}{name}".replace("_", "-"))
         is_required = default is parameter.empty
         if name in positional:
@@ -128,7 +128,7 @@ def _shown(default: object) -> str:
     return f" (default: {'x'.join(map(str, shown))})"
 
 
-def _descriptions(target: Callable[..., Any]) -> dict[str, str]:
+def descriptions(target: Callable[..., Any]) -> dict[str, str]:
     """The description of each parameter in the Google docstrings of a target and its bases, by name."""
     found: dict[str, str] = {}
     for documented in reversed(inspect.getmro(target)) if isinstance(target, type) else (target,):
