@@ -30,7 +30,7 @@ class PlannedShard:
         name: For example `train-00000`.
         split: The split of all its refs.
         num_samples: Images in it.
-        samples_sha256: Of the file that `check_records` wrote, in `SAMPLES_FOLDER`.
+        samples_sha256: SHA-256 of the file that `check_records` wrote, in `SAMPLES_FOLDER`.
     """
 
     name: str

@@ -35,7 +35,7 @@ class BuildTask:
     Attributes:
         folder: The dataset's folder, path or URL.
         shard: Which one.
-        fingerprint: Of the plan.
+        fingerprint: Fingerprint of the build's plan.
         tools: Releases of the plan, which the machine that builds must have.
         skip_bad: Reject the refs of a bad image and go on, instead of failing.
         decode: Decode every image whole; False: look at its header alone.
@@ -56,7 +56,7 @@ class Receipt:
     """What a finished shard task says: the shard as it stands in the descriptor, and the refs it had to reject.
 
     Attributes:
-        fingerprint: Of the plan.
+        fingerprint: Fingerprint of the build's plan.
         entry: The shard; `num_images` is 0 where every image was bad, and then there are no files.
         rejects: Refs of bad images.
     """

@@ -24,10 +24,10 @@ def finalize(folder: Folder, plan: BuildPlan, receipts: Mapping[str, Receipt], o
     """Write rejects and indexes, then the descriptor: from that moment on, there is a dataset.
 
     Args:
-        folder: Of the dataset.
-        plan: Of the build.
-        receipts: Of all its shards, by name.
-        options: Of the build.
+        folder: The dataset's folder.
+        plan: The build's plan.
+        receipts: Receipts of all shards of the plan, by shard name.
+        options: The build's options.
 
     Raises:
         AnnotationError, ImageError: The first faults, with `on_bad_sample` `fail`.

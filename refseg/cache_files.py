@@ -23,7 +23,7 @@ class CacheEntry(NamedTuple):
     """A file of a cache.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         num_bytes: Its size.
         last_use: When it was last used, in seconds since 1970.
     """

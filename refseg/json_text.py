@@ -30,7 +30,7 @@ def canonical_json(value: Any) -> bytes:
     orjson takes a third of `json`'s time and writes all alike but very small and very large floats, and nan.
 
     Args:
-        value: Of dicts with text keys, lists, tuples, text, bools, None, 64-bit integers and finite floats.
+        value: Dicts with text keys, lists, tuples, text, bools, None, 64-bit integers and finite floats, nested.
     """
     text = orjson.dumps(value)
     if _SMALL in text or _EXPONENT.search(text):

@@ -31,7 +31,7 @@ class TrainingSet:
         split: The split that was trained on; empty: not recorded.
         root: Its folder or URL, whole where it is known so; empty: not recorded, as of a published model.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: Of such a mix, how many images of which splits those are (`refseg.dataset.descriptor.Descriptor.leaks`).
+        leaks: How many images of which splits such a mix contains (`refseg.dataset.descriptor.Descriptor.leaks`).
     """
 
     dataset: str

@@ -27,7 +27,7 @@ def add_options(
     """Add an option for each parameter of a dataclass or function.
 
     Args:
-        parser: Of the command.
+        parser: The command's parser.
         target: The dataclass or function that the command calls with the options.
         positional: Parameters that are given without a flag.
         leave_out: Parameters that are not for the command line.

@@ -86,7 +86,7 @@ def path_inside(folder: Path, file_name: str) -> Path:
 
     Args:
         folder: Where images are put.
-        file_name: Of a manifest, perhaps with folders of its own; the dataset may be anybody's.
+        file_name: File name in a manifest, perhaps with folders; the dataset may be untrusted.
 
     Raises:
         DatasetError: If the name is empty, absolute or leads out of the folder.

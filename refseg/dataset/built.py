@@ -64,7 +64,7 @@ class BuiltDataset:
         """Open a dataset and compare its files with its descriptor.
 
         Args:
-            folder: Of a finished dataset: a path or a URL.
+            folder: Folder of a finished dataset: a path or a URL.
             splits: Names of splits, whose files must be there; their order does not matter. None: all.
             with_tars: See the class.
             with_tokenizer: Refuse token ids that another tokenizer made than the one the models read.

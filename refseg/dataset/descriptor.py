@@ -77,7 +77,7 @@ class IndexEntry:
     Attributes:
         split: The split.
         num_bytes: Size of the file.
-        sha256: Of the file.
+        sha256: SHA-256 of the file.
         arrays_xxh3: XXH3-64 of the file without the packed masks, which are its end and have hashes of their own.
     """
 

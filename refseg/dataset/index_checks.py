@@ -13,9 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from refseg.dataset.descriptor import Descriptor, ShardEntry
+from refseg.dataset.file_checks import tar_name
 from refseg.dataset.index_file import split_tars
 from refseg.dataset.index_rows import COUNTED, STRINGS, Arrays
-from refseg.dataset.manifest_reader import dataset_ids, row_rules
+from refseg.dataset.manifest_reader import dataset_ids
 from refseg.dataset.row_checks import find_misplaced_samples
 from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
@@ -40,7 +41,7 @@ def find_index_faults(
     """Look for arrays that no reader may use; the first fault may make the others meaningless.
 
     Args:
-        arrays: Of the index of a split.
+        arrays: Arrays of a split's index.
         descriptor: Descriptor of the dataset.
         entries: The shards of the split.
         release: Called between the checks, to let go of the memory of arrays that were looked at.
@@ -116,9 +117,8 @@ def _find_wrong_images(arrays: Arrays, descriptor: Descriptor, entries: tuple[Sh
         lambda image: f"size {height[image]} x {width[image]} (height x width)",
         f"1 to {MAX_SIDE:,} pixels a side and {MAX_PIXELS:,} at most",
     )
-    known: dict[str, int] = {}
-    for entry in entries:
-        known.update(row_rules(descriptor, entry).tar_bytes)
+    known = {tar_name(entry): entry.tar_bytes for entry in entries if entry.num_samples}
+    known |= {f"{pool.name}/{tar.name}": tar.num_bytes for pool in descriptor.image_pools for tar in pool.tars}
     try:
         tars = split_tars(arrays)
     except UnicodeDecodeError:

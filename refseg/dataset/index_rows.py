@@ -149,7 +149,7 @@ def continued(arrays: Arrays, lengths: Mapping[str, int]) -> Iterator[tuple[str,
 
     Args:
         arrays: To be appended; without `image_shard`, which counts in a list of its own.
-        lengths: Of the arrays so far; empty: there are none.
+        lengths: Lengths of the arrays so far, by name; empty at the beginning.
     """
     for name, values in arrays.items():
         if name in COUNTED and lengths:

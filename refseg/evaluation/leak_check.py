@@ -109,8 +109,9 @@ def leak_warning(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> s
     That is one scored with `--allow-leak`, one of a leaky mix, and one whose training images could not be compared.
 
     Args:
-        lineage: Of the model.
-        check: Of the model and the split; None: there was none, as in results of earlier releases.
+        lineage: What the model was trained on.
+        check: Result of comparing the model with the split; None: nothing was compared, as in
+            results of earlier releases.
         scored: The split, as `<dataset id> <split>`.
 
     Returns:

@@ -120,7 +120,7 @@ class WordDecoder(nn.Module):
 
         Args:
             layers: At least one.
-            codes: Of the places of pixels and words, C wide.
+            codes: Position codes of pixels and words, each C wide.
             has_final_norm: End with a LayerNorm, as CRIS does.
         """
         super().__init__()

@@ -47,7 +47,7 @@ def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
     """Return the image state of B sentences: row b of each tensor is row `image_index[b]` of the given one.
 
     Args:
-        image_state: Of I images, of any model.
+        image_state: State of I images, from any model.
         image_index: The image of each sentence, 0 to I - 1.
     """
     return type(image_state)(*(tensor[image_index] for tensor in image_state))
@@ -89,8 +89,8 @@ class SegmentationModel(nn.Module):
         """Segment, with all that training needs.
 
         Args:
-            image_state: Of B images: row b is the image of sentence b.
-            text_state: Of B sentences.
+            image_state: State of B images: row b is the image of sentence b.
+            text_state: State of B sentences.
         """
         raise NotImplementedError
 
@@ -102,8 +102,8 @@ class SegmentationModel(nn.Module):
         """Segment, with all that training needs.
 
         Args:
-            image_state: Of I images.
-            text_state: Of B sentences.
+            image_state: State of I images.
+            text_state: State of B sentences.
             image_index: The image of each sentence, 0 to I - 1.
         """
         return self.decode_pairs(select_images(image_state, image_index), text_state)

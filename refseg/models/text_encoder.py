@@ -116,7 +116,7 @@ class BiGruTextEncoder(nn.Module):
 
         Args:
             dim: Hidden width of each direction, and width of words and sentence.
-            vector_dim: Of the word vectors.
+            vector_dim: Width of the word vectors.
             vocab_size: Rows of the table of vectors: CLIP's vocabulary.
         """
         super().__init__()

@@ -105,7 +105,7 @@ def location_target(
     Args:
         masks: 1 where the object is, else 0.
         grid: `(h, w)`, which divide H and W.
-        kind: Of the blob.
+        kind: Kind of the blob.
     """
     height, width = masks.shape[1:]
     h, w = grid

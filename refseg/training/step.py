@@ -192,7 +192,7 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     whole batch is what a batch norm sees: the images of a part.
 
     Args:
-        batch: Of one rank, `image_index` in ascending order.
+        batch: Batch of one rank, with `image_index` in ascending order.
         parts: How many; fewer where there are fewer images.
     """
     if parts == 1:

@@ -104,7 +104,7 @@ def report_rank_death(num_processes: int) -> Iterator[None]:
     it at the latest at the end of their step.
 
     Args:
-        num_processes: Of the run; 1: nothing is taken for such a death.
+        num_processes: Processes of the run; with 1 no error is taken for the death of another process.
 
     Raises:
         TrainingError: If another process is gone.

@@ -110,7 +110,7 @@ def choose_images(index: ManifestIndex, num_images: int) -> NDArray[np.int64] | 
     Of two numbers the smaller one's images are among the larger one's.
 
     Args:
-        index: Of the split.
+        index: Index of the split.
         num_images: How many; 0 or more than there are: all.
 
     Returns:
