@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,9 +10,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from refseg.data.index import ManifestIndex
+from refseg.data.loader import RefLoader
 from refseg.data.samples import RefDataset
 from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
+from refseg.reading import Reading
 
 
 @pytest.fixture
@@ -69,6 +72,19 @@ def test_the_loader_packs_the_same_refs_at_one_size(train: RefDataset) -> None:
     assert batches[0].images.shape == (4, 3, 64, 96)
     rows = torch.cat([batch.row_index[~batch.is_pad] for batch in batches])
     assert rows.tolist() == list(range(21))
+
+
+def test_a_loader_takes_a_reading_or_its_attributes_and_not_parts_of_two(train: RefDataset) -> None:
+    geometry = Geometry(kind="stretch", size=(32, 32))
+    options: dict[str, Any] = {"global_batch": 2, "shuffle": False, "num_tokens": 8}
+    reading = Reading(geometry="stretch", input_size=(32, 32), image_mean=geometry.mean, **options)
+
+    assert RefLoader(train.index, geometry=geometry, **options).reading == reading
+    for given in ({"reading": reading, "num_tokens": 4}, {"reading": reading, "geometry": geometry}, options):
+        with pytest.raises(
+            UsageError, match="takes a Reading, or a geometry with a Reading's attributes; expected one of them"
+        ):
+            RefLoader(train.index, **given)
 
 
 def test_the_loader_says_what_does_not_fit(train: RefDataset) -> None:
