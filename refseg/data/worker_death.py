@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch._C import _error_if_any_worker_fails
+
 from refseg.errors import RefsegError, TrainingError
 
 _NOTICE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^\n]*)")
@@ -47,8 +49,15 @@ def _find_notice(error: BaseException | None) -> re.Match[str] | None:
 
 
 def _await_notice(seconds: float) -> re.Match[str] | None:
+    """Ask torch for dead workers until it names one or the time is over.
+
+    The signal alone is not enough: what its handler raises is lost where a destructor happens to be running.
+    """
+    deadline = time.monotonic() + seconds
     try:
-        time.sleep(seconds)
-    except RuntimeError as error:  # raised by the signal's handler
+        while time.monotonic() < deadline:
+            _error_if_any_worker_fails()
+            time.sleep(0.01)
+    except RuntimeError as error:  # raised by the call above or by the signal's handler
         return _find_notice(error)
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._C import _remove_worker_pids, _set_worker_pids
 
 from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
@@ -154,6 +155,24 @@ def test_what_breaks_off_before_the_signal_comes_waits_for_it(error: Exception) 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_death_is_named_even_if_the_notice_of_the_signal_was_lost() -> None:
+    """The handler of the signal may raise inside a destructor, where Python drops exceptions."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    worker = subprocess.Popen(["sleep", "600"])
+    _set_worker_pids(id(worker), (worker.pid,))
+    worker.kill()
+    try:
+        with (
+            pytest.raises(TrainingError, match=rf"^DataLoader worker \(pid {worker.pid}\) is killed by signal: Killed"),
+            named_worker_death(signal_seconds=60.0),
+        ):
+            raise ConnectionResetError(104, "reset")
+    finally:
+        _remove_worker_pids(id(worker))
+        worker.wait()
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_an_error_that_is_no_death_stays_what_it_is() -> None:
