@@ -1,6 +1,6 @@
 """Kills training runs at seeded points and lets each go on: `python scripts/kill_training.py --points 20 --seed 0`.
 
-A run is 60 steps of two processes over gloo. A point is a step, the process that dies there, and the place: before the
+A run is 28 steps of two processes over gloo. A point is a step, the process that dies there, and the place: before the
 step, between gradients and weights, or at the n-th change of the disk while a checkpoint is written; SIGKILL ends that
 process and then the other. The same run, started again, must end with the weights, the optimiser's state and the
 log of one that nobody disturbed, bit for bit; if not, exit 1. Every fourth run goes on with one process instead of two
@@ -34,7 +34,7 @@ from refseg.training import checkpoint as checkpoints
 from refseg.training import checkpoint_writer, trainer
 from refseg.training.run_files import read_metrics
 
-STEPS, SAVE_EVERY, PROCESSES = 60, 7, 2
+STEPS, SAVE_EVERY, PROCESSES = 28, 7, 2
 CLOCK = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
 PLACES = ("before the step", "before the weights change", "while the checkpoint is written")
 _WRITES = 9

@@ -219,6 +219,7 @@ def test_every_request_of_a_folder_names_what_it_was_for(
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]  # the file is kept for the next run
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_given_up_after_the_read_time_out_and_asked_again(
     s3_server: Any, faulty_s3: Any, bucket: str, put: Put, short_pauses: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +349,7 @@ open_folder(sys.argv[1]).publish(Path(sys.argv[2]), "train-00000.tar")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("megabytes", "faults"), [(4, ["hold"]), (101, [None, None, "hold"])], ids=["one request", "several parts"]
 )

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HIDE = """
 import sys
 
@@ -53,6 +55,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_datasets_are_built_checked_mixed_exported_and_read_where_there_is_no_torch(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDE)  # workers of a build start with it, too
     script = tmp_path / "use.py"

@@ -13,6 +13,8 @@ from pycocotools import mask as coco_masks
 
 from refseg.apps.demo_pictures import Limits
 
+pytestmark = pytest.mark.slow
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 
 

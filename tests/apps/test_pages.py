@@ -15,6 +15,8 @@ from refseg.apps.browse import write_browse_page
 
 from .conftest import UNNAMED, Open
 
+pytestmark = pytest.mark.slow
+
 ALPHA = """(canvas) => {
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
   return [canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];

@@ -21,6 +21,8 @@ from refseg.run_lengths import encode_runs
 
 from .conftest import UNNAMED, Open
 
+pytestmark = pytest.mark.slow
+
 STICKS_OUT = """() => {
   const cards = [...document.querySelectorAll(".card, .panel, .example, .rules, .missing, main > section")];
   const found = [document.documentElement.scrollWidth - innerWidth];
@@ -131,7 +133,6 @@ def report_page(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.mark.slow
 def test_examples_of_a_report_are_sorted_and_searched(open_page: Open, report_page: Path) -> None:
     page = open_page(report_page)
     listed = page.locator(".examples").first
@@ -150,7 +151,6 @@ def test_examples_of_a_report_are_sorted_and_searched(open_page: Open, report_pa
     assert "shown" in page.locator(".tools output").inner_text()
 
 
-@pytest.mark.slow
 def test_an_example_of_a_report_opens_with_its_maps(open_page: Open, report_page: Path) -> None:
     page = open_page(report_page)
     button = page.locator(".example .open").first
@@ -168,7 +168,6 @@ def test_an_example_of_a_report_opens_with_its_maps(open_page: Open, report_page
     assert not dialog.is_visible()
 
 
-@pytest.mark.slow
 def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_page: Path) -> None:
     page = open_page(report_page, width=360)
 

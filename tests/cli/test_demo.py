@@ -14,6 +14,7 @@ from refseg.cli import main
 from tests.warm_python import python
 
 
+@pytest.mark.slow
 def test_the_demo_says_where_it_listens_and_ends_with_ctrl_c(toy_run: Path) -> None:
     command = [python(), "-m", "refseg", "demo", "--checkpoint", str(toy_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:

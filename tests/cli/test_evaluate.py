@@ -120,6 +120,7 @@ def test_an_unknown_split_names_those_there_are(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_path: Path) -> None:
     assert main(["report", str(evaluated), "--out", str(tmp_path / "page.html")]) == 0
 
@@ -172,6 +173,7 @@ def test_several_runs_are_put_side_by_side(evaluated: Path, tmp_path: Path, caps
     assert "gone: no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_evaluated_into_is_reported_on_and_compared_like_a_run(
     evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,7 @@ shapes = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     parts=st.lists(st.builds(Part, worlds, st.just(0), st.integers(0, 8)), min_size=1, max_size=4),

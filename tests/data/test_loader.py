@@ -267,6 +267,7 @@ def test_an_error_of_storage_keeps_its_words_over_processes(
         list(make_loader(train_index, num_workers=1, worker_kind="processes"))
 
 
+@pytest.mark.slow
 def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> None:
     loader = make_loader(train_index)
     cursor = loader.cursor(1).to_dict()

@@ -399,6 +399,7 @@ def test_a_weight_that_leaves_nothing_of_a_member_is_refused(train_index: Manife
         make_order(mixed(train_index, 1.0, 0.05))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     sampling=st.sampled_from(["ref", "sentence", "images"]),

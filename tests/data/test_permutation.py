@@ -90,6 +90,7 @@ def test_every_order_of_a_few_values_is_as_likely(size: int) -> None:
     assert chi_square <= orders - 1 + 5 * math.sqrt(2 * (orders - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [9, 50])
 def test_every_value_is_as_likely_at_every_place_and_beside_every_other(size: int) -> None:
     # 1500 keys: at a place, and one place after another, each value (or pair) so often; chi-square, five deviations.

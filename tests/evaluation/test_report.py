@@ -98,6 +98,7 @@ def told(words: str, **parts: Any) -> Any:
     return lambda *asked: SentenceExplanation(words=tuple(words.split()), **{**missing, **parts})
 
 
+@pytest.mark.slow
 def test_words_are_shaded_by_their_attention_where_a_model_explains(index: ManifestIndex, results: Results) -> None:
     weights = np.array([[0.0, 0.5, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])
     explain = told("[SOS] <b> red [EOS]", word_weights=weights)

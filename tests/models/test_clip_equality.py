@@ -61,6 +61,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[found.dtype] * scale)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_text_transformer_equals_open_clips_words_and_sentences(pair: Pair) -> None:
     model, clip = pair

@@ -14,15 +14,16 @@ def cost_of(name: str, encoder: str, side: int) -> Cost:
     return count_cost(config, input_size=(side, side), num_tokens=17)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "encoder", "side", "giga_macs"),
     [
         ("fcnet", "clip_resnet101", 480, 82.693),
-        pytest.param("fcnet", "clip_resnet101", 416, 61.80, marks=pytest.mark.slow),
-        pytest.param("fcnet", "swin_base", 480, 118.61, marks=pytest.mark.slow),
-        pytest.param("lts", "clip_resnet101", 480, 71.6, marks=pytest.mark.slow),
-        pytest.param("cris", "clip_resnet101", 480, 104.72, marks=pytest.mark.slow),
-        pytest.param("cris", "clip_resnet50", 416, 65.96, marks=pytest.mark.slow),
+        ("fcnet", "clip_resnet101", 416, 61.80),
+        ("fcnet", "swin_base", 480, 118.61),
+        ("lts", "clip_resnet101", 480, 71.6),
+        ("cris", "clip_resnet101", 480, 104.72),
+        ("cris", "clip_resnet50", 416, 65.96),
     ],
 )
 # CRFormer by CLIP ResNet-101 stands in `test_crformer`, with its parts.

@@ -73,6 +73,7 @@ def test_parameters_are_those_of_criss_code_to_the_last(encoder: str, parts: dic
     assert count(model) == total
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", ["clip_resnet50", "swin_base"])
 def test_shapes_at_the_sizes_of_the_papers(encoder: str) -> None:

@@ -149,11 +149,13 @@ def test_one_name_too_few_or_too_many_is_refused_by_name(
         load(text_file, "text_weights", "tiny")
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model_is_refused_by_name(clip_file: tuple[torch.nn.Module, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"rn50.*missing, the first is backbone\.stages_2\.6"):
         load(clip_file[1], "image_weights", "clip_resnet101")
 
 
+@pytest.mark.slow
 def test_the_residual_branch_of_cris_is_loaded_where_a_file_has_it(
     clip_file: tuple[torch.nn.Module, Path], tmp_path: Path
 ) -> None:

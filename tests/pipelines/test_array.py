@@ -280,6 +280,7 @@ def obstacle(tiny: Any) -> Iterator[Callable[[int], Obstacle]]:
             os.close(each.handle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_preempted_task_ends_at_once_and_goes_on_later(
     tiny: Any,

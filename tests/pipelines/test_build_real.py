@@ -130,6 +130,7 @@ def test_the_documented_webdataset_loop_reads_image_mask_and_tokens(
     assert "refseg" not in script.read_text().split('"""')[2]
 
 
+@pytest.mark.slow
 def test_one_and_four_workers_give_the_same_bytes(
     shared_data: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:

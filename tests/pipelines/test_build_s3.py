@@ -78,6 +78,7 @@ def test_a_build_from_s3_to_s3_has_the_bytes_of_a_local_build(
     assert remote_contents(f"{bucket}/out") == built
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_urls(
     tiny: Any, bucket: str, uploaded: str, built: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_finished_build_is_checked_and_not_written_again(tiny: Any, faulty_s3:
     assert not [request for request in faulty_s3.requests if not request.startswith(("GET", "HEAD"))]
 
 
+@pytest.mark.slow
 def test_faults_that_pass_do_not_end_a_build(
     tiny: Any, faulty_s3: Any, bucket: str, uploaded: str, built: dict[str, bytes], short_pauses: None
 ) -> None:

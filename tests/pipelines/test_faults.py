@@ -180,6 +180,7 @@ def _loader_says(folder: Path, truth: list[Batch]) -> tuple[str, str]:
     return ("read" if given else "open") if message else "never", message
 
 
+@pytest.mark.slow
 def test_every_fault_is_reported_by_verify_and_by_the_loader(built: Path, tmp_path: Path) -> None:
     truth: list[Batch] = []
     _batches(built, truth)
@@ -208,6 +209,7 @@ def test_every_fault_is_reported_by_verify_and_by_the_loader(built: Path, tmp_pa
     assert len({name.split()[0] for name, *_ in table}) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_damage_of_a_shard_is_silent_wherever_it_is(seed: int, tiny: Any, tmp_path: Path) -> None:
     tiny.refs[0]["ann_id"] = 4471  # so that there are rejects

@@ -57,6 +57,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent_and_the_next_run_finishes(
     tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
@@ -90,6 +91,7 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir() or os.name != "posix", reason="looks processes up in /proc")
 def test_ctrl_c_leaves_a_build_that_goes_on(
     tiny: Any, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]

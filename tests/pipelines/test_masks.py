@@ -123,6 +123,7 @@ def test_compressed_run_lengths_of_large_masks_equal_those_of_pycocotools() -> N
     assert rle == encode_mask(mask)
 
 
+@pytest.mark.slow
 def test_masks_of_real_annotations_equal_the_drawn_ones(shared_data: Path) -> None:
     def drawn(annotations: list[Annotation], size: tuple[int, int], rule: str) -> Rle:
         height, width = size

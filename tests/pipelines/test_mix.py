@@ -236,6 +236,7 @@ def test_the_same_members_give_the_same_bytes_and_a_finished_mix_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "all").iterdir()} == times
 
 
+@pytest.mark.slow
 def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp_path: Path, bucket: str) -> None:
     mix(members, tmp_path / "shards" / "all")
     files, root = url_to_fs(bucket)
@@ -447,6 +448,7 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
     return folder
 
 
+@pytest.mark.slow
 def test_the_real_evaluation_lists_are_kept_out_as_others_keep_them_out(shared_data: Path, tmp_path: Path) -> None:
     lists = shared_data / "refcoco-eval-json"
 

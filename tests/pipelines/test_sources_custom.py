@@ -495,6 +495,7 @@ def test_one_table_is_expected(tmp_path: Path) -> None:
         read_source(MINE, tmp_path / "notes.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_memory_does_not_grow_with_the_table(suffix: str, tmp_path: Path) -> None:
     def peak(num_rows: int) -> int:

@@ -288,6 +288,7 @@ def overlay(built: Path, folder: Path, *, mix: bool = False, **of_row: Any) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_an_overlay_is_checked_down_to_the_samples_of_its_pool(built: Path, tmp_path: Path) -> None:
     folder = overlay(built, tmp_path / "over")
     assert verify_dataset(folder) == []
@@ -399,6 +400,7 @@ def test_a_descriptor_that_names_a_shard_twice_is_a_fault(built: Path) -> None:
     assert "refseg.json: found shard val-00000 more than once, expected each once" in say(built, fast=True)
 
 
+@pytest.mark.slow
 def test_a_url_and_several_processes_find_what_one_finds(built: Path) -> None:
     assert verify_dataset(f"file://{built}", workers=2) == []
     swapped = [built / name for name in ("val-00001.tar", "testA-00000.tar")]

@@ -153,6 +153,7 @@ def test_what_is_no_model_is_refused(fine_tune: list[str], tmp_path: Path, what:
         trainer.train(recipe, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_weights_it_started_from_are_moved_or_gone(
     overrides: list[str], ancestor: Path, tmp_path: Path
 ) -> None:

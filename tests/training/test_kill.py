@@ -20,4 +20,4 @@ def test_killed_runs_end_with_the_weights_of_the_undisturbed_one() -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 of 4 killed runs of 60 steps ended as the undisturbed one")
+    assert done.stdout.startswith("4 of 4 killed runs of 28 steps ended as the undisturbed one")

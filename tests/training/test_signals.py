@@ -15,10 +15,10 @@ from tests.training.test_training_runs import TWO_PROCESSES, assert_same_run, on
 
 __all__ = ["one_thread"]
 
-LONGER = ["train.epochs=10", "train.max_steps=60", "train.val_every_epochs=4", "train.keep_checkpoints=1",
+LONGER = ["train.epochs=4", "train.max_steps=24", "train.val_every_epochs=2", "train.keep_checkpoints=1",
           "train.trackers=[]"]  # fmt: skip
 LAUNCHES = {1: [], 2: TWO_PROCESSES}
-processes = pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+processes = pytest.mark.parametrize("num_processes", [1, 2])
 
 
 def command(num_processes: int, out: Path, settings: list[str]) -> list[str]:
@@ -28,7 +28,7 @@ def command(num_processes: int, out: Path, settings: list[str]) -> list[str]:
 def until_step_6(run: "subprocess.Popen[str]") -> None:
     assert run.stdout is not None
     for line in run.stdout:
-        if "step 6/60" in line:
+        if "step 6/24" in line:
             return
     raise AssertionError(f"the run ended before step 6, with exit code {run.wait()}")
 
@@ -60,6 +60,7 @@ def unbroken(references: Path, overrides: list[str]) -> Callable[[int], Path]:
     return run
 
 
+@pytest.mark.slow
 @processes
 def test_sigkill_and_the_same_command_give_the_unbroken_trace(
     num_processes: int, overrides: list[str], unbroken: Callable[[int], Path], tmp_path: Path
@@ -73,7 +74,7 @@ def test_sigkill_and_the_same_command_give_the_unbroken_trace(
     run.stdout.read()  # until no process is left that could write
     run.stdout.close()
     assert run.wait() == -signal.SIGKILL
-    assert not (tmp_path / "checkpoints" / "step-00000060").exists(), "killed too late to test anything"
+    assert not (tmp_path / "checkpoints" / "step-00000024").exists(), "killed too late to test anything"
 
     assert "going on from" in finish(num_processes, tmp_path, settings)
     assert_same_run(tmp_path, unbroken(num_processes))
@@ -92,7 +93,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     output, _ = run.communicate(timeout=300)
     assert run.returncode != 0
     (saved,) = (path.name for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert saved < "step-00000060", output
+    assert saved < "step-00000024", output
 
     finish(num_processes, tmp_path, settings)
     assert_same_run(tmp_path, unbroken(num_processes))

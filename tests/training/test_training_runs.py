@@ -124,6 +124,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert_same_run(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_lines_of_several_steps_survive_a_stop_between_them(overrides: list[str], tmp_path: Path) -> None:
     sparse = [*overrides, "train.log_every_steps=5", "train.val_every_epochs=0"]
     trainer.train(load_recipe("toy-quick", sparse), tmp_path / "a")
@@ -296,6 +297,7 @@ def test_two_runs_in_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> N
         pass
 
 
+@pytest.mark.slow
 def test_two_processes_see_every_sentence_once_an_epoch_and_train_as_one(
     overrides: list[str], toy_shards: Path, tmp_path: Path
 ) -> None:
