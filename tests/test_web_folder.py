@@ -17,6 +17,8 @@ from refseg.cli import main
 from refseg.errors import MissingDatasetError, StorageError
 from refseg.storage import WebFolder, open_folder
 
+pytestmark = pytest.mark.slow
+
 
 class _Handler(SimpleHTTPRequestHandler):
     """Python's own server, which knows no ranges; `listed`: whether it shows folders."""

@@ -77,6 +77,7 @@ def with_full_masks(run: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one_under_every_protocol(toy_run: Path, tmp_path: Path) -> None:
     checkpoint = with_full_masks(toy_run, tmp_path / "step-00000012")
     asked = ["evaluate", str(checkpoint), "--protocol", "all", "--save-predictions"]

@@ -17,6 +17,8 @@ from PIL import Image
 from refseg.cli import COMMANDS as ALL_COMMANDS
 from refseg.cli import _parser, main
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = {
     # A second row of a command has a space behind its name.
     "quickstart": "--out {new}",

@@ -65,6 +65,7 @@ def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Any, 
     assert page.get_by_role("dialog").locator("q").inner_text() == sentence
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_the_quickstart_with_its_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

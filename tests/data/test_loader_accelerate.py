@@ -15,6 +15,8 @@ from tests.warm_python import python
 
 from .conftest import Picture, Ref
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("accelerate_epoch.py")
 Reports = list[dict[str, Any]]
 
@@ -24,8 +26,8 @@ Reports = list[dict[str, Any]]
     # Processes, machines, global batch: five steps each, of 42 sentences.
     params=[
         (2, 1, 10),
-        pytest.param((3, 1, 9), marks=pytest.mark.slow),
-        pytest.param((2, 2, 10), marks=pytest.mark.slow),
+        (3, 1, 9),
+        (2, 2, 10),
     ],
     ids=["2 processes", "3 processes", "2 machines"],
 )

@@ -23,6 +23,8 @@ from tests.warm_python import python
 
 from .conftest import write_overlay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -280,7 +282,6 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children.values()))
 """
 
 
-@pytest.mark.slow
 def test_eight_ranks_of_one_machine_read_the_epoch_through_one_cache(
     remote: str, dataset: Path, train_index: ManifestIndex, cache: Path
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_model_costs_what_the_specification_says(name: str, encoder: str, side
     assert cost_of(name, encoder, side).total_macs == pytest.approx(giga_macs * 1e9, rel=0.005)
 
 
+@pytest.mark.slow
 def test_the_parts_of_fcnet_cost_what_the_specification_says() -> None:
     cost = cost_of("fcnet", "clip_resnet101", 480)
 

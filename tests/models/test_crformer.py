@@ -471,6 +471,7 @@ def test_recipes_train_as_fcnets_do_with_another_model(dataset: str, encoder: st
     assert ours.model.reconstruction_positions >= ours.data.num_tokens
 
 
+@pytest.mark.slow
 def test_work_at_480_pixels_is_the_specified_and_an_eighth_of_it_is_shared_by_an_images_sentences() -> None:
     config = CRFormerConfig(name="crformer", image_encoder="clip_resnet101")
 

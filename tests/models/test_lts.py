@@ -95,6 +95,7 @@ def test_parameters_of_the_encoders_of_its_time() -> None:
     assert count(model.text_encoder) == 49_408 * 300 + 2 * (1_247_232 + 3_072) + 512
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "settings",

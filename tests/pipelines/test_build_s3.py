@@ -22,6 +22,8 @@ from refseg.errors import DatasetError, StorageError
 from refseg.storage import open_folder
 from tests.warm_python import python
 
+pytestmark = pytest.mark.slow
+
 
 def remote_contents(url: str) -> dict[str, bytes]:
     """Every object below a URL, by its name below it."""
@@ -49,7 +51,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_requests, "_LONGEST_PAUSE_SECONDS", 0.02)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_build_to_s3_has_the_bytes_of_a_local_build(
     tiny: Any, bucket: str, built: dict[str, bytes], workers: int
 ) -> None:
@@ -78,7 +80,6 @@ def test_a_build_from_s3_to_s3_has_the_bytes_of_a_local_build(
     assert remote_contents(f"{bucket}/out") == built
 
 
-@pytest.mark.slow
 def test_the_command_line_takes_urls(
     tiny: Any, bucket: str, uploaded: str, built: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +100,6 @@ def test_a_finished_build_is_checked_and_not_written_again(tiny: Any, faulty_s3:
     assert not [request for request in faulty_s3.requests if not request.startswith(("GET", "HEAD"))]
 
 
-@pytest.mark.slow
 def test_faults_that_pass_do_not_end_a_build(
     tiny: Any, faulty_s3: Any, bucket: str, uploaded: str, built: dict[str, bytes], short_pauses: None
 ) -> None:
@@ -154,9 +154,7 @@ def test_images_that_cannot_be_fetched_are_not_taken_for_bad_ones(
 
 # Uploads: 0 to 2 what is planned for each shard, 3 the plan, then tar, manifest and receipt of each, 13 and 14 the
 # indexes, 15 the descriptor.
-@pytest.mark.parametrize(
-    "upload", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 3, 6, 9, 12, 13, 15))]
-)
+@pytest.mark.parametrize("upload", [5, *(number for number in (0, 3, 6, 9, 12, 13, 15))])
 def test_a_build_killed_during_an_upload_is_no_dataset_and_ends_with_the_same_bytes(
     tiny: Any, faulty_s3: Any, bucket: str, built: dict[str, bytes], upload: int
 ) -> None:

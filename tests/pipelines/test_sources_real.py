@@ -120,6 +120,7 @@ def test_boxes_and_empty_cases_of_refcocos(shared_data: Path, tmp_path: Path) ->
         assert (mask == expected).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dataset_id", "split"),
     [

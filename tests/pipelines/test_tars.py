@@ -86,6 +86,7 @@ def test_a_cut_anywhere_is_reported(tar: Path, size: int, message: str) -> None:
         list(read_members(tar))
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_outside_of_payloads_is_reported(tar: Path) -> None:
     whole = tar.read_bytes()
     payload = {*range(512, 512 + 700), *range(2048, 2048 + 3)}

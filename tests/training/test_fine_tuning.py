@@ -21,6 +21,8 @@ from refseg.training.checkpoint import load_checkpoint, load_optimizer
 from refseg.training.start_weights import load_start_weights
 from tests.training.test_training_runs import TWO_PROCESSES, assert_same_run, start
 
+pytestmark = pytest.mark.slow
+
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]", "train.max_steps=2"]
 STILL = ["train.lr=1e-20", "train.batchnorm=frozen", "model.dropout=0.0"]
 """Weights stay what they were at the start."""
@@ -153,7 +155,6 @@ def test_what_is_no_model_is_refused(fine_tune: list[str], tmp_path: Path, what:
         trainer.train(recipe, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_when_the_weights_it_started_from_are_moved_or_gone(
     overrides: list[str], ancestor: Path, tmp_path: Path
 ) -> None:
@@ -251,7 +252,6 @@ def test_a_batch_larger_than_the_dataset_says_what_to_set(overrides: list[str], 
         trainer.train(recipe, tmp_path)
 
 
-@pytest.mark.slow
 def test_two_processes_start_from_the_same_weights(fine_tune: list[str], ancestor: Path, tmp_path: Path) -> None:
     command = ["refseg/train.py", "toy-quick", "--out", str(tmp_path / "run"), "--set", *fine_tune]
     output, _ = (run := start([*TWO_PROCESSES, *command])).communicate(timeout=300)

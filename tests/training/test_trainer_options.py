@@ -17,6 +17,8 @@ from refseg.training.step import split_batch
 from refseg.training.stopping import Preemption
 from tests.training.test_training_runs import assert_same_run, trace
 
+pytestmark = pytest.mark.slow
+
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]"]
 
 
@@ -73,7 +75,6 @@ def test_the_average_follows_the_weights_and_is_what_is_loaded(overrides: list[s
     assert not torch.equal(weights[2], averages[2])
 
 
-@pytest.mark.slow
 def test_a_run_with_an_average_goes_on_bit_for_bit(overrides: list[str], tmp_path: Path) -> None:
     settings = [*overrides, "train.ema_decay=0.9", "train.trackers=[]"]
     trainer.train(load_recipe("toy-quick", settings), tmp_path / "whole")
@@ -128,7 +129,6 @@ def test_tensorboard_gets_the_numbers(recipe: Recipe, tmp_path: Path) -> None:
     assert "val/oIoU" in events.Tags()["scalars"]
 
 
-@pytest.mark.slow
 def test_a_validation_that_was_due_when_the_run_left_comes_first(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_on_a_cpu_it_is_the_same_who_decodes(
     assert_same_run(tmp_path / "run", unbroken_run(recipe, unbroken))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 6, 7])
 def test_a_stopped_run_goes_on_to_the_same_end(
     overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path, stop: int
