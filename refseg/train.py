@@ -18,7 +18,7 @@ import threading
 from collections.abc import Sequence
 
 from refseg.addresses import path_argument
-from refseg.exits import exit_code_of
+from refseg.exits import exit_code_of, print_next
 
 EXAMPLE = """examples:
   accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py toy --out runs/toy
@@ -89,6 +89,8 @@ def _train(args: argparse.Namespace) -> int:
     die_with_launcher()
     train(recipe, args.out)
     leave_process_group()
+    if os.environ.get("RANK", "0") == "0":
+        print_next("refseg", "evaluate", args.out, "--split", recipe.data.val_split, "--save-predictions")
     return 0
 
 

@@ -23,8 +23,17 @@ def commands_page() -> str:
         "`accelerate launch refseg/train.py` takes the arguments of `refseg train`. "
         "Exit codes: 0 success, 1 a fault of the data or of the run, 2 wrong usage, 75 stopped by SIGTERM after "
         "saving, 130 interrupted.",
+        "Results are printed on standard output, everything else on standard error: progress as a bar on a terminal "
+        "and as a line every ten seconds elsewhere, warnings, and what to run next. With `--json`, standard output "
+        "holds exactly one JSON object: the result, or, for the exit codes 1, 2 and 130, "
+        '`{"error": {"kind": ..., "message": ..., "exit_code": ...}}`. `refseg verify` and `refseg predict` end with '
+        "exit code 1 and their usual result if it contains faults.",
         "| command | what it does |\n|---|---|\n"
-        + "\n".join(f"| [`refseg {name}`](#{name}) | {cell(cli.COMMANDS[name])} |" for name in actions.choices),
+        + "\n".join(
+            f"| **{heading.capitalize()}** | |\n"
+            + "\n".join(f"| [`refseg {name}`](#{name}) | {cell(summary)} |" for name, summary in commands.items())
+            for heading, commands in cli.GROUPS.items()
+        ),
     ]
     for name, command in actions.choices.items():
         parts += _section(f"refseg {name}", name, command)

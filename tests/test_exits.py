@@ -1,14 +1,16 @@
-"""How a program ends: one line and an exit code."""
+"""How a program ends: an exit code, and an error as one line or one JSON object."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from refseg.errors import DatasetError, UsageError
-from refseg.exits import exit_code_of
+from refseg.exits import exit_code_of, print_next
 
 
 def _raising(error: BaseException) -> Callable[[], int]:
@@ -33,6 +35,31 @@ def test_an_error_is_reported_by_one_process_unless_it_is_of_one_process(
 def test_an_interrupt_says_what_is_to_be_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(_raising(KeyboardInterrupt()), interrupted="stopped; run it again") == 130
     assert capsys.readouterr().err == "refseg: stopped; run it again\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UsageError("no such split"), {"kind": "UsageError", "message": "no such split", "exit_code": 2}),
+        (KeyboardInterrupt(), {"kind": "KeyboardInterrupt", "message": "interrupted", "exit_code": 130}),
+        (OSError(28, "No space left on device", "out"), {"kind": "OSError", "exit_code": 1, "message":
+            "out: No space left on device; check the path, its permissions and the free disk space"}),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_json_object_on_standard_output_where_json_is_wanted(
+    error: BaseException, expected: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = exit_code_of(_raising(error), as_json=True)
+
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"error": expected}
+    assert (code, printed.err) == (expected["exit_code"], "")
+
+
+def test_the_next_command_is_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    print_next("refseg", "report", Path("my runs"))
+
+    assert capsys.readouterr().err == "Next: refseg report 'my runs'\n"
 
 
 PROGRAM = """

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from refseg.cli.options import add_json, add_options, given
+from refseg.exits import print_next
 from refseg.wording import counted
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary, indent=1))
     else:
         print(_page(args.out, descriptor, was_complete=result.was_complete))
+        print_next("refseg", "verify", args.out)
     return 0
 
 

@@ -69,7 +69,7 @@ def given(args: argparse.Namespace, target: Callable[..., Any], *, prefix: str =
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json`, which every command that prints results knows."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from refseg.addresses import path_argument
 from refseg.cli.options import add_json
+from refseg.exits import print_next
 
 EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
   hf upload OWNER/fcnet-toy published/fcnet-toy"""
@@ -38,4 +39,5 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"scores on the card: {', '.join(published.splits) or 'none; run `refseg evaluate` first, then publish anew'}"
     )
+    print_next("hf", "upload", published.folder.resolve().name, published.folder)
     return 0

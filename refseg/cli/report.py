@@ -3,6 +3,7 @@
 import argparse
 
 from refseg.cli.options import add_options, given
+from refseg.exits import print_next
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
   refseg report runs/toy --out report.html
@@ -19,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from refseg.apps.report_runs import report_runs
     from refseg.evaluation.options import ReportOptions
 
-    for path in report_runs(ReportOptions(**given(args, ReportOptions))):
-        print(path)
+    page, markdown = report_runs(ReportOptions(**given(args, ReportOptions)))
+    print(f"{page}\n{markdown}")
+    print_next("python", "-m", "webbrowser", page.resolve())
     return 0

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from refseg.cli.options import add_json, add_options, given
+from refseg.exits import print_next
 from refseg.wording import counted
 
 EXAMPLE = "refseg toy --out toy-source --images 400 --seed 0"
@@ -41,4 +42,5 @@ def run(args: argparse.Namespace) -> int:
         f"refs with a twin sharing shape or colour: {summary.twin_share:.1%}; "
         f"with both shape and colour found elsewhere in the picture: {summary.double_twin_share:.1%}"
     )
+    print_next("refseg", "build-shards", "toy/refseg", "--annotations", args.out, "--out", "shards/toy")
     return 0

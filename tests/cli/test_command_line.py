@@ -1,6 +1,8 @@
 """The command line as a whole: quick, torch-free until a command needs it, helpful everywhere."""
 
+import json
 import logging
+import re
 import resource
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refseg.cli import COMMANDS, main
+from refseg.cli import COMMANDS, GROUPS, main
 from refseg.errors import DatasetError
 
 
@@ -23,6 +25,40 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     # A promise to users, not a benchmark: 0.05 s. Of the processor's time, as other processes take theirs.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_lists_every_command_under_the_heading_of_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+
+    lines = capsys.readouterr().out.splitlines()
+    shown: dict[str, list[str]] = {}
+    for line in lines[lines.index("commands:") + 1 :]:
+        if heading := re.fullmatch(r"  (\w[\w ]*):", line):
+            shown[heading[1]] = []
+        elif command := re.match(r"    ([\w-]+)(  |$)", line):
+            shown[list(shown)[-1]].append(command[1])
+    assert shown == {heading: list(commands) for heading, commands in GROUPS.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "found"),
+    [
+        (["stats", "no-such-folder", "--json"], "MissingDatasetError", "no-such-folder"),
+        (["stats", "--json"], "UsageError", "the following arguments are required: DIR"),
+        (["evaluate", "--json", "--split", "val", "--protocl", "cris", "run"], "UsageError", "--protocl"),
+        (["statz", "--json"], "UsageError", "did you mean stats?"),
+    ],
+)
+def test_errors_are_json_where_the_result_would_have_been(
+    arguments: list[str], kind: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert (error["kind"], error["exit_code"], printed.err) == (kind, 2, "")
+    assert found in error["message"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
