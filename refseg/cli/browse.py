@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 
 from refseg.cli.options import add_json, add_options, given
-from refseg.cli.progress import progress_bar
+from refseg.progress import report_progress
 from refseg.wording import counted
 
 EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from refseg.apps.browse import write_browse_page
 
-    with progress_bar(" images") as progress:
+    with report_progress("draw pages", "images") as progress:
         page = write_browse_page(**given(args, write_browse_page), progress=progress)
     if args.json:
         print(json.dumps({**asdict(page), "path": str(page.path)}, indent=1))

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from refseg.cli.options import add_json, add_options, given
-from refseg.cli.progress import progress_bar
 from refseg.errors import UsageError
+from refseg.exits import print_next
 from refseg.mask_png import CHANNELS, PngRule
+from refseg.progress import report_progress
 from refseg.wording import counted
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     found = given(args, BuildOptions)
     rule = PngRule(**given(args, PngRule, prefix="mask_"))
     options = BuildOptions(**found | _array_task(found), png_rule=rule)
-    with _sigterm_unwinds(), progress_bar(" images", options.dataset) as progress:
+    with _sigterm_unwinds(), report_progress(f"build {options.dataset}", "images") as progress:
         result = build_dataset(options, progress=progress)
     if result.descriptor is None:
         _print_stage(options, result, as_json=args.json)
@@ -137,3 +138,4 @@ def _print_dataset(options: "BuildOptions", descriptor: "Descriptor", *, was_com
     counts = ", ".join(counted(int(str(summary[f"{name}s"])), name) for name in names)
     pooled = f", {summary['images_in_pools']} of the images in pools" if descriptor.image_pools else ""
     print(f"{options.out}: {done}: {counts}, {int(str(summary['bytes'])) / 1e6:.1f} MB{pooled}")
+    print_next("refseg", "verify", options.out)

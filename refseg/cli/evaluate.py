@@ -5,6 +5,7 @@ import json
 
 from refseg.cli.options import add_json, add_options, given
 from refseg.cli.score import print_results
+from refseg.exits import print_next
 
 EXAMPLE = """refseg evaluate runs/toy --split val --save-predictions
   refseg evaluate runs/toy --split val --protocol original cris lavt
@@ -37,5 +38,7 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"rows": str(rows), **results.to_json()}, indent=1))
         else:
             print_results(results, rows)
+            if not results.is_control:
+                print_next("refseg", "report", args.out if "out" in args else args.checkpoint)
     leave_process_group()
     return 0

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from refseg.addresses import path_argument
 from refseg.cli.options import add_json, add_options, given
-from refseg.cli.progress import progress_bar
+from refseg.progress import report_progress
 from refseg.wording import counted
 
 EXAMPLE = """refseg export shards/refcoco-unc --to refer --out refer-data
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pipelines.export.run import ExportOptions, export_dataset
 
-    with progress_bar("shard") as progress:
+    with report_progress(f"export {args.folder}", "shards") as progress:
         result = export_dataset(ExportOptions(**given(args, ExportOptions)), progress=progress)
     report = result.report
     if args.json:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refseg.cli.options import add_json, add_options, given
+from refseg.exits import print_next
 from refseg.mask_png import CHANNELS, PngRule
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"rows": rows and str(rows), **results.to_json()}, indent=1))
     else:
         print_results(results, rows)
+        if options.out is not None:
+            print_next("refseg", "report", options.out)
     return 0
 
 

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from refseg import __version__
 from refseg.data.batch import Batch
@@ -27,6 +26,7 @@ from refseg.evaluation.protocols import ORIGINAL, Protocol
 from refseg.evaluation.rows import Counted, RowFacts, SentenceOrder, make_table
 from refseg.models.model import SegmentationModel
 from refseg.models.text_cache import TextCache
+from refseg.progress import report_progress
 from refseg.reading import DecodePlace, Reading
 from refseg.run_lengths import encode_runs
 
@@ -129,30 +129,26 @@ def evaluate_model(
     model.train(False)
     try:
         batches: Iterable[Batch] = prepare_loader(accelerator, loader) if len(loader) else ()
-        # `disable=None`: a bar on a terminal, silence elsewhere.
-        progress = tqdm(
-            batches,
-            desc=f"evaluate {'+'.join(index.splits)}",
-            unit="batch",
-            disable=None if accelerator.is_main_process else True,
-        )
-        for batch in progress:
-            images = normalise(batch.images, model.image_mean, model.image_std)
-            _evaluate_batch(
-                model,
-                images,
-                batch,
-                encode_text=encode_text,
-                ground_truth=ground_truth,
-                targets=targets,
-                is_scored=is_scored,
-                geometry=geometry,
-                protocols=protocols,
-                found=found,
-                save_predictions=save_predictions,
-            )
-            if parts is not None:
-                parts.keep(found)
+        task = f"evaluate {'+'.join(index.splits)}"
+        with report_progress(task, "batches", shown=accelerator.is_main_process) as progress:
+            for number, batch in enumerate(batches, 1):
+                images = normalise(batch.images, model.image_mean, model.image_std)
+                _evaluate_batch(
+                    model,
+                    images,
+                    batch,
+                    encode_text=encode_text,
+                    ground_truth=ground_truth,
+                    targets=targets,
+                    is_scored=is_scored,
+                    geometry=geometry,
+                    protocols=protocols,
+                    found=found,
+                    save_predictions=save_predictions,
+                )
+                if parts is not None:
+                    parts.keep(found)
+                progress(number, len(loader))
         if parts is not None:
             parts.keep(found, at_once=True)
     finally:

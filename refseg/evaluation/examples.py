@@ -20,6 +20,7 @@ from refseg.evaluation.overlay import draw_overlay
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import column_name, counts, has_predictions
 from refseg.evaluation.scores import row_ious
+from refseg.progress import report_progress
 from refseg.run_lengths import draw_runs
 
 logger = logging.getLogger(__name__)
@@ -105,18 +106,19 @@ def choose_examples(
         "Worst": np.lexsort((chance, -counts(table, protocol, "target_area"), ious)),
         "Random": np.argsort(chance, kind="stable"),
     }
-    return [
-        ExampleGroup(
-            name=name,
-            examples=tuple(
-                _draw(table.slice(place, 1).to_pylist()[0], float(ious[place]), protocol, ground_truth, explain)
-                for place in _first_per_image(
-                    order.tolist(), images.tolist(), num_worst if name == "Worst" and num_worst else number
-                )
-            ),
-        )
+    images_of_rows = images.tolist()
+    chosen = {
+        name: _first_per_image(order.tolist(), images_of_rows, num_worst if name == "Worst" and num_worst else number)
         for name, order in orders.items()
-    ]
+    }
+    drawn: dict[str, list[ScoredExample]] = {name: [] for name in chosen}
+    places = [(name, place) for name, of_group in chosen.items() for place in of_group]
+    with report_progress(f"draw examples of {'+'.join(index.splits)}", "examples") as progress:
+        for count, (name, place) in enumerate(places, 1):
+            row = table.slice(place, 1).to_pylist()[0]
+            drawn[name].append(_draw(row, float(ious[place]), protocol, ground_truth, explain))
+            progress(count, len(places))
+    return [ExampleGroup(name=name, examples=tuple(examples)) for name, examples in drawn.items()]
 
 
 def _first_per_image(order: list[int], images: list[int], number: int) -> list[int]:

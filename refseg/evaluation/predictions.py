@@ -19,6 +19,7 @@ from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import RowFacts, column_name
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
 from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values, read_mask_png
+from refseg.progress import report_progress
 from refseg.run_lengths import encode_runs, expand_counts
 from refseg.values import whole_number
 from refseg.wording import closest
@@ -294,16 +295,18 @@ def _read_folder(folder: Path, rule: PngRule, notes: list[str]) -> Iterator[tupl
     if str(rule):
         notes.append(f"{folder}: masks were read with other rules than the default: {rule}")
     object_values: Counter[str] = Counter()
-    for path in paths:
-        match = _PNG.fullmatch(path.name)
-        if match is None:
-            raise PredictionError(f"{path}: expected a name like REF_SENT.png, for example 12_34.png")
-        try:
-            read = read_mask_png(path.read_bytes(), rule)
-        except (OSError, AnnotationError) as error:
-            raise PredictionError(f"{path}: {error}") from error
-        object_values[read.object_value] += 1
-        size = read.pixels.shape[0], read.pixels.shape[1]
-        yield str(path), Key(int(match[1]), int(match[2])), GivenMask(size=size, counts=encode_runs(read.pixels))
+    with report_progress(f"read {folder}", "masks") as progress:
+        for number, path in enumerate(paths, 1):
+            match = _PNG.fullmatch(path.name)
+            if match is None:
+                raise PredictionError(f"{path}: expected a name like REF_SENT.png, for example 12_34.png")
+            try:
+                read = read_mask_png(path.read_bytes(), rule)
+            except (OSError, AnnotationError) as error:
+                raise PredictionError(f"{path}: {error}") from error
+            object_values[read.object_value] += 1
+            size = read.pixels.shape[0], read.pixels.shape[1]
+            yield str(path), Key(int(match[1]), int(match[2])), GivenMask(size=size, counts=encode_runs(read.pixels))
+            progress(number, len(paths))
     if note := note_object_values(object_values):
         notes.append(f"{folder}: {note}")

@@ -19,6 +19,7 @@ from refseg.evaluation.predictions import GivenMask, Key, Predictions, read_pred
 from refseg.evaluation.protocols import Protocol, find_protocols
 from refseg.evaluation.results import Results, save_results
 from refseg.evaluation.rows import Counted, RowFacts, make_table
+from refseg.progress import report_progress
 from refseg.run_lengths import count_ones, count_shared, draw_runs, encode_runs
 from refseg.wording import counted
 
@@ -90,14 +91,16 @@ def score_masks(
     for note in notes:
         logger.warning("%s", note)
     saved: list[list[NDArray[np.uint32]]] = [[] for _ in protocols] if save_predictions else []
-    for number, (protocol, masks) in enumerate(zip(protocols, predictions.masks, strict=True)):
-        for place, key in enumerate(keys):
-            of_row, of_sentence = int(row[place]), int(sentence[place])
-            given = masks[key]
-            pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, given)
-            if save_predictions:
-                size = protocol.compared_size(index.size(of_row))
-                saved[number].append(given.counts if given.size == size else encode_runs(_draw(given, size)))
+    with report_progress(f"score {'+'.join(index.splits)}", "masks") as progress:
+        for number, (protocol, masks) in enumerate(zip(protocols, predictions.masks, strict=True)):
+            for place, key in enumerate(keys):
+                of_row, of_sentence = int(row[place]), int(sentence[place])
+                given = masks[key]
+                pixels[place, number] = _count(ground_truth, protocol, of_row, of_sentence, key, given)
+                if save_predictions:
+                    size = protocol.compared_size(index.size(of_row))
+                    saved[number].append(given.counts if given.size == size else encode_runs(_draw(given, size)))
+                progress(number * len(keys) + place + 1, len(protocols) * len(keys))
     said = [predictions.masks[0][key].predicted_none for key in keys]
     counted = Counted(row=row, sentence=sentence, pixels=pixels, predictions=saved, predicted_none=said)
     facts = RowFacts(

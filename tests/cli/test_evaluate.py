@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -101,15 +102,18 @@ def test_two_processes_give_the_rows_of_one_under_every_protocol(toy_run: Path, 
     assert all(np.any(one.column(f"{name}_intersection").to_numpy()) for name in PROTOCOLS)
 
 
-def test_scores_are_printed_with_their_rules(
-    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_scores_are_printed_with_their_rules_and_the_log_has_the_progress_and_the_next_command(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("refseg.progress.SECONDS_BETWEEN_LINES", 0.0)
     assert main(["evaluate", str(evaluated), "--split", "testA", "--out", str(tmp_path)]) == 0
 
-    printed = capsys.readouterr().out
-    assert "toy/refseg testA" in printed
+    printed = capsys.readouterr()
+    assert "toy/refseg testA" in printed.out
     for name in ("oIoU", "mIoU", "Pr@0.5", "Pr@0.9", "probability > 0.5", "original size"):
-        assert name in printed
+        assert name in printed.out
+    assert re.search(r"evaluate testA: 1 of \d+ batches", printed.err)
+    assert printed.err.endswith(f"Next: refseg report {tmp_path}\n")
 
 
 def test_an_unknown_split_names_those_there_are(
@@ -122,7 +126,10 @@ def test_an_unknown_split_names_those_there_are(
 
 
 @pytest.mark.slow
-def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_path: Path) -> None:
+def test_the_report_is_one_page_that_needs_nothing_else(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refseg.progress.SECONDS_BETWEEN_LINES", 0.0)
     assert main(["report", str(evaluated), "--out", str(tmp_path / "page.html")]) == 0
 
     page = (tmp_path / "page.html").read_text()
@@ -134,6 +141,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluated: Path, tmp_pat
     assert "probability &gt; 0.5" in page
     assert read(evaluated / "evaluation" / "scores-toy.refseg-val.json")["dataset_digest"][:16] in page
     assert "| oIoU | mIoU | Pr@0.5 |" in (tmp_path / "page.md").read_text()
+    assert re.search(r"draw examples of val: 1 of \d+ examples", capsys.readouterr().err)
 
 
 def test_a_report_without_scores_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

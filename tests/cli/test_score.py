@@ -1,6 +1,7 @@
 """`refseg score` over the real chain: what `refseg evaluate` saved, handed on as another project's masks would be."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,15 @@ def test_masks_are_kept_at_each_protocols_size_and_shown_where_asked_for(
     assert "--save-predictions: found no --out" in capsys.readouterr().err
 
 
-def test_scores_are_printed_with_intervals_and_rules(
-    saved: Path, shards: str, capsys: pytest.CaptureFixture[str]
+def test_scores_are_printed_with_intervals_rules_and_progress(
+    saved: Path, shards: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("refseg.progress.SECONDS_BETWEEN_LINES", 0.0)
     assert main(["score", str(saved), "--data", shards, "--split", "testA"]) == 0
 
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert re.search(r"score testA: 1 of \d+ masks", told)
+    assert "Next" not in told  # nothing was kept for a report
     assert f"toy/refseg testA, masks of {saved}" in printed
     for said in ("oIoU", "Pr@0.9", " %  [", "intervals: 95% of 1,000 draws of the images", "protocol original"):
         assert said in printed
