@@ -48,17 +48,19 @@ class CostOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictOptions:
-    """A picture, what to find in it, and where the results go.
+    """Pictures, what to find in each of them, and where the results go.
 
     Attributes:
-        image: Any image: JPEG, PNG, WebP and so on; turned upright as its EXIF says.
-        texts: What to find; several share one pass over the image.
+        images: Pictures of any kind that Pillow reads, folders of them, and URLs of either; a picture is turned upright
+            as its EXIF data say.
+        texts: What to find in each picture; several texts share one pass over a picture.
         checkpoint: A run's folder, a checkpoint's, or what `refseg publish` wrote.
-        out: Folder to write to; results are named after the image, and a name that holds another result gets a number.
+        out: Folder to write to; results are named after the picture, and a name that holds another result is never
+            replaced: the next free number is taken.
         explain: Also say what the model looked at: words by attention, weights of the emphases, heat maps.
     """
 
-    image: Path
+    images: tuple[Path | str, ...]
     texts: tuple[str, ...]
     checkpoint: Path
     out: Path = Path("predictions")

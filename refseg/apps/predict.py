@@ -106,18 +106,7 @@ def segment(
         ImageError: If the image cannot be read.
         CheckpointError: If the checkpoint cannot be loaded.
     """
-    if not texts:
-        raise UsageError("found no text, expected at least one phrase such as 'the red cup on the left'")
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise UsageError(f"text {number}: found {text!r:.60}, expected a phrase such as 'the red cup on the left'")
-        if not text.strip():
-            raise UsageError(f"text {number} is empty; expected a phrase such as 'the red cup on the left'")
-        if not tokenizer.shows_words(text, tokenizer.encode(text)):
-            raise UsageError(
-                f"text {number}: found {text!a:.60}, without a visible character; expected a phrase such as "
-                "'the red cup on the left'"
-            )
+    check_texts(texts)
     picture = read_picture(local_path(image)) if isinstance(image, Path) else _to_rgb(image)
     if isinstance(checkpoint, Path):
         checkpoint = load_checkpoint(checkpoint, device)
@@ -140,6 +129,26 @@ def segment(
         explanations=tuple(explanations),
         probabilities=np.stack(maps) if probabilities else None,
     )
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse texts that name nothing.
+
+    Raises:
+        UsageError: If there is no text, or one is empty or not a text.
+    """
+    if not texts:
+        raise UsageError("found no text, expected at least one phrase such as 'the red cup on the left'")
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number}: found {text!r:.60}, expected a phrase such as 'the red cup on the left'")
+        if not text.strip():
+            raise UsageError(f"text {number} is empty; expected a phrase such as 'the red cup on the left'")
+        if not tokenizer.shows_words(text, tokenizer.encode(text)):
+            raise UsageError(
+                f"text {number}: found {text!a:.60}, without a visible character; expected a phrase such as "
+                "'the red cup on the left'"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -265,14 +274,16 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     return _read(path, name=str(path), kinds=None, largest=None)
 
 
-def decode_picture(data: bytes, *, name: str, kinds: Sequence[str], largest: PictureSize) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode an image that a stranger may have sent, as `read_picture` does.
+def decode_picture(
+    data: bytes, *, name: str, kinds: Sequence[str] | None = None, largest: PictureSize | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image as `read_picture` does; for images that a stranger may have sent, give the limits.
 
     Args:
         data: The file's bytes.
         name: For messages.
-        kinds: Pillow's names of the kinds that are tried; no other reader sees the bytes.
-        largest: What is beyond is refused by the image's header, before memory is asked for.
+        kinds: Pillow's names of the kinds that are tried, so that no other reader sees the bytes; None: all.
+        largest: A larger image is refused by its header, before memory is asked for; None: Pillow's own limit.
 
     Raises:
         ImageError: If it is not an image of these kinds, or is damaged, too large or too long.

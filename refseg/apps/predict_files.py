@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from refseg.apps.options import PredictOptions
-from refseg.apps.predict import Prediction, segment
+from refseg.apps.picture_files import RESULT_KINDS, PictureFile, find_pictures
+from refseg.apps.predict import Prediction, check_texts, decode_picture, segment
 from refseg.aside import file_aside
+from refseg.errors import ImageError
 from refseg.json_text import parse_json
 from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -41,25 +44,54 @@ class PredictionFiles:
     explain: Path | None
 
 
-def predict_to_files(options: PredictOptions) -> tuple[Prediction, tuple[PredictionFiles, ...]]:
-    """Find what each text names in a picture, and write masks, overlays and heat maps.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PictureResult:
+    """What became of one picture.
 
-    Returns:
-        What was found, and for each text the files that were written.
+    Attributes:
+        image: Path or URL of the picture.
+        prediction: What was found; None where the picture cannot be read.
+        files: The files of each text, in the order of the texts.
+        error: Why the picture cannot be read; empty where it was.
+    """
+
+    image: str
+    prediction: Prediction | None = None
+    files: tuple[PredictionFiles, ...] = ()
+    error: str = ""
+
+
+def predict_pictures(options: PredictOptions) -> Iterator[PictureResult]:
+    """Find what each text names in each picture, and write masks, overlays and heat maps.
+
+    A picture that cannot be read is reported in its result, and the others are segmented all the same.
+
+    Yields:
+        The result of each picture, once its files are written.
 
     Raises:
-        UsageError: If a text has no visible character.
-        ImageError: If the picture cannot be read.
+        UsageError: If a text has no visible character, or a folder holds no picture.
+        MissingImageError: If the path of a picture names nothing; then nothing is written.
         CheckpointError: If the checkpoint cannot be loaded.
         OSError: If a file cannot be written.
     """
+    check_texts(options.texts)
+    pictures = find_pictures(options.images)
     checkpoint = load_checkpoint(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    prediction = segment(checkpoint, options.image, options.texts, explain=options.explain)
-    return prediction, write_prediction(options.out, options.image, prediction, checkpoint)
+    for picture in pictures:
+        try:
+            data = picture.read()
+            pixels = decode_picture(data, name=picture.address)
+        except ImageError as error:
+            yield PictureResult(image=picture.address, error=str(error))
+            continue
+        prediction = segment(checkpoint, Image.fromarray(pixels), options.texts, explain=options.explain)
+        files = _write_prediction(options.out, picture, data, prediction, checkpoint)
+        yield PictureResult(image=picture.address, prediction=prediction, files=files)
 
 
-def write_prediction(
-    out: Path, image: Path, prediction: Prediction, checkpoint: Checkpoint
+def _write_prediction(
+    out: Path, picture: PictureFile, data: bytes, prediction: Prediction, checkpoint: Checkpoint
 ) -> tuple[PredictionFiles, ...]:
     """Write what was predicted for one picture.
 
@@ -69,20 +101,21 @@ def write_prediction(
 
     Args:
         out: Folder, made if absent.
-        image: The picture's file.
+        picture: The picture.
+        data: Bytes of its file.
         prediction: Prediction for this picture.
-        checkpoint: That predicted it.
+        checkpoint: Checkpoint that predicted it.
 
     Returns:
-        For each sentence.
+        The files of each sentence.
 
     Raises:
         OSError: If a file cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stem = os.fsencode(image.stem)[:_LONGEST_STEM].decode(errors="ignore")
+    stem = os.fsencode(picture.stem)[:_LONGEST_STEM].decode(errors="ignore")
     source = {
-        "picture_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "picture_sha256": hashlib.sha256(data).hexdigest(),
         "checkpoint": str(checkpoint.folder.resolve()),
         "step": checkpoint.step,
     }
@@ -110,7 +143,7 @@ def write_prediction(
 def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
     """Find the first name that is free or holds this result, and reserve it by an empty mask file."""
     for name in itertools.chain([first], (f"{stem}-{number}" for number in itertools.count(2))):
-        taken = [path for kind in ("mask", "overlay", "explain") if (path := out / f"{name}.{kind}.png").exists()]
+        taken = [path for kind in RESULT_KINDS if (path := out / f"{name}.{kind}.png").exists()]
         if any(_facts_of(path) != facts for path in taken):
             continue
         if taken:

@@ -39,7 +39,7 @@ COMMANDS = {
     "score": "{predictions} --data {dataset} --split <val> --protocol <original> --out {results_out}",
     "report": "{results} --data {dataset} --out {page_file}",
     "publish": "{run} --out {new}",
-    "predict": "{image} the-red-circle --checkpoint {run} --out {results_out}",
+    "predict": "{image} --text the-red-circle --checkpoint {run} --out {results_out}",
     "demo": "--checkpoint {run} --port 0",
     "toy": "--out {new} --images 10 --size 96",
     "train": "{recipe} --out {run_out} --set data.root={trained_on} model.image_weights={start}",

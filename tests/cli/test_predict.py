@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,9 +25,11 @@ def test_masks_and_overlays_are_written_at_the_pictures_size(
 ) -> None:
     out = tmp_path / "out"
     texts = ["the red square", "the blue circle"]
-    assert main(["predict", str(photo), *texts, "--checkpoint", str(toy_run), "--out", str(out), "--json"]) == 0
+    arguments = ["predict", str(photo), "--text", *texts, "--checkpoint", str(toy_run), "--out", str(out), "--json"]
+    assert main(arguments) == 0
 
-    printed = json.loads(capsys.readouterr().out)
+    (printed,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert printed["image"] == str(photo)
     assert (printed["height"], printed["width"]) == (40, 60)
     assert [entry["text"] for entry in printed["predictions"]] == texts
     for entry in printed["predictions"]:
@@ -43,26 +46,27 @@ def test_masks_and_overlays_are_written_at_the_pictures_size(
 def test_one_text_is_told_in_words(
     toy_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", str(photo), "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]) == 0
+    arguments = ["predict", str(photo), "--text", "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]
+    assert main(arguments) == 0
 
-    assert "the red one: " in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{photo}\n  the red one: ")
     assert (tmp_path / "photo.mask.png").is_file()
 
 
 def test_an_explanation_is_a_table_of_words_and_a_picture(
     toy_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["predict", str(photo), "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]
+    arguments = ["predict", str(photo), "--text", "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path)]
     assert main([*arguments, "--explain"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3] == f"  explain {tmp_path / 'photo.explain.png'}"
-    assert [line.split()[0] for line in lines[4:]] == ["mean", "alpha", "[SOS]", "the", "red", "one", "[EOS]"]
+    assert lines[4] == f"    explain {tmp_path / 'photo.explain.png'}"
+    assert [line.split()[0] for line in lines[5:]] == ["mean", "alpha", "[SOS]", "the", "red", "one", "[EOS]"]
     with Image.open(tmp_path / "photo.explain.png") as picture:
         assert picture.size[0] == 4 * (256 + 8) + 8
 
     assert main([*arguments, "--explain", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["predictions"][0]["explanation"]
+    told = json.loads(capsys.readouterr().out)["pictures"][0]["predictions"][0]["explanation"]
     assert told["words"] == ["[SOS]", "the", "red", "one", "[EOS]"]
     assert np.sum(told["word_weights"], axis=1) == pytest.approx(np.ones(16), abs=1e-3)
     assert len(told["alpha"]) == 16
@@ -73,7 +77,7 @@ def test_a_missing_picture_is_an_error_of_one_line_and_writes_nothing(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["predict", "gone.jpg", "a cat", "--checkpoint", str(toy_run), "--out", str(out)]) == 2
+    assert main(["predict", "gone.jpg", "--text", "a cat", "--checkpoint", str(toy_run), "--out", str(out)]) == 2
 
     assert capsys.readouterr().err == "refseg: error: gone.jpg: no such file; expected an image\n"
     assert not out.exists()
@@ -90,9 +94,9 @@ def test_no_result_replaces_that_of_another_picture_or_sentence(
     (out / "photo-3.overlay.png").write_bytes(b"precious")
 
     def predict(picture: str, text: str) -> list[str]:
-        arguments = [str(tmp_path / picture), text, "--checkpoint", str(toy_run), "--out", str(out), "--json"]
+        arguments = [str(tmp_path / picture), "--text", text, "--checkpoint", str(toy_run), "--out", str(out), "--json"]
         assert main(["predict", *arguments]) == 0
-        (entry,) = json.loads(capsys.readouterr().out)["predictions"]
+        (entry,) = json.loads(capsys.readouterr().out)["pictures"][0]["predictions"]
         assert Path(entry["overlay"]).is_file()
         return [Path(entry[name]).name.split(".")[0] for name in ("mask", "overlay")]
 
@@ -104,6 +108,40 @@ def test_no_result_replaces_that_of_another_picture_or_sentence(
     assert [predict(*question) for question in reversed(asked)] == named[::-1]
     assert sorted(out.iterdir()) == before
     assert (out / "photo-3.overlay.png").read_bytes() == b"precious"
+
+
+def test_pictures_folders_and_urls_are_segmented_in_one_call_and_a_damaged_one_stops_no_other(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name, colour in (("photo.png", "red"), ("photo.jpg", "blue")):
+        Image.new("RGB", (60, 40), colour).save(folder / name)
+    (folder / "torn.png").write_bytes((folder / "photo.png").read_bytes()[:60])
+    url = "memory://photos/green.png"
+    with fsspec.open(url, "wb") as file:
+        Image.new("RGB", (30, 20), "green").save(file, "PNG")
+    arguments = ["predict", str(folder), url, "--text", "the red one", "it", "--checkpoint", str(toy_run)]
+
+    assert main([*arguments, "--out", str(out), "--json"]) == 1
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert main([*arguments, "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+
+    blue, red, torn, green = pictures
+    assert [picture["image"] for picture in pictures] == [
+        *(str(folder / name) for name in ("photo.jpg", "photo.png", "torn.png")), url,
+    ]  # fmt: skip
+    assert torn["error"].startswith(f"{folder / 'torn.png'}: cannot be read as an image")
+    assert [line for line in printed.err.splitlines() if "refseg: error" in line] == [f"refseg: error: {torn['error']}"]
+    assert (green["height"], green["width"]) == (20, 30)
+    masks = [Path(entry["mask"]).name for picture in (blue, red, green) for entry in picture["predictions"]]
+    assert len(set(masks)) == 6  # two pictures of one name and two sentences for each
+    assert len(list(out.iterdir())) == 12
+    for picture, overlay in ((red, (60, 40)), (green, (30, 20))):
+        for entry in picture["predictions"]:
+            with Image.open(entry["overlay"]) as drawn:
+                assert drawn.size == overlay
 
 
 @pytest.mark.parametrize("kind", ["of 4 gigapixels", "whose text is nested without end"])
@@ -122,9 +160,9 @@ def test_a_png_that_cannot_be_looked_into_is_left_alone(
         taken.write_bytes(data)
     before = taken.read_bytes()
 
-    arguments = ["the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path), "--json"]
+    arguments = ["--text", "the red one", "--checkpoint", str(toy_run), "--out", str(tmp_path), "--json"]
     assert main(["predict", str(tmp_path / "photo.jpg"), *arguments]) == 0
 
-    (entry,) = json.loads(capsys.readouterr().out)["predictions"]
+    (entry,) = json.loads(capsys.readouterr().out)["pictures"][0]["predictions"]
     assert Path(entry["mask"]).name == "photo-2.mask.png"
     assert taken.read_bytes() == before
