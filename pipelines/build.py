@@ -20,7 +20,7 @@ from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import local_annotations
 from pipelines.verify import verify_dataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, load_descriptor
-from refseg.dataset.schema import find_dataset
+from refseg.dataset.schema import CUSTOM, find_dataset
 from refseg.errors import BuildError, StorageError, UsageError
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
@@ -70,8 +70,9 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
     check_engine(options.engine)
     try:
         if options.stage in ("all", "plan"):
-            with local_annotations(options.annotations) as annotations:
-                source = read_source(find_dataset(options.dataset), annotations, options.png_rule)
+            spec = find_dataset(options.dataset)
+            with local_annotations(options.annotations, "" if spec.dataset == CUSTOM else spec.folder) as annotations:
+                source = read_source(spec, annotations, options.png_rule)
                 return _build_from_source(folder, source, options, progress)
         return _build_from_plan(folder, options, progress)
     except StorageError:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from refseg.dataset.schema import ImageLocation
 from refseg.errors import UsageError
-from refseg.storage import Folder, is_remote, open_folder
+from refseg.storage import Folder, archive_as_folder, is_remote, open_folder, split_address
 
 LAYOUTS = (
     "",
@@ -29,6 +29,9 @@ LAYOUTS = (
     "images",
 )
 """Folders looked through, in this order, below the folder given."""
+
+ARCHIVES = ("train2014.zip", "val2014.zip", "train2017.zip", "saiapr_tc-12.zip")
+"""Archives that are looked for in the folder given, after its folders; they are read as they are."""
 
 FETCHES = 8
 """Remote images on their way at a time: a request takes longer than the work on its image."""
@@ -55,7 +58,9 @@ class SourceImage:
     @property
     def name(self) -> str:
         """File name without folders; of an image in a tar the hash of its bytes."""
-        return self.address.rsplit("/", 1)[-1] if self.location is None else self.location.image_xxh3
+        if self.location is not None:
+            return self.location.image_xxh3
+        return split_address(self.address)[1] if is_remote(self.address) else self.address.rsplit("/", 1)[-1]
 
 
 class ImageFinder:
@@ -65,7 +70,8 @@ class ImageFinder:
     are listed once, for a request per image would take longer than the build.
 
     Args:
-        roots: Folders or URLs that hold the images themselves or one of `LAYOUTS`, in order of preference.
+        roots: Folders, URLs or ZIP archives that hold the images themselves, one of `LAYOUTS` or one of `ARCHIVES`, in
+            order of preference.
         is_coco: True if ids are COCO's, so that files are also known by them.
         keep_folders: True if the folders of a name tell pictures apart, so that a file is that name's or nobody's:
             `s/t/a.jpg` is not `a.jpg`.
@@ -79,16 +85,25 @@ class ImageFinder:
         self._keep_folders = keep_folders
         self._folders: list[Folder] = []
         self._listings: dict[str, dict[str, int]] = {}
-        for root in map(open_folder, roots):
+        for address in roots:
+            root = open_folder(archive_as_folder(address))
             if not root.exists():
                 raise UsageError(
-                    f"--images {root}: no such folder; expected the JPEGs or a COCO layout such as train2014/"
+                    f"--images {address}: no such folder; expected the JPEGs or a COCO layout such as train2014/"
                 )
-            for folder in (open_folder(root.join(layout)) for layout in LAYOUTS):
-                if is_remote(folder.address):
-                    self._listings[folder.address] = folder.list()
-                if self._listings[folder.address] if is_remote(folder.address) else folder.exists():
-                    self._folders.append(folder)
+            self._add(root)
+            held = self._listings.get(root.address)
+            for name in ARCHIVES:
+                if name in held if held is not None else root.size(name) is not None:
+                    self._add(open_folder(archive_as_folder(root.join(name))))
+
+    def _add(self, root: Folder) -> None:
+        """Take those of `LAYOUTS` that are there."""
+        for folder in (open_folder(root.join(layout)) for layout in LAYOUTS):
+            if is_remote(folder.address):
+                self._listings[folder.address] = folder.list()
+            if self._listings[folder.address] if is_remote(folder.address) else folder.exists():
+                self._folders.append(folder)
 
     def find(self, image_id: int, file_name: str) -> SourceImage | None:
         """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.

@@ -12,7 +12,7 @@ from pipelines.images import FETCHES, SourceImage
 from refseg.errors import ImageError, StorageError
 from refseg.file_kinds import describe_other_kind
 from refseg.jpeg_header import open_stored_jpeg
-from refseg.storage import is_remote, open_folder
+from refseg.storage import is_remote, read_file
 
 _JPEG_START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -53,12 +53,10 @@ def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | Jpe
 
 def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
     """Read only the start of a file, of a remote one too, where that is enough."""
-    parent, _, name = image.address.rpartition("/")
-    folder = open_folder(parent or "/")
     try:
-        picture = _open_jpeg(folder.read(name, 0, _HEAD_BYTES))
+        picture = _open_jpeg(read_file(image.address, 0, _HEAD_BYTES))
         if isinstance(picture, JpegFault) and image.num_bytes > _HEAD_BYTES:
-            picture = _open_jpeg(folder.read(name))
+            picture = _open_jpeg(read_file(image.address))
     except StorageError:
         raise  # says nothing of the image
     except OSError as error:

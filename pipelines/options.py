@@ -25,8 +25,10 @@ class BuildOptions:
     Attributes:
         dataset: Dataset id with its partition: refcoco/unc, refcocog/umd, and so on.
         annotations: Folder in REFER's layout (refcoco/, refcoco+/ and so on, with refs(...).p or .json and
-            instances.json), or folder with your own table of sentences; path or URL.
-        images: Folder of the JPEGs or a COCO layout of them, path or URL; by default beside the annotations.
+            instances.json, or the archive refcoco.zip), or folder with your own table of sentences; path or URL, also
+            of a ZIP archive.
+        images: Folder of the JPEGs or a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL; by
+            default beside the annotations.
         images_from: Finished datasets: images that are there are pointed to instead of being written again.
         out: The dataset's own folder, path or URL; made if it is not there.
         splits: Splits to build; by default all that have refs.

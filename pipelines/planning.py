@@ -25,7 +25,7 @@ from pipelines.survey_tables import FindImage, Tables, survey_tables
 from refseg.dataset.descriptor import SplitCounts
 from refseg.dataset.schema import CUSTOM
 from refseg.errors import BuildError, ImageError, UsageError
-from refseg.storage import Folder, open_folder, whole_address
+from refseg.storage import Folder, archive_as_folder, open_folder, whole_address
 
 logger = logging.getLogger(__name__)
 
@@ -203,14 +203,13 @@ def _image_roots(options: BuildOptions) -> list[str]:
     """Where images are looked for: as told, else beside the annotations."""
     if options.images is not None:
         return [whole_address(options.images)]
-    annotations = open_folder(options.annotations)
+    address, annotations = archive_as_folder(options.annotations), open_folder(options.annotations)
+    is_archive = address != whole_address(options.annotations)
     holds_instances = any(annotations.size(name) is not None for name in ("instances.json", "instances.json.gz"))
-    if not annotations.exists() or holds_instances:
+    if is_archive or not annotations.exists() or holds_instances:
         # A single file was given, or the dataset's own folder in REFER's layout.
-        return [
-            whole_address(root) for root in (str(annotations), annotations.join("..")) if open_folder(root).exists()
-        ]
-    return [whole_address(options.annotations)]
+        return [root for root in (address, whole_address(annotations.join(".."))) if open_folder(root).exists()]
+    return [address]
 
 
 def _check_tasks(

@@ -5,15 +5,18 @@ stores show whole or not at all. Requests to remote storage go through `refseg.s
 """
 
 import errno
+import functools
 import os
 import shutil
+import threading
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from refseg.addresses import is_remote as is_remote
@@ -21,7 +24,9 @@ from refseg.addresses import parse_address
 from refseg.addresses import whole_address as whole_address
 from refseg.aside import file_aside, sync_path
 from refseg.errors import StorageError
+from refseg.http_file import HttpFile
 from refseg.storage_requests import ask, http_status, open_file_system
+from refseg.zip_archive import ByteFile, ZipMember, read_directory, read_member
 
 T = TypeVar("T")
 
@@ -83,8 +88,17 @@ def open_folder(address: Path | str) -> Folder:
     parsed = parse_address(address)
     if isinstance(parsed, Path):
         return LocalFolder(parsed)
-    is_web = parsed.startswith(("http://", "https://")) and "::" not in parsed
+    if parsed.startswith("zip://") and parsed.count("::") == 1:
+        return ZipFolder(parsed)
+    is_web = parsed.startswith(_WEB) and "::" not in parsed
     return WebFolder(parsed) if is_web else RemoteFolder(parsed)
+
+
+def archive_as_folder(address: Path | str) -> str:
+    """The address of the files in a ZIP archive, `zip://::ARCHIVE`; any other address as `whole_address` gives it."""
+    whole = whole_address(address)
+    is_archive = whole.lower().endswith(".zip") and "::" not in whole and (is_remote(whole) or Path(whole).is_file())
+    return f"zip://::{whole}" if is_archive else whole
 
 
 class LocalFolder(Folder):
@@ -356,22 +370,176 @@ class WebFolder(RemoteFolder):
             return {}
 
 
+class ZipFolder(RemoteFolder):
+    """A folder in a ZIP archive, `zip://FOLDER::ARCHIVE`, read by byte ranges; it can be read, not written.
+
+    `ARCHIVE` is a path or a URL. Its directory is read once in a process. A file that is read whole is compared with
+    its checksum in the archive.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        own, _, self.archive = self.address.partition("::")
+        self._inner = own.removeprefix("zip://").strip("/")
+
+    def join(self, name: str) -> str:
+        return f"zip://{self._path(self._inner, name)}::{self.archive}"
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        path = self._path(self._inner, name)
+
+        def request() -> bytes:
+            member = _open_archive(self.archive).members.get(path)
+            if member is None:
+                raise FileNotFoundError
+            return read_member(_archive_file(self.archive), member, start, length)
+
+        if is_remote(self.archive):
+            return ask("reading", self.join(name), request)
+        try:
+            return request()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.join(name)) from error
+
+    def fetch(self, name: str, path: Path) -> None:
+        with file_aside(path, is_shared=True) as aside:
+            aside.write_bytes(self.read(name))
+
+    def publish(self, temporary: Path, name: str) -> None:  # noqa: ARG002
+        raise StorageError(errno.EROFS, _IN_ARCHIVE, self.join(name))
+
+    def remove(self, name: str) -> None:
+        if self._info(name) is not None:
+            raise StorageError(errno.EROFS, _IN_ARCHIVE, self.join(name))
+
+    def _info(self, name: str) -> tuple[str, int] | None:
+        path = self._path(self._inner, name).strip("/")
+        if not path:
+            return ("directory", 0) if self._folders() else None
+        parent, _, last = path.rpartition("/")
+        return self._folders().get(parent, {}).get(last)
+
+    def _entries(self) -> dict[str, tuple[str, int]]:
+        return dict(self._folders().get(self._inner, {}))
+
+    def _path(self, root: str, name: str) -> str:
+        path = os.path.normpath(f"{root}/{name}").lstrip("/")
+        return "" if path == "." else path
+
+    def _folders(self) -> dict[str, dict[str, tuple[str, int]]]:
+        """By folder of the archive, what lies directly in it; empty if there is no such archive."""
+        try:
+            return _open_archive(self.archive).folders
+        except FileNotFoundError:
+            return {}
+
+
+class _Archive(NamedTuple):
+    """The directory of an archive: its files, and by folder what lies directly in it, as kind and bytes."""
+
+    members: dict[str, ZipMember]
+    folders: dict[str, dict[str, tuple[str, int]]]
+
+
+class _LocalFile:
+    """A file of this machine, for `read_directory` and `read_member`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def size(self) -> int:
+        return Path(self.path).stat().st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        with Path(self.path).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, start)
+
+
+class _RemoteFile:
+    """A file in a folder, for `read_directory` and `read_member`."""
+
+    def __init__(self, address: str) -> None:
+        folder, self.name = split_address(address)
+        self.folder = open_folder(folder)
+
+    def size(self) -> int:
+        if (num_bytes := self.folder.size(self.name)) is None:
+            raise FileNotFoundError
+        return num_bytes
+
+    def read(self, start: int, length: int) -> bytes:
+        return self.folder.read(self.name, start, length)
+
+
+def _archive_file(address: str) -> ByteFile:
+    if not is_remote(address):
+        return _LocalFile(address)
+    return HttpFile(address) if address.startswith(_WEB) else _RemoteFile(address)
+
+
+def _open_archive(address: str) -> _Archive:
+    """The directory of an archive; that of a local one is read again where the file has changed.
+
+    Raises:
+        FileNotFoundError: If there is no such archive.
+        StorageError: If it is damaged, or cannot be read.
+    """
+    if is_remote(address):
+        with _reading_directory:
+            return ask("reading", address, lambda: _read_archive(address, None))
+    facts = Path(address).stat()
+    with _reading_directory:
+        return _read_archive(address, (facts.st_size, facts.st_mtime_ns))
+
+
+_reading_directory = threading.Lock()
+"""Held while a directory is read, so that not each thread reads it."""
+
+
+@functools.lru_cache(maxsize=8)
+def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # noqa: ARG001  # a change is another call
+    try:
+        members = read_directory(_archive_file(address))
+    except zipfile.BadZipFile as error:
+        message = f"is not a ZIP archive, or not all of one ({error}); fetch it again"
+        raise StorageError(errno.EIO, message, address) from error
+    folders: dict[str, dict[str, tuple[str, int]]] = {"": {}}
+    for path, member in members.items():
+        parent, _, name = path.rpartition("/")
+        if parent not in folders:
+            parts = parent.split("/")
+            for number, part in enumerate(parts):
+                folders.setdefault("/".join(parts[:number]), {}).setdefault(part, ("directory", 0))
+        folders.setdefault(parent, {})[name] = ("file", member.num_bytes)
+    return _Archive(members, folders)
+
+
+_WEB = ("http://", "https://")
+_IN_ARCHIVE = "cannot be written: a ZIP archive is only read from; write to a folder"
 _READ_ONLY = "cannot be written: a web server is only read from; write to a path or to an object store such as s3://"
 _NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
-def read_file(address: Path | str) -> bytes:
-    """All bytes of one file by its path or URL.
+def split_address(address: str) -> tuple[str, str]:
+    """The URL of a file's folder, and the file's name; in an archive those before `::`."""
+    own, chain, archive = address.partition("::")
+    folder, _, name = own.rpartition("/")
+    return f"{folder}{'/' * folder.endswith(':/')}{chain}{archive}", name
+
+
+def read_file(address: Path | str, start: int = 0, length: int | None = None) -> bytes:
+    """Bytes of one file by its path or URL, from `start`, at most `length`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be read; `StorageError` for a URL.
     """
     if not is_remote(address):
-        return Path(address).read_bytes()
-    own, chain, archive = str(address).partition("::")
-    folder, _, name = own.rpartition("/")
-    return open_folder(f"{folder}{chain}{archive}").read(name)
+        with Path(address).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+    folder, name = split_address(str(address))
+    return open_folder(folder).read(name, start, length)
 
 
 def _compare_sizes(expected: int | None, found: int | None) -> None:

@@ -14,7 +14,14 @@ from typing import BinaryIO, cast
 from refseg.dataset.descriptor import SourceFile
 from refseg.errors import AnnotationError, UsageError
 from refseg.file_kinds import HEAD_BYTES, find_stand_in
-from refseg.storage import RemoteFolder, is_remote
+from refseg.storage import (
+    RemoteFolder,
+    archive_as_folder,
+    is_remote,
+    open_folder,
+    split_address,
+    whole_address,
+)
 from refseg.values import one_line
 
 ANNOTATION_SUFFIXES = (
@@ -32,39 +39,58 @@ _CLOSE = 0.85
 
 
 @contextmanager
-def local_annotations(address: Path | str) -> Iterator[Path]:
+def local_annotations(address: Path | str, folder: str = "") -> Iterator[Path]:
     """A local folder with the annotation files of a folder, for readers that need real files.
 
-    Of a URL, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below are copied to a
-    temporary folder, which is gone afterwards. A path is given back as it is. The address may also be that of one file:
-    it is then given with the small files beside it.
+    Of a URL or a ZIP archive, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below
+    are copied to a temporary folder, which is gone afterwards. A path is given back as it is. The address may also be
+    that of one file: it is then given with the small files beside it.
+
+    Args:
+        address: Path or URL of a folder, a file or an archive.
+        folder: The dataset's own folder in REFER's layout: where it is not there and `<folder>.zip` is, the archive is
+            read. Empty: no archive is looked for.
 
     Raises:
-        UsageError: If the URL holds no such file.
-        StorageError: If storage refuses or fails.
+        UsageError: If the URL or archive holds no such file.
+        StorageError: If storage refuses or fails, or the archive is damaged.
     """
-    if not is_remote(address):
-        yield Path(address)
+    found = _find_archive(address, folder)
+    if not is_remote(found):
+        yield Path(found)
         return
-    top, file = RemoteFolder(str(address)), ""
-    if not top.exists() and "/" in str(address).partition("://")[2]:
-        parent, _, file = top.address.rpartition("/")
+    top, file = open_folder(found), ""
+    assert isinstance(top, RemoteFolder)
+    if not top.exists() and "/" in top.address.partition("://")[2]:
+        parent, file = split_address(top.address)
         top = RemoteFolder(parent)
     with tempfile.TemporaryDirectory(prefix="refseg-annotations-") as temporary:
         copied: set[str] = set()
         for below in ("", *(() if file else top.folders())):
-            folder = RemoteFolder(top.join(below)) if below else top
-            for name in folder.list():
+            held = open_folder(top.join(below)) if below else top
+            assert isinstance(held, RemoteFolder)
+            for name in held.list():
                 if name.lower().endswith(ANNOTATION_SUFFIXES):
                     (Path(temporary) / below).mkdir(exist_ok=True)
-                    folder.fetch(name, Path(temporary) / below / name)
+                    held.fetch(name, Path(temporary) / below / name)
                     copied.add(f"{below}/{name}".lstrip("/"))
         if not copied or (file and file not in copied):
             kinds = ", ".join(ANNOTATION_SUFFIXES)
             raise UsageError(
-                f"{address}: found no annotation file ({kinds}) there or one folder below; is the URL right?"
+                f"{address}: found no annotation file ({kinds}) there or one folder below; is the address right?"
             )
         yield Path(temporary) / file
+
+
+def _find_archive(address: Path | str, folder: str) -> Path | str:
+    """The files in the archive that an address means: its own, or that of the dataset's folder where it is packed."""
+    if archive_as_folder(address) != whole_address(address):
+        return archive_as_folder(address)
+    if folder:
+        held = open_folder(address)
+        if held.size(f"{folder}.zip") is not None and not open_folder(held.join(folder)).exists():
+            return archive_as_folder(held.join(f"{folder}.zip"))
+    return address
 
 
 def find_file(folder: Path, name: str) -> Path | None:

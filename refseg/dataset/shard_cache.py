@@ -30,7 +30,7 @@ from refseg.dataset.descriptor import StoredImages
 from refseg.errors import DatasetError, StorageError, UsageError
 from refseg.jpeg_header import check_jpeg_size
 from refseg.locks import lock, unlock
-from refseg.storage import is_remote, open_folder
+from refseg.storage import is_remote, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,8 @@ class Tar:
             DatasetError: If there is no such object.
             StorageError: If storage refuses or fails.
         """
-        folder, _, name = self.address.rpartition("/")
         try:
-            return open_folder(folder).read(name, start, num_bytes)
+            return read_file(self.address, start, num_bytes)
         except FileNotFoundError as error:
             raise DatasetError(
                 f"{self}: there is no such object, expected {self.num_bytes} bytes; copy the shard again from its "
