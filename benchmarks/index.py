@@ -30,12 +30,12 @@ from corpus import DATASET, copy_images, find_material, write_annotations
 from pipelines.build import build_dataset
 from pipelines.options import BuildOptions
 from refseg.data.index import ManifestIndex
-from refseg.data.loader import RefLoader, WorkerKind
+from refseg.data.loader import RefLoader
 from refseg.data.order import EpochOrder
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, INDEX_SUFFIX, load_descriptor
 from refseg.dataset.index_file import IndexWriter, write_indexes
 from refseg.dataset.index_rows import FlatRows, read_flat
-from refseg.reading import Reading
+from refseg.reading import Reading, WorkerKind
 from refseg.storage import open_folder
 
 BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
