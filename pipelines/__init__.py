@@ -1,20 +1,21 @@
-"""Offline and torch-free: annotations to records to manifests to shards.
+"""Builds datasets from annotations: annotations to records to manifests and shards. Nothing here imports torch.
 
-A build passes through these files, in this order; each stage is finished for all refs before the next one begins:
+The files, in the order in which a build uses them. Each stage is finished for all refs before the next one starts:
 
-- `options.py`: what a user asks of a build. `build.py` strings the stages together and resumes a killed build.
-- `sources/`: one reader per annotation family, to raw records that nothing has checked yet.
-- **survey**: `survey.py` assigns images to shards in two passes over the refs; `survey_tables.py` finds the images
-  (`images.py`: files, `pools.py`: other datasets' tars) in one pass over the tables; `spill.py` keeps the raw records
-  on disk, sorted by shard.
-- **check**: `check.py` joins and checks the records of one shard, by `records.py` (with `sentences.py`, `shapes.py` and
-  `masks.py`); a ref at fault becomes one of `rejects.py`. `published.py` holds the published counts.
-  `planning.py` strings survey and check to the `BuildPlan` of `build_plan.py`, whose fingerprint covers all inputs.
-- **build**: `build_shard.py` writes one shard: `jpeg_faults.py` checks its pictures, `resize.py` shrinks them where
-  that is asked for, `tars.py` writes the tar. `engines/` runs it over processes or on a Ray cluster.
-- **finalize**: `finalize.py` writes the rejects and the descriptor, and with `shared_images.py` reports pictures with
-  several identities. `build_folder.py` holds the names, locks and temporary files of a build's folder.
+- `options.py` defines the options of a build. `build.py` runs the stages and resumes an interrupted build.
+- `sources/` reads annotation files, with one reader per family, into raw records that are not yet checked.
+- **survey**: `survey.py` assigns images to shards in two passes over the refs. `survey_tables.py` finds the images in
+  one pass over the tables, as files (`images.py`) or in other datasets' tars (`pools.py`). `spill.py` stores the raw
+  records on disk, one file per shard.
+- **check**: `check.py` joins and checks the records of one shard with `records.py`, `sentences.py`, `shapes.py` and
+  `masks.py`. A ref with a fault becomes a reject (`rejects.py`). `published.py` compares counts with the published
+  ones. `planning.py` runs survey and check and makes the `BuildPlan` of `build_plan.py`, whose fingerprint covers all
+  inputs.
+- **build**: `build_shard.py` writes one shard. `jpeg_faults.py` checks its pictures, `resize.py` reduces them if that
+  is requested, and `tars.py` writes the tar. `engines/` runs the shards in local processes or on a Ray cluster.
+- **finalize**: `finalize.py` writes the rejects and the descriptor. With `shared_images.py` it reports pictures that
+  occur in several splits or under several ids. `build_folder.py` holds names, locks and temporary files of the folder.
 
-Finished datasets are checked by `verify/`, counted by `stats.py`, joined by `mix.py` (with `mix_members.py`) and
-written in other projects' forms by `export/`. `toy/` draws annotations and pictures to build from.
+`verify/` checks finished datasets, `stats.py` counts them, `mix.py` (with `mix_members.py`) joins them, and `export/`
+writes them in other projects' formats. `toy/` draws annotations and pictures to build from.
 """

@@ -1,4 +1,4 @@
-"""Strings the stages together: survey and check to a plan, build shards, finalize; resumes a build that was killed."""
+"""Runs the stages of a build (plan, shards, finalize) and resumes an interrupted build."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ from pipelines.build_shard import BuildTask, Receipt, build_shard, find_receipt
 from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.finalize import finalize, report_shared_images
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.planning import look_at_keys, make_plan, option_keys
+from pipelines.planning import make_plan, option_keys, source_keys
 from pipelines.rejects import Reject
 from pipelines.sources import read_source
 from pipelines.sources.raw import RawSource
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NAMED = 5
-"""Missing shards that a message lists by name."""
+"""Largest number of missing shards that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What there is now.
+    """The state of a build after a stage.
 
     Attributes:
-        descriptor: Of the finished dataset; None after stages `plan` and `shards`.
-        was_complete: True if an earlier run had finished it and nothing was changed.
-        num_shards: Shards in the plan.
-        num_built: Shards that are built by now, as far as this stage looked.
+        descriptor: Descriptor of the finished dataset; None after stages `plan` and `shards`.
+        was_complete: True if an earlier run had finished the dataset and nothing was changed.
+        num_shards: Number of shards in the plan.
+        num_built: Number of built shards among those that this stage handled.
     """
 
     descriptor: Descriptor | None
@@ -49,22 +49,22 @@ class BuildResult:
 
 
 def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None] | None = None) -> BuildResult:
-    """Build a dataset, go on with an interrupted build, or check a finished one.
+    """Build a dataset, resume an interrupted build, or check a finished one.
 
-    A fault of the data ends a build that this call began and removes what it wrote. A kill, an interrupt, a dead
-    worker, a full disk or storage that fails leave a state in which the same call goes on; no reader takes it for a
-    dataset.
+    If the data has a fault, a build that this call started is ended and its files are removed. After a kill, an
+    interrupt, a dead worker, a full disk or a failure of storage, the same call resumes the build. No reader accepts
+    the folder of an unfinished build as a dataset.
 
     Args:
-        options: See there.
-        progress: Called with (images done, images in all) after each shard; without it, shards are logged.
+        options: Options of the build.
+        progress: Called with (images done, all images) after each shard; None: finished shards are logged.
 
     Raises:
         UsageError: If a path or option is wrong, or the folder holds something else.
-        AnnotationError, ImageError: Faults of the annotations, or the first of a picture, with `on_bad_sample` `fail`.
-        BuildError: If there are too many faults, the folder was begun with other inputs, or cannot be written.
+        AnnotationError, ImageError: With `on_bad_sample` `fail`, if annotations or a picture have faults.
+        BuildError: If there are too many faults, the build in the folder has other inputs, or it cannot be written.
         WorkerError: If a worker died.
-        StorageError: If remote storage fails for good.
+        StorageError: If remote storage fails even after retries.
     """
     folder = open_folder(options.out)
     check_engine(options.engine)
@@ -78,20 +78,20 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
     except StorageError:
         raise
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("%s: interrupted; run the same command again to go on", folder)
+        logger.warning("%s: interrupted; run the same command again to resume", folder)
         raise
     except OSError as error:
         raise BuildError(_describe(error, options)) from error
 
 
 def _describe(error: OSError, options: BuildOptions) -> str:
-    """What failed, by its path: what lies elsewhere than in the dataset's folder is only read."""
+    """Return the message for an error; paths outside the dataset's folder are only read, others are written."""
     path = str(error.filename or options.out)
     is_in_folder = not is_remote(options.out) and Path(path).absolute().is_relative_to(Path(options.out).absolute())
     if is_in_folder or error.errno in _OF_WRITING:
         return (
             f"{path}: cannot be written ({error.strerror or error}); check permissions and free disk space, then run "
-            "the same command to go on"
+            "the same command to resume"
         )
     return f"{path}: cannot be read ({error.strerror or error}); check its permissions, then run the same command again"
 
@@ -99,14 +99,14 @@ def _describe(error: OSError, options: BuildOptions) -> str:
 def _build_from_source(
     folder: Folder, source: RawSource, options: BuildOptions, progress: Callable[[int, int], None] | None
 ) -> BuildResult:
-    """Stages `plan` and `all`."""
+    """Run the stages `plan` and `all`."""
     if folder.size(DESCRIPTOR_NAME) is not None:
-        descriptor = _check_finished(folder, look_at_keys(source, options), options)
+        descriptor = _check_finished(folder, source_keys(source, options), options)
         num_shards = len(descriptor.shards)
         return BuildResult(descriptor=descriptor, was_complete=True, num_shards=num_shards, num_built=num_shards)
     begun = load_plan(folder)
     if begun is not None:
-        _refuse_other_inputs(folder, begun.keys, look_at_keys(source, options))
+        _refuse_other_inputs(folder, begun.keys, source_keys(source, options))
     else:
         _refuse_foreign(folder)
     with own_folder(folder, is_new=begun is None):
@@ -122,7 +122,7 @@ def _build_from_source(
 
 
 def _build_from_plan(folder: Folder, options: BuildOptions, progress: Callable[[int, int], None] | None) -> BuildResult:
-    """Stages `shards` and `finalize`, for which the plan is all there is to know."""
+    """Run the stages `shards` and `finalize`, which read only the plan and not the sources."""
     if folder.size(DESCRIPTOR_NAME) is not None:
         descriptor = load_descriptor(options.out)
         _refuse_other_dataset(folder, descriptor.dataset, options)
@@ -171,12 +171,12 @@ def _tasks(folder: Folder, plan: BuildPlan, options: BuildOptions) -> list[Build
 
 
 def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions) -> Descriptor:
-    """Compare a finished dataset with what was asked for; remove what a kill after the commit left behind."""
+    """Compare a finished dataset with the options, check it, and remove temporary files of a killed process."""
     descriptor = load_descriptor(folder.address)
     _refuse_other_inputs(folder, descriptor.plan_keys, keys, but=TOOL_KEYS)
     faults = verify_dataset(folder.address, fast=True)
     if faults:
-        raise BuildError(f"{folder}: was finished and is damaged: {faults[0]}")
+        raise BuildError(f"{folder}: the finished dataset is damaged: {faults[0]}")
     if options.on_shared_images == "refuse":
         report_shared_images(folder, descriptor.dataset, descriptor.shards, options)
     remove_leftovers(folder)
@@ -184,7 +184,7 @@ def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions)
 
 
 def _refuse_foreign(folder: Folder) -> None:
-    """Refuse a folder that holds something and no plan of ours; traces of a kill before the plan are nothing."""
+    """Refuse a folder with files but without a plan; a `.build` folder alone is left by a kill and is accepted."""
     if isinstance(folder, LocalFolder):
         if folder.path.exists() and not folder.path.is_dir():
             raise UsageError(f"--out {folder}: is a file, expected a folder to build in")
@@ -193,18 +193,16 @@ def _refuse_foreign(folder: Folder) -> None:
         held = sorted(folder.list())
     foreign = [name for name in held if name != BUILD_FOLDER]
     if foreign:
-        raise UsageError(
-            f"--out {folder}: holds {foreign[0]} and no build of ours; expected a new or empty folder for the dataset"
-        )
+        raise UsageError(f"--out {folder}: found {foreign[0]} and no unfinished build; expected a new or empty folder")
 
 
 def _refuse_other_dataset(folder: Folder, dataset_id: str, options: BuildOptions) -> None:
     if dataset_id != find_dataset(options.dataset).dataset_id:
-        raise UsageError(f"{folder}: holds {dataset_id}, expected {options.dataset}")
+        raise UsageError(f"{folder}: found {dataset_id}, expected {options.dataset}; give another --out")
 
 
 def _refuse_other_options(folder: Folder, keys: dict[str, str], options: BuildOptions) -> None:
-    """Refuse options that the plan was not made with; the sources are not read again to compare them."""
+    """Refuse options that differ from those of the plan; sources are not compared, because they are not read again."""
     now = option_keys(options)
     if options.splits is not None:
         asked = set(options.splits)
@@ -221,8 +219,8 @@ def _refuse_other_inputs(
     differing = differing_keys(before, now, but=but)
     if differing:
         raise BuildError(
-            f"{folder}: was built or begun from other inputs ({'; '.join(differing)}); "
-            "give the same inputs, another --out, or delete the folder"
+            f"{folder}: was built or started with other inputs ({'; '.join(differing)}); "
+            "give the same inputs or another --out, or delete the folder"
         )
 
 
@@ -232,16 +230,16 @@ def _build_shards(
     options: BuildOptions,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Receipt]:
-    """Build what has no receipt yet; receipts of all tasks by name."""
+    """Build the shards without a receipt, and return the receipts of all tasks by shard name."""
     receipts = {task.shard.name: receipt for task in tasks if (receipt := find_receipt(task)) is not None}
     rejects: list[Reject] = [*plan.rejects, *(reject for receipt in receipts.values() for reject in receipt.rejects)]
     apply_policy(rejects, options)
     if receipts:
-        logger.info("%s: %d of %d shards are there from before", options.out, len(receipts), len(tasks))
+        logger.info("%s: %d of %d shards were built before", options.out, len(receipts), len(tasks))
     num_samples = {task.shard.name: task.shard.num_samples for task in tasks}
     left = [task for task in tasks if task.shard.name not in receipts]
     results = run_tasks(options.engine, build_shard, left, options.workers, name=lambda task: task.shard.name)
-    with closing(results):  # after a fault nobody is at work any more, so that what is there can be removed
+    with closing(results):  # ends all workers after a fault, so that their files can be removed
         for receipt in results:
             entry = receipt.entry
             receipts[entry.name] = receipt

@@ -1,4 +1,4 @@
-"""The folder of a build: its files in the making, one build at a time, traces of killed ones removed, faults undone."""
+"""The folder of a build: temporary files, the lock of a build, and the removal of files after kills and faults."""
 
 import hashlib
 import logging
@@ -16,19 +16,31 @@ from refseg.storage import Folder, LocalFolder
 logger = logging.getLogger(__name__)
 
 BUILD_FOLDER = ".build"
-"""Holds plan, samples, receipts and temporary files inside the dataset's folder while it is built."""
+"""Folder in the dataset's folder for plan, samples, receipts and temporary files, which exists during the build."""
 PLAN_NAME = f"{BUILD_FOLDER}/plan.json"
 SAMPLES_FOLDER = f"{BUILD_FOLDER}/samples"
-"""A file per shard with its checked records."""
+"""Folder with one file of checked records per shard."""
 RECEIPTS_FOLDER = f"{BUILD_FOLDER}/receipts"
-"""One file per finished shard."""
+"""Folder with one file per finished shard."""
 _LOCK_NAME = "lock"
 _SCRATCH = "tmp-"
 
 
 @contextmanager
 def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
-    """Hold the folder for one build: lock, sweep; after a fault of the data, undo a new build."""
+    """Lock a folder for one build and remove temporary files of killed ones; after a fault of the data, undo the build.
+
+    Example: a build is killed while it writes shard 7. The next one gets the lock, which the kernel has released,
+    removes the temporary files of shard 7, and builds it again. Shards with receipts are kept. If instead a picture has
+    a fault, all files of a new build are removed, and so are the folders that it created.
+
+    Args:
+        folder: The dataset's folder.
+        is_new: True if the folder has no plan yet; False to resume.
+
+    Raises:
+        BuildError: If another build uses the folder.
+    """
     path = folder.path if isinstance(folder, LocalFolder) else None
     made = [parent for parent in (path, *path.parents) if not parent.exists()] if path else []
     if path:
@@ -36,14 +48,14 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
             (path / name).mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
         if folder.size(DESCRIPTOR_NAME) is not None or (folder.size(PLAN_NAME) is None) != is_new:
-            raise BuildError(f"{folder}: another build was at work here just now; run the same command again")
+            raise BuildError(f"{folder}: another build has just changed this folder; run the same command again")
         _sweep(folder)
         try:
             yield
         except RefsegError as error:
             if is_new and not isinstance(error, StorageError | WorkerError):
                 _undo(folder)
-                with suppress(OSError):  # another process uses a parent folder that we made
+                with suppress(OSError):  # another process uses a parent folder that this build created
                     for parent in made:
                         parent.rmdir()
             raise
@@ -51,7 +63,17 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Folder, *, shared: bool = False) -> Iterator[None]:
-    """Keep two builds out of one local folder. Object stores have no locks: there, two builds write the same bytes."""
+    """Lock a local folder, so that two builds do not use it at the same time.
+
+    Object stores have no locks; there, two builds with the same inputs write the same bytes.
+
+    Args:
+        folder: The dataset's folder.
+        shared: True for the stage `shards`, several of which may run at the same time.
+
+    Raises:
+        BuildError: If another build uses the folder.
+    """
     if not isinstance(folder, LocalFolder):
         yield
         return
@@ -59,15 +81,15 @@ def lock_folder(folder: Folder, *, shared: bool = False) -> Iterator[None]:
         try:
             if not lock(file, shared=shared, wait=False):
                 logger.warning(
-                    "%s: this file system has no locks; let no two builds of different inputs meet here", folder
+                    "%s: this file system has no locks; do not run builds with different inputs in it at once", folder
                 )
         except BlockingIOError as error:
-            raise BuildError(f"{folder}: another build is at work here; wait for it, or give another --out") from error
+            raise BuildError(f"{folder}: another build uses this folder; wait for it, or give another --out") from error
         yield
 
 
 def _sweep(folder: Folder) -> None:
-    """Remove what killed writers left half done."""
+    """Remove the temporary files of killed processes."""
     if isinstance(folder, LocalFolder):
         for path in (folder.path / BUILD_FOLDER).iterdir():
             if path.name.startswith(_SCRATCH):
@@ -75,7 +97,7 @@ def _sweep(folder: Folder) -> None:
 
 
 def _undo(folder: Folder) -> None:
-    """Remove all that a build wrote."""
+    """Remove all files that a build wrote."""
     for name in folder.list():
         if name.endswith((".tar", ".parquet", INDEX_SUFFIX)):
             folder.remove(name)
@@ -83,18 +105,18 @@ def _undo(folder: Folder) -> None:
 
 
 def remove_leftovers(folder: Folder) -> None:
-    """Remove what a kill after the commit left behind, where the storage may be written."""
+    """Remove the build folder that a kill after the commit left; log a warning if it cannot be removed."""
     try:
         folder.remove(BUILD_FOLDER)
     except OSError as error:
-        logger.warning("%s: %s cannot be removed (%s); no reader needs it", folder, BUILD_FOLDER, error)
+        logger.warning("%s: %s cannot be removed (%s); readers ignore it", folder, BUILD_FOLDER, error)
 
 
 @contextmanager
 def scratch_folder(folder: Folder) -> Iterator[Path]:
-    """A new folder of this machine for files in the making, beside the dataset's own if that is local.
+    """Give a new local folder for temporary files; it is in the dataset's folder if that is local.
 
-    No two writers share one, on whichever machines and in whichever containers they are. What is left in it is removed.
+    Its name is unique even among several machines and containers. The folder is removed at the end of the block.
     """
     beside = folder.path / BUILD_FOLDER if isinstance(folder, LocalFolder) else None
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as scratch:
@@ -103,7 +125,7 @@ def scratch_folder(folder: Folder) -> Iterator[Path]:
 
 @contextmanager
 def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
-    """Paths in a `scratch_folder`."""
+    """Give paths of temporary files in a `scratch_folder`."""
     with scratch_folder(folder) as scratch:
         yield [scratch / name.replace("/", "-") for name in names]
 
@@ -116,6 +138,6 @@ def publish_bytes(folder: Folder, data: bytes, name: str) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a local file."""
+    """Return the SHA-256 of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The plan of a build: which shards there will be, and the fingerprint of all that the bytes depend on."""
+"""The plan of a build: its shards, and the fingerprint of everything that determines the dataset's bytes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from refseg.errors import BuildError
 from refseg.storage import Folder
 
 TOOL_KEYS = ("pyarrow", "refseg_version")
-"""Keys that may differ when a finished dataset is looked at again: they change bytes, not content."""
+"""Keys that may differ when a finished dataset is checked again: they change the bytes of files but not the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,10 @@ class PlannedShard:
     """One shard to build.
 
     Attributes:
-        name: For example `train-00000`.
+        name: Name without suffix, for example `train-00000`.
         split: The split of all its refs.
-        num_samples: Images in it.
-        samples_sha256: SHA-256 of the file that `check_records` wrote, in `SAMPLES_FOLDER`.
+        num_samples: Number of images.
+        samples_sha256: SHA-256 of the file in `SAMPLES_FOLDER` that `check_records` wrote.
     """
 
     name: str
@@ -40,25 +40,25 @@ class PlannedShard:
 
     @property
     def samples_name(self) -> str:
-        """The file of its checked records in the dataset's folder."""
+        """Path of the file of its checked records, relative to the dataset's folder."""
         return f"{SAMPLES_FOLDER}/{self.name}.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """What will be built, and all that the descriptor will say besides what shards turn out to be.
+    """The shards to build, and everything in the descriptor that does not depend on the built shards.
 
     Attributes:
         dataset: Dataset id.
-        keys: All that the bytes depend on, by name.
+        keys: Named values that determine the dataset's bytes.
         mask_rule: `union` or `legacy`.
-        shards: In the order of the descriptor: splits in canonical order, then by number.
-        rejects: Refs with faults in the annotations, and those without an image.
-        sources: Annotation files read.
-        licences: Of the images in use.
-        source_counts: By split, what the sources hold.
-        counts_accepted: True if those are not the published ones, and the user accepted that.
-        stored_images: Size to store pictures at; None: the source's bytes.
+        shards: Shards in the order of the descriptor: splits in canonical order, then by number.
+        rejects: Refs with faults in the annotations, and refs without an image.
+        sources: Annotation files that were read.
+        licences: Licences of the images in use.
+        source_counts: Counts of the sources by split.
+        counts_accepted: True if the counts differ from the published ones and the user accepted that.
+        stored_images: Size to which pictures are reduced; None: the source's bytes are stored.
         image_pools: Other datasets whose tars hold images of this one.
     """
 
@@ -81,19 +81,19 @@ class BuildPlan:
 
     @property
     def tools(self) -> dict[str, str]:
-        """Those of the keys that say what wrote the plan and has to write the shards."""
+        """The versions of the software that wrote the plan; the shards must be written by the same."""
         return {name: self.keys[name] for name in TOOL_KEYS}
 
     def to_json(self) -> str:
-        """Text of `plan.json`."""
+        """Return the text of `plan.json`."""
         return TypeAdapter(BuildPlan).dump_json(self, indent=1).decode() + "\n"
 
 
 def load_plan(folder: Folder) -> BuildPlan | None:
-    """The plan of a build that was begun in a folder, None if there is none.
+    """Read the plan of an unfinished build in a folder; None if there is none.
 
     Raises:
-        BuildError: If it cannot be read: it is another release's.
+        BuildError: If the plan cannot be read, for example because another release wrote it.
     """
     try:
         data = folder.read(PLAN_NAME)
@@ -103,23 +103,23 @@ def load_plan(folder: Folder) -> BuildPlan | None:
         return TypeAdapter(BuildPlan).validate_json(data)
     except ValidationError as error:
         raise BuildError(
-            f"{folder.join(PLAN_NAME)}: is no plan of this release; delete the folder and build again"
+            f"{folder.join(PLAN_NAME)}: is not a plan of this release; delete the folder and build again"
         ) from error
 
 
 def fingerprint(keys: Mapping[str, str]) -> str:
-    """SHA-256 of plan keys, whatever their order."""
+    """Return the SHA-256 of plan keys, which does not depend on their order."""
     return hashlib.sha256(json.dumps(dict(keys), sort_keys=True).encode()).hexdigest()
 
 
 def plan_keys(source: RawSource, *, splits: Sequence[str], images: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Name all that the bytes of a build depend on; the number of workers and all paths are left out.
+    """Return the named values that determine the bytes of a build; the number of workers and paths do not.
 
     Args:
         source: The annotations.
         splits: The chosen splits, in canonical order.
         images: Digest of the names and sizes of all images.
-        options: Those of the build that change bytes.
+        options: The options of the build that change its bytes.
     """
     return {
         "dataset": source.spec.dataset_id,
@@ -135,16 +135,16 @@ def plan_keys(source: RawSource, *, splits: Sequence[str], images: str, options:
 
 
 def installed_tools() -> dict[str, str]:
-    """The `TOOL_KEYS` of this machine."""
+    """Return the values of `TOOL_KEYS` on this machine."""
     return {"refseg_version": __version__, "pyarrow": pa.__version__}
 
 
 def differing_keys(before: Mapping[str, str], now: Mapping[str, str], *, but: Sequence[str] = ()) -> list[str]:
-    """Say in words which plan keys differ, for example `seed: 0, now 1`; those named in `but` are not looked at."""
+    """Describe the plan keys that differ, for example `seed: 0, now 1`; keys in `but` are not compared."""
     names = [name for name in {**before, **now} if name not in but and before.get(name) != now.get(name)]
     return [f"{name}: {_shown(before.get(name, 'none'))}, now {_shown(now.get(name, 'none'))}" for name in names]
 
 
 def _shown(value: str) -> str:
-    """The start of a hash; options whole."""
+    """Return a value for a message; a hash is shortened."""
     return value[:12] if len(value) == 64 else value

@@ -1,4 +1,4 @@
-"""One planned shard to tar, manifest and receipt, published whole or not at all."""
+"""Builds one planned shard: a tar, a manifest and a receipt. A shard with a receipt is complete."""
 
 import hashlib
 import socket
@@ -30,16 +30,16 @@ from refseg.storage import Folder, LocalFolder, is_remote, open_folder, read_fil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildTask:
-    """All that a worker needs to build one shard, on any machine that sees the dataset's folder and the images.
+    """The input for building one shard, on any machine with access to the dataset's folder and the images.
 
     Attributes:
         folder: The dataset's folder, path or URL.
-        shard: Which one.
+        shard: The shard to build.
         fingerprint: Fingerprint of the build's plan.
-        tools: Releases of the plan, which the machine that builds must have.
-        skip_bad: Reject the refs of a bad image and go on, instead of failing.
-        decode: Decode every image whole; False: look at its header alone.
-        stored_images: Size to store pictures at; None: the source's bytes.
+        tools: Versions of the software that made the plan; this machine must have the same.
+        skip_bad: True: reject the refs of a bad image and continue. False: raise an error.
+        decode: True: decode each image completely. False: check only its header and end marker.
+        stored_images: Size to which pictures are reduced; None: the source's bytes are stored.
     """
 
     folder: str
@@ -53,11 +53,11 @@ class BuildTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What a finished shard task says: the shard as it stands in the descriptor, and the refs it had to reject.
+    """The result of building a shard: its entry in the descriptor, and the refs that were rejected.
 
     Attributes:
         fingerprint: Fingerprint of the build's plan.
-        entry: The shard; `num_images` is 0 where every image was bad, and then there are no files.
+        entry: The shard. If all images were bad, `num_images` is 0 and the shard has no files.
         rejects: Refs of bad images.
     """
 
@@ -70,14 +70,14 @@ _RECEIPT = TypeAdapter(Receipt)
 
 
 def build_shard(task: BuildTask) -> Receipt:
-    """Build and publish one shard; the bytes depend on the plan alone.
+    """Build and publish one shard; its bytes depend only on the plan and the images.
 
-    Tar, manifest and receipt are published in this order: a shard with a receipt is whole.
+    Tar, manifest and receipt are published in this order, so that a shard with a receipt is complete.
 
     Raises:
         ImageError: If an image is bad, unless `task.skip_bad`.
-        BuildError: If an image file changed since the plan was made, the plan's samples are not there, or this machine
-            has other releases than the one that planned.
+        BuildError: If an image file changed after the plan was made, the plan's samples are missing, or this machine
+            has other versions of the software than the one that made the plan.
         OSError: If the folder cannot be written.
     """
     folder, name = open_folder(task.folder), task.shard.name
@@ -85,7 +85,7 @@ def build_shard(task: BuildTask) -> Receipt:
     if differing:
         raise BuildError(
             f"{name}: this machine ({socket.gethostname()}) would write other bytes than planned "
-            f"({'; '.join(differing)}); install the same releases on all machines"
+            f"({'; '.join(differing)}); install the same versions on all machines"
         )
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
@@ -108,8 +108,8 @@ def build_shard(task: BuildTask) -> Receipt:
                     if task.stored_images is not None:
                         data = shrink_jpeg(data, task.stored_images)
                     location = _add_sample(tar, name, sample, data)
-                place = asdict(location)
-                rows += [{**row, **place} for row in sample.rows]
+                location_fields = asdict(location)
+                rows += [{**row, **location_fields} for row in sample.rows]
             tar.finish()
         rows_sha256 = write_rows(parquet_path, rows)
         receipt = Receipt(
@@ -138,9 +138,10 @@ def build_shard(task: BuildTask) -> Receipt:
 
 
 def find_receipt(task: BuildTask) -> Receipt | None:
-    """Read a shard's receipt and look at its files; None if the shard has to be built (again).
+    """Read a shard's receipt and compare its files with it; None if the shard must be built (again).
 
-    Local files are hashed. Of remote ones the size is compared: an upload is checked when it is made.
+    Hashes of local files are compared. For remote files only the size is, because uploads are checked when they are
+    made.
     """
     folder = open_folder(task.folder)
     try:
@@ -166,12 +167,12 @@ def find_receipt(task: BuildTask) -> Receipt | None:
 
 
 def receipt_name(shard: str) -> str:
-    """Where a shard's receipt lies in the dataset's folder."""
+    """Return the path of a shard's receipt, relative to the dataset's folder."""
     return f"{RECEIPTS_FOLDER}/{shard}.json"
 
 
 def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The `.json` member of an image, from its rows: what readers without the manifest need."""
+    """Return the `.json` member of a sample, which holds the image's refs for readers without the manifest."""
     fields = {
         **{name: rows[0][name] for name in ("image_id", "file_name", "height", "width")},
         "refs": [
@@ -191,12 +192,14 @@ def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
-    """The shard's part of the plan."""
+    """Read the samples of a shard that the planning stage wrote, and compare their hash."""
     name = shard.samples_name
     try:
         data = folder.read(name)
     except FileNotFoundError as error:
-        raise BuildError(f"{folder.join(name)}: no such file, so no plan; run the planning stage again") from error
+        raise BuildError(
+            f"{folder.join(name)}: no such file, so the plan is incomplete; run the planning stage again"
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != shard.samples_sha256:
         raise BuildError(
@@ -207,7 +210,7 @@ def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
 
 
 def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
-    """`_read_image` of each; of remote ones several are on their way at a time."""
+    """Yield the result of `_read_image` for each sample; remote images are fetched several at a time."""
     read = partial(_read_image, decode=decode)
     if any(is_remote(sample.image.address) for sample in samples):
         with ThreadPoolExecutor(FETCHES) as pool:
@@ -217,7 +220,7 @@ def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[
 
 
 def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Reject]]:
-    """The image's bytes, and a reject for each of its refs if it is bad."""
+    """Return the image's bytes and, if it is bad, a reject for each of its refs."""
     image = sample.image
 
     def reject(reason: str, found: str) -> list[Reject]:
@@ -230,14 +233,14 @@ def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Rej
     try:
         data = read_file(image.address)
     except StorageError:
-        raise  # says nothing of the image
+        raise  # a fault of the storage, not of the image
     except OSError as error:
         return b"", reject(
             "missing_image", f"{image.name} cannot be read ({error.strerror or error}); fetch the file again"
         )
     if len(data) != image.num_bytes:
         raise BuildError(
-            f"{image.address}: has {len(data)} bytes, {image.num_bytes} when the build began; "
+            f"{image.address}: found {len(data)} bytes, expected {image.num_bytes} as at the start of the build; "
             "wait until the file is complete and build again"
         )
     first = sample.rows[0]
@@ -249,7 +252,7 @@ def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Rej
 
 
 def _add_sample(tar: TarWriter, name: str, sample: PlannedSample, data: bytes) -> ImageLocation:
-    """Write one image and its refs, and say where they are."""
+    """Write the sample of one image and return its location."""
     tar.begin_sample()
     offset = tar.add(f"{sample.key}.jpg", data)
     tar.add(f"{sample.key}.json", sample_json(sample.rows))

@@ -1,4 +1,4 @@
-"""One shard's raw records to checked ones: what is joined, rasterised and tokenised before any image is read."""
+"""The check of one shard: joins, checks, rasterises and tokenises its raw records before any image is read."""
 
 import hashlib
 from collections import defaultdict
@@ -25,14 +25,15 @@ _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSample:
-    """One image of a shard to build, and its refs.
+    """One image of a shard to build, with its refs.
 
     Attributes:
-        key: Of the sample in the tar, unique in the dataset.
-        image: Where its bytes are.
-        rows: Of the manifest, by `ref_id`, as plain values; only where the image lies is not in them yet.
-        size_from: What gave the annotated size, for messages; empty: annotations that belong to the image.
-        lines: Of a user's table, where the ref of each row stands, for messages; empty: refs have ids that people know.
+        key: Key of the sample in the tar, unique in the dataset.
+        image: Location of the image's bytes.
+        rows: Rows of the manifest, sorted by `ref_id`, as plain values. The location of the image is still missing.
+        size_from: The row or file that gave the annotated size, for messages; empty: the image's own record.
+        lines: For a user's table: the line of each row's ref, for messages. Empty for other datasets, whose refs have
+            ids.
     """
 
     key: str
@@ -48,20 +49,20 @@ _IMAGE = TypeAdapter(SourceImage)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckTask:
-    """All that the check of one shard needs.
+    """The input of the check of one shard.
 
     Attributes:
         spill: File with the raw records.
-        out: File to write the samples to, a line each (`read_samples`).
-        spec: Which dataset and partition.
-        seed: Of the order of images.
+        out: File to which the samples are written, one per line (`read_samples`).
+        spec: Dataset and partition.
+        seed: Seed of the order of images.
         mask_rule: `union` or `legacy`.
-        categories: By category id: the name as found.
-        box_targets: See `RawSource`.
-        repeated: Places of refs whose id an earlier ref has.
-        repeated_sentences: By position of a ref, one of its `sent_id`s that an earlier sentence of its split has.
-        later_splits: By image id, how many earlier splits have the image, too.
-        alike: By name of a missing picture, the file that may have been meant; of some of them.
+        categories: Names as found, by category id.
+        box_targets: As in `RawSource`.
+        repeated: Positions of refs whose id an earlier ref has.
+        repeated_sentences: By position of a ref: one of its `sent_id`s that an earlier sentence of its split has.
+        later_splits: By image id: the number of earlier splits that also contain the image.
+        alike: By name of a missing picture: the name of a similar file. Only some missing pictures are in it.
     """
 
     spill: Path
@@ -79,14 +80,14 @@ class CheckTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedShard:
-    """What the check of a shard found.
+    """The result of the check of one shard.
 
     Attributes:
-        out: The file of samples; not there if there are none.
-        num_samples: Lines in it.
-        sha256: Of it.
-        rejects: Refs with faults, with their places in the source.
-        pool_tars: Tars of pools that its samples lie in, as rows name them.
+        out: File of the samples; it does not exist if there are none.
+        num_samples: Number of samples in the file.
+        sha256: SHA-256 of the file.
+        rejects: Refs with faults, each with its position in the source.
+        pool_tars: Tars of image pools that hold images of the samples, by the `shard` of rows.
     """
 
     out: Path
@@ -97,20 +98,20 @@ class CheckedShard:
 
 
 def check_records(task: CheckTask) -> CheckedShard:
-    """Check one shard's records and write its samples, in the order of the tar."""
+    """Check one shard's records and write its samples in the order of the tar."""
     raw, images, ambiguous = _read_raw(task)
     unsized = _read_sizes(raw, images, task.alike)
     records, rejects = make_records(raw, mask_rule=task.mask_rule)
     rejects += ambiguous + unsized
-    places = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
-    lines = {item.ref["ref_id"]: item.ref["where"] for item in places.values()}
+    own_refs = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
+    lines = {item.ref["ref_id"]: item.ref["where"] for item in own_refs.values()}
     by_image: dict[int, list[RefRecord]] = defaultdict(list)
     for position, record in records:
         fault = _image_fault(record, images[record.image_id], task.alike)
         if fault is None:
             by_image[record.image_id].append(record)
-        elif position in places:  # named by its line, which is what its owner knows
-            rejects.append((position, reject_ref(task.spec, places[position], *fault)))
+        elif position in own_refs:  # a ref of a user's table is reported by its line, because the user gave no ids
+            rejects.append((position, reject_ref(task.spec, own_refs[position], *fault)))
         else:
             rejects.append((position, reject_image(record, *fault)))
     digest = hashlib.sha256()
@@ -119,7 +120,7 @@ def check_records(task: CheckTask) -> CheckedShard:
         with task.out.open("wb") as file:
             for image_id in sorted(by_image, key=lambda image_id: image_order(task.seed, image_id)):
                 image = images[image_id]
-                assert image is not None  # else its refs are rejected
+                assert image is not None, "refs of a missing image are rejected above"
                 sample = _plan_sample(task, image, raw.images[image_id], by_image[image_id], lines)
                 line = _SAMPLE.dump_json(sample) + b"\n"
                 digest.update(line)
@@ -156,29 +157,41 @@ def _plan_sample(
 
 
 def read_samples(data: bytes) -> list[PlannedSample]:
-    """Read back what `check_records` wrote.
+    """Read the samples that `check_records` wrote.
 
-    orjson parses and pydantic only builds the outer objects: its own parser would visit every number of a mask.
+    orjson parses them and pydantic builds only the outer objects, because pydantic's parser would check every number of
+    a mask.
     """
     return [_SAMPLE.validate_python(orjson.loads(line)) for line in data.splitlines()]
 
 
 def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> Reject:
-    """Reject a ref for what is wrong with its image; the line of a user's table stands for ids they never gave."""
-    place = f"{record.dataset}/{record.split_by} {line}" if line else f"{record.where}: image {record.image_id}"
+    """Reject a ref because of a fault of its image.
+
+    Args:
+        record: The ref.
+        reason: A key of `rejects.REASONS`.
+        found: What was found, what was expected, and what to do.
+        line: For a user's table: the line of the ref, which the message gives instead of ids.
+    """
+    where = f"{record.dataset}/{record.split_by} {line}" if line else f"{record.where}: image {record.image_id}"
     return Reject(
         ref_id=record.ref_id,
         image_id=record.image_id,
         split=record.split,
         reason=reason,
-        message=f"{place}: {found}",
+        message=f"{where}: {found}",
     )
 
 
 def _read_raw(
     task: CheckTask,
 ) -> tuple[RawShard, dict[int, SourceImage | None], list[tuple[int, Reject]]]:
-    """The raw records of a shard, where its images are, and the refs that are taken out because an id is not unique."""
+    """Read the raw records of a shard.
+
+    Returns:
+        The records, the locations of the images, and the rejects of refs with an id that is not unique.
+    """
     raw = RawShard(spec=task.spec, refs=[], categories=task.categories, box_targets=task.box_targets)
     images: dict[int, SourceImage | None] = {}
     ambiguous: set[tuple[str, int]] = set()
@@ -198,9 +211,9 @@ def _read_raw(
 
 
 def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int]]) -> tuple[str, str] | None:
-    """Reason and message, if an id of a ref, or one that it points to, stands for more than one thing."""
+    """Return reason and message if an id of a ref, or an id that it refers to, is not unique."""
     if item.position in task.repeated:
-        return "duplicate_ref_id", "an earlier ref has the same id; take the file from its release"
+        return "duplicate_ref_id", "an earlier ref has the same id, expected each id once; fetch the file again"
     if item.position in task.repeated_sentences:
         sent_id = task.repeated_sentences[item.position]
         found = f"sent_id {sent_id} occurs more than once in split {find_split(item.ref)}"
@@ -220,14 +233,17 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
 def _read_sizes(
     raw: RawShard, images: dict[int, SourceImage | None], alike: Mapping[str, str]
 ) -> list[tuple[int, Reject]]:
-    """Fill in the sizes that a user's table leaves to the pictures; take out refs that no size can be had for.
+    """Read the sizes of pictures that a user's table does not give, and remove refs whose picture has no usable size.
 
-    Where only masks or run lengths tell a size, one drawn for another picture would speak for all rows of the image:
-    there, too, the picture has the last word.
+    If only masks or run lengths give an image's size, the picture must confirm it. Otherwise one mask of the wrong size
+    would determine the size for all rows of the image.
+
+    Returns:
+        The removed refs as rejects.
     """
     if raw.spec.dataset != CUSTOM:
         return []
-    misdrawn = _check_drawn_sizes(raw, images)
+    other_sizes = _check_drawn_sizes(raw, images)
     unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if has_no_size(record)}
     files = {image_id: found for image_id, found in unsized.items() if found is not None}
     faults = {
@@ -241,13 +257,14 @@ def _read_sizes(
             raw.images[image_id]["height"], raw.images[image_id]["width"] = size
     refs = [(item, faults.get(item.ref["image_id"])) for item in raw.refs]
     raw.refs[:] = [item for item, fault in refs if fault is None]
-    return misdrawn + [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
+    unreadable = [(item.position, reject_ref(raw.spec, item, *fault)) for item, fault in refs if fault is not None]
+    return other_sizes + unreadable
 
 
 def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> list[tuple[int, Reject]]:
-    """Take the picture's size where that of a mask or of run lengths is another one, and their refs out.
+    """Replace sizes that masks or run lengths gave by the picture's size, and reject the refs with another size.
 
-    A picture that tells no size, or one that EXIF lays on its side, is left to be compared as a whole.
+    A picture whose size cannot be read, or that EXIF rotates, is not compared here but when the shard is built.
     """
     files = {
         image_id: found
@@ -265,18 +282,18 @@ def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> 
     for item in raw.refs:
         if item.ref["image_id"] in pictures and (drawn := _drawn_size(raw, item)):
             name, (height, width) = pictures[item.ref["image_id"]]
-            said = (
+            message = (
                 f"{item.ref['target']} is {drawn[1]} x {drawn[0]} pixels, but {name} is {width} x {height}; "
-                "correct it, or take the picture it was made for"
+                "correct it, or use the picture for which it was made"
             )
-            rejects.append((item.position, reject_ref(raw.spec, item, "size_mismatch", said)))
+            rejects.append((item.position, reject_ref(raw.spec, item, "size_mismatch", message)))
     out = {position for position, _ in rejects}
     raw.refs[:] = [item for item in raw.refs if item.position not in out]
     return rejects
 
 
 def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
-    """`(height, width)` of a mask or of run lengths of the table; None: the target is of another kind."""
+    """Return the `(height, width)` of the ref's mask or run lengths; None if its target is of another kind."""
     for ann_id in find_annotation_ids(item.ref) if item.ref["target"] else ():
         segmentation = raw.annotations[ann_id].get("segmentation")
         if segmentation is not None:
@@ -285,19 +302,19 @@ def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
 
 
 def _missing_fault(dataset: str, file_name: str, alike: Mapping[str, str]) -> tuple[str, str]:
-    looked = "with the folders of its name" if dataset == CUSTOM else "also under COCO's names"
+    searched = "with the folders of its name" if dataset == CUSTOM else "or one with COCO's name for it"
     hint = describe_alike(file_name, alike.get(file_name)) or "; give --images"
-    return "missing_image", f"found no file {file_name}, {looked}{hint}"
+    return "missing_image", f"found no file {file_name}, {searched}{hint}"
 
 
 def _image_fault(record: RefRecord, found: SourceImage | None, alike: Mapping[str, str]) -> tuple[str, str] | None:
-    """Reason and what was found, if an image cannot be used."""
+    """Return reason and message if an image cannot be used; None if it can."""
     if found is None:
         return _missing_fault(record.dataset, record.file_name, alike)
     if found.size is not None and found.size != (record.height, record.width):
         height, width = found.size
         return "size_mismatch", (
             f"is {width} x {height} pixels in the pool, expected {record.width} x {record.height} as annotated; "
-            "is it the same picture?"
+            "check that it is the same picture"
         )
     return None

@@ -1,4 +1,4 @@
-"""The end of a build: all shards' receipts to one dataset."""
+"""The last stage of a build: writes rejects, indexes and the descriptor from the receipts of all shards."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def finalize(folder: Folder, plan: BuildPlan, receipts: Mapping[str, Receipt], options: BuildOptions) -> Descriptor:
-    """Write rejects and indexes, then the descriptor: from that moment on, there is a dataset.
+    """Write rejects and indexes and then the descriptor, which makes the folder a finished dataset.
 
     Args:
         folder: The dataset's folder.
@@ -30,17 +30,15 @@ def finalize(folder: Folder, plan: BuildPlan, receipts: Mapping[str, Receipt], o
         options: The build's options.
 
     Raises:
-        AnnotationError, ImageError: The first faults, with `on_bad_sample` `fail`.
-        BuildError: If there are too many faults, no ref is without, or shared images are refused.
+        AnnotationError, ImageError: With `on_bad_sample` `fail`, if there are faults.
+        BuildError: If there are too many faults, all refs have faults, or shared images are refused.
         OSError: If the folder cannot be written.
     """
     entries = [receipts[shard.name].entry for shard in plan.shards]
     rejects = [*plan.rejects, *(reject for shard in plan.shards for reject in receipts[shard.name].rejects)]
     apply_policy(rejects, options)
     if not any(entry.num_refs for entry in entries):
-        raise BuildError(
-            f"{plan.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
-        )
+        raise BuildError(f"{plan.dataset}: all {len(rejects):,} refs have faults; the first: {rejects[0].message}")
     shards = tuple(entry for entry in entries if entry.num_images)
     report_shared_images(folder, plan.dataset, shards, options)
     rejects_sha256 = ""
@@ -74,14 +72,14 @@ def finalize(folder: Folder, plan: BuildPlan, receipts: Mapping[str, Receipt], o
 
 
 def report_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry], options: BuildOptions) -> None:
-    """Warn of pictures with several identities.
+    """Log a warning about pictures in several splits or under several ids.
 
     Raises:
-        BuildError: With `on_shared_images` `refuse`.
+        BuildError: If there are such pictures and `on_shared_images` is `refuse`.
     """
     found = find_shared_images(folder, dataset_id, shards)
     if not found.describe():
         return
     if options.on_shared_images == "refuse":
-        raise BuildError(f"{dataset_id}: {found.describe()}, or leave out --on-shared-images refuse")
-    logger.warning("%s: %s (--on-shared-images refuse ends such a build)", dataset_id, found.describe())
+        raise BuildError(f"{dataset_id}: {found.describe()}, or remove --on-shared-images refuse")
+    logger.warning("%s: %s (--on-shared-images refuse makes this an error)", dataset_id, found.describe())

@@ -1,4 +1,4 @@
-"""Where the images of a build lie: found as files, in the layouts people have."""
+"""Finds the image files of a build in the folder layouts of common projects."""
 
 import os
 import unicodedata
@@ -19,7 +19,7 @@ LAYOUTS = (
     "mscoco/images/train2014",  # the same, from its images/ folder
     "images/mscoco/train2014",  # PolyFormer, SeqTR
     "train2014",  # CARIS, MaskRIS, COCO's own
-    "val2014",  # Ref-ZOM takes pictures of both
+    "val2014",  # Ref-ZOM uses pictures of train2014 and val2014
     "images/val2014",
     "trainval2014",  # DMMI
     "train2017",  # COCO 2017: the same pictures under other names
@@ -28,26 +28,26 @@ LAYOUTS = (
     "saiapr_tc-12",
     "images",
 )
-"""Folders looked through, in this order, below the folder given."""
+"""Folders that are searched, in this order, below the folder that the user gives."""
 
 ARCHIVES = ("train2014.zip", "val2014.zip", "train2017.zip", "saiapr_tc-12.zip")
-"""Archives that are looked for in the folder given, after its folders; they are read as they are."""
+"""Archives that are searched after the folders, in the folder that the user gives; they are read without unpacking."""
 
 FETCHES = 8
-"""Remote images on their way at a time: a request takes longer than the work on its image."""
+"""Number of remote images that are fetched at a time, because a request takes longer than the work on its image."""
 
 _SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "heic", "heif", "gif", "bmp", "tif", "tiff"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceImage:
-    """Where a build takes an image from: a file, or a tar of another dataset.
+    """The source of an image: a file, or a tar of another dataset.
 
     Attributes:
-        address: Path or URL of the file; empty if the image lies in a tar.
-        num_bytes: Size of the JPEG.
-        location: Where it lies in another dataset's tar; None: it is a file, which is copied into this dataset's tar.
-        size: `(height, width)` in pixels, as the other dataset has it; None for a file.
+        address: Path or URL of the file; empty if the image is in a tar.
+        num_bytes: Size of the JPEG in bytes.
+        location: Location in another dataset's tar. None: the image is a file, which is copied into this dataset's tar.
+        size: `(height, width)` in pixels as recorded by the other dataset; None for a file.
     """
 
     address: str
@@ -57,27 +57,27 @@ class SourceImage:
 
     @property
     def name(self) -> str:
-        """File name without folders; of an image in a tar the hash of its bytes."""
+        """File name without folders; for an image in a tar, the hash of its bytes."""
         if self.location is not None:
             return self.location.image_xxh3
         return split_address(self.address)[1] if is_remote(self.address) else self.address.rsplit("/", 1)[-1]
 
 
 class ImageFinder:
-    """The image files below some folders.
+    """Finds image files below some folders.
 
-    Local files are looked at one by one as they are asked for, so memory does not grow with the folder; remote folders
-    are listed once, for a request per image would take longer than the build.
+    A local file is looked up when it is asked for, so that memory does not grow with the folder. Remote folders are
+    listed once, because one request per image would take longer than the build.
 
     Args:
-        roots: Folders, URLs or ZIP archives that hold the images themselves, one of `LAYOUTS` or one of `ARCHIVES`, in
-            order of preference.
-        is_coco: True if ids are COCO's, so that files are also known by them.
-        keep_folders: True if the folders of a name tell pictures apart, so that a file is that name's or nobody's:
-            `s/t/a.jpg` is not `a.jpg`.
+        roots: Folders, URLs or ZIP archives that contain the images, one of `LAYOUTS` or one of `ARCHIVES`, in order of
+            preference.
+        is_coco: True if ids are COCO's, so that files are also found by their id.
+        keep_folders: True if the folders of a name are significant, so that `s/t/a.jpg` does not match `a.jpg`.
 
     Raises:
-        UsageError: If a root is no folder.
+        UsageError: If a root is not a folder.
+        StorageError: If remote storage refuses or fails.
     """
 
     def __init__(self, roots: Sequence[Path | str], *, is_coco: bool, keep_folders: bool = False) -> None:
@@ -98,7 +98,7 @@ class ImageFinder:
                     self._add(open_folder(archive_as_folder(root.join(name))))
 
     def _add(self, root: Folder) -> None:
-        """Take those of `LAYOUTS` that are there."""
+        """Add the folders of `LAYOUTS` that exist below a root."""
         for folder in (open_folder(root.join(layout)) for layout in LAYOUTS):
             if is_remote(folder.address):
                 self._listings[folder.address] = folder.list()
@@ -106,10 +106,13 @@ class ImageFinder:
                 self._folders.append(folder)
 
     def find(self, image_id: int, file_name: str) -> SourceImage | None:
-        """Find an image by its name in `instances.json`, else by its id in COCO's names; None if there is no file.
+        """Find an image by its file name in `instances.json` or else by COCO's file name for its id.
 
-        A name with folders is looked for as it is, then, without `keep_folders`, without them; never outside of the
-        roots.
+        A name with folders is searched with them first and then, unless `keep_folders` is set, without them. Files
+        outside the roots are never found.
+
+        Returns:
+            The image, or None if there is no file.
         """
         name = PurePosixPath(file_name)
         is_inside = not name.is_absolute() and ".." not in name.parts
@@ -126,30 +129,32 @@ class ImageFinder:
         return None
 
     def find_alike(self, file_names: Sequence[str]) -> dict[str, str]:
-        """What may have been meant by names that are not there.
+        """Find files with names similar to missing ones.
 
-        Files are alike that differ in capitals, suffix, Unicode's normal form, percent encoding or spaces around, and
-        those of the same name in one of the folders themselves. Every folder is read once for each folder that the
-        names name, so this is for a handful of them.
+        Similar names differ only in capitals, suffix, Unicode normal form, percent encoding, surrounding spaces or the
+        folder. The search reads every folder once for each folder in the names, so it is meant for few names.
+
+        Args:
+            file_names: Names of missing files.
 
         Returns:
-            By name asked for, the name of a file below the roots; only those for which there is one.
+            The name of a similar file below the roots, by missing name; names without a similar file are left out.
         """
         wanted: dict[str, dict[str, list[str]]] = {}
         for file_name in file_names:
             parts = PurePosixPath(file_name.replace("\\", "/")).parts
             if parts and parts[0] != "/" and ".." not in parts:
                 for parent in {"/".join(parts[:-1]), ""}:
-                    wanted.setdefault(parent, {}).setdefault(_alike_key(parts[-1]), []).append(file_name)
+                    wanted.setdefault(parent, {}).setdefault(_similarity_key(parts[-1]), []).append(file_name)
         found: dict[str, str] = {}
-        for parent in sorted(wanted, reverse=True):  # the folder that is named before none
+        for parent in sorted(wanted, reverse=True):  # the folder in the name has precedence over no folder
             for folder in self._folders:
                 try:
                     named = open_folder(folder.join(parent)) if parent else folder
                 except UsageError:  # no folder can have that name
                     continue
                 for name in _names_in(named):
-                    for file_name in wanted[parent].get(_alike_key(name), ()):
+                    for file_name in wanted[parent].get(_similarity_key(name), ()):
                         found.setdefault(file_name, f"{parent}/{name}" if parent else name)
         return found
 
@@ -160,27 +165,27 @@ class ImageFinder:
                 f"{image_id:012d}.jpg",
                 f"COCO_val2014_{image_id:012d}.jpg",
             )
-        return (f"{image_id // 1000:02d}/images/{name}",)  # SAIAPR TC-12 as released
+        return (f"{image_id // 1000:02d}/images/{name}",)  # the layout in which SAIAPR TC-12 is released
 
 
 def describe_alike(name: str, alike: str | None) -> str:
-    """The end of a message about a missing picture: the file of nearly its name; empty if there is none."""
+    """Return the end of a message about a missing picture, which names a similar file; empty if there is none."""
     if alike is None:
         return ""
     if unicodedata.normalize("NFC", alike) == unicodedata.normalize("NFC", name):
-        return f"; there is {alike}, its letters written otherwise in Unicode ({alike!a} for {name!a})"
+        return f"; there is {alike}, whose letters are encoded differently in Unicode ({alike!a} for {name!a})"
     return f"; there is {alike if alike == alike.strip() else repr(alike)}"
 
 
-def _alike_key(name: str) -> str:
-    """Equal for names of files that are easily taken for each other."""
+def _similarity_key(name: str) -> str:
+    """Return a key that is equal for file names that are easily confused."""
     name = unicodedata.normalize("NFC", unquote(name)).strip().casefold()
     stem, dot, suffix = name.rpartition(".")
     return stem.strip() if dot and suffix in _SUFFIXES else name
 
 
 def _names_in(folder: Folder) -> Iterator[str]:
-    """Names of what lies directly in a folder; of a local one without a look at each, and without keeping them."""
+    """Yield the names of the entries of a folder. A local folder is scanned without reading the files' metadata."""
     if not is_remote(folder.address):
         with suppress(OSError), os.scandir(folder.address) as entries:
             for entry in entries:

@@ -1,4 +1,4 @@
-"""Tells what is wrong with an image file: its kind, its size, its end, its codes."""
+"""Finds faults of image files: another kind of file, another size, a missing end, or damaged data."""
 
 import re
 import struct
@@ -20,17 +20,17 @@ _END_OF_IMAGE = 0xD9
 _WITHOUT_LENGTH = (0x01, 0xD8)
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap height and width when shown."""
+"""EXIF orientations with which a viewer exchanges height and width."""
 _HEAD_BYTES = 1 << 16
-"""Of a JPEG, mostly more than all that stands before its pixels; one EXIF or ICC segment takes as many at most."""
+"""Bytes that are read first. They usually contain everything before the pixels; an EXIF segment has at most as many."""
 
 
 class JpegFault(NamedTuple):
-    """What is wrong with an image file.
+    """A fault of an image file.
 
     Attributes:
-        reason: One of `rejects.REASONS`.
-        found: What was found, what was expected and what to do; the text continues a message after the file's name.
+        reason: A key of `rejects.REASONS`.
+        found: What was found, what was expected and what to do. The text continues a message after the file's name.
     """
 
     reason: str
@@ -38,9 +38,10 @@ class JpegFault(NamedTuple):
 
 
 def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | JpegFault]:
-    """`(height, width)` of each image in pixels as stored, or why there is none; remote ones several at a time.
+    """Return the stored `(height, width)` of each image in pixels, or the fault because of which there is none.
 
-    A picture that EXIF lays on its side has no such size: nothing would tell which of its two sizes annotations mean.
+    A picture that EXIF rotates by 90 degrees is a fault, because annotations could mean either of its two sizes. Remote
+    images are read several at a time.
 
     Raises:
         StorageError: If remote storage fails.
@@ -52,13 +53,13 @@ def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | Jpe
 
 
 def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
-    """Read only the start of a file, of a remote one too, where that is enough."""
+    """Read the size from the start of a file, or from the whole file if the start is not sufficient."""
     try:
         picture = _open_jpeg(read_file(image.address, 0, _HEAD_BYTES))
         if isinstance(picture, JpegFault) and image.num_bytes > _HEAD_BYTES:
             picture = _open_jpeg(read_file(image.address))
     except StorageError:
-        raise  # says nothing of the image
+        raise  # a fault of the storage, not of the image
     except OSError as error:
         return JpegFault("missing_image", f"cannot be read ({error.strerror or error}); fetch the file again")
     if isinstance(picture, JpegFault):
@@ -69,14 +70,14 @@ def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
         return JpegFault(
             "size_mismatch",
             f"is stored rotated (EXIF orientation {orientation}): {width} x {height} pixels as stored, {height} x "
-            f"{width} as shown; rotate the pixels and take the tag away, or give height {height} and width {width} if "
+            f"{width} as shown; rotate the pixels and remove the tag, or give height {height} and width {width} if "
             "its targets are in stored pixels",
         )
     return picture.height, picture.width
 
 
 def _open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
-    """Read a JPEG's head and none of its pixels."""
+    """Read the header of a JPEG without decoding its pixels."""
     try:
         return open_stored_jpeg(data)
     except ImageError:
@@ -87,21 +88,21 @@ def _open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
 
 
 def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_from: str = "") -> JpegFault | None:
-    """Compare a JPEG's size with the annotated one and decode it from its first to its last byte.
+    """Compare a JPEG's size with the annotated one and decode it completely.
 
-    Greyscale and CMYK are fine. The size is compared before decoding, so a picture of a billion pixels costs nothing.
-    Pixels are made at an eighth of the size, without colour: libjpeg still reads every code and meets the same faults,
-    in 2/3 of the time.
+    Greyscale and CMYK are allowed. The size is compared before decoding, so that a picture of a billion pixels is
+    refused at no cost. The picture is decoded at an eighth of its size and without colour. libjpeg still reads all of
+    the data and finds the same faults, in 2/3 of the time.
 
     Args:
         data: Content of the file.
-        height: As annotated, in pixels.
-        width: As annotated, in pixels.
-        decode: False: look at the header and the end alone.
-        size_from: What gave the annotated size, such as a mask; empty: annotations that belong to the image.
+        height: Annotated height in pixels.
+        width: Annotated width in pixels.
+        decode: False: check only the header and the end marker.
+        size_from: The row or file that gave the annotated size, such as a mask; empty: the image's own record.
 
     Returns:
-        None if all is well.
+        The fault, or None if there is none.
     """
     picture = _open_jpeg(data)
     if isinstance(picture, JpegFault):
@@ -111,15 +112,15 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_
         orientation = _exif_orientation(picture)
         if picture.size == (height, width) and orientation in _TURNED:
             remedy = (
-                f"it is stored rotated (EXIF orientation {orientation}) and read as stored: rotate the pixels "
-                "and take the tag away"
+                f"it is stored rotated (EXIF orientation {orientation}) and is read as stored: rotate the pixels "
+                "and remove the tag"
             )
         elif picture.size == (height, width):
-            remedy = "width and height are exchanged: correct them in the annotations, or turn the picture as annotated"
+            remedy = "width and height are exchanged: correct them in the annotations, or rotate the picture"
         elif size_from:
-            remedy = f"{size_from} gives that size: correct it, or take the picture it was made for"
+            remedy = f"{size_from} gives that size: correct it, or use the picture for which it was made"
         else:
-            remedy = "was it resized? take the original file"
+            remedy = "it may have been resized: use the original file"
         found = f"is {found_width} x {found_height} pixels, expected {width} x {height} as annotated; {remedy}"
         return JpegFault("size_mismatch", found)
     if not decode:
@@ -128,28 +129,30 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_
     try:
         picture.load()
     except (OSError, SyntaxError, ValueError, IndexError) as error:
-        return JpegFault("truncated_image", f"cannot be decoded whole ({error}); fetch the file again")
+        return JpegFault("truncated_image", f"cannot be decoded completely ({error}); fetch the file again")
     return None
 
 
 def _has_end(data: bytes) -> bool:
-    """Whether the picture's own end marker is there; what follows it, such as a phone's video, is not looked at.
+    """Return True if the picture has its end marker; data after it, such as a phone's video, is ignored.
 
-    Markers are followed from the start: a thumbnail in a segment has an end of its own, and so may what follows. After
-    the header of a scan the next marker is looked for in its codes, in which 0xff stands before 0 or a restart marker.
+    The function follows the segments from the start, because a thumbnail within a segment has its own end marker. A
+    segment is a marker, its length and its content. Example: at `ff e1 00 08` it skips 8 bytes from the length. After
+    the segment that starts a scan, it searches the scan's data for the next marker. In such data, ff is always followed
+    by 0 or a restart marker, and `_MARKER` matches neither.
     """
-    place = 2
-    while (marker := _MARKER.search(data, place)) is not None:
-        place = marker.end()
-        if data[place - 1] == _END_OF_IMAGE:
+    position = 2
+    while (marker := _MARKER.search(data, position)) is not None:
+        position = marker.end()
+        if data[position - 1] == _END_OF_IMAGE:
             return True
-        if data[place - 1] not in _WITHOUT_LENGTH:
-            place += int.from_bytes(data[place : place + 2])
+        if data[position - 1] not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2])
     return False
 
 
 def _exif_orientation(picture: JpegImagePlugin.JpegImageFile) -> int | None:
-    """How the picture is to be turned when shown; None if nothing says so, or nothing readable."""
+    """Return the EXIF orientation of a picture; None if it has none or it cannot be read."""
     try:
         orientation = picture.getexif().get(_ORIENTATION)
     except (OSError, SyntaxError, ValueError, LookupError, struct.error):

@@ -1,4 +1,4 @@
-"""Polygons and run lengths to one binary target mask, by a named rule."""
+"""Draws polygons and run lengths into one binary target mask, by a named rule."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,18 @@ from refseg.run_lengths import expand_counts
 Polygons = tuple[tuple[float, ...], ...]
 
 _POLYGON_SLACK = 10
-"""Pixels, or else a tenth of the side, by which a polygon may reach out of its image, where it is cut."""
+"""Pixels by which a polygon may extend beyond its image, or a tenth of the side if that is more. The excess is cut."""
 
 
 def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: str) -> Rle:
-    """Rasterise a target by pycocotools and join its parts.
+    """Rasterise the parts of a target with pycocotools and join them.
 
     Args:
-        annotations: Whose shapes make the target, or the box of one without a shape; none give an empty mask.
-        size: `(height, width)` of the image, in pixels.
-        rule: `union`: pixels of any part. `legacy`: pixels of exactly one part, as code has it that sums the
-            parts and tests `== 1` (LAVT and its forks).
+        annotations: Annotations whose shapes make the target. One without a shape contributes its box. No annotations
+            give an empty mask.
+        size: `(height, width)` of the image in pixels.
+        rule: `union`: pixels of any part. `legacy`: pixels of exactly one part, as in code that sums the parts and
+            tests `== 1` (LAVT and its forks).
 
     Returns:
         Canonical run lengths: only the first may be zero.
@@ -34,13 +35,13 @@ def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: 
 
 
 def draw_parts(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rasterise each part of an annotation, or its box if it has no shape; pycocotools' run lengths."""
+    """Rasterise each part of an annotation, or its box if it has no shape, into pycocotools' run lengths."""
     height, width = size
     parts: list[dict[str, Any]] = []
     if annotation.polygons:
         parts += coco_mask.frPyObjects(list(map(list, annotation.polygons)), height, width)
     for rle in annotation.rles:
-        # Canonical: pycocotools stops joining where two masks have an empty run at the same pixel.
+        # Empty runs are removed first: pycocotools stops joining where two masks have an empty run at the same pixel.
         runs = {"size": list(rle.size), "counts": list(_canonical(rle.counts))}
         parts.append(coco_mask.frPyObjects(runs, height, width))
     if not parts:
@@ -49,18 +50,18 @@ def draw_parts(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, 
 
 
 def join_parts(parts: list[dict[str, Any]], size: tuple[int, int], rule: str) -> Rle:
-    """Join what `draw_parts` drew by `target_mask`'s rule."""
+    """Join the parts from `draw_parts` by the rule of `target_mask`."""
     if not parts:
         return Rle(size=size, counts=(size[0] * size[1],))
     if rule == "legacy":
         return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
-    # Joined as run lengths: drawing the mask and looking for its edges would take ten times as long.
+    # Run lengths are joined directly: drawing the mask and encoding it again would take ten times as long.
     joined = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
-    return Rle(size=size, counts=tuple(expand_counts(joined["counts"])))  # canonical as its parts are
+    return Rle(size=size, counts=tuple(expand_counts(joined["counts"])))  # canonical, because the parts are
 
 
 def encode_mask(mask: NDArray[Any]) -> Rle:
-    """Turn a mask `(H, W)`, zero or not, into canonical run lengths."""
+    """Encode a mask `(H, W)`, whose pixels are zero or not, as canonical run lengths."""
     height, width = mask.shape
     pixels = mask.reshape(-1, order="F") != 0
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -69,25 +70,26 @@ def encode_mask(mask: NDArray[Any]) -> Rle:
 
 
 def mask_area(rle: Rle) -> int:
-    """Count the pixels of a mask."""
+    """Return the number of pixels of a mask."""
     return sum(rle.counts[1::2])
 
 
 def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygons, tuple[Rle, ...]]:
     """Read COCO's `segmentation` in any of its forms.
 
-    Polygons (a list of flat lists), run lengths (a dict whose counts are a list or COCO's compressed text), or
-    a list of run lengths (RefClef).
+    It is polygons (a list of flat lists), run lengths (a dict whose counts are a list or COCO's compressed text), or a
+    list of run lengths (RefClef).
 
     Args:
-        segmentation: As found in `instances.json`.
-        size: `(height, width)` of the image, in pixels.
+        segmentation: Value in `instances.json`.
+        size: `(height, width)` of the image in pixels.
 
     Returns:
         The polygons and the run lengths; one of the two is empty.
 
     Raises:
-        AnnotationError: If it has none of these forms or does not fit the image; the message has no place in it.
+        AnnotationError: If it has none of these forms or does not fit the image. The caller adds the annotation's id to
+            the message.
     """
     if isinstance(segmentation, dict):
         return (), (_read_rle(segmentation, size),)
@@ -103,18 +105,18 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygon
 
 
 def _clip_box(box_xywh: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.float64]:
-    """The part of a box inside of the image `(1, 4)`: rasterising takes memory by the box's extent."""
+    """Return the part of a box inside the image, `(1, 4)`, because rasterising needs memory for the whole box."""
     left, top, width, height = box_xywh
     (left, right), (top, bottom) = np.clip([left, left + width], 0, size[1]), np.clip([top, top + height], 0, size[0])
     return np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
 
 
 def _canonical(counts: Sequence[int]) -> tuple[int, ...]:
-    """Take empty runs out, but for the first; the runs around one are one."""
+    """Remove empty runs, except the first, and join the runs around them: (3, 2, 0, 4, 1) becomes (3, 6, 1)."""
     if 0 not in counts[1:]:
         return tuple(counts)
     joined = [counts[0]]
-    takes = 0  # whether the last run kept is of zeros or ones
+    takes = 0  # the value (0 or 1) of the last run in `joined`
     for number, run in enumerate(counts[1:], start=1):
         if run and number % 2 == takes:
             joined[-1] += run
@@ -128,19 +130,19 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> tuple[float, ...]:
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
         found = f"{len(polygon)} numbers" if isinstance(polygon, list | tuple) else type(polygon).__name__
         raise AnnotationError(f"one of its polygons has {found}, expected an even count of at least 6")
-    # Built-in functions over the whole list: a loop over its numbers would take as long as rasterising it.
+    # Built-in functions check the whole list: a Python loop over its numbers would take as long as rasterising it.
     if not set(map(type, polygon)) <= {int, float}:
-        raise AnnotationError("one of its polygons holds something else than numbers")
-    # COCO's polygons pass the border by a pixel at most. Rasterising takes memory by a polygon's extent, so one wrong
-    # exponent could ask for gigabytes; and what would be cut away may show that its scale is another picture's.
+        raise AnnotationError("one of its polygons holds values that are not numbers, expected numbers only")
+    # COCO's polygons extend beyond the border by at most a pixel. Rasterising needs memory for a polygon's extent, so
+    # one wrong exponent could need gigabytes. A polygon far outside may also be drawn for a picture of another size.
     for numbers, side in ((polygon[::2], size[1]), (polygon[1::2], size[0])):
         slack = max(_POLYGON_SLACK, side // 10)
         if min(numbers) < -slack or max(numbers) > side + slack:
             raise AnnotationError(
-                f"one of its polygons reaches from {min(numbers)!r:.12} to {max(numbers)!r:.12}, out of the image "
+                f"one of its polygons extends from {min(numbers)!r:.12} to {max(numbers)!r:.12}, beyond the image "
                 f"({size[1]} x {size[0]} pixels); expected x, y, x, y, ... in pixels of the image"
             )
-    if not math.isfinite(sum(polygon)):  # `min` and `max` pass over nan, a sum does not
+    if not math.isfinite(sum(polygon)):  # `min` and `max` can miss a NaN, a sum cannot
         raise AnnotationError("one of its polygons holds nan, expected numbers")
     return tuple(map(float, polygon))
 

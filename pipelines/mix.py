@@ -1,7 +1,8 @@
-"""Leak-free unions: the training rows of several datasets as one, without the images that any of them evaluates on.
+"""Mixes the training rows of several datasets into one, without the images that any of them evaluates on.
 
-A mix is Parquet alone: its rows are the members' rows and point into the members' tars. The rule is that of
-big_vision's `refcocox_combined`: an image with a ref in any split but `train` of any member is trained on by none.
+A mix has manifests and indexes but no tars: its rows are copies of the members' rows and refer to the members' tars.
+The rule is that of big_vision's `refcocox_combined`: an image that has a ref in any split except `train` of any member
+is left out of the mix.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from refseg.json_text import parse_json
 from refseg.storage import Folder, LocalFolder, is_remote, open_folder
 
 _PLAN = f"{BUILD_FOLDER}/mix.json"
-_MOST_REPEATED = 1000  # times the refs there are, in an epoch
+_MOST_REPEATED = 1000  # largest ratio of refs in an epoch to refs in the members
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RULES = {
     False: "drop images of other splits: same image_xxh3, or same COCO image_id",
@@ -41,19 +42,19 @@ _RULES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixOptions:
-    """What to mix, and where to.
+    """The datasets to mix, and the folder and name of the mix.
 
     Attributes:
-        members: Finished datasets, paths or URLs; one without a train split only protects its images from being trained
-            on.
-        out: The mix's own folder, path or URL; made if it is not there.
-        name: The mix is called mix/NAME; by default as the last part of `out`.
-        weights: How often an epoch sees each sample of each member, on average; by default once.
+        members: Finished datasets, paths or URLs. The images of a dataset without a train split are only left out of
+            the mix.
+        out: Folder of the mix, path or URL; it is created if it does not exist.
+        name: The mix is named mix/NAME; by default NAME is the last part of `out`.
+        weights: For each dataset: how often an epoch contains each of its samples, on average; by default once.
         allow_leak: Keep training images that a member evaluates on; this is recorded in the mix, and reported with
             checkpoints and scores.
 
     Raises:
-        UsageError: If a value is not one of those allowed.
+        UsageError: If a value is not allowed.
     """
 
     members: tuple[str | Path, ...]
@@ -67,14 +68,14 @@ class MixOptions:
             raise UsageError("found no dataset to mix, expected at least one folder")
         if self.weights is not None and len(self.weights) != len(self.members):
             raise UsageError(
-                f"--weights: found {len(self.weights)} for {len(self.members)} datasets, expected one for each"
+                f"--weights: found {len(self.weights)} weights for {len(self.members)} datasets, expected one for each"
             )
         for weight in self.weights or ():
             if not (math.isfinite(weight) and weight > 0):
                 raise UsageError(f"--weights {weight}: expected numbers above 0; leave the dataset out instead")
         if not _NAME.fullmatch(self.dataset.removeprefix("mix/")):
             raise UsageError(
-                f"{self.dataset}: no name for a mix, expected letters, digits, - and _; give one with --name"
+                f"{self.dataset}: is not a valid name, expected letters, digits, - and _; give another with --name"
             )
 
     @property
@@ -86,11 +87,11 @@ class MixOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixResult:
-    """What there is now.
+    """The result of mixing.
 
     Attributes:
-        descriptor: Of the mix; `mix` in it says what became of each member.
-        was_complete: True if an earlier run had finished it and nothing was changed.
+        descriptor: Descriptor of the mix; its field `mix` has the numbers of kept and dropped refs of each member.
+        was_complete: True if an earlier run had finished the mix and nothing was changed.
     """
 
     descriptor: Descriptor
@@ -100,13 +101,14 @@ class MixResult:
 def mix_datasets(options: MixOptions) -> MixResult:
     """Mix datasets, or check a finished mix. The same members give the same bytes.
 
-    Killed anywhere, the next call starts over; no reader takes what was left for a dataset.
+    If a call is killed, the next call starts again. No reader accepts the folder of an unfinished mix as a dataset.
 
     Raises:
         UsageError: If a member cannot be mixed, or the folder holds something else.
-        DatasetError: If a member is unfinished or damaged, members do not fit together, or nothing is left to train on.
-        BuildError: If the folder was begun with other members or options.
-        OSError: If it cannot be written.
+        DatasetError: If a member is unfinished or damaged, members have different tokenizers or mask rules, or no
+            training ref is left.
+        BuildError: If the folder holds an unfinished mix of other members or options.
+        OSError: If the folder cannot be written.
     """
     out = open_folder(options.out)
     members = open_members(options.members, options.weights or (1.0,) * len(options.members))
@@ -123,7 +125,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
     if isinstance(out, LocalFolder):
         (out.path / BUILD_FOLDER).mkdir(parents=True, exist_ok=True)
     plan = json.dumps({"format": "refseg-mix", "keys": keys}, indent=1) + "\n"
-    publish_bytes(out, plan.encode(), _PLAN)  # first: it marks the folder as ours
+    publish_bytes(out, plan.encode(), _PLAN)  # first, because it identifies the folder as an unfinished mix
     entries: list[ShardEntry] = []
     used: set[str] = set()
     for member in members:
@@ -135,8 +137,8 @@ def mix_datasets(options: MixOptions) -> MixResult:
     if not entries:
         out.remove(BUILD_FOLDER)
         raise DatasetError(
-            f"{out}: no training ref is left of {', '.join(member.descriptor.dataset for member in members)}: "
-            "each image is in another split too, or no member has a train split"
+            f"{out}: no training ref is left of {', '.join(member.descriptor.dataset for member in members)}: each "
+            "training image is also in another split, or no member has a train split; expected at least one ref"
         )
     descriptor = Descriptor(
         dataset=options.dataset,
@@ -146,7 +148,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
         tokenizer=members[0].descriptor.tokenizer,
         num_rejects=0,
         shards=tuple(entries),
-        sources=(),  # the members have them; files of one name are not one file
+        sources=(),  # recorded in the members; two members may have different files with the same name
         licences=tuple(dict.fromkeys(text for member in members for text in member.descriptor.licences)),
         plan_keys=keys,
         counts_accepted=any(member.descriptor.counts_accepted for member in members),
@@ -164,19 +166,19 @@ def mix_datasets(options: MixOptions) -> MixResult:
 
 
 def _refuse_absurd_weights(members: Sequence[Member]) -> None:
-    """A weight says how often an epoch has each sample: one meant as a part of a whole, or mistyped, ends no epoch."""
+    """Refuse weights with which an epoch would be extremely long, because they were mistyped or misunderstood."""
     refs = [sum(entry.num_refs for entry in member.train_entries) for member in members]
     wanted = sum(member.weight * number for member, number in zip(members, refs, strict=True))
     if wanted > _MOST_REPEATED * sum(refs):
         raise UsageError(
             f"--weights {' '.join(f'{member.weight:g}' for member in members)}: an epoch would have {wanted:,.0f} refs "
-            f"of the {sum(refs):,} there are, expected at most {_MOST_REPEATED:,} times as many; a weight says how "
-            "often an epoch has each sample of a dataset"
+            f"of {sum(refs):,} different ones, expected at most {_MOST_REPEATED:,} times as many; a weight is the "
+            "number of times that an epoch contains each sample of a dataset"
         )
 
 
 def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[ImagePool]) -> dict[str, str]:
-    """All that the bytes depend on, by name. Paths too: rows of a mix mean nothing without its members' tars."""
+    """Return the named values that determine the bytes of a mix, with the paths of the tars to which rows refer."""
     return {
         "dataset": options.dataset,
         "members": " ".join(member.descriptor.dataset for member in members),
@@ -192,19 +194,19 @@ def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[I
 
 
 def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
-    """Compare a finished mix with what was asked for, and its files with what they were."""
+    """Compare a finished mix with the options, and its files with the descriptor."""
     mix = BuiltDataset.open(out.address)
     descriptor = mix.descriptor
     if not descriptor.mix:
-        raise UsageError(f"--out {out}: holds {descriptor.dataset}, expected a new or empty folder for the mix")
+        raise UsageError(f"--out {out}: found {descriptor.dataset}, expected a new or empty folder for the mix")
     _refuse_other_inputs(out, descriptor.plan_keys, keys, but=TOOL_KEYS)
     mix.read(["image_id"])
-    out.remove(BUILD_FOLDER)  # a kill after the commit
+    out.remove(BUILD_FOLDER)  # it is left if the process was killed after it wrote the descriptor
     return descriptor
 
 
 def _check_unfinished(out: Folder, keys: Mapping[str, str]) -> None:
-    """Refuse a folder that is not ours or was begun with other members."""
+    """Refuse a folder that holds something else, or an unfinished mix of other members."""
     if isinstance(out, LocalFolder) and out.path.exists() and not out.path.is_dir():
         raise UsageError(f"--out {out}: is a file, expected a folder for the mix")
     try:
@@ -216,13 +218,13 @@ def _check_unfinished(out: Folder, keys: Mapping[str, str]) -> None:
         _refuse_other_inputs(out, begun_with, keys)
         return
     if isinstance(out, LocalFolder):
-        # Killed before the plan was written: the folder holds nothing but a temporary file of ours.
+        # If a mix was killed before the plan was written, the folder contains only temporary files.
         found = [path.relative_to(out.path) for path in (*out.path.glob("*"), *out.path.glob(f"{BUILD_FOLDER}/*"))]
         foreign = [str(path) for path in found if str(path) != BUILD_FOLDER and not path.name.startswith("tmp-")]
     else:
         foreign = ["files"] if out.exists() else []
     if foreign:
-        raise UsageError(f"--out {out}: holds {foreign[0]} and no mix, expected a new or empty folder for the mix")
+        raise UsageError(f"--out {out}: found {foreign[0]} but no mix, expected a new or empty folder for the mix")
 
 
 def _refuse_other_inputs(
@@ -231,13 +233,13 @@ def _refuse_other_inputs(
     differing = differing_keys(before, now, but=but)
     if differing:
         raise BuildError(
-            f"{out}: was mixed or begun from other inputs ({'; '.join(differing)}); "
-            "give the same inputs, another --out, or delete the folder"
+            f"{out}: was mixed or started with other inputs ({'; '.join(differing)}); "
+            "give the same inputs or another --out, or delete the folder"
         )
 
 
 def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
-    """Each split of a member but `train`, as `<dataset id> <split>`, and its images."""
+    """Yield each split of a member except `train`, as `<dataset id> <split>`, with its images."""
     for split in member.dataset.splits:
         if split != TRAIN:
             rows = member.dataset.read(IDENTITY_COLUMNS, member.dataset.entries_of(split))
@@ -247,10 +249,10 @@ def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
 def _choose_rows(
     member: Member, entry: ShardEntry, protected: Sequence[tuple[str, pa.Table]], *, allow_leak: bool
 ) -> pa.Table:
-    """The rows of a shard that may be trained on, pointing into the mix's pools; the member's counts grow."""
+    """Return the rows of a shard that the mix keeps, referring to the mix's pools; update the member's counts."""
     rows = member.dataset.read(MANIFEST_SCHEMA.names, [entry])
     images = image_identities(rows)
-    leaks = pc.is_null(rows["image_id"])  # none so far
+    leaks = pc.is_null(rows["image_id"])  # False for all rows, because the column has no nulls
     for split, of_split in protected:
         same = find_same_images(images, of_split)
         if number := _num_images(rows.filter(same)):
@@ -265,7 +267,7 @@ def _choose_rows(
 
 
 def _write_shard(rows: pa.Table, name: str, out: Folder) -> ShardEntry:
-    """Publish a manifest."""
+    """Write and publish a manifest, and return its entry in the descriptor."""
     with scratch_files(out, f"{name}.parquet") as (path,):
         rows_sha256 = write_table(path, rows)
         entry = ShardEntry(

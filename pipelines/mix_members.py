@@ -1,4 +1,4 @@
-"""The members of a mix: opened, compared with each other, counted."""
+"""The members of a mix: opens the datasets, checks that they can be mixed, and counts their refs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from refseg.errors import DatasetError, UsageError
 from refseg.storage import Folder
 
 TRAIN = "train"
-"""The split that is mixed; images of all others are kept out of it."""
+"""The split that is mixed. Images of all other splits are left out of the mix."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Member:
-    """A dataset of the mix, and what is counted of it on the way.
+    """A dataset of the mix, with counts that grow while its rows are read.
 
     Attributes:
         dataset: The open dataset.
-        weight: How often an epoch sees each of its samples, on average.
-        pool_names: What the mix calls each pool of the member; its own tars are the pool without a name.
-        num_refs: Training refs that are in the mix.
-        dropped_refs: Training refs that are not.
-        shared_images: Training images that are in another split of a member.
-        found_in: By `<dataset id> <split>`, how many of these are there.
+        weight: How often an epoch contains each of its samples, on average.
+        pool_names: The mix's name of each pool of the member; the member's name of its own tars is empty.
+        num_refs: Number of training refs that are in the mix.
+        dropped_refs: Number of training refs that are left out.
+        shared_images: Number of training images that are in another split of any member.
+        found_in: Number of training images of this member in each `<dataset id> <split>`.
     """
 
     dataset: BuiltDataset
@@ -38,21 +38,21 @@ class Member:
 
     @property
     def folder(self) -> Folder:
-        """Of the dataset."""
+        """Folder of the dataset."""
         return self.dataset.place
 
     @property
     def descriptor(self) -> Descriptor:
-        """What its `refseg.json` says."""
+        """Content of the dataset's `refseg.json`."""
         return self.dataset.descriptor
 
     @property
     def train_entries(self) -> tuple[ShardEntry, ...]:
-        """Shards of its train split; none if it only protects images."""
+        """Shards of the train split; empty if the dataset has none."""
         return self.dataset.entries_of(TRAIN)
 
     def summary(self, *, allow_leak: bool) -> MixMember:
-        """What the mix's descriptor says of it, once all its rows were looked at."""
+        """Return the member's entry in the mix's descriptor, after all its rows were read."""
         return MixMember(
             dataset=self.descriptor.dataset,
             digest=self.descriptor.digest,
@@ -69,8 +69,8 @@ def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> l
     """Open finished datasets that can be mixed.
 
     Raises:
-        UsageError: If one is a mix itself, or there twice.
-        DatasetError: If one is unfinished, or tokenizers or mask rules differ.
+        UsageError: If a dataset is itself a mix, or is given twice.
+        DatasetError: If a dataset is unfinished, or tokenizers or mask rules differ.
     """
     members: list[Member] = []
     for address, weight in zip(addresses, weights, strict=True):
@@ -78,13 +78,13 @@ def open_members(addresses: Sequence[str | Path], weights: Sequence[float]) -> l
         folder, descriptor = dataset.place, dataset.descriptor
         if descriptor.mix:
             names = ", ".join(member.dataset for member in descriptor.mix)
-            raise UsageError(f"{folder}: is a mix already, expected a dataset; give its members instead ({names})")
+            raise UsageError(f"{folder}: is itself a mix, expected a dataset; give its members instead ({names})")
         for other in members:
             first = other.descriptor
             if first.dataset == descriptor.dataset:
                 raise UsageError(
                     f"{folder}: holds {descriptor.dataset}, as does {other.folder}; expected each dataset once "
-                    "(--weights says how often it is seen)"
+                    "(to repeat it in an epoch, give --weights)"
                 )
             for what, here, there in (
                 ("tokenizer", descriptor.tokenizer, first.tokenizer),

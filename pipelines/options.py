@@ -1,4 +1,4 @@
-"""What a user asks of a build, and what becomes of bad samples."""
+"""The options of a build, and the policy for refs with faults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,47 +15,49 @@ from refseg.mask_png import DEFAULT_RULE, PngRule
 from refseg.wording import counted
 
 _MOST_LISTED = 20
-"""Faults that a message lists; the rest are counted."""
+"""Largest number of faults that a message lists; the others are only counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build, from what, where and how. Folders are paths or fsspec URLs.
+    """The input, output and options of a build. Folders are paths or fsspec URLs.
 
     Attributes:
-        dataset: Dataset id with its partition: refcoco/unc, refcocog/umd, and so on.
+        dataset: Dataset id with its partition, such as refcoco/unc or refcocog/umd.
         annotations: Folder in REFER's layout (refcoco/, refcoco+/ and so on, with refs(...).p or .json and
             instances.json, or the archive refcoco.zip), or folder with your own table of sentences; path or URL, also
             of a ZIP archive.
-        images: Folder of the JPEGs or a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL; by
-            default beside the annotations.
-        images_from: Finished datasets: images that are there are pointed to instead of being written again.
-        out: The dataset's own folder, path or URL; made if it is not there.
+        images: Folder of the JPEGs or with a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL;
+            by default beside the annotations.
+        images_from: Finished datasets whose images are used. An image in one of them is referred to and not written
+            again.
+        out: Folder of the new dataset, path or URL; it is created if it does not exist.
         splits: Splits to build; by default all that have refs.
-        workers: Processes; by default one per core, at most one per shard. The bytes are the same with any number.
-        engine: Where shards are built: in processes of this machine, or on the Ray cluster at RAY_ADDRESS, where
-            `workers` counts tasks in flight.
+        workers: Number of processes; by default one per core, at most one per shard. It does not change the result.
+        engine: Where shards are built: in processes on this machine, or on the Ray cluster at RAY_ADDRESS. With Ray,
+            `workers` is the number of concurrent tasks.
         images_per_shard: Largest number of images in a tar.
         seed: Seed of the order of images.
-        mask_rule: Target of an object of several parts: their union, or the pixels of exactly one part, as LAVT has it.
+        mask_rule: Target of an object with several parts: the union of the parts, or legacy, the pixels that exactly
+            one part covers, as in LAVT.
         png_rule: How mask PNGs of a user's table are read.
-        on_bad_sample: What becomes of faulty refs. fail: faults of the annotations, or the first of a picture, end the
-            build; skip: faulty refs go to rejects.parquet.
-        max_bad: With skip, more faulty refs than this end the build; by default there is no limit.
-        check_images: Decode each image whole, or look at its size and its end alone.
-        store: Store pictures at training size, letterbox:480 or stretch:480x640: lossy, recorded, decoded faster; by
-            default the source's bytes.
+        on_bad_sample: Handling of refs with faults. fail: the build ends, with all faults of the annotations or the
+            first fault of a picture. skip: such refs are written to rejects.parquet.
+        max_bad: With skip, the build ends if more refs than this have faults; by default there is no limit.
+        check_images: Check of each image: decode it completely, or read only its size and its end.
+        store: Store pictures reduced to training size, letterbox:480 or stretch:480x640. This is lossy, is recorded in
+            the dataset and makes decoding faster. By default the source's bytes are stored.
         store_quality: With `store`, quality of the JPEGs, 1 to 100.
-        on_shared_images: What becomes of a picture (equal bytes) in several splits or under several ids: it is
-            reported, or ends the build.
-        accept_counts: Build although the numbers of refs, sentences or images are not the published ones; this is
+        on_shared_images: Handling of a picture (equal bytes) in several splits or under several ids: warn about it, or
+            refuse the build.
+        accept_counts: Build even if the numbers of refs, sentences or images differ from the published ones; this is
             recorded in the dataset.
         stage: For a cluster: plan once (read and check the annotations), build shards in many tasks, finalize once.
-        task_index: With stage shards, number of this task, from 0; the command takes Slurm's array task.
-        task_count: With stage shards, number of tasks that share the shards; the command takes Slurm's array.
+        task_index: With stage shards, number of this task, from 0; by default the task of a Slurm array.
+        task_count: With stage shards, number of tasks that share the shards; by default the size of a Slurm array.
 
     Raises:
-        UsageError: If a value is not one of those allowed.
+        UsageError: If a value is not allowed, or options contradict each other.
     """
 
     dataset: str
@@ -95,28 +97,35 @@ class BuildOptions:
             if number is not None and number < least:
                 raise UsageError(f"{name} {number}: expected {least} or more")
         if self.png_rule != DEFAULT_RULE and self.dataset.partition("/")[0] != CUSTOM:
-            raise UsageError(f"{self.dataset}: has no mask PNGs, of which --mask-... options speak; leave them out")
+            raise UsageError(
+                f"{self.dataset}: found options --mask-..., which apply only to mask PNGs of custom datasets; remove "
+                "these options"
+            )
         if self.store is not None:
             parse_store(self.store, self.store_quality)
             if self.check_images != "decode":
-                raise UsageError(f"--store {self.store} decodes each image: leave out --check-images header")
+                raise UsageError(
+                    f"--store {self.store}: found --check-images header, but reducing an image decodes it; remove "
+                    "--check-images"
+                )
         if not 0 <= self.task_index < self.task_count:
             raise UsageError(f"--task-index {self.task_index}: expected 0 to {self.task_count - 1} (--task-count - 1)")
         if self.max_bad is not None and self.on_bad_sample != "skip":
-            raise UsageError("--max-bad needs --on-bad-sample skip: without it any fault ends the build")
+            raise UsageError("--max-bad needs --on-bad-sample skip; without it any fault ends the build")
 
     @property
     def stored_images(self) -> StoredImages | None:
-        """What `store` says, read."""
+        """The parsed value of `store`."""
         return None if self.store is None else parse_store(self.store, self.store_quality)
 
 
 def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
-    """End the build if the policy says so; refs that are left out without a fault do not count (`LEFT_OUT`).
+    """Raise an error if the options do not allow these rejects; reasons in `LEFT_OUT` do not count as faults.
 
     Raises:
-        AnnotationError, ImageError: The first faults, with `fail`; of the first one's type.
-        BuildError: If there are more than `max_bad`.
+        AnnotationError, ImageError: With `fail`, if there is a fault. The type depends on the first fault, and the
+            message lists the first faults.
+        BuildError: With `skip`, if there are more faults than `max_bad`.
     """
     faults = [reject for reject in rejects if reject.reason not in LEFT_OUT]
     if not faults:
@@ -132,7 +141,7 @@ def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
 
 
 def _list_others(faults: Sequence[Reject]) -> str:
-    """The faults after the first, a line each; of many the first ones and how many more there are."""
+    """Return the faults after the first, one per line; beyond `_MOST_LISTED` only their number."""
     if len(faults) == 1:
         return ""
     lines = [f" ({len(faults)} refs have faults)", *(fault.message for fault in faults[1:_MOST_LISTED])]

@@ -1,4 +1,4 @@
-"""Annotations to a plan: survey, check of every shard's records, published counts; all before an image is read."""
+"""Makes the plan of a build: the survey, the check of all records and of the counts, before any image is read."""
 
 import logging
 from collections import Counter, defaultdict
@@ -30,16 +30,16 @@ from refseg.storage import Folder, archive_as_folder, open_folder, whole_address
 logger = logging.getLogger(__name__)
 
 _REFS_PER_WORKER = 5000
-"""Fewer are checked before another process has started."""
+"""Number of refs that are checked in the time that a process needs to start."""
 
 
-def look_at_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
-    """What the fingerprint of a plan would be made of, without checking a single record."""
-    return _look(source, options, None).keys
+def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
+    """Return the keys of the plan for these inputs (`BuildPlan.keys`) without checking records."""
+    return _survey(source, options, None).keys
 
 
 def option_keys(options: BuildOptions) -> dict[str, str]:
-    """Those of a plan's keys that options alone decide."""
+    """Return the keys of a plan that depend only on options."""
     keys: dict[str, object] = {
         "images_per_shard": options.images_per_shard,
         "seed": options.seed,
@@ -58,21 +58,21 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
 
     Args:
         source: The annotations.
-        options: Of the build.
-        workers: Processes for the check of the records, on this machine.
+        options: Options of the build.
+        workers: Number of local processes that check records.
 
     Raises:
         UsageError: If no image is found, or a split has no refs.
-        AnnotationError, ImageError: The faults of the source, with `on_bad_sample` `fail`; of a user's own data
-            up to ten missing images at once.
-        BuildError: If there are too many faults, or the counts are not the published ones and that is not accepted.
+        AnnotationError, ImageError: With `on_bad_sample` `fail`, if the source has faults. For a user's own data the
+            message lists up to ten missing images.
+        BuildError: If there are too many faults, or the counts differ from the published ones and that is not accepted.
     """
     folder = open_folder(options.out)
     with scratch_folder(folder) as scratch:
         spill = Spill(scratch)
-        look = _look(source, options, spill)
-        survey, tables = look.survey, look.tables
-        alike = look.finder.find_alike(tuple(tables.missing.values())) if look.finder and tables.missing else {}
+        surveyed = _survey(source, options, spill)
+        survey, tables, finder = surveyed.survey, surveyed.tables, surveyed.finder
+        alike = finder.find_alike(tuple(tables.missing.values())) if finder and tables.missing else {}
         if source.spec.dataset == CUSTOM and tables.num_missing and options.on_bad_sample == "fail":
             images = options.images or options.annotations
             fault = _describe_missing(source, tables, alike, images=images)
@@ -80,8 +80,8 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
         if tables.num_missing and not tables.num_found:
             first = next(iter(alike or tables.missing.values()))
             raise UsageError(
-                f"--images {options.images or options.annotations}: found none of the images ({first}, ...), there or "
-                "in train2014/, images/train2014/, images/mscoco/images/train2014/ and the like"
+                f"--images {options.images or options.annotations}: found none of the images ({first}, ...), neither "
+                "in that folder nor in train2014/, images/train2014/, images/mscoco/images/train2014/ or similar ones"
                 f"{describe_alike(first, alike.get(first))}"
             )
         _check_counts(source.spec.dataset_id, survey.counts, accept=options.accept_counts)
@@ -104,12 +104,12 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
         checks = [found[task.out] for task in tasks]
         if not any(checked.num_samples for checked in checks):
             raise BuildError(
-                f"{options.dataset}: no ref is without faults (of {len(rejects):,}); the first: {rejects[0].message}"
+                f"{options.dataset}: all {len(rejects):,} refs have faults; the first: {rejects[0].message}"
             )
         used_tars = (tar for checked in checks for tar in checked.pool_tars)
         plan = BuildPlan(
             dataset=source.spec.dataset_id,
-            keys=look.keys,
+            keys=surveyed.keys,
             mask_rule=options.mask_rule,
             shards=_publish_samples(folder, survey, checks),
             rejects=tuple(rejects),
@@ -118,20 +118,20 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
             source_counts=survey.counts,
             counts_accepted=bool(find_differences(source.spec.dataset_id, survey.counts)),
             stored_images=options.stored_images,
-            image_pools=look.pools.describe(used_tars) if look.pools else (),
+            image_pools=surveyed.pools.describe(used_tars) if surveyed.pools else (),
         )
     publish_bytes(folder, plan.to_json().encode(), PLAN_NAME)
     return plan
 
 
 def _describe_missing(source: RawSource, tables: Tables, alike: Mapping[str, str], *, images: Path | str) -> str:
-    """Name missing pictures, each with the first row that speaks of it and a file of nearly that name.
+    """Return a message that lists missing pictures, each with its first row and a file of a similar name.
 
     Args:
         source: A `custom` dataset.
-        tables: With pictures missing.
-        alike: By name, the file that may have been meant (`ImageFinder.find_alike`).
-        images: Where they were looked for, as the user gave it.
+        tables: Tables with missing pictures.
+        alike: Names of similar files, by missing name (`ImageFinder.find_alike`).
+        images: The folder that was searched, as the user gave it.
     """
     rows: dict[int, str] = {}
     for ref in source.refs:
@@ -145,7 +145,7 @@ def _describe_missing(source: RawSource, tables: Tables, alike: Mapping[str, str
         lines.append(f"  and {tables.num_missing - len(lines)} more")
     return (
         f"{source.spec.dataset_id}: {tables.num_missing} of {tables.num_found + tables.num_missing} pictures are not "
-        f"below {images}; names are compared letter by letter, with their folders; correct the table, or give --images"
+        f"below {images}; names must match exactly, with their folders; correct the table, or give --images"
         "\n" + "\n".join(lines)
     )
 
@@ -156,15 +156,15 @@ def _check_counts(dataset_id: str, counts: dict[str, SplitCounts], *, accept: bo
         return
     if not accept:
         raise BuildError(
-            f"{dataset_id}: the counts are not the published ones ({differences}); take the files from their "
-            "release, or give --accept-counts to build what is there, which the dataset then says of itself"
+            f"{dataset_id}: the counts differ from the published ones ({differences}); take the files from their "
+            "release, or give --accept-counts to build with these counts, which is recorded in the descriptor"
         )
-    logger.warning("%s: accepted counts that are not the published ones (%s)", dataset_id, differences)
+    logger.warning("%s: accepted counts that differ from the published ones (%s)", dataset_id, differences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """A source looked through once."""
+class _Surveyed:
+    """The survey of a source, its tables and images, and the keys of the plan."""
 
     survey: Survey
     tables: Tables
@@ -173,7 +173,7 @@ class _Look:
     keys: dict[str, str]
 
 
-def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Look:
+def _survey(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Surveyed:
     pools = ImagePools(options.images_from, source.spec, options.out) if options.images_from else None
     survey = survey_refs(source, splits=options.splits, images_per_shard=options.images_per_shard, seed=options.seed)
     roots = _image_roots(options)
@@ -186,11 +186,11 @@ def _look(source: RawSource, options: BuildOptions, spill: Spill | None) -> _Loo
         images=tables.images_digest,
         options={**option_keys(options), **({"images_from": pools.key} if pools else {})},
     )
-    return _Look(survey=survey, tables=tables, finder=finder, pools=pools, keys=keys)
+    return _Surveyed(survey=survey, tables=tables, finder=finder, pools=pools, keys=keys)
 
 
 def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindImage:
-    """First the pools, then files."""
+    """Return a function that finds an image in the pools or else among the files."""
 
     def find(image_id: int, file_name: str) -> SourceImage | None:
         found = pools.find(image_id) if pools else None
@@ -200,14 +200,14 @@ def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindI
 
 
 def _image_roots(options: BuildOptions) -> list[str]:
-    """Where images are looked for: as told, else beside the annotations."""
+    """Return the folders to search for images: the given one, or else those beside the annotations."""
     if options.images is not None:
         return [whole_address(options.images)]
     address, annotations = archive_as_folder(options.annotations), open_folder(options.annotations)
     is_archive = address != whole_address(options.annotations)
     holds_instances = any(annotations.size(name) is not None for name in ("instances.json", "instances.json.gz"))
     if is_archive or not annotations.exists() or holds_instances:
-        # A single file was given, or the dataset's own folder in REFER's layout.
+        # `annotations` is a single file, or the dataset's own folder in REFER's layout; images may be one level above.
         return [root for root in (address, whole_address(annotations.join(".."))) if open_folder(root).exists()]
     return [address]
 
@@ -237,7 +237,7 @@ def _check_tasks(
 
 
 def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[CheckedShard]) -> tuple[PlannedShard, ...]:
-    """Bring the samples to the dataset's folder; shards without any are left out and leave no gap in the numbers."""
+    """Publish the files of samples in the dataset's folder, and number the shards that have any without gaps."""
     shards: list[PlannedShard] = []
     numbers: Counter[str] = Counter()
     for split, checked in zip(survey.shard_splits, checks, strict=True):

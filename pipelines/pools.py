@@ -1,4 +1,4 @@
-"""Other datasets' tars as pools of images: what is there already is pointed to, not written again."""
+"""Image pools: the tars of other datasets, to which a new dataset refers instead of writing images again."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _COLUMNS = ["image_id", "height", "width", *_LOCATION]
 
 
 class PoolTable:
-    """The tars of some datasets under names of a new dataset's own, each folder once.
+    """The image pools of a new dataset: each folder of tars once, with a name that is unique in the new dataset.
 
     Args:
         out: Path or URL of the new dataset's folder.
@@ -33,17 +33,17 @@ class PoolTable:
 
     @property
     def pools(self) -> tuple[ImagePool, ...]:
-        """All of them, with all tars that rows may lie in."""
+        """All pools with all their tars."""
         return tuple(self._pools.values())
 
     def add(self, dataset: BuiltDataset) -> dict[str, str]:
         """Add a dataset's own tars and those of its pools.
 
         Returns:
-            By what the dataset's rows call each pool (its own tars have no pool: an empty name), the name here.
+            The name of each pool in the new dataset, by its name in the given one. The name of its own tars is empty.
 
         Raises:
-            DatasetError: If another dataset needs another build of one of the folders.
+            DatasetError: If two datasets need different builds of the same folder.
         """
         descriptor = dataset.descriptor
         own = ImagePool(
@@ -57,7 +57,7 @@ class PoolTable:
         return {pool.name: self._add(dataset, pool) for pool in (own, *descriptor.image_pools)}
 
     def used(self, tars: Collection[str]) -> tuple[ImagePool, ...]:
-        """Pools with those of their tars that rows name (`<pool>/<tar>`), without pools that have none."""
+        """Return the pools with only the given tars (`<pool>/<tar>`); pools without any are left out."""
         kept = (
             replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in tars))
             for pool in self._pools.values()
@@ -66,7 +66,7 @@ class PoolTable:
 
     def _add(self, dataset: BuiltDataset, pool: ImagePool) -> str:
         address = pool_address(pool, dataset.place.address)
-        address = address if is_remote(address) else os.path.realpath(address)  # one folder, one pool
+        address = address if is_remote(address) else os.path.realpath(address)  # so that a folder becomes only one pool
         known = self._pools.get(address)
         if known is None:
             stem = pool.dataset.replace("/", "-")
@@ -75,8 +75,8 @@ class PoolTable:
             known = replace(pool, name=name, path=relative_address(address, self._out), tars=())
         if known.digest != pool.digest:
             raise DatasetError(
-                f"{dataset.place}: needs the images of {address} as built with digest {pool.digest:.12}, another "
-                f"dataset as with {known.digest:.12}; build {dataset.descriptor.dataset} again over what is there now"
+                f"{dataset.place}: needs the images of {address} with digest {pool.digest:.12}, but another dataset "
+                f"needs digest {known.digest:.12}; build {dataset.descriptor.dataset} again over the present images"
             )
         tars = {tar.name: tar for tar in (*known.tars, *pool.tars)}
         self._pools[address] = replace(known, tars=tuple(tars.values()))
@@ -84,16 +84,16 @@ class PoolTable:
 
 
 class ImagePools:
-    """The images of some finished datasets, by image id; of an image in several the first is taken.
+    """The images of some finished datasets by image id; if several contain an image, the first one is used.
 
     Args:
-        folders: The datasets, paths or URLs. Pools of their own are followed.
-        spec: The dataset that will point to them.
-        out: Its folder.
+        folders: Paths or URLs of the datasets. Images in their own pools are found, too.
+        spec: The new dataset, which will refer to the images.
+        out: Folder of the new dataset.
 
     Raises:
-        DatasetError: If one is unfinished, or its files are not those it names.
-        UsageError: If image ids mean other pictures there than here.
+        DatasetError: If a dataset is unfinished or damaged.
+        UsageError: If the image ids of a dataset and of the new one mean different pictures.
     """
 
     def __init__(self, folders: Sequence[Path | str], spec: DatasetSpec, out: Path | str) -> None:
@@ -105,8 +105,8 @@ class ImagePools:
             other = find_dataset(dataset_id)
             if CUSTOM in (spec.dataset, other.dataset):
                 raise UsageError(
-                    f"--images-from {folder}: image ids of {CUSTOM} datasets hold for one table alone, so that "
-                    f"{spec.dataset_id} and {dataset_id} cannot share images; leave the option out"
+                    f"--images-from {folder}: image ids of {CUSTOM} datasets are valid for one table only, so that "
+                    f"{spec.dataset_id} and {dataset_id} cannot share images; remove the option"
                 )
             if not (spec.is_coco and other.is_coco) and spec.dataset != other.dataset:
                 raise UsageError(
@@ -121,11 +121,11 @@ class ImagePools:
 
     @property
     def key(self) -> str:
-        """What a plan's fingerprint says of the pools."""
+        """The value for the pools among a plan's keys."""
         return " ".join(f"{pool.name}:{pool.digest}" for pool in self._table.pools)
 
     def find(self, image_id: int) -> SourceImage | None:
-        """Where an image lies; None if no pool has it."""
+        """Return an image by its id; None if no pool contains it."""
         row = int(np.searchsorted(self._image_ids, image_id))
         if row == len(self._image_ids) or self._image_ids[row] != image_id:
             return None
@@ -138,16 +138,16 @@ class ImagePools:
         )
 
     def describe(self, used_tars: Iterable[str]) -> tuple[ImagePool, ...]:
-        """The pools for a descriptor, with the tars that are in use (`<pool>/<tar>`)."""
+        """Return the pools for a descriptor, with only the tars in use (`<pool>/<tar>`)."""
         return self._table.used(set(used_tars))
 
 
 def rename_shards(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """Rows that name their tars as a new dataset does.
+    """Rename the tars in rows of a dataset to the names in a new dataset.
 
     Args:
-        table: Rows of a dataset, with `shard`.
-        names: From `PoolTable.add` of that dataset.
+        table: Rows with the column `shard`.
+        names: Result of `PoolTable.add` for the rows' dataset.
     """
     shards = table.column("shard").combine_chunks().dictionary_encode()
     renamed = []

@@ -1,4 +1,4 @@
-"""Counts that the datasets' authors and users published, to hold a build against."""
+"""Compares a build with the counts that the datasets' authors or users have published."""
 
 import json
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ from importlib.resources import files
 from refseg.dataset.descriptor import SplitCounts
 
 COUNTED = ("images", "refs", "sentences")
-"""What is counted of a split: the fields of `SplitCounts`."""
+"""The counts of a split, which are the fields of `SplitCounts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountDifference:
-    """A count that is not the published one.
+    """A count that differs from the published one.
 
     Attributes:
-        split: Of the dataset.
+        split: Name of the split.
         what: One of `COUNTED`.
-        found: In the source.
-        published: By the authors, or by those who counted their files.
+        found: Count in the source.
+        published: Count that the authors, or users who counted their files, have published.
     """
 
     split: str
@@ -32,17 +32,17 @@ class CountDifference:
 
 
 def published_counts(dataset_id: str) -> dict[str, SplitCounts]:
-    """Published counts by split; empty for datasets without any (the sample, the toy)."""
+    """Return the published counts by split; empty for datasets without published counts, such as the sample."""
     table = json.loads((files("manifests") / "published_counts.json").read_text(encoding="utf-8"))
     return {split: SplitCounts(**counts) for split, counts in table.get(dataset_id, {}).items()}
 
 
 def find_differences(dataset_id: str, found: Mapping[str, SplitCounts]) -> list[CountDifference]:
-    """Compare counts with the published ones, as far as both are known.
+    """Compare counts with the published ones, if both are known.
 
     Args:
-        dataset_id: With its partition.
-        found: By split, those that were looked at: what the sources hold, rejects included.
+        dataset_id: Dataset id with its partition.
+        found: Counts of the source by split, rejects included.
     """
     differences = []
     published = published_counts(dataset_id)

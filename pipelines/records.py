@@ -1,4 +1,4 @@
-"""Raw annotations to `RefRecord`s, or `Reject`s with their reasons: every ref becomes one or the other."""
+"""Turns each raw ref into a `RefRecord` or, if it has a fault, into a `Reject` with its reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,11 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
     """Join, check, rasterise and tokenise raw refs.
 
     Args:
-        raw: Refs, and the images and annotations they speak of.
+        raw: Refs, with the images and annotations that they refer to.
         mask_rule: `union` or `legacy`.
 
     Returns:
-        Records and rejects, with their places in the source. Refs in = records + rejects.
+        Records and rejects, each with its position in the source. Their numbers add up to the number of refs.
     """
     records: list[tuple[int, RefRecord]] = []
     rejects: list[tuple[int, Reject]] = []
@@ -36,22 +36,22 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
 
 
 def reject_ref(spec: DatasetSpec, item: RawRef, reason: str, message: str) -> Reject:
-    """Reject a raw ref; the place is put before the message: of a user's own table the line, else the ref's id."""
+    """Reject a raw ref. The message begins with the ref's id or, for a user's own table, with its line."""
     ref_id = find_integer(item.ref, "ref_id")
-    place = f"ref {ref_id}" if ref_id is not None else f"refs[{item.position}]"
+    where = f"ref {ref_id}" if ref_id is not None else f"refs[{item.position}]"
     if spec.dataset == CUSTOM:
-        place = item.ref["where"]
+        where = item.ref["where"]
     return Reject(
         ref_id=ref_id,
         image_id=find_integer(item.ref, "image_id"),
         split=find_split(item.ref),
         reason=reason,
-        message=f"{spec.dataset_id} {place}: {message}",
+        message=f"{spec.dataset_id} {where}: {message}",
     )
 
 
 def find_split(ref: Any) -> str | None:
-    """The split a raw ref names, None where it names none."""
+    """Return the split of a raw ref; None if it has none."""
     split = ref.get("split") if isinstance(ref, dict) else None
     return split if is_text(split) else None
 
@@ -67,18 +67,19 @@ def _make_record(raw: RawShard, item: RawRef, mask_rule: str) -> RefRecord:
         expected = ", ".join(raw.spec.splits)
         raise RefFault(
             "unknown_split",
-            f"found split {short(ref.get('split'))}, expected one of {expected}; is it the file of another partition?",
+            f"found split {short(ref.get('split'))}, expected one of {expected}; check that the file belongs to this "
+            "partition",
         )
     if isinstance(sentences := ref.get("sentences"), list | tuple) and not sentences:
-        raise RefFault("without_sentences", "its list of sentences is empty, so that nothing names its target")
+        raise RefFault("without_sentences", "its list of sentences is empty, so no sentence names its target")
     file_name, height, width = _image_facts(raw, image_id)
     size = (height, width)
     ann_ids = _annotation_ids(ref)
     if ref.get("no_target") is True and ann_ids:
-        raise RefFault("malformed_ref", f"says no_target and has ann_id {short(ref['ann_id'])}, expected one of them")
+        raise RefFault("malformed_ref", f"found no_target true and ann_id {short(ref['ann_id'])}, expected one of them")
     if ref.get("no_target") is False and not ann_ids:
         raise RefFault(
-            "malformed_ref", f"says no_target false and has ann_id {short(ref['ann_id'])}, expected ids of annotations"
+            "malformed_ref", f"found no_target false and ann_id {short(ref['ann_id'])}, expected ids of annotations"
         )
     own_target = ref["target"] if raw.spec.dataset == CUSTOM else ""
     annotations = tuple(
@@ -118,7 +119,7 @@ def _make_record(raw: RawShard, item: RawRef, mask_rule: str) -> RefRecord:
 
 
 def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
-    """File name, height and width."""
+    """Return file name, height and width of an image."""
     image = raw.images.get(image_id)
     if image is None:
         raise RefFault("unknown_image", f"image {image_id} is not in instances.json; take both files from one release")
@@ -130,20 +131,20 @@ def _image_facts(raw: RawShard, image_id: int) -> tuple[str, int, int]:
         raise RefFault(
             "malformed_image",
             f"instances.json gives image {image_id} size {short(height)} x {short(width)} (height x width), "
-            f"expected 1 to {MAX_SIDE} pixels a side and {MAX_PIXELS} at most",
+            f"expected 1 to {MAX_SIDE} pixels a side and at most {MAX_PIXELS} pixels",
         )
     if not is_text(file_name) or "\0" in file_name:
-        raise RefFault("malformed_image", f"instances.json gives image {image_id} no file_name")
+        raise RefFault("malformed_image", f"image {image_id} has no file_name in instances.json, expected one")
     return file_name, sides[0] or 0, sides[1] or 0
 
 
 def _side(value: Any) -> int | None:
     side = whole_number(value)
-    return side if side is not None and 0 < side <= MAX_SIDE else None  # a JPEG has no longer sides
+    return side if side is not None and 0 < side <= MAX_SIDE else None  # the limit of JPEG files
 
 
 def find_annotation_ids(ref: Any) -> tuple[int, ...]:
-    """Ids of the annotations a raw ref points to; empty for no target, or where they cannot be told."""
+    """Return the ids of a raw ref's annotations; empty if there is no target or the field is malformed."""
     try:
         return _annotation_ids(ref) if isinstance(ref, dict) else ()
     except RefFault:
@@ -151,7 +152,7 @@ def find_annotation_ids(ref: Any) -> tuple[int, ...]:
 
 
 def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
-    """`ann_id` as ids: one or a list; -1, `[-1]` and None say that nothing is referred to."""
+    """Return the ids in `ann_id`, which is an id or a list; -1, `[-1]` and None mean that there is no target."""
     found = ref.get("ann_id", RefFault)
     if found is RefFault:
         raise RefFault("malformed_ref", "found no ann_id; expected an id, a list of ids, or -1 for no target")
@@ -163,11 +164,12 @@ def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
     if ann_ids == (_NO_TARGET,):
         return ()
     if _NO_TARGET in ann_ids:
-        raise RefFault("malformed_ref", f"found ann_id {short(found)}, expected ids or -1 alone")
+        raise RefFault("malformed_ref", f"found ann_id {short(found)}, expected either ids or -1")
     return ann_ids
 
 
-def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tuple[int, int]) -> Annotation:
+def _annotation(raw: RawShard, ann_id: int, name: str, image_id: int, size: tuple[int, int]) -> Annotation:
+    """Check an annotation; `name` is its name in messages."""
     box_targets = raw.box_targets
     record = raw.annotations.get(ann_id)
     if record is None:
@@ -176,36 +178,36 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
         )
     if whole_number(record.get("image_id")) != image_id:
         is_custom = raw.spec.dataset == CUSTOM
-        remedy = "name the image as instances.json does" if is_custom else "take both files from one release"
+        remedy = "use the image's name or id in instances.json" if is_custom else "take both files from one release"
         raise RefFault(
             "other_image",
-            f"{place} belongs to image {short(record.get('image_id'))}, expected {image_id}; {remedy}",
+            f"{name} belongs to image {short(record.get('image_id'))}, expected {image_id}; {remedy}",
         )
     category_id, area, box = whole_number(record.get("category_id"), 2**31), record.get("area"), record.get("bbox")
     if category_id is None:
         found = short(record.get("category_id"))
-        raise RefFault("malformed_annotation", f"{place} has category_id {found}, expected a whole number")
+        raise RefFault("malformed_annotation", f"{name} has category_id {found}, expected a whole number")
     if not _is_number(area):
-        raise RefFault("malformed_annotation", f"{place} has area {short(area)}, expected a number")
+        raise RefFault("malformed_annotation", f"{name} has area {short(area)}, expected a number")
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-        raise RefFault("malformed_annotation", f"{place} has bbox {short(box)}, expected [left, top, width, height]")
+        raise RefFault("malformed_annotation", f"{name} has bbox {short(box)}, expected [left, top, width, height]")
     iscrowd = record.get("iscrowd", 0)
     if iscrowd not in (0, 1):
-        raise RefFault("malformed_annotation", f"{place} has iscrowd {short(iscrowd)}, expected 0 or 1")
+        raise RefFault("malformed_annotation", f"{name} has iscrowd {short(iscrowd)}, expected 0 or 1")
     segmentation = record.get("segmentation")
     try:
-        # `None` stands for "nobody drew it" (a source of boxes); an empty list is a fault.
+        # In a source of boxes, None means that there is no shape; an empty list is always a fault.
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
     except AnnotationError as error:
-        raise RefFault("bad_segmentation", f"{place}: {error}") from error
+        raise RefFault("bad_segmentation", f"{name}: {error}") from error
     left, top, box_width, box_height = map(float, box)
     box_xywh: Box = (left, top, box_width, box_height)
     if not rles and (fractions := find_fractions(polygons or (box_xywh,), size)):
-        raise RefFault("not_in_pixels", f"{place} {fractions}")
-    if raw.spec.dataset == CUSTOM and not (polygons or rles):  # published boxes are taken as they are
+        raise RefFault("not_in_pixels", f"{name} {fractions}")
+    if raw.spec.dataset == CUSTOM and not (polygons or rles):  # boxes of published datasets are used unchanged
         box_xywh, outside = clip_box(box_xywh, size)
         if outside:
-            raise RefFault("box_outside", f"{place} {outside}")
+            raise RefFault("box_outside", f"{name} {outside}")
         area = box_xywh[2] * box_xywh[3]
     return Annotation(
         ann_id=ann_id,
@@ -219,21 +221,23 @@ def _annotation(raw: RawShard, ann_id: int, place: str, image_id: int, size: tup
 
 
 def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
-    """Name of the target's category; of several, all names in the order of the annotations."""
+    """Return the name of the target's category; for several, all names in the order of the annotations."""
     names = []
     for annotation in annotations:
-        place = f"category {annotation.category_id} of annotation {annotation.ann_id}"
+        category = f"category {annotation.category_id} of annotation {annotation.ann_id}"
         if annotation.category_id not in raw.categories:
-            raise RefFault("unknown_category", f"{place} is not in instances.json")
+            raise RefFault("unknown_category", f"{category} is not in instances.json")
         name = raw.categories[annotation.category_id]
         if not is_text(name):
-            raise RefFault("malformed_category", f"{place} has name {short(name)} in instances.json, expected one text")
+            raise RefFault(
+                "malformed_category", f"{category} has name {short(name)} in instances.json, expected one string"
+            )
         names.append(name)
     return ", ".join(dict.fromkeys(names))
 
 
 def _surrounding_box(boxes: Sequence[Box]) -> Box:
-    """The box around boxes; zeros around none."""
+    """Return the box around all boxes; zeros if there are none."""
     if len(boxes) < 2:
         return boxes[0] if boxes else (0.0, 0.0, 0.0, 0.0)
     left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
@@ -249,9 +253,9 @@ def _integer(ref: dict[Any, Any], name: str) -> int:
 
 
 def find_integer(ref: Any, name: str) -> int | None:
-    """A field of a raw ref, None where it is no whole number of 64 bits."""
+    """Return a field of a raw ref; None if it is not a whole number of 64 bits."""
     return whole_number(ref.get(name)) if isinstance(ref, dict) else None
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 2**53  # neither infinity nor nan is
+    return type(value) in (int, float) and abs(value) < 2**53  # False for infinity and NaN

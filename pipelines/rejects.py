@@ -1,4 +1,4 @@
-"""Refs that became no row: why, and the table that keeps them (`rejects.parquet`)."""
+"""Rejects: refs that cannot become rows, their reasons, and the table `rejects.parquet` that stores them."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,31 +15,31 @@ REASONS = {
     "malformed_ref": "a field of the ref is missing or of another type",
     "duplicate_ref_id": "an earlier ref of the file has the same id",
     "unknown_split": "the partition has no such split",
-    "without_sentences": "the ref's list of sentences is empty, as in gRefCOCO's release: left out",
-    "no_sentence": "a sentence is empty or shows nothing",
+    "without_sentences": "the ref's list of sentences is empty, as in some refs of gRefCOCO's release; it is left out",
+    "no_sentence": "a sentence is empty or has no visible character",
     "duplicate_sent_id": "an earlier sentence of the split has the same id",
     "unknown_image": "the image id is not in instances.json",
     "malformed_image": "the image record has no usable id or size",
     "unknown_annotation": "the annotation id is not in instances.json",
     "malformed_annotation": "a field of the annotation is missing or of another type",
     "unknown_category": "the annotation's category is not in instances.json",
-    "malformed_category": "the name of the annotation's category is not a text",
+    "malformed_category": "the name of the annotation's category is not a string",
     "other_image": "the annotation belongs to another image",
     "bad_segmentation": "polygons or run lengths cannot be read",
     "not_in_pixels": "a box or polygons are fractions of the image instead of pixels",
-    "other_shape": "the segmentation lies elsewhere than the annotation's own box, or is far smaller than its area",
+    "other_shape": "the segmentation is far from the annotation's own box, or far smaller than its area",
     "empty_mask": "polygons or run lengths cover no pixel",
-    "box_outside": "the box of one's own data reaches out of the image",
-    "missing_image": "no file for the image",
-    "not_a_jpeg": "the image file is no JPEG",
+    "box_outside": "the box of a user's table extends beyond the image",
+    "missing_image": "the image file was not found",
+    "not_a_jpeg": "the image file is not a JPEG",
     "truncated_image": "the JPEG ends too early or is damaged",
     "size_mismatch": "the JPEG has another size than annotated",
 }
-"""Every reason code there is, in words."""
+"""All reason codes with their descriptions."""
 
 LEFT_OUT = ("without_sentences",)
-"""Reasons that are not faults: such refs are in published files, name nothing that could be learnt or scored, and are
-passed over by the datasets' authors. They do not end a build."""
+"""Reasons that are not faults and do not end a build. Such refs are in published files, have nothing to learn or score,
+and are ignored by the datasets' authors, too."""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
 
@@ -49,11 +49,11 @@ class Reject:
     """A ref that cannot become a row.
 
     Attributes:
-        ref_id: As found; None where it cannot be told.
-        image_id: As found; None where it cannot be told.
-        split: As found; None where it cannot be told.
+        ref_id: Id of the ref; None if it is missing or malformed.
+        image_id: Id of the image; None if it is missing or malformed.
+        split: Name of the split; None if it is missing or malformed.
         reason: A key of `REASONS`.
-        message: Where, what was found, what was expected, what to do.
+        message: Where the fault is, what was found, what was expected, and what to do.
     """
 
     ref_id: int | None
@@ -63,12 +63,17 @@ class Reject:
     message: str
 
     def to_error(self) -> RefsegError:
-        """The same as an error, for a build that ends with it."""
+        """Return the reject as an error, for a build that ends with it."""
         return (ImageError if self.reason in _IMAGE_REASONS else AnnotationError)(self.message)
 
 
 class RefFault(Exception):
-    """What is wrong with the ref at hand: a key of `REASONS`, and a message to which the ref's place is added."""
+    """A fault of the ref that is being checked; `reject_ref` adds the ref's id to its message.
+
+    Args:
+        reason: A key of `REASONS`.
+        message: What was found, what was expected, and what to do.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -77,7 +82,7 @@ class RefFault(Exception):
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject], spec: DatasetSpec) -> None:
-    """Write `rejects.parquet`, sorted, so that equal rejects give equal bytes."""
+    """Write `rejects.parquet`. Rows are sorted, so that equal rejects give equal bytes."""
     rows = [
         {"dataset": spec.dataset, "split_by": spec.split_by, **asdict(reject)} for reject in sorted(rejects, key=_order)
     ]

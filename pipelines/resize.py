@@ -1,4 +1,4 @@
-"""Pictures stored at training size: lossy, asked for, and recorded; masks and sizes stay the original's."""
+"""Reduces pictures to training size if the user requests it; masks and recorded sizes remain those of the original."""
 
 import re
 from io import BytesIO
@@ -12,14 +12,20 @@ from refseg.jpeg_header import open_stored_jpeg
 
 
 def parse_store(text: str, quality: int) -> StoredImages:
-    """Read `letterbox:480`, `stretch:480x640` (height x width).
+    """Parse `letterbox:480` or `stretch:480x640` (height x width).
+
+    Args:
+        text: Value of the option `--store`.
+        quality: JPEG quality, 1 to 100.
 
     Raises:
-        UsageError: If it is neither, or the quality is not 1 to 100.
+        UsageError: If the text has another form, or the quality is not 1 to 100.
     """
     found = re.fullmatch(r"(letterbox|stretch):(\d+)(?:x(\d+))?", text)
     if found is None or not all(0 < int(side) <= MAX_SIDE for side in found.groups()[1:] if side):
-        raise UsageError(f"--store {text}: expected letterbox:SIZE or stretch:SIZE, SIZE as 480 or 480x640 pixels")
+        raise UsageError(
+            f"--store {text}: expected letterbox:SIZE or stretch:SIZE, where SIZE is 480 or 480x640 pixels, for example"
+        )
     if not 1 <= quality <= 100:
         raise UsageError(f"--store-quality {quality}: expected 1 to 100")
     height = int(found[2])
@@ -32,11 +38,11 @@ def parse_store(text: str, quality: int) -> StoredImages:
 
 
 def shrink_jpeg(data: bytes, stored: StoredImages) -> bytes:
-    """Make a JPEG of the size at which the network sees it; one that would have to grow stays as it is.
+    """Reduce a JPEG to the size that it has in the network's input; one that would become larger is not changed.
 
     Args:
-        data: A whole JPEG.
-        stored: The size, and the quality of the new JPEG.
+        data: Bytes of a complete JPEG.
+        stored: Size and quality of the new JPEG.
     """
     with open_stored_jpeg(data) as picture:
         original_size = picture.height, picture.width

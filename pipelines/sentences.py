@@ -1,4 +1,4 @@
-"""The sentences of a raw ref: ids, words and token ids checked; one that shows nothing is refused."""
+"""Checks and tokenises the sentences of a raw ref. A sentence without a visible character is a fault."""
 
 from itertools import zip_longest
 from typing import Any
@@ -13,11 +13,11 @@ def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, .
     """Check and tokenise the sentences of a raw ref.
 
     Args:
-        ref: With `sentences`, at least one.
-        no_target: True if the ref names nothing, whatever its sentences say.
+        ref: A raw ref with at least one sentence.
+        no_target: True if the ref has no target; then no sentence exists, whatever its own field says.
 
     Raises:
-        RefFault: With what is wrong with the first sentence that is at fault.
+        RefFault: If a sentence has a fault; the message describes the first one.
     """
     found = ref.get("sentences")
     if not isinstance(found, list | tuple) or not all(isinstance(sentence, dict) for sentence in found):
@@ -30,12 +30,12 @@ def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, .
 
 
 def find_sentence_ids(ref: Any) -> list[int | None]:
-    """The `sent_id` of each sentence of a raw ref; None where it is not a whole number."""
+    """Return the `sent_id` of each sentence of a raw ref; None for one that is not a whole number."""
     sentences = ref.get("sentences") if isinstance(ref, dict) else None
     if not isinstance(sentences, list | tuple):
         return []
     found = [sentence.get("sent_id") if isinstance(sentence, dict) else None for sentence in sentences]
-    listed = ref.get("sent_ids")  # REFER's records keep the ids twice
+    listed = ref.get("sent_ids")  # REFER's records hold the ids a second time here
     if isinstance(listed, list | tuple):
         pairs = zip_longest(found, listed[: len(found)])
         found = [other if own is None else own for own, other in pairs]
@@ -43,26 +43,26 @@ def find_sentence_ids(ref: Any) -> list[int | None]:
 
 
 def _sentence(record: dict[Any, Any], position: int, sent_id: int | None, no_target: bool) -> Sentence:
-    place = f"sentences[{position}]"
+    where = f"sentences[{position}]"
     sent = record.get("sent")
     if not is_text(sent):
-        raise RefFault("malformed_ref", f"{place} has sent {short(sent)}, expected text")
+        raise RefFault("malformed_ref", f"{where} has sent {short(sent)}, expected text")
     token_ids = tokenizer.encode(sent)
     if not tokenizer.shows_words(sent, token_ids):
         found = f"{sent!a:.60}, without a visible character" if sent.strip() else "empty"
-        raise RefFault("no_sentence", f"{place} is {found}, expected words")
+        raise RefFault("no_sentence", f"{where} is {found}, expected words")
     if sent_id is None:
         found = short(record.get("sent_id"))
-        raise RefFault("malformed_ref", f"{place} has sent_id {found}, expected a whole number")
+        raise RefFault("malformed_ref", f"{where} has sent_id {found}, expected a whole number")
     raw = record.get("raw", sent)
     words = record.get("tokens", sent.split(" "))
     if not is_text(raw):
-        raise RefFault("malformed_ref", f"{place} has raw {short(raw)}, expected text")
+        raise RefFault("malformed_ref", f"{where} has raw {short(raw)}, expected text")
     if not isinstance(words, list | tuple) or not all(is_text(word) for word in words):
-        raise RefFault("malformed_ref", f"{place} has tokens {short(words)}, expected a list of words")
-    exist = record.get("exist", True)  # R-RefCOCO's name
+        raise RefFault("malformed_ref", f"{where} has tokens {short(words)}, expected a list of words")
+    exist = record.get("exist", True)  # R-RefCOCO's name of the field
     if exist not in (True, False):
-        raise RefFault("malformed_ref", f"{place} has exist {short(exist)}, expected true or false")
+        raise RefFault("malformed_ref", f"{where} has exist {short(exist)}, expected true or false")
     return Sentence(
         sent_id=sent_id,
         raw=raw,

@@ -1,4 +1,4 @@
-"""Tells shapes that are not in the pixels of their picture: fractions, another scale, another object's shape."""
+"""Detects shapes that are not in pixels of their picture: fractions, another scale, or another object's shape."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,25 +11,25 @@ Box = tuple[float, float, float, float]
 """Left, top, width, height in pixels."""
 
 _BOX_SLACK = 1.0
-"""Pixels that a user's box may reach out of its image: tools round, and some count pixels from 1."""
+"""Pixels by which a user's box may extend beyond its image, because tools round and some count pixels from 1."""
 _MOST_FRACTION = 1.05
-"""Fractions of a picture are at most 1, or a little more where they were rounded."""
+"""Largest value that counts as a fraction of a picture: 1, with room for rounding."""
 _SMALL = 4
-"""Pixels of pictures so small that a target within the first of them is nothing odd."""
+"""Largest number of pixels of a picture in which coordinates up to 1 are plausible pixels, not fractions."""
 _THOUSANDTHS = 1000
 _LEAST_IOU = 0.2
-"""Of the box around a drawn shape and the annotation's own box, each grown by a pixel. 2,255 annotations of COCO have
-0.72 or more without the pixel, the lowest those of targets of 20 pixels."""
+"""Smallest IoU of the box around a drawn shape and the annotation's own box, both enlarged by a pixel on every side. In
+2,255 annotations of COCO the IoU without this enlargement is at least 0.72; targets of 20 pixels have the lowest."""
 _LEAST_AREA = 0.01
-"""Drawn pixels for each pixel of an annotation's `area`. Those of COCO have 0.66 or more; thin shapes whose `area` is
-their box's have a few hundredths."""
+"""Smallest ratio of drawn pixels to an annotation's `area`. It is at least 0.66 in COCO, and a few hundredths for thin
+shapes whose `area` is that of their box."""
 
 
 def find_fractions(shapes: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
-    """Say that coordinates are fractions of the picture; empty if they are not.
+    """Return a message if coordinates are fractions of the picture instead of pixels; empty if they are not.
 
     Args:
-        shapes: The target's polygons, or its box alone.
+        shapes: The target's polygons, or only its box.
         size: `(height, width)` of the picture in pixels.
     """
     height, width = size
@@ -37,18 +37,21 @@ def find_fractions(shapes: Sequence[Sequence[float]], size: tuple[int, int]) -> 
     if height * width <= _SMALL or least < 1 - _MOST_FRACTION or most > _MOST_FRACTION:
         return ""
     return (
-        f"has coordinates from {least:g} to {most:g}, one pixel in the corner, expected pixels of the "
-        f"image ({width} x {height}); multiply fractions of the picture by its width and height (a box of YOLO has "
-        "its centre first: take half of its width and height away)"
+        f"has coordinates from {least:g} to {most:g}, which is one pixel in the corner, expected pixels of the "
+        f"image ({width} x {height}); multiply fractions of the picture by its width and height (YOLO's boxes begin "
+        "with the centre: subtract half of the width and height)"
     )
 
 
 def clip_box(box_xywh: Box, size: tuple[int, int]) -> tuple[Box, str]:
-    """The part of a user's box that lies in the image; what is wrong with it if more than the slack lies outside.
+    """Clip a user's box to its image.
 
     Args:
-        box_xywh: As given.
+        box_xywh: The box as given.
         size: `(height, width)` of the picture in pixels.
+
+    Returns:
+        The part of the box inside the image, and a message if the box extends beyond it by more than the tolerance.
     """
     height, width = size
     left, top, third, fourth = box_xywh
@@ -56,7 +59,7 @@ def clip_box(box_xywh: Box, size: tuple[int, int]) -> tuple[Box, str]:
     fault = ""
     if min(left, top) < -_BOX_SLACK or right > width + _BOX_SLACK or bottom > height + _BOX_SLACK:
         fault = (
-            f"reaches out of the image ({width} x {height} pixels), expected left, top, width, height in pixels of the "
+            f"extends beyond the image ({width} x {height} pixels), expected left, top, width, height in pixels of the "
             f"image{_guess_form(box_xywh, size)}"
         )
     left, right, top, bottom = max(left, 0.0), min(right, width), max(top, 0.0), min(bottom, height)
@@ -64,19 +67,22 @@ def clip_box(box_xywh: Box, size: tuple[int, int]) -> tuple[Box, str]:
 
 
 def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: tuple[int, int]) -> str:
-    """Compare what was drawn with the annotation's own box and area; say how they differ, empty if they agree.
+    """Compare a drawn shape with the annotation's own box and area.
 
-    An annotation of COCO holds its shape three times. Where the drawn one lies elsewhere, or is a hundredth of what it
-    should be, its coordinates are of another scale, order or object.
+    An annotation of COCO describes its object three times: by shape, box and area. If the shape is at another position,
+    or a hundredth of the area, its coordinates have another scale or order, or belong to another object.
 
     Args:
-        annotation: With a shape.
+        annotation: An annotation with a shape.
         parts: The shape's parts as pycocotools drew them.
         size: `(height, width)` of the picture in pixels.
+
+    Returns:
+        A message that describes the difference; empty if shape, box and area agree.
     """
     boxes = [box for box in coco_mask.toBbox(parts).tolist() if box[2] > 0]
     if not boxes:
-        return ""  # reported for the target as a whole
+        return ""  # an empty target is reported for the whole ref
     area = sum(coco_mask.area(parts).tolist())
     left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
     right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
@@ -85,32 +91,32 @@ def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: 
     if stated[2] > 0 and stated[3] > 0 and _iou(drawn, clip_box(stated, size)[0]) < _LEAST_IOU:
         corners = (stated[0], stated[1], stated[2] - stated[0], stated[3] - stated[1])
         is_corners = min(corners[2:]) > 0 and _iou(drawn, corners) > 0.5
-        hint = "; is the bbox left, top, right, bottom?" if is_corners else ""
+        hint = "; the bbox may be left, top, right, bottom instead" if is_corners else ""
         return (
             f"has a segmentation that covers {_words(drawn)} (left, top, width, height) and bbox {_words(stated)}, "
-            f"expected the same place in pixels of the image ({size[1]} x {size[0]}){hint}"
+            f"expected the same region in pixels of the image ({size[1]} x {size[0]}){hint}"
         )
     if area < annotation.area * _LEAST_AREA:
         return (
-            f"has a segmentation that covers {area} pixels and area {annotation.area:g}, expected about the same; are "
-            "its coordinates pixels of the image?"
+            f"has a segmentation that covers {area} pixels and area {annotation.area:g}, expected about the same; "
+            "check that its coordinates are pixels of the image"
         )
     return ""
 
 
 def _guess_form(box_xywh: Box, size: tuple[int, int]) -> str:
-    """What the numbers of a box that reaches out of its picture may be instead."""
+    """Return a guess at the form of a box that extends beyond its picture; empty if there is none."""
     height, width = size
     left, top, third, fourth = box_xywh
     if 0 <= left < third <= width and 0 <= top < fourth <= height:
-        return "; is it left, top, right, bottom?"
+        return "; it may be left, top, right, bottom instead"
     if min(box_xywh) >= 0 and max(box_xywh) <= _THOUSANDTHS and max(size) < _THOUSANDTHS:
-        return "; is it in thousandths of the picture (0 to 1000), as some models answer?"
+        return "; it may be in thousandths of the picture (0 to 1000), as some models return boxes"
     return ""
 
 
 def _iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes, each grown by a pixel on every side, for pixels are drawn or not."""
+    """Return the IoU of two boxes, each enlarged by a pixel on every side to allow for the rounding to whole pixels."""
     width, height = (
         max(0.0, min(first[k] + first[k + 2], second[k] + second[k + 2]) - max(first[k], second[k]) + 2) for k in (0, 1)
     )

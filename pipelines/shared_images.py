@@ -1,7 +1,8 @@
-"""Finds one picture under several identities: equal bytes in several splits, or under several image ids.
+"""Finds pictures with equal bytes in several splits or under several image ids.
 
-Two spellings of a path, a link, a copy, or two records of one file give a picture two ids. With one of them in `train`
-and one in `val`, a score is not of unseen pictures. Pictures that were saved again have other bytes and are not found.
+Two spellings of a path, a link, a copy, or two records of one file give a picture two ids. If one of them is in `train`
+and the other in `val`, scores are not for unseen pictures. A picture that was saved again has other bytes and is not
+found.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,12 @@ _IMAGE = np.dtype([("hash", ">u8"), ("image_id", np.int64), ("shard", np.int32)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedImage:
-    """One picture and where it is.
+    """One picture with its splits, ids and file names.
 
     Attributes:
-        splits: Those that hold it, in the dataset's order.
-        image_ids: Those it has, ascending.
-        file_names: Those it has, sorted.
+        splits: Splits that contain the picture, in the dataset's order.
+        image_ids: Image ids of the picture, ascending.
+        file_names: File names of the picture, sorted.
     """
 
     splits: tuple[str, ...]
@@ -43,13 +44,13 @@ class SharedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedImages:
-    """Pictures with several identities.
+    """The pictures that occur in several splits or under several ids.
 
     Attributes:
-        num_between_splits: Those in more than one split; of a published dataset only under several image ids, for a
-            partition may put one image into several splits (refcocog/google).
-        num_within_split: Those under several image ids within one split.
-        first: Some of them, those in several splits first.
+        num_between_splits: Number of pictures in more than one split. For a published dataset only those with several
+            image ids are counted, because its partition may use one image in several splits (refcocog/google).
+        num_within_split: Number of pictures with several image ids in one split.
+        first: Some of these pictures; those in several splits come first.
     """
 
     num_between_splits: int = 0
@@ -57,7 +58,7 @@ class SharedImages:
     first: tuple[SharedImage, ...] = ()
 
     def describe(self) -> str:
-        """What was found and what to do; empty if nothing was."""
+        """Return a message with what was found and what to do; empty if there are no such pictures."""
         counts = (
             (self.num_between_splits, "in several splits"),
             (self.num_within_split, "under several image ids of one split"),
@@ -68,18 +69,21 @@ class SharedImages:
         more = ", ..." if self.num_between_splits + self.num_within_split > len(self.first) else ""
         return (
             f"the same picture (equal bytes) occurs more than once: {found}: {', '.join(map(str, self.first))}{more}"
-            "; name each picture in one way and keep all its refs in one split"
+            "; give each picture one name and keep all its refs in one split"
         )
 
 
 def find_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry]) -> SharedImages:
     """Compare the hashes of all pictures of a built dataset.
 
+    Pictures are sorted by hash, so that equal ones are adjacent. For the hashes [a, b, b] and the ids [1, 2, 3], the
+    second b has another id than the first, so b is shared.
+
     Args:
-        folder: The dataset's.
-        dataset_id: Whether it is a user's own; the images of a mix have one id in each of its datasets and are not
-            compared.
-        shards: Those that have manifests.
+        folder: The dataset's folder.
+        dataset_id: Id of the dataset, which tells whether it is a user's own. A mix is not compared, because its images
+            have an id in each of its datasets.
+        shards: The shards that have manifests.
 
     Raises:
         DatasetError: If a manifest cannot be read.
@@ -109,9 +113,9 @@ def find_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEn
 
 
 def _groups(images: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
-    """Images of one hash after the other; they are sorted by it."""
-    for _, places in groupby(range(len(images)), key=lambda place: images["hash"][place]):
-        yield images[list(places)]
+    """Yield the images of each hash; `images` is sorted by hash."""
+    for _, positions in groupby(range(len(images)), key=lambda position: images["hash"][position]):
+        yield images[list(positions)]
 
 
 def _read_images(folder: Folder, shards: Sequence[ShardEntry], number: int) -> NDArray[np.void]:
@@ -121,7 +125,9 @@ def _read_images(folder: Folder, shards: Sequence[ShardEntry], number: int) -> N
         images["hash"] = np.frombuffer(bytes.fromhex("".join(table["image_xxh3"].to_pylist())), ">u8")
     except (ValueError, TypeError) as error:
         name = folder.join(f"{shards[number].name}.parquet")
-        raise DatasetError(f"{name}: found image_xxh3 that are not hashes; see `refseg verify`") from error
+        raise DatasetError(
+            f"{name}: found values of image_xxh3 that are not hashes; check the dataset with `refseg verify`"
+        ) from error
     images["image_id"] = table["image_id"].to_numpy()
     images["shard"] = number
     return np.unique(images)

@@ -1,4 +1,4 @@
-"""Raw records on disk, sorted by shard: planning holds one shard in memory, not the dataset."""
+"""Raw records on disk, one file per shard, so that planning holds one shard in memory and not the dataset."""
 
 import pickle
 from collections import defaultdict
@@ -13,10 +13,10 @@ _TOO_DEEP = "a value nested too deep"
 
 
 class Spill:
-    """Entries of plain values, a file per shard; appended in any order, read back in the order of appending.
+    """Entries of plain values in one file per shard; a file is read back in the order of appending.
 
     Args:
-        folder: Holds the files and nothing else.
+        folder: Folder for the files; it must contain nothing else.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class Spill:
         """Append an entry to a shard's file."""
         try:
             data = pickle.dumps(entry, protocol=5)
-        except RecursionError:  # kept as something that the check rejects
+        except RecursionError:  # stored in a form that the check rejects
             data = pickle.dumps((*entry[:-1], _flatten(entry[-1])), protocol=5)
         self._buffers[shard] += data
         self._num_buffered += len(data)
@@ -36,7 +36,7 @@ class Spill:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what is buffered to the files; needed once before reading."""
+        """Write buffered entries to the files; must be called before reading."""
         for shard, buffer in self._buffers.items():
             with spill_path(self._folder, shard).open("ab") as file:
                 file.write(buffer)
@@ -45,7 +45,7 @@ class Spill:
 
 
 def _flatten(record: Any) -> Any:
-    """A record without the values in which something is nested; its ids stay, so that it can be found and named."""
+    """Return a record without its nested values; ids are kept, so that the record can be found and reported."""
     if not isinstance(record, dict):
         return _TOO_DEEP
     fields = {name: value for name, value in record.items() if isinstance(name, str)}
@@ -53,7 +53,7 @@ def _flatten(record: Any) -> Any:
 
 
 def spill_path(folder: Path, shard: int) -> Path:
-    """The file of a shard; it is not there if nothing was added."""
+    """Return the path of a shard's file, which does not exist if nothing was added."""
     return folder / f"{shard:07d}.pickle"
 
 

@@ -1,4 +1,4 @@
-"""What a built dataset holds: counts beside the published ones, lengths, areas, rejects. Reads manifests only."""
+"""Statistics of a built dataset from its manifests: counts and published counts, lengths, areas, rejects."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import SplitCounts
 
 TOKEN_LIMITS = (17, 20, 22)
-"""Lengths others cut at: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
+"""Lengths to which other projects truncate: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
 AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _COLUMNS = [
@@ -24,7 +24,13 @@ _COLUMNS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Lengths of a split's sentences."""
+    """The distribution of the lengths of a split's sentences.
+
+    Attributes:
+        mean: Mean length.
+        p95: Smallest length that at least 95 % of the sentences do not exceed.
+        longest: Largest length.
+    """
 
     mean: float
     p95: int
@@ -33,23 +39,24 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitStats:
-    """What one split holds.
+    """The statistics of one split.
 
     Attributes:
-        split: Its name.
-        counts: Images, refs, sentences.
-        source: The same in the sources, rejects included; None where the build did not say (a mix).
-        published: The same as published; None where nothing was.
-        num_pool_images: Images that lie in other datasets' tars.
-        num_no_target: Refs whose sentences name nothing in the image.
-        num_nothing: Sentences that name nothing in the image, those of other refs among them.
-        num_box_only: Refs whose target is a box, because nobody drew more.
-        words: Words of a sentence, cut at spaces.
-        tokens: BPE ids of a sentence with SOS and EOS.
-        longer_than: By `TOKEN_LIMITS`, sentences of more ids.
-        area_quantiles: By `AREA_QUANTILES`, the targets' part of the image, 0 to 1; empty without targets.
-        refs_per_image: Mean.
-        sentences_per_ref: Mean.
+        split: Name of the split.
+        counts: Numbers of images, refs and sentences.
+        source: The same counts of the sources, rejects included; None if they are not recorded (a mix).
+        published: The same counts as published; None if there are none.
+        num_pool_images: Number of images that are in other datasets' tars.
+        num_no_target: Number of refs whose sentences name nothing in the image.
+        num_nothing: Number of sentences that name nothing in the image, including those of refs with a target.
+        num_box_only: Number of refs whose target is a box, because the source has no shape.
+        words: Number of words of a sentence, separated by spaces.
+        tokens: Number of BPE ids of a sentence with SOS and EOS.
+        longer_than: For each of `TOKEN_LIMITS`: the number of sentences with more ids.
+        area_quantiles: For each of `AREA_QUANTILES`: the quantile of the target's share of the image, 0 to 1. Empty if
+            there are no targets.
+        refs_per_image: Mean number of refs per image.
+        sentences_per_ref: Mean number of sentences per ref.
     """
 
     split: str
@@ -69,7 +76,7 @@ class SplitStats:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Which of `images`, `refs`, `sentences` of the source differ from the published counts."""
+        """Names of the counts (`images`, `refs`, `sentences`) of the source that differ from the published ones."""
         return tuple(
             name
             for name in COUNTED
@@ -79,15 +86,15 @@ class SplitStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberStats:
-    """What a mix has of one dataset.
+    """The statistics of one member of a mix.
 
     Attributes:
-        dataset: Its id.
-        weight: How often an epoch sees each of its samples, on average.
-        counts: Images, refs, sentences.
-        dropped_refs: Training refs left out because a member evaluates on their image.
-        dropped_images: Images of those.
-        leaked_images: Such images that were kept.
+        dataset: Dataset id.
+        weight: How often an epoch contains each of its samples, on average.
+        counts: Numbers of images, refs and sentences in the mix.
+        dropped_refs: Number of training refs left out because a member evaluates on their image.
+        dropped_images: Number of images of the dropped refs.
+        leaked_images: Number of images that were kept although a member evaluates on them.
     """
 
     dataset: str
@@ -100,17 +107,17 @@ class MemberStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStats:
-    """What a dataset holds.
+    """The statistics of a dataset.
 
     Attributes:
-        dataset: Its id.
-        digest: Of its rows.
+        dataset: Dataset id.
+        digest: Digest of the dataset's rows.
         mask_rule: `union` or `legacy`.
-        counts_accepted: True if counts that differ from the published ones were accepted when it was built.
-        splits: Of the dataset, in order.
-        members: Of a mix, in order.
-        pools: By dataset id, where the tars of other datasets lie that hold images of this one.
-        rejects: Refs that became no row, by reason.
+        counts_accepted: True if counts that differ from the published ones were accepted at the build.
+        splits: Statistics of the splits, in order.
+        members: Statistics of the members of a mix, in order.
+        pools: Folders of other datasets whose tars hold images of this one, by dataset id.
+        rejects: Number of rejected refs by reason.
         shared_images: Pictures with equal bytes in several splits or under several ids.
     """
 
@@ -129,10 +136,10 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
     """Count a finished dataset.
 
     Args:
-        folder: The dataset's folder, or its URL.
+        folder: Path or URL of the dataset's folder.
 
     Raises:
-        DatasetError: If there is no such folder, or it holds no finished dataset, or one that was damaged.
+        DatasetError: If the folder does not exist, or holds no finished dataset or a damaged one.
         StorageError: If remote storage fails.
     """
     dataset = BuiltDataset.open(folder)
@@ -183,7 +190,7 @@ def _split_stats(
     published: SplitCounts | None,
     members: dict[str, _Tally],
 ) -> SplitStats:
-    """Count a split, a manifest at a time; counts of a mix's members are added to `members`."""
+    """Count a split, one manifest at a time, and add the counts of a mix's members to `members`."""
     by_dataset: dict[str, _Tally] = {}
     words, tokens = np.zeros(0, np.int64), np.zeros(0, np.int64)
     area_parts = [np.empty(0)]
@@ -209,7 +216,7 @@ def _split_stats(
         num_no_target += int(column["no_target"].sum())
         num_nothing += len(sentences) - int(pc.sum(sentences.field("exists")).as_py())
         num_box_only += int(pc.sum(table["box_only"]).as_py())
-    parts = [tally.counts for tally in by_dataset.values()]  # an image of two members of a mix is two images
+    parts = [tally.counts for tally in by_dataset.values()]  # an image of two members of a mix counts as two images
     images, num_refs, total = (sum(getattr(part, name) for part in parts) for name in COUNTED)
     areas = np.concatenate(area_parts)
     return SplitStats(
@@ -231,7 +238,10 @@ def _split_stats(
 
 
 def _add(histogram: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count more lengths: `histogram[n]` sentences have length n. Its memory does not grow with the dataset."""
+    """Add lengths to a histogram in which `histogram[n]` sentences have length n.
+
+    The memory of the histogram does not grow with the dataset.
+    """
     more = np.bincount(lengths, minlength=len(histogram))
     more[: len(histogram)] += histogram
     return more
@@ -239,7 +249,7 @@ def _add(histogram: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np
 
 def _lengths(histogram: NDArray[np.int64]) -> Lengths:
     number = int(histogram.sum())
-    # The smallest length that at least 95 % of the sentences do not pass: a length that occurs.
+    # The first length at which the cumulative count reaches 95 % of the sentences, so that p95 is a length that occurs.
     p95 = int(np.searchsorted(np.cumsum(histogram), -(-95 * number // 100)))
     mean = float(histogram @ np.arange(len(histogram))) / number
     return Lengths(mean=mean, p95=p95, longest=len(histogram) - 1)

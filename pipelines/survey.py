@@ -1,7 +1,11 @@
-"""The first look at a source: which image of which split goes into which shard, in memory that a laptop has.
+"""The survey of a source: assigns the images of each split to shards, in the memory of a laptop.
 
-Two passes over the refs here, and one over the tables in `survey_tables.py`. Per ref and per image a few numbers are
-kept; the records themselves go through to the shards they belong to (`Spill`).
+It makes two passes over the refs, and `survey_tables.py` makes one over the tables. Only a few numbers per ref and
+image stay in memory; the records themselves are written to files on disk, one per shard (`Spill`).
+
+Example: split `train` has refs of the images 7, 7, 5 and 9, and a shard holds 2 images. The images are sorted by
+hashes, say to 9, 7, 5, and cut evenly: image 9 into shard 0, images 7 and 5 into shard 1. So `shard_of_ref` is
+[1, 1, 1, 0]. The second pass appends each ref to the file of its shard.
 """
 
 import hashlib
@@ -23,22 +27,22 @@ from refseg.errors import AnnotationError, UsageError
 from refseg.wording import did_you_mean
 
 _NO_ID = -(2**63)
-_UNKNOWN, _OTHER = -1, -2  # in place of a split's position: none of the partition's; one that is not asked for
+_UNKNOWN, _OTHER = -1, -2  # instead of a split's position: an unknown split; a split that was not requested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What goes where.
+    """The assignment of images and refs to shards, with the counts of the source.
 
     Attributes:
-        splits: Those to build, in canonical order.
+        splits: Splits to build, in canonical order.
         shard_splits: The split of each shard; shards of a split are adjacent and in order.
-        shard_of_ref: `(refs,)` int32, -1 for refs that go nowhere.
-        unassigned: Refs of no known split or image: each of them is a fault.
-        repeated: Places of refs whose id an earlier ref has.
-        repeated_sentences: By position of a ref, one of its `sent_id`s that an earlier sentence of its split has.
-        counts: By split, what the source holds.
-        later_splits: `(split, image id)` of images that an earlier split has, too, and how many earlier ones do.
+        shard_of_ref: `(refs,)` int32 shard of each ref; -1 for refs that are in no shard.
+        unassigned: Refs without a known split or image; each of them is a fault.
+        repeated: Positions of refs whose id an earlier ref also has.
+        repeated_sentences: By position of a ref: one of its `sent_id`s that an earlier sentence of its split also has.
+        counts: Counts of the source by split.
+        later_splits: By `(split, image id)`, for images that earlier splits also contain: the number of these splits.
     """
 
     splits: tuple[str, ...]
@@ -55,26 +59,26 @@ class Survey:
     _ann_shards: NDArray[np.int32]
 
     def shards_of_image(self, image_id: int) -> list[int]:
-        """Shards with refs of an image."""
+        """Return the shards that have refs of an image."""
         return _look_up(self._image_ids, self._image_shards, image_id)
 
     def shards_of_annotation(self, ann_id: int) -> list[int]:
-        """Shards with refs that point to an annotation."""
+        """Return the shards that have refs with this annotation."""
         return _look_up(self._ann_ids, self._ann_shards, ann_id)
 
 
 def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_shard: int, seed: int) -> Survey:
-    """Go through the refs and assign images to shards: those of a split by seeded hashes, cut evenly.
+    """Read the refs and assign images to shards: the images of a split are sorted by seeded hashes and cut evenly.
 
     Args:
         source: The dataset.
-        splits: Which splits; None: all that have refs.
-        images_per_shard: At most so many images in a shard.
-        seed: Of the order.
+        splits: Splits to build; None: all that have refs.
+        images_per_shard: Largest number of images in a shard.
+        seed: Seed of the order.
 
     Raises:
         AnnotationError: If the source cannot be read or has no refs of the partition's splits.
-        UsageError: If a split is asked for that has no refs.
+        UsageError: If a requested split has no refs.
     """
     codes = {split: position for position, split in enumerate(source.spec.splits)}
     split_of_ref, image_of_ref, id_of_ref = array("b"), array("q"), array("q")
@@ -165,7 +169,7 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
 
 
 def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
-    """Go through the refs again and bring each to its shard."""
+    """Read the refs again and append each to the file of its shard."""
     for position, ref in enumerate(source.refs):
         shard = int(survey.shard_of_ref[position])
         if shard >= 0:
@@ -174,7 +178,7 @@ def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
 
 
 def image_order(seed: int, image_id: int) -> bytes:
-    """What images are sorted by within a split."""
+    """Return the key by which the images of a split are sorted."""
     return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
 
 
@@ -184,48 +188,52 @@ def _count_sentences(ref: dict[Any, Any]) -> int:
 
 
 def _choose_splits(source: RawSource, wanted: Sequence[str] | None, found: set[str]) -> tuple[str, ...]:
-    """Splits to build, in canonical order."""
+    """Return the splits to build, in canonical order; raise an error if there are none or one is missing."""
     spec = source.spec
     there = [split for split in spec.splits if split in found]
     if wanted is None and not there:
         raise AnnotationError(
             f"{source.sources[0].name}: found no ref of a split of {spec.dataset_id}, "
-            f"expected {', '.join(spec.splits)}; is it the file of another partition?"
+            f"expected {', '.join(spec.splits)}; check that the file belongs to this partition"
         )
     for split in wanted or ():
         if split not in there:
             raise UsageError(
-                f"--splits {split}: {source.sources[0].name} has no such refs, expected {', '.join(there)}"
+                f"--splits {split}: {source.sources[0].name} has no refs of it, expected {', '.join(there)}"
                 f"{did_you_mean(split, there)}"
             )
     return tuple(split for split in there if wanted is None or split in wanted)
 
 
 def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -> frozenset[int]:
-    """Places of refs whose id an earlier one has."""
-    places = np.flatnonzero(is_assigned & (ref_ids != _NO_ID))
-    ids = ref_ids[places]
+    """Return the positions of refs whose id an earlier ref has.
+
+    Example: for the ids [8, 5, 8] the stable order is [1, 0, 2] with the ids [5, 8, 8]. The last equals the one before,
+    so position 2 is returned.
+    """
+    positions = np.flatnonzero(is_assigned & (ref_ids != _NO_ID))
+    ids = ref_ids[positions]
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
-    return frozenset(places[order[again]].tolist())
+    return frozenset(positions[order[again]].tolist())
 
 
 def _find_repeated_sentences(
     sent_ids: "array[int]", refs_of_sentences: "array[int]", code_of_ref: NDArray[np.int8]
 ) -> dict[int, int]:
-    """By position of a ref, a `sent_id` of it that an earlier sentence of its split has."""
+    """Return, by position of a ref, a `sent_id` of it that an earlier sentence of its split has."""
     if not sent_ids:
         return {}
-    ids, places = np.frombuffer(sent_ids, np.int64), np.frombuffer(refs_of_sentences, np.int64)
-    codes = code_of_ref[places]
-    order = np.lexsort((ids, codes))  # stable: of equal ones the first stays first
+    ids, positions = np.frombuffer(sent_ids, np.int64), np.frombuffer(refs_of_sentences, np.int64)
+    codes = code_of_ref[positions]
+    order = np.lexsort((ids, codes))  # stable, so that the first of equal ids stays first
     same = (ids[order][1:] == ids[order][:-1]) & (codes[order][1:] == codes[order][:-1]) & (ids[order][1:] != _NO_ID)
     again = order[np.flatnonzero(same) + 1]
-    return dict(zip(places[again].tolist(), ids[again].tolist(), strict=True))
+    return dict(zip(positions[again].tolist(), ids[again].tolist(), strict=True))
 
 
 def _sorted(keys: NDArray[np.int64], shards: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Pairs sorted and each once."""
+    """Sort the pairs and remove duplicates."""
     order = np.lexsort((shards, keys))
     keys, shards = keys[order], shards[order]
     is_new = np.ones(len(keys), np.bool_)

@@ -1,4 +1,4 @@
-"""The one pass over a source's tables: images found, records brought to their shards, names and licences kept."""
+"""The pass over a source's tables: finds images, assigns records to shards, and collects categories and licences."""
 
 import hashlib
 import logging
@@ -17,23 +17,24 @@ from refseg.values import is_text, short, whole_number
 logger = logging.getLogger(__name__)
 
 _MOST_NAMED = 10
-"""Missing images, and records without an id, that a message names."""
+"""Largest number of missing images, or of records without an id, that a message names."""
 
 FindImage = Callable[[int, str], SourceImage | None]
-"""Image id and file name to where the bytes are, or None."""
+"""A function from image id and file name to the location of the image's bytes, or None if it is not found."""
 
 
 @dataclass(slots=True)
 class Tables:
-    """What the tables say besides the records of single shards.
+    """The results of the pass that do not belong to a single shard.
 
     Attributes:
-        categories: By category id: the name as found; of an id with several names, all of them.
+        categories: Names as found, by category id; a list of names if an id has several.
         licences: Name and address of each licence of the images in use.
-        num_found: Images whose bytes were found.
-        num_missing: Images whose bytes were not found.
-        missing: By id, the names of the first ten of them.
-        images_digest: Hash of ids, names and sizes of all images found; their order does not matter.
+        num_found: Number of images whose bytes were found.
+        num_missing: Number of images whose bytes were not found.
+        missing: File names of the first ten missing images, by image id.
+        images_digest: Hash of the ids, names and sizes of all images that were found. It does not depend on their
+            order.
     """
 
     categories: dict[int, Any] = field(default_factory=dict)
@@ -45,13 +46,13 @@ class Tables:
 
 
 def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spill: Spill | None) -> Tables:
-    """Go through the tables: find the images, and bring every record to the shards that need it.
+    """Read the tables, find the images, and append each record to the files of the shards that need it.
 
     Args:
         source: The dataset.
         survey: Survey of its refs.
-        find_image: See there.
-        spill: Where records go; None: nowhere, for a look at the names and sizes of images alone.
+        find_image: Finds the location of an image's bytes.
+        spill: Files to which records are appended; None: records are not stored, and only images are found.
 
     Raises:
         AnnotationError: If the source cannot be read.
@@ -65,7 +66,7 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
     for section, record in source.tables:
         key = find_integer(record, "id")
         positions[section] += 1
-        if key is None:  # nothing can point to it
+        if key is None:  # no ref can refer to it
             nameless.add(f"{section}[{positions[section] - 1}]", record)
             continue
         if section == "images":
@@ -83,9 +84,9 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
                 licence = record.get("license")
                 used_licences.add(whole_number(licence))
                 if spill is not None:
-                    place = None if found is None else asdict(found)
+                    location = None if found is None else asdict(found)
                     for shard in shards:
-                        spill.add(shard, "image", place, record)
+                        spill.add(shard, "image", location, record)
         elif section == "annotations":
             if spill is not None:
                 for shard in survey.shards_of_annotation(key):
@@ -105,21 +106,21 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
 
 @dataclass(slots=True)
 class _Nameless:
-    """Records to which nothing can point, as their id is not a whole number."""
+    """Records that no ref can refer to, because their id is not a whole number."""
 
     named: list[str] = field(default_factory=list)
     number: int = 0
 
-    def add(self, place: str, record: Any) -> None:
+    def add(self, where: str, record: Any) -> None:
         self.number += 1
         if len(self.named) < _MOST_NAMED:
             found = f"id {short(record.get('id'))}" if isinstance(record, dict) else f"found {short(record)}"
-            self.named.append(f"{place}: {found}")
+            self.named.append(f"{where}: {found}")
 
     def warn(self, dataset_id: str) -> None:
         if self.number:
             more = f"; and {self.number - len(self.named)} more" if self.number > len(self.named) else ""
             logger.warning(
-                "%s: %d records of instances.json are passed over, whose id is not a whole number: %s%s",
+                "%s: %d records of instances.json are ignored, because their id is not a whole number: %s%s",
                 *(dataset_id, self.number, "; ".join(self.named), more),
             )

@@ -1,7 +1,10 @@
-"""Tar files byte by byte: a writer that knows each payload's offset, a reader that lets nothing pass.
+"""Tar files: a writer that reports each payload's offset, and a strict reader.
 
-Both are narrower than the format: plain files, USTAR, times and owners zero. Python's `tarfile` takes a damaged
-header for the end of the archive and so loses every later member without a word; `read_members` reports it.
+Both support only a part of the format: plain files in USTAR form, with times and owners of zero. Python's `tarfile`
+takes a damaged header for the end of the archive and silently loses all later members; `read_members` reports it.
+
+Example: a sample of a JPEG of 700 bytes and a JSON of 300 bytes takes 512 + 1024 + 512 + 512 = 2560 bytes, because each
+member has a header of 512 bytes and is padded with zeros to a multiple of 512.
 """
 
 import hashlib
@@ -21,15 +24,15 @@ _NAME_BYTES = 100
 _BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2  # mode, user, group
 _AFTER_SIZE = b"\0" + b"00000000000\0"  # time
 _AFTER_CHECKSUM = b"\0 " + b"0" + bytes(100) + b"ustar\0" + b"00" + bytes(247)
-# A checksum is the sum of all bytes, its own eight counted as spaces.
+# A header's checksum is the sum of its bytes, with its own eight bytes counted as spaces. This is the constant part.
 _PLAIN_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE + _AFTER_CHECKSUM[2:] + b" " * 8)
 
 
 class TarWriter:
-    """Writes a tar from front to back and hashes it on the way.
+    """Writes a tar from start to end and hashes it at the same time.
 
     Args:
-        file: Opened for writing, empty.
+        file: An empty file that is open for writing.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -43,11 +46,14 @@ class TarWriter:
         """Append a member.
 
         Args:
-            name: ASCII, at most 100 characters.
-            payload: Its content.
+            name: Name in ASCII, at most 100 characters.
+            payload: Content of the member.
 
         Returns:
             Offset of the payload's first byte.
+
+        Raises:
+            ValueError: If the name is not ASCII or too long, or the payload has 8 GiB or more.
         """
         self._write(_header(name, len(payload)))
         offset = self.num_bytes
@@ -56,12 +62,12 @@ class TarWriter:
         return offset
 
     def begin_sample(self) -> None:
-        """Count and hash from here on what `end_sample` tells."""
+        """Start the count and hash that `end_sample` returns."""
         self._sample_digest.reset()
         self._sample_start = self.num_bytes
 
     def end_sample(self) -> tuple[int, str]:
-        """Bytes since `begin_sample` and their XXH3-64, 16 hexadecimal digits."""
+        """Return the number of bytes since `begin_sample` and their XXH3-64 in 16 hexadecimal digits."""
         return self.num_bytes - self._sample_start, self._sample_digest.hexdigest()
 
     def finish(self) -> None:
@@ -70,7 +76,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far."""
+        """SHA-256 of all bytes written so far."""
         return self._digest.hexdigest()
 
     def _write(self, data: bytes) -> None:
@@ -82,7 +88,7 @@ class TarWriter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarMember:
-    """A member: its name, and where its payload lies."""
+    """A member of a tar: its name, and the offset and bytes of its payload."""
 
     name: str
     offset: int
@@ -90,16 +96,16 @@ class TarMember:
 
 
 def read_members(path: Path) -> Iterator[TarMember]:
-    """Walk through a tar file; see `walk_members`."""
+    """Open a tar file and yield its members as `walk_members` does."""
     with path.open("rb") as file:
         yield from walk_members(file)
 
 
 def walk_members(file: BinaryIO) -> Iterator[TarMember]:
-    """Walk through a tar, header by header, and yield its members.
+    """Read a tar header by header and yield its members.
 
     Raises:
-        DatasetError: At the first byte that `TarWriter` would not have written; members before it are yielded.
+        DatasetError: If the file differs from what `TarWriter` writes; members before the first difference are yielded.
     """
     while True:
         start = file.tell()
@@ -119,10 +125,10 @@ def walk_members(file: BinaryIO) -> Iterator[TarMember]:
 
 
 def _header(name: str, size: int) -> bytes:
-    """The header of a plain file, as `tarfile` writes it, but the same with every version of Python (and faster).
+    """Return the header of a plain file. It equals that of `tarfile`, but does not depend on Python's version.
 
     Raises:
-        ValueError: If the name is not ASCII or too long, or 11 octal digits do not hold the size.
+        ValueError: If the name is not ASCII or too long, or the size does not fit into 11 octal digits.
     """
     field = name.encode("ascii")
     if not 0 < len(field) <= _NAME_BYTES or not 0 <= size < 8**11:
@@ -135,13 +141,13 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _read_header(header: bytes, start: int) -> tuple[str, int]:
-    """Name and size of a member.
+    """Return the name and size of a member.
 
-    A header is right if it is the one `TarWriter` makes from its name and size: that covers checksum, type,
+    A header is valid if it equals the header that `TarWriter` writes for its name and size. That covers checksum, type,
     mode, times and owners at once.
     """
     if len(header) < BLOCK:
-        raise DatasetError(f"at byte {start}: found {len(header)} more bytes, expected a header or two zero blocks")
+        raise DatasetError(f"at byte {start}: found only {len(header)} bytes, expected a header or two zero blocks")
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
         size = int(header[124:136].rstrip(b"\0 "), 8)

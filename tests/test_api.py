@@ -157,7 +157,7 @@ def test_texts_may_come_one_by_one_and_a_prediction_says_what_was_found(toy_run:
 
 def test_what_is_not_there_is_said(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it checks types in tests alone
-    with pytest.raises(UsageError, match="no split was asked for; expected some of train, val"):
+    with pytest.raises(UsageError, match="no split was given; expected some of train, val"):
         refseg.load_dataset(shards)
     with pytest.raises(UsageError, match=r"split: found \['train', 'val'\], expected a name; several are given one by"):
         refseg.load_dataset(shards, ["train", "val"])  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""One seam, several engines: a function over tasks, results as they are finished, the same bytes from each."""
+"""Engines that run a function over tasks and yield results as they finish. All engines give the same bytes.
+
+`local` uses processes on this machine, and `ray` a Ray cluster.
+"""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Literal, TypeVar
@@ -10,19 +13,19 @@ __all__ = ["Engine", "check_engine", "run_local", "run_tasks", "usable_cores"]
 T = TypeVar("T")
 R = TypeVar("R")
 Engine = Literal["local", "ray"]
-"""`local`: processes of this machine. `ray`: a Ray cluster. For array tasks of a scheduler see `BuildOptions.stage`."""
+"""`local`: processes on this machine. `ray`: a Ray cluster. For array tasks of a scheduler see `BuildOptions.stage`."""
 
 
 def check_engine(engine: str) -> None:
-    """See whether an engine can be used here.
+    """Check that an engine can be used on this machine.
 
     Raises:
-        UsageError: If not.
+        UsageError: If it cannot.
     """
     if engine == "ray":
-        from pipelines.engines.ray import look_for_ray
+        from pipelines.engines.ray import check_ray
 
-        look_for_ray()
+        check_ray()
 
 
 def run_tasks(
@@ -31,18 +34,18 @@ def run_tasks(
     """Run a function over tasks on an `Engine`.
 
     Args:
-        engine: Which.
-        function: Of a module, so that other processes find it.
-        tasks: In any order; plain values.
-        workers: At most so many tasks at a time; None: one per core that the engine may use.
-        name: What errors call a task.
+        engine: Name of the engine.
+        function: A function at the top level of a module, so that other processes can import it.
+        tasks: Tasks in any order; plain values.
+        workers: Largest number of tasks at a time. None: one per core (local), or two per core of the cluster (Ray).
+        name: Returns the name of a task for error messages.
 
     Yields:
-        What the function returns, as tasks are finished.
+        The results of the function, in the order in which tasks finish.
 
     Raises:
-        UsageError: If the engine cannot be used here.
-        WorkerError: If a worker died. What `function` raises comes through as it is.
+        UsageError: If the engine cannot be used on this machine.
+        WorkerError: If a worker died. Errors of `function` are raised unchanged.
     """
     if engine == "ray" and tasks:
         from pipelines.engines.ray import run_ray

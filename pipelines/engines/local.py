@@ -1,4 +1,4 @@
-"""Runs a function over tasks in this process, or in several of this machine."""
+"""Runs a function over tasks in this process, or in several processes on this machine."""
 
 import gc
 import multiprocessing
@@ -18,11 +18,11 @@ from refseg.errors import WorkerError
 T = TypeVar("T")
 R = TypeVar("R")
 _TASKS_IN_FLIGHT = 2
-"""Per worker: one at work, one waiting. Memory grows with shards at work, not with the dataset."""
+"""Tasks submitted per worker: one running and one waiting. So memory does not grow with the number of tasks."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: under a scheduler, those of the job and not of the machine."""
+    """Return the number of cores that this process may use: under a scheduler, those of the job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -31,39 +31,40 @@ def run_local(
 ) -> Iterator[R]:
     """Run a function over tasks on this machine.
 
-    A caller that is interrupted or wants no more results ends the workers at once, in the middle of their tasks.
+    If the caller is interrupted or closes the iterator, the workers are ended at once, in the middle of their tasks.
 
     Args:
-        function: Of a module, so that other processes find it.
-        tasks: In any order; plain values.
-        workers: Processes; with 1, the calling process does the work.
-        name: What errors call a task.
+        function: A function at the top level of a module, so that other processes can import it.
+        tasks: Tasks in any order; plain values.
+        workers: Number of processes. With 1, the calling process runs the tasks.
+        name: Returns the name of a task for error messages.
 
     Yields:
-        What the function returns, as tasks are finished.
+        The results of the function, in the order in which tasks finish.
 
     Raises:
-        WorkerError: If a worker died. What `function` raises comes through, once tasks at work are done.
+        WorkerError: If a worker died. An error of `function` is raised unchanged, after running tasks have finished.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         for task in tasks:
-            with _collector_off():
+            with _without_garbage_collection():
                 result = function(task)
             yield result
         return
-    # Spawned, not forked: a fork of a process with threads (Arrow has some) can hang.
+    # Workers are spawned, not forked: a fork of a process with threads, such as Arrow's, can hang.
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # its start would let interrupts through again
-    heard, lifeline = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(heard,))
+    resource_tracker.ensure_running()  # started later, it would unblock the signals that `_signals_blocked` blocks
+    # Nothing is sent through this pipe. Workers wait for its end, which comes when this process closes it or dies.
+    watched, held_open = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(watched,))
     at_work: dict[Future[R], T] = {}
     try:
         waiting = list(reversed(tasks))
         while waiting or at_work:
             while waiting and len(at_work) < _TASKS_IN_FLIGHT * workers:
                 task = waiting.pop()
-                with _signals_held():
+                with _signals_blocked():
                     at_work[pool.submit(function, task)] = task
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                 yield future.result()
@@ -71,21 +72,21 @@ def run_local(
     except BrokenExecutor as error:
         names = f" at one of {', '.join(map(name, at_work.values()))}" if name and at_work else ""
         raise WorkerError(
-            f"a worker process died{names} (killed, or out of memory?); "
-            "run the same command to go on, with fewer --workers if memory is short"
+            f"a worker process died{names}, because it was killed or memory ran out; "
+            "run the same command to resume, with fewer --workers if memory ran out"
         ) from error
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
-        lifeline.close()
+        held_open.close()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        lifeline.close()
-        heard.close()
+        held_open.close()
+        watched.close()
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
-    """Look for no reference cycles: records have none, and going through them is a tenth of a build's time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch off the search for reference cycles: records have none, and the search takes a tenth of a build's time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -96,8 +97,8 @@ def _collector_off() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while workers start: they inherit that, and none dies amid its imports."""
+def _signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM while workers start; workers inherit this, so that none dies during its imports."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -105,18 +106,21 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker(heard: Connection) -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker of a killed pool would wait for ever.
+def _begin_worker(watched: Connection) -> None:
+    """Set up a worker: ignore Ctrl-C, which the parent handles, and end when the parent ends.
+
+    Without this, a worker of a killed pool would wait indefinitely.
 
     Args:
-        heard: A pipe whose other end the parent holds. Nothing is ever sent; it closes when the parent ends or says so.
+        watched: A pipe whose other end the parent holds open. Nothing is sent; it closes when the parent ends or closes
+            it.
     """
-    gc.disable()  # see `_collector_off`
+    gc.disable()  # for the same reason as in `_without_garbage_collection`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_closed, args=(heard,), daemon=True).start()
+    threading.Thread(target=_end_when_closed, args=(watched,), daemon=True).start()
 
 
-def _end_when_closed(heard: Connection) -> None:
-    wait_for_end([heard])
+def _end_when_closed(watched: Connection) -> None:
+    wait_for_end([watched])
     os._exit(1)

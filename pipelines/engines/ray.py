@@ -1,4 +1,4 @@
-"""Runs a function over tasks on a Ray cluster, or on a Ray of its own on this machine."""
+"""Runs a function over tasks on a Ray cluster, or on a Ray instance that it starts on this machine."""
 
 import logging
 import os
@@ -18,25 +18,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 MAX_RETRIES = 3
-"""So often a task is run again whose worker or machine died. What the function itself raises is not tried again."""
+"""How often a task is repeated if its worker or machine dies. A task whose function raises an error is not repeated."""
 _TASKS_IN_FLIGHT = 2
-"""Per core of the cluster: one at work, one waiting, which is also what makes a cluster grow that can."""
+"""Tasks per core of the cluster: one running and one waiting. Waiting tasks also make an autoscaling cluster grow."""
 _OBJECT_STORE_BYTES = 100 << 20
-"""Of a Ray of our own: tasks and results are small, images never pass through it."""
+"""Object store of a Ray instance started here. Tasks and results are small, and images do not pass through it."""
 _SECONDS_TO_CONNECT = 10.0
 
 
-def look_for_ray() -> None:
-    """See whether a build on Ray can begin: before the plan, which may take minutes.
+def check_ray() -> None:
+    """Check that Ray can be used. It is called before planning, which may take minutes.
 
     Raises:
-        UsageError: If Ray is not installed, or nobody listens at `RAY_ADDRESS`.
+        UsageError: If Ray is not installed, or no cluster listens at `RAY_ADDRESS`.
     """
     if find_spec("ray") is None:
         raise UsageError("--engine ray: Ray is not installed; pip install 'refseg[ray]'")
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition(":")
-    if port.isdigit() and "://" not in address:  # Ray itself tries for minutes
+    if port.isdigit() and "://" not in address:  # Ray itself would try to connect for minutes
         try:
             socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
         except OSError as error:
@@ -46,29 +46,29 @@ def look_for_ray() -> None:
 def run_ray(
     function: Callable[[T], R], tasks: Sequence[T], workers: int | None, *, name: Callable[[T], str]
 ) -> Iterator[R]:
-    """Run a function over tasks on the cluster that `RAY_ADDRESS` names; without it, on this machine.
+    """Run a function over tasks on the cluster at `RAY_ADDRESS` or, if that is not set, on this machine.
 
-    A Ray that this call started ends with it; a cluster is only left. In a program that has called `ray.init`, that
-    connection is used and stays.
+    A Ray instance that this call starts is shut down at its end; from a cluster it only disconnects. If the program has
+    called `ray.init` before, that connection is used and kept.
 
-    A caller that wants no more results waits for the tasks in flight. After an interrupt nobody waits: Ray ends them as
-    this process leaves.
+    If the caller closes the iterator, the call waits for the tasks in flight. After an interrupt it does not wait,
+    because Ray ends the tasks when this process exits.
 
     Args:
-        function: Of a module that every machine of the cluster has, in the same release.
-        tasks: In any order; plain values.
-        workers: At most so many tasks in flight; None: two per core of the cluster.
-        name: What errors and Ray's dashboard call a task.
+        function: A function of a module that all machines of the cluster have in the same version.
+        tasks: Tasks in any order; plain values.
+        workers: Largest number of tasks in flight; None: two per core of the cluster.
+        name: Returns the name of a task for error messages and Ray's dashboard.
 
     Yields:
-        What the function returns, as tasks are finished.
+        The results of the function, in the order in which tasks finish.
 
     Raises:
-        UsageError: If Ray is not installed or there is no cluster at `RAY_ADDRESS`.
-        WorkerError: If a task's worker died each time, or Ray cannot run it; the tasks are named. What `function`
-            raises comes through as it is. Both once the tasks in flight have ended.
+        UsageError: If Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
+        WorkerError: If a task's worker died at each attempt, or Ray cannot run it; the message names the tasks. Errors
+            of `function` are raised unchanged. Both are raised after the tasks in flight have ended.
     """
-    look_for_ray()
+    check_ray()
     import ray
 
     with _connected(ray, workers):
@@ -92,7 +92,7 @@ def _run(
             reference = ray.wait(list(in_flight), num_returns=1)[0][0]
             try:
                 result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:  # wraps what the function raised
+            except ray.exceptions.RayTaskError as error:  # wraps an error of the function
                 fault = fault or error.cause
                 waiting.clear()
             except ray.exceptions.RayError as error:
@@ -102,8 +102,9 @@ def _run(
                 yield result
             del in_flight[reference]
     except GeneratorExit:
-        # Whoever tidies up after us must not meet them. `ray.cancel` is no way: in Ray 2.60 it aborts this process if
-        # it meets a task that is being sent off. Where Ray has ended before, so have they; a call would start it anew.
+        # The caller may remove files after this, so running tasks must have ended. `ray.cancel` cannot be used: in Ray
+        # 2.60 it aborts this process if a task is just being submitted. If Ray has already shut down, the tasks have
+        # ended, and a call would start Ray again.
         if ray.is_initialized():
             ray.wait(list(in_flight), num_returns=len(in_flight))
         raise
@@ -113,13 +114,13 @@ def _run(
         first = next(iter(died.values()))
         raise WorkerError(
             f"Ray: {len(died)} tasks failed, each {MAX_RETRIES + 1} times ({', '.join(sorted(died))}); the first: "
-            f"{type(first).__name__}: {' '.join(str(first).split()):.300}; run the same command to go on"
+            f"{type(first).__name__}: {' '.join(str(first).split()):.300}; run the same command to resume"
         ) from first
 
 
 @contextmanager
 def _connected(ray: Any, workers: int | None) -> Iterator[None]:
-    """Connect to the cluster or start Ray here; undo just that."""
+    """Connect to the cluster or start Ray on this machine, and undo that at the end of the block."""
     if ray.is_initialized():
         yield
         return
@@ -133,7 +134,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             num_cpus = workers or usable_cores()
-            logger.info("Ray: started on this machine with %d cores; RAY_ADDRESS names a cluster", num_cpus)
+            logger.info("Ray: starting on this machine with %d cores; set RAY_ADDRESS to use a cluster", num_cpus)
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -145,7 +146,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         raise _unreachable(address or "this machine", error) from error
     finally:
         if is_main:
-            signal.signal(signal.SIGTERM, before)  # Ray puts in its own, with an exit code of its own
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own handler, which exits with another code
     try:
         yield
     finally:
@@ -155,5 +156,5 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
 def _unreachable(where: str, error: Exception) -> UsageError:
     found = " ".join(str(error).split())
     return UsageError(
-        f"--engine ray: cannot use Ray at {where} ({found:.300}); start the cluster, or see to RAY_ADDRESS"
+        f"--engine ray: cannot use Ray at {where} ({found:.300}); start the cluster, or correct RAY_ADDRESS"
     )

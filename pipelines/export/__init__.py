@@ -1,5 +1,6 @@
-"""Built datasets to the files that other projects read.
+"""Exports built datasets to the file formats of other projects.
 
-`run` is one export: options, the folder that appears whole or not at all, the report. `dataset` gives the rows and
-pictures of the dataset. Each format is a file with a function `write`: `refer`, `cris_lmdb`, `coco`, `parquet_hf`.
+`run` defines the options, writes the export to a temporary folder, renames it when it is complete, and writes the
+report. `dataset` reads the rows and pictures of the dataset. Each format is a module with a function `write`: `refer`,
+`cris_lmdb`, `coco` and `parquet_hf`.
 """

@@ -1,4 +1,4 @@
-"""COCO's layout for detection tools: one `instances_<split>.json` per split, refs and sentences beside annotations."""
+"""Exports to COCO's layout for detection tools: an `instances_<split>.json` per split, with refs and sentences."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,25 @@ from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.json_text import canonical_json
 
 DIFFERENCES = (
-    "annotations are those that refs name, each once; what else is in the images is not in the shards",
-    "run lengths in several parts are one compressed mask, their union, since COCO has no list of them",
-    "sentences are under `refs`, which COCO's tools pass over",
-    "licences, dates and URLs of images are not in the shards",
+    "annotations are those of refs, each once; other objects in the images are not in the shards",
+    "run lengths in several parts become one compressed mask, their union, because COCO does not allow a list of them",
+    "sentences are under `refs`, which COCO's tools ignore",
+    "licences, dates and URLs of images are missing, because they are not in the shards",
 )
 
 
 def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
-    """Write one JSON per split, and the images once; see `pipelines.export.run`."""
+    """Write one JSON file per split, and each image once.
+
+    Args:
+        dataset: The dataset to export.
+        out: Folder to write to.
+        options: Options of the export.
+        progress: Called after each shard.
+
+    Returns:
+        The differences to the dataset's sources, in sentences.
+    """
     images = ImageWriter(dataset, out / "images")
     (out / "annotations").mkdir()
     for split in dataset.splits:
@@ -38,10 +48,10 @@ def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress:
 
 
 def coco_content(dataset: ExportedDataset, split: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A split as COCO's JSON: `images`, `annotations` and `categories` as COCO has them, and `refs`.
+    """Return a split as COCO's JSON: `images`, `annotations` and `categories` in COCO's form, and `refs`.
 
-    A ref has `ref_id`, `image_id`, `ann_ids` (none: it names nothing) and `sentences` of `sent_id`, `sent`, `raw` and
-    `exists` (False: this sentence names nothing, whatever the ref's others do).
+    A ref has `ref_id`, `image_id`, `ann_ids` (empty: no target) and `sentences` with `sent_id`, `sent`, `raw` and
+    `exists` (False: this sentence names nothing, even if others of the ref have a target).
     """
     tables = refer_tables(rows, dataset.spec)
     annotations: dict[int, dict[str, Any]] = {}
@@ -71,7 +81,7 @@ def coco_content(dataset: ExportedDataset, split: str, rows: list[dict[str, Any]
 
 
 def _one_mask(segmentation: Any) -> Any:
-    """Polygons or a dict of run lengths as they are; a list of run lengths as their union."""
+    """Return polygons or a dict of run lengths unchanged, and a list of run lengths as their union."""
     if isinstance(segmentation, dict) or isinstance(segmentation[0], list):
         return segmentation
     merged = coco_mask.merge(segmentation)

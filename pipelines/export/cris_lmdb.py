@@ -1,11 +1,11 @@
-"""CRIS's LMDB: a record per ref with its JPEG and mask, and loose masks, as CRIS, ETRIS and DETRIS read them.
+"""Exports to the LMDB files that CRIS, ETRIS and DETRIS read: a record per ref with its JPEG and mask.
 
     lmdb/<name>/<split>.lmdb    records `0`, `1`, ..., and `__len__`, `__keys__`
     masks/<name>/<ref id>.png   masks of 0 and 255
-    anns/<name>/<split>.json    what CRIS's `folder2lmdb.py` takes
+    anns/<name>/<split>.json    the input of CRIS's `folder2lmdb.py`
 
-Values are pickles of plain values, protocol 4. CRIS's own writer used `pyarrow.serialize`, which pyarrow has dropped,
-so its reader needs one line: in `loads_pyarrow`, `return pickle.loads(buf)`.
+Values are pickles of plain values, protocol 4. CRIS's own writer used `pyarrow.serialize`, which pyarrow has removed.
+Therefore its reader needs a changed line: in `loads_pyarrow`, `return pickle.loads(buf)`.
 """
 
 import errno
@@ -27,7 +27,7 @@ from refseg.errors import UsageError
 from refseg.json_text import canonical_json
 
 NAMES = {"refcocoplus/unc": "refcoco+", "refcocog/umd": "refcocog_u", "refcocog/google": "refcocog_g"}
-"""CRIS's names of datasets, where they are not the first half of ours."""
+"""CRIS's names of datasets that differ from the first part of the dataset id."""
 _COLUMNS = (
     *("ref_id", "image_id", "file_name", "height", "width", "box_xywh", "no_target", "mask"),
     *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "exists")),
@@ -36,12 +36,20 @@ _COLUMNS = (
 )
 _PROTOCOL = 4
 _ROOM = 64 << 20
-"""Of the map, for LMDB's own pages."""
-_NUMBERS = {number: place for place, (number, _, _) in enumerate(COCO_CATEGORIES)}
+"""Additional bytes of the memory map for LMDB's own pages."""
+_NUMBERS = {number: position for position, (number, _, _) in enumerate(COCO_CATEGORIES)}
 
 
 def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
-    """Write an LMDB and a JSON per split, and all masks; see `pipelines.export.run`.
+    """Write an LMDB file and a JSON file per split, and all masks.
+
+    Args:
+        dataset: The dataset to export.
+        out: Folder to write to.
+        progress: Called after each shard.
+
+    Returns:
+        The differences to the dataset's sources, in sentences.
 
     Raises:
         UsageError: If `lmdb` is not installed.
@@ -50,18 +58,18 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
     try:
         import lmdb
     except ImportError as error:
-        raise UsageError("--to cris-lmdb needs the package lmdb: install refseg[lmdb]") from error
+        raise UsageError("--to cris-lmdb: the package lmdb is not installed; pip install 'refseg[lmdb]'") from error
     name = NAMES.get(dataset.descriptor.dataset, dataset.spec.dataset)
     folders = {kind: out / kind / name for kind in ("lmdb", "masks", "anns")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     num_absent = 0
     for split in dataset.splits:
-        places, map_bytes = _plan(dataset, split)
-        anns: list[Any] = [None] * len(places)
+        positions, map_bytes = _plan(dataset, split)
+        anns: list[Any] = [None] * len(positions)
         path = folders["lmdb"] / f"{split}.lmdb"
         try:
-            # No lock file: it would lie beside the records in the export.
+            # Without a lock file, which would remain in the export.
             with lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False) as base:
                 for entry in dataset.built.entries_of(split):
                     with base.begin(write=True) as transaction:
@@ -70,30 +78,30 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
                             num_absent += len(row["sentences"]) - record["num_sents"]
                             if not record["num_sents"]:
                                 continue
-                            place = places[row["ref_id"]]
-                            transaction.put(str(place).encode("ascii"), pickle.dumps(record, protocol=_PROTOCOL))
+                            position = positions[row["ref_id"]]
+                            transaction.put(str(position).encode("ascii"), pickle.dumps(record, protocol=_PROTOCOL))
                             (folders["masks"] / f"{row['ref_id']}.png").write_bytes(record["mask"])
-                            anns[place] = _ann(row, record)
+                            anns[position] = _ann(row, record)
                     progress()
                 with base.begin(write=True) as transaction:
-                    keys = [str(place).encode("ascii") for place in range(len(places))]
+                    keys = [str(position).encode("ascii") for position in range(len(positions))]
                     transaction.put(b"__keys__", pickle.dumps(keys, protocol=_PROTOCOL))
                     transaction.put(b"__len__", pickle.dumps(len(keys), protocol=_PROTOCOL))
                 base.sync(True)
-        except lmdb.Error as error:  # no OSError, and of a full disk it tells no more than of a broken one
-            raise OSError(errno.EIO, f"cannot be written ({error}), as where the disk is full", str(path)) from error
+        except lmdb.Error as error:  # not an OSError; it does not tell a full disk from other failures
+            raise OSError(errno.EIO, f"cannot be written ({error}); the disk may be full", str(path)) from error
         (folders["anns"] / f"{split}.json").write_bytes(canonical_json(anns))
     return _differences(num_absent)
 
 
 def cris_record(row: Mapping[str, Any], image: bytes, mask: bytes, spec: DatasetSpec) -> dict[str, Any]:
-    """A value of the LMDB.
+    """Return a value of the LMDB.
 
     Args:
-        row: Of the manifest.
-        image: Its JPEG.
-        mask: PNG of its mask.
-        spec: Of the dataset.
+        row: Row of the manifest.
+        image: JPEG of the row's image.
+        mask: PNG of the row's mask.
+        spec: Specification of the dataset.
     """
     sents = [sentence["sent"].strip() for sentence in _kept(row)]
     return {
@@ -108,7 +116,7 @@ def cris_record(row: Mapping[str, Any], image: bytes, mask: bytes, spec: Dataset
 
 
 def draw_png(mask: Mapping[str, Any]) -> bytes:
-    """A mask as a grey PNG of 0 and 255."""
+    """Encode a mask as a grey PNG of 0 and 255."""
     height, width = mask["size"]
     runs = np.repeat(np.arange(len(mask["counts"])) % 2 * 255, mask["counts"]).astype(np.uint8)
     file = io.BytesIO()
@@ -117,22 +125,22 @@ def draw_png(mask: Mapping[str, Any]) -> bytes:
 
 
 def _plan(dataset: ExportedDataset, split: str) -> tuple[dict[int, int], int]:
-    """The place of each ref in its split, in REFER's order, and bytes that hold all records."""
+    """Return the position of each ref in its split, in REFER's order, and a size in bytes that holds all records."""
     columns = ("ref_id", "image_id", "height", "width", "image_bytes", "no_target", "sentences.list.element.exists")
     rows = [row for entry in dataset.built.entries_of(split) for row in dataset.rows(entry, columns)]
-    # A grey PNG of two values takes at most an eighth of its pixels and some more; pages are of 4,096 bytes.
+    # A grey PNG of two values takes little more than an eighth of a byte per pixel; LMDB's pages have 4,096 bytes.
     num_bytes = sum(row["image_bytes"] + row["height"] * row["width"] // 4 + (16 << 10) for row in rows)
     kept = sorted((row for row in rows if _kept(row)), key=lambda row: refer_order(row["image_id"], row["ref_id"]))
-    return {row["ref_id"]: place for place, row in enumerate(kept)}, num_bytes + _ROOM
+    return {row["ref_id"]: position for position, row in enumerate(kept)}, num_bytes + _ROOM
 
 
 def _kept(row: Mapping[str, Any]) -> list[Any]:
-    """Sentences of the ref's one mask: of a ref that has a target those that name it."""
+    """Return the sentences that the ref's mask is the target of: for a ref with a target, those that exist."""
     return [sentence for sentence in row["sentences"] if sentence["exists"] or row["no_target"]]
 
 
 def _category(row: Mapping[str, Any], spec: DatasetSpec) -> int:
-    """CRIS's number of a category: COCO's 80 without gaps, from 0; -1 for no target."""
+    """Return CRIS's number of a category: COCO's 80 categories numbered from 0 without gaps; -1 for no target."""
     if not row["annotations"]:
         return -1
     number = int(row["annotations"][0]["category_id"])
@@ -140,7 +148,7 @@ def _category(row: Mapping[str, Any], spec: DatasetSpec) -> int:
 
 
 def _ann(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of CRIS's `anns/<name>/<split>.json`: the box is left, top, right, bottom, cut to whole pixels."""
+    """Return an entry of CRIS's `anns/<name>/<split>.json`; the box is left, top, right, bottom in whole pixels."""
     left, top, width, height = map(int, row["box_xywh"])
     return {
         "bbox": [left, top, left + width, top + height],
@@ -157,12 +165,14 @@ def _ann(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(num_absent: int) -> tuple[str, ...]:
     found = (
-        "values are pickles; CRIS's loads_pyarrow has to return pickle.loads(buf), since pyarrow dropped what it calls",
-        "masks are the dataset's, of 0 and 255, where CRIS's own writer gives pixels of two overlapping parts 254",
-        "boxes are only in anns/, cut to whole pixels; raw sentences, words, polygons and annotation ids are left out",
-        "of several annotations the first one's category is told, and -1 for no target, which CRIS does not know",
+        "values are pickles; CRIS's loads_pyarrow must return pickle.loads(buf), because pyarrow removed the function "
+        "that it calls",
+        "masks have the values 0 and 255; CRIS's own writer gives pixels of two overlapping parts the value 254",
+        "boxes are only in anns/, in whole pixels; raw sentences, words, polygons and annotation ids are left out",
+        "a ref of several annotations has the category of the first; no target is -1, which CRIS does not use",
     )
     absent = (
-        f"{num_absent} sentences that name nothing, of refs that have a target, are left out: a record has one mask"
+        f"{num_absent} sentences that name nothing, but belong to refs with a target, are left out, because a record "
+        "has one mask"
     )
     return (*found, absent) if num_absent else found

@@ -1,4 +1,4 @@
-"""A finished dataset as exporters read it: rows shard by shard, with the picture of each."""
+"""Reads a finished dataset for exporters: rows shard by shard, and the picture of each row."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,23 +15,24 @@ from refseg.errors import DatasetError, UsageError
 
 
 class ExportedDataset:
-    """One finished dataset, or some of its splits, in the terms of the formats that it is exported to.
+    """A finished dataset, or some of its splits, that is to be exported.
 
     Attributes:
         built: The open dataset.
-        descriptor: What `refseg.json` says.
-        spec: Which dataset.
-        splits: Splits asked for, in the dataset's order.
+        descriptor: Content of `refseg.json`.
+        spec: Specification of the dataset.
+        splits: The requested splits, in the dataset's order.
         entries: The shards of these splits.
 
     Args:
-        folder: Path or URL.
-        splits: Which splits; None: all.
-        images: False: pictures are not exported, and the tars need not be there.
+        folder: Path or URL of the dataset.
+        splits: Splits to export; None: all.
+        images: False: pictures are not exported, and the tars may be missing.
 
     Raises:
-        UsageError: If it is a mix, holds pictures made smaller, or has no such split.
-        DatasetError: As of `BuiltDataset.open`.
+        UsageError: If it is a mix, holds reduced pictures, or has no such split.
+        DatasetError: If it is unfinished or damaged.
+        StorageError: If remote storage refuses or fails.
     """
 
     def __init__(self, folder: Path | str, splits: Sequence[str] | None = None, *, images: bool = True) -> None:
@@ -50,15 +51,15 @@ class ExportedDataset:
         self._images: tuple[str, RowImages] | None = None
 
     def rows(self, entry: ShardEntry, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of one shard, as plain values; columns and errors as of `BuiltDataset.read`."""
+        """Return the rows of one shard as plain values; `BuiltDataset.read` explains columns and errors."""
         rows: list[dict[str, Any]] = self.built.read(columns, [entry]).to_pylist()
         return rows
 
     def categories(self, tables: ReferTables) -> list[dict[str, Any]]:
-        """Category records of the whole dataset, whatever splits were asked for, so that files of all splits agree.
+        """Return the category records of all splits, so that the files of different splits have the same categories.
 
         Args:
-            tables: Of some rows; COCO's own categories are all in them already.
+            tables: Records of some rows. They already contain all of COCO's own categories.
         """
         return tables.categories if self.spec.is_coco else self._all_categories
 
@@ -71,9 +72,9 @@ class ExportedDataset:
         return refer_categories(names, self.spec)
 
     def image(self, row: Mapping[str, Any]) -> bytes:
-        """The JPEG of a row; errors as of `RowImages`."""
+        """Return the JPEG of a row; `RowImages.read` explains the errors."""
         name = row["shard"]
-        if self._images is None or self._images[0] != name:  # neighbours mostly lie in one tar
+        if self._images is None or self._images[0] != name:  # adjacent rows are mostly in the same tar
             self._images = name, RowImages(self.built, [name])
         return self._images[1].read(row)
 
@@ -82,8 +83,8 @@ class ImageWriter:
     """Writes images as files, each once.
 
     Args:
-        dataset: The dataset that they come from.
-        folder: The folder that they are written to.
+        dataset: The dataset of the images.
+        folder: The folder to write to.
     """
 
     def __init__(self, dataset: ExportedDataset, folder: Path) -> None:
@@ -95,15 +96,15 @@ class ImageWriter:
         """Write the image of a row under its own name.
 
         Raises:
-            DatasetError: If its name leads out of the folder, or is another image's, too.
+            DatasetError: If its path is outside the folder, or two images have the same name.
         """
         file_name, image_id = row["file_name"], row["image_id"]
         known = self._written.setdefault(file_name, image_id)
         path = path_inside(self._folder, file_name)
         if known != image_id:
             raise DatasetError(
-                f"{self._dataset.built.place}: images {known} and {image_id} have one file name, {file_name!r}; "
-                "expected a name for each; build the dataset from files with names of their own"
+                f"{self._dataset.built.place}: images {known} and {image_id} have the same file name, {file_name!r}; "
+                "expected different names; build the dataset from files with unique names"
             )
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

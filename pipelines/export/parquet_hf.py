@@ -1,4 +1,4 @@
-"""Parquet with embedded images, as Hugging Face's `datasets` and its viewer read it: one row per image, refs within."""
+"""Exports to Parquet with embedded images for Hugging Face's `datasets` and its viewer: one row per image."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import MANIFEST_SCHEMA
 
 _ROW_GROUP_ROWS = 100
-"""Images: what the viewer reads for a page."""
+"""Images per row group; the viewer reads one row group for a page."""
 _SENTENCE = pa.struct(
     [
         ("sent_id", pa.int64()),
@@ -45,9 +45,9 @@ SCHEMA = pa.schema(
 )
 """One row per image of a split; `mask` is COCO's uncompressed run lengths."""
 DIFFERENCES = (
-    "token ids are left out: they are one tokenizer's",
-    "annotations are their ids; polygons, crowd flags and single boxes are in the shards' manifests",
-    "an image that several splits share is in each of them",
+    "token ids are left out, because they depend on the tokenizer",
+    "annotations are given by their ids; polygons, crowd flags and single boxes are only in the shards' manifests",
+    "an image of several splits is in the files of each of them",
 )
 _COLUMNS = (
     *("ref_id", "image_id", "file_name", "height", "width"),
@@ -59,7 +59,16 @@ _COLUMNS = (
 
 
 def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
-    """Write `data/<split>-<number>-of-<count>.parquet`, a file per shard, and a card; see `pipelines.export.run`."""
+    """Write `data/<split>-<number>-of-<count>.parquet`, one file per shard, and the dataset's card.
+
+    Args:
+        dataset: The dataset to export.
+        out: Folder to write to.
+        progress: Called after each shard.
+
+    Returns:
+        The differences to the dataset's sources, in sentences.
+    """
     (out / "data").mkdir()
     for split in dataset.splits:
         entries = dataset.built.entries_of(split)
@@ -72,7 +81,7 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
 
 
 def card(descriptor: Descriptor, splits: tuple[str, ...]) -> str:
-    """The dataset's card: what the hub reads to find the splits, and what a person should know."""
+    """Return the dataset's card, in which the hub finds the splits and users find a description and licences."""
     lines = ["---", "license: other", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:
         lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
@@ -111,7 +120,7 @@ def _table(dataset: ExportedDataset, entry: ShardEntry) -> pa.Table:
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """An Arrow type as `datasets` spells it; a list as a list of one, which its releases 2 to 5 all read."""
+    """Return an Arrow type in the notation of `datasets`. A list is written as `[type]`, which releases 2 to 5 read."""
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     if pa.types.is_list(kind):

@@ -1,4 +1,4 @@
-"""REFER's layout: `refs(<split_by>).p` and `.json`, `instances.json`, images where REFER looks for them."""
+"""Exports to REFER's layout: `refs(<split_by>).p` and `.json`, `instances.json`, and the images in REFER's folders."""
 
 import pickle
 import shutil
@@ -15,16 +15,29 @@ from refseg.errors import UsageError
 from refseg.json_text import canonical_json
 
 _PROTOCOL = 2
-"""Of the pickle: Python 2 reads it, as `refer.py` once was."""
+"""Protocol of the pickle. Python 2, for which `refer.py` was written, can read it."""
 
 
 def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
-    """Write the files of one dataset and partition; see `pipelines.export.run`."""
+    """Write the files of one dataset and partition.
+
+    Args:
+        dataset: The dataset to export.
+        out: Folder to write to.
+        options: Options of the export.
+        progress: Called after each shard.
+
+    Returns:
+        The differences to the dataset's sources, in sentences; empty if the source files were copied.
+
+    Raises:
+        UsageError: If the annotation files to copy are missing or differ from those that the build read.
+    """
     spec = dataset.spec
     if spec.dataset == CUSTOM and options.annotations is not None:
         raise UsageError(
-            f"--annotations: {dataset.descriptor.dataset} was built from a table, and there are no files of REFER's to "
-            "put back; copy its folder, or leave the option out to have them made from the shards"
+            f"--annotations: {dataset.descriptor.dataset} was built from a table and has no files in REFER's layout to "
+            "copy; remove the option to make them from the shards"
         )
     images = ImageWriter(dataset, out / image_folder(spec))
     rows = []
@@ -46,7 +59,7 @@ def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress:
 
 
 def image_folder(spec: DatasetSpec) -> str:
-    """Where REFER looks for a dataset's images, below its root."""
+    """Return the folder in which REFER expects a dataset's images, relative to its root."""
     if spec.dataset == "refclef":
         return "images/saiapr_tc-12"
     return "images/mscoco/images/train2014" if spec.is_coco else "images"
@@ -57,9 +70,9 @@ def write_tables(tables: ReferTables, spec: DatasetSpec, folder: Path, *, descri
 
     Args:
         tables: The records.
-        spec: Of the dataset, which says the files' names.
-        folder: Of the dataset, for example `refcoco+`; made here.
-        description: For `info` of `instances.json`.
+        spec: Specification of the dataset, which determines the files' names.
+        folder: New folder of the dataset, for example `refcoco+`.
+        description: Description in `info` of `instances.json`.
     """
     folder.mkdir(parents=True)
     refs_name = f"{spec.refs_prefix}({spec.split_by})"
@@ -76,17 +89,19 @@ def write_tables(tables: ReferTables, spec: DatasetSpec, folder: Path, *, descri
 
 
 def _restore(dataset: ExportedDataset, annotations: Path, out: Path) -> None:
-    """Copy the files a dataset was built from, each known by its hash."""
+    """Copy the files that a dataset was built from, after comparing their hashes."""
     for source in dataset.descriptor.sources:
-        places = (annotations / source.name, annotations / Path(source.name).name)
-        found = [path for path in places if path.is_file()]
+        candidates = (annotations / source.name, annotations / Path(source.name).name)
+        found = [path for path in candidates if path.is_file()]
         if not found:
-            raise UsageError(f"--annotations {annotations}: found no {source.name}, expected what the build read")
+            raise UsageError(
+                f"--annotations {annotations}: found no {source.name}, expected the files that the build read"
+            )
         same = [path for path in found if hash_file(path) == source.sha256]
         if not same:
             raise UsageError(
-                f"{found[0]}: is another file than the build of {dataset.descriptor.dataset} read "
-                f"(found sha256 {hash_file(found[0]):.12}, expected {source.sha256:.12}); give the folder of that build"
+                f"{found[0]}: differs from the file that the build of {dataset.descriptor.dataset} read (found sha256 "
+                f"{hash_file(found[0]):.12}, expected {source.sha256:.12}); give the annotations of that build"
             )
         target = out / source.name
         target.parent.mkdir(parents=True, exist_ok=True)

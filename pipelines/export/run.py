@@ -1,4 +1,4 @@
-"""One export: written aside, published by a rename, and never over anything."""
+"""Runs an export: writes it to a temporary folder, renames that when it is complete, and never overwrites files."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ FORMATS = {
     "coco": "pipelines.export.coco",
     "parquet-hf": "pipelines.export.parquet_hf",
 }
-"""Each a module with `write(dataset, out, options, progress) -> tuple of differences`."""
+"""Formats and their modules, each with a function `write(dataset, out, options, progress) -> tuple of differences`."""
 REPORT_NAME = "refseg-export.json"
 Progress = Callable[[], None]
 """Called by a format after each shard."""
@@ -31,20 +31,21 @@ Progress = Callable[[], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to export, into what, where.
+    """The dataset, format and folder of an export.
 
     Attributes:
         folder: A finished dataset, path or URL.
-        to: refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS; coco: a
-            JSON per split for detection tools; parquet-hf: Parquet with images for Hugging Face's datasets.
-        out: A new or empty folder of this machine.
+        to: Format. refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS;
+            coco: a JSON file per split for detection tools; parquet-hf: Parquet with images, for Hugging Face's
+            datasets.
+        out: A new or empty folder on this machine.
         splits: Splits to export; by default all.
-        images: Whether images are written; refer and coco can leave them out.
-        annotations: With refer, the files that the dataset was built from, which are put back as they were instead of
-            being made from the shards.
+        images: Write images; refer and coco can leave them out.
+        annotations: With refer: folder of the files that the dataset was built from. They are copied unchanged instead
+            of being made from the shards.
 
     Raises:
-        UsageError: If a value is not allowed, or not with this format.
+        UsageError: If a value is not allowed, or not allowed with this format.
     """
 
     folder: Path | str
@@ -58,32 +59,32 @@ class ExportOptions:
         if self.to not in FORMATS:
             raise UsageError(f"--to {self.to}: expected one of {', '.join(FORMATS)}")
         if not self.images and self.to not in ("refer", "coco"):
-            raise UsageError(f"--no-images: {self.to} holds the images within its records; leave the option out")
+            raise UsageError(f"--no-images: {self.to} stores the images in its records; remove the option")
         if self.annotations is not None and self.to != "refer":
-            raise UsageError(f"--annotations goes with --to refer alone, not with {self.to}")
+            raise UsageError(f"--annotations: expected --to refer, found {self.to}; remove the option")
         if self.annotations is not None and self.splits is not None:
-            raise UsageError("--annotations puts the whole files back: leave out --splits")
+            raise UsageError("--annotations copies the files of all splits; remove --splits")
         if is_remote(self.out):
-            raise UsageError(f"--out {self.out}: expected a folder of this machine; copy the export from there")
+            raise UsageError(f"--out {self.out}: expected a folder on this machine; copy the export from there")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was exported; also in `refseg-export.json` beside the files.
+    """The report of an export, which is also written to `refseg-export.json` beside the files.
 
     Attributes:
         format: One of `FORMATS`.
         dataset: Dataset id.
-        digest: Of the dataset.
-        splits: Those exported.
-        num_refs: Of these splits.
-        num_sentences: Of these splits.
-        images: Whether images were written.
-        annotations: Whether the annotation files were put back as they were.
+        digest: Digest of the dataset.
+        splits: The exported splits.
+        num_refs: Number of refs of these splits.
+        num_sentences: Number of sentences of these splits.
+        images: True if images were written.
+        annotations: True if the annotation files were copied unchanged.
         num_files: Number of files written, without this report.
         num_bytes: Size of these files in bytes.
-        differences: In sentences, what the files have otherwise than those the dataset was built from, or lack
-            against the shards.
+        differences: Sentences that describe how the files differ from the dataset's sources, or what is missing in
+            comparison with the shards.
     """
 
     format: str
@@ -101,11 +102,11 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What there is now.
+    """The result of an export.
 
     Attributes:
-        report: What the export holds.
-        was_complete: True if an earlier run had finished it and nothing was changed.
+        report: Report of the export.
+        was_complete: True if an earlier run had finished the export and nothing was changed.
     """
 
     report: ExportReport
@@ -115,18 +116,19 @@ class ExportResult:
 def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], None] | None = None) -> ExportResult:
     """Export a finished dataset.
 
-    The files are written beside `out` under a temporary name, which becomes `out` when all is done; a killed export
-    leaves no `out`. An export that is finished already is left as it is.
+    The files are written to a temporary folder beside `out`, which is renamed to `out` when it is complete. A killed
+    export leaves no `out`. An export that is already finished is not changed.
 
     Args:
-        options: See there.
-        progress: Called after each shard with how many are done and how many there are.
+        options: Options of the export.
+        progress: Called after each shard with (shards done, all shards).
 
     Raises:
-        UsageError: If the dataset cannot be had in this form, or `out` holds anything but this export or lies within a
-            dataset.
+        UsageError: If the dataset cannot be exported in this format, or if `out` holds something else than this export
+            or is within a dataset.
         DatasetError: If the dataset is unfinished or damaged.
         OSError: If `out` cannot be written.
+        StorageError: If remote storage refuses or fails.
     """
     out = local_path(options.out)
     if out.exists() and not out.is_dir():
@@ -135,7 +137,7 @@ def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], Non
     if is_new:
         refuse_within_dataset(out)
     elif not (out / REPORT_NAME).is_file():
-        raise UsageError(f"--out {out}: is there already, expected a new or empty folder; nothing is overwritten")
+        raise UsageError(f"--out {out}: already exists, expected a new or empty folder; nothing is overwritten")
     dataset = ExportedDataset(options.folder, options.splits, images=options.images)
     if not is_new:
         return ExportResult(report=_finished(out, dataset, options), was_complete=True)
@@ -160,14 +162,14 @@ def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], Non
             )
             (aside / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        if error.filename is None:  # a write says what is wrong, and not where
+        if error.filename is None:  # an error of a write has no path
             raise OSError(error.errno, error.strerror or str(error), str(out)) from error
         raise
     return ExportResult(report=report, was_complete=False)
 
 
 def _identity(dataset: ExportedDataset, options: ExportOptions) -> dict[str, Any]:
-    """The fields of a report by which an export is known again."""
+    """Return the fields of a report that identify an export."""
     return {
         "format": options.to,
         "dataset": dataset.descriptor.dataset,
@@ -179,28 +181,26 @@ def _identity(dataset: ExportedDataset, options: ExportOptions) -> dict[str, Any
 
 
 def _finished(out: Path, dataset: ExportedDataset, options: ExportOptions) -> ExportReport:
-    """The report of an export that is finished, compared with what was asked for and with the files that are there."""
+    """Read the report of a finished export, and compare it with the options and with the files in the folder."""
     path = out / REPORT_NAME
     remedy = "give another --out, or delete the folder"
     try:
         report = TypeAdapter(ExportReport).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UsageError(
-            f"--out {out}: is there already, and {path} cannot be read as of an export; {remedy}"
-        ) from error
+        raise UsageError(f"--out {out}: already exists, but {path} is not the report of an export; {remedy}") from error
     asked = _identity(dataset, options)
     if differing := [name for name, value in asked.items() if getattr(report, name) != value]:
-        raise UsageError(f"--out {out}: is there already and holds another export ({', '.join(differing)}); {remedy}")
+        raise UsageError(f"--out {out}: already exists and holds another export ({', '.join(differing)}); {remedy}")
     found = _measure(out)
     if found != (report.num_files, report.num_bytes):
         raise UsageError(
-            f"--out {out}: holds this export, but {counted(found[0], 'file')} of {counted(found[1], 'byte')}, expected "
-            f"{report.num_files:,} of {report.num_bytes:,}; {remedy}"
+            f"--out {out}: holds this export, but found {counted(found[0], 'file')} of {counted(found[1], 'byte')}, "
+            f"expected {report.num_files:,} of {report.num_bytes:,}; {remedy}"
         )
     return report
 
 
 def _measure(folder: Path) -> tuple[int, int]:
-    """How many files a folder holds, without the report, and their bytes."""
+    """Return the number of files in a folder, without the report, and their size in bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != folder / REPORT_NAME]
     return len(sizes), sum(sizes)

@@ -1,12 +1,15 @@
-"""One reader per annotation family, and which dataset is read by which.
+"""One reader per family of annotation files, and the choice of the reader for a dataset.
 
-- `source_file.py` fetches, finds, opens (gzip, byte order marks) and hashes the files. `json_stream.py` reads JSON
-  record by record, `plain_pickle.py` pickles that hold plain values alone (`numpy_pickle.py`: and NumPy's).
-- `refer.py` reads REFER's layout, which RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, R-RefCOCO and Ref-ZOM share;
-  `referit.py` reads RefClef as released, `mdetr.py` MDETR's files.
-- `custom.py` reads a user's own table: `table.py` reads CSV, JSON lines and Parquet alike, `custom_row.py` checks one
-  row, and `custom_store.py` joins the rows to refs and images on disk.
-- All return the `RawSource` of `raw.py`: refs and tables as found, record by record.
+The files, in the order in which data passes through them:
+
+- `source_file.py` fetches, finds, opens (gzip, byte order marks) and hashes files.
+- `json_stream.py` reads JSON record by record. `plain_pickle.py` reads pickles of plain values, and with
+  `numpy_pickle.py` those of NumPy values.
+- `refer.py` reads REFER's layout, which RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, R-RefCOCO and Ref-ZOM share.
+  `referit.py` reads RefClef as it was released, and `mdetr.py` reads MDETR's files.
+- `custom.py` reads a user's own table. `table.py` reads rows from CSV, JSON lines or Parquet, `custom_row.py` checks
+  one row, and `custom_store.py` joins the rows to refs and images on disk.
+- All readers return the `RawSource` of `raw.py`: refs and tables as found, record by record.
 """
 
 from pathlib import Path
@@ -25,12 +28,13 @@ def read_source(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAUL
 
     Args:
         spec: Dataset and partition.
-        annotations: The folder that holds its files or its own folder (`spec.folder`); of `custom` also the table.
+        annotations: The folder with the dataset's files, or the folder that contains it (as `spec.folder`). For
+            `custom` it may also be the table itself.
         png_rule: How mask PNGs of `custom` are read.
 
     Raises:
-        UsageError: If the files are not there.
-        AnnotationError: If a file cannot be read or is not of the expected form.
+        UsageError: If the files are missing.
+        AnnotationError: If a file cannot be read or does not have the expected form.
     """
     if spec.dataset == CUSTOM:
         return read_custom(spec, annotations, png_rule)

@@ -1,4 +1,4 @@
-"""Reads users' own data: a table of sentences, and where there is one COCO's `instances.json`."""
+"""Reads a user's own data: a table of sentences and optionally a COCO `instances.json`."""
 
 import logging
 import sqlite3
@@ -33,7 +33,9 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
     """
     if annotations.is_file():
         if table_suffix(annotations) not in SUFFIXES:
-            raise UsageError(f"--annotations {annotations}: expected a table that ends in {', '.join(SUFFIXES)}")
+            raise UsageError(
+                f"--annotations {annotations}: expected a table whose name ends in {' or '.join(SUFFIXES)}"
+            )
         return annotations
     names = [f"{TABLE_NAME}{suffix}" for suffix in SUFFIXES]
     folders = (annotations / spec.folder, annotations)
@@ -41,35 +43,35 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
         tables = [path for name in names if (path := find_file(folder, name)) is not None]
         if len(tables) > 1:
             found = ", ".join(path.name for path in tables)
-            raise UsageError(f"--annotations {folder}: found {found}, expected one; name the file itself")
+            raise UsageError(f"--annotations {folder}: found {found}, expected one table; give the path of the file")
         if tables:
             return tables[0]
     alike = suggest_names(folders, names)
     raise UsageError(
-        f"--annotations {annotations}: found no {TABLE_NAME}.csv, .jsonl or .parquet, there or in {spec.folder}/"
-        f"{alike or '; see docs/your-own-data.md'}"
+        f"--annotations {annotations}: found no {TABLE_NAME}.csv, .jsonl or .parquet, in that folder or in "
+        f"{spec.folder}/{alike or '; see docs/your-own-data.md'}"
     )
 
 
 def read_custom(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAULT_RULE) -> RawSource:
     """Read a table of sentences; `docs/your-own-data.md` explains its columns.
 
-    Every row is read and checked once, here, and kept in a temporary file, so that memory does not grow with the
-    table. Ids, where the table gives none, follow the order of first appearance: refs from 0, sentences by row from
-    0, images and annotations after the largest of `instances.json` and of the table. So equal tables give equal ids.
+    Each row is read and checked once and stored in a temporary file, so that memory does not grow with the table. Ids
+    that the table does not give are numbered in the order of first appearance: refs and sentences from 0, images and
+    annotations after the largest id in `instances.json` and the table. So equal tables give equal ids.
 
     Args:
-        spec: `custom/<name>`.
-        annotations: The table, or a folder with `sentences.csv`, `.jsonl` or `.parquet`; `instances.json` and mask
-            files lie beside the table.
+        spec: Specification of `custom/<name>`.
+        annotations: The table, or a folder with `sentences.csv`, `.jsonl` or `.parquet`. `instances.json` and mask
+            files are expected beside the table.
         png_rule: How mask files are read.
 
     Returns:
-        The source; its `spec` has the splits found, known ones first.
+        The source; its `spec` has the splits that were found, known ones first.
 
     Raises:
         UsageError: If there is no table.
-        AnnotationError: If a file cannot be read, or with all mistakes of the table and their places.
+        AnnotationError: If a file cannot be read, or if the table has mistakes; the message lists them with their rows.
     """
     table = find_table(spec, annotations)
     instances = find_file(table.parent, "instances.json")
@@ -82,7 +84,7 @@ def read_custom(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAUL
         _fill(store, table, has_instances=listed is not None)
     except sqlite3.Error as error:
         raise AnnotationError(
-            f"{table}: its rows cannot be kept in a temporary file ({error}); set TMPDIR to a disk with room"
+            f"{table}: its rows cannot be stored in a temporary file ({error}); set TMPDIR to a disk with free space"
         ) from error
     if note := note_object_values(store.object_values):
         logger.warning("%s: masks: %s", table, note)
@@ -101,24 +103,24 @@ def read_custom(spec: DatasetSpec, annotations: Path, png_rule: PngRule = DEFAUL
 
 
 def _fill(store: CustomStore, table: Path, *, has_instances: bool) -> None:
-    """Read the table into the store; raise with all that is wrong with it."""
+    """Read the table into the store; raise an error that lists its mistakes, if there are any."""
     faults: list[str] = []
     num_faults = 0
-    for place, values in read_table(table, COLUMNS, REQUIRED):
+    for where, values in read_table(table, COLUMNS, REQUIRED):
         try:
             if isinstance(values, RowFault):
                 raise values
             row = read_row(values)
             if row.kind == "ann_id" and not has_instances:
-                raise RowFault("found ann_id, expected instances.json beside the table to look it up in")
-            store.add(row, place)
+                raise RowFault("found ann_id, but no instances.json beside the table that would define it")
+            store.add(row, where)
         except RowFault as fault:
             num_faults += 1
             if num_faults <= _MOST_FAULTS:
-                faults.append(f"{place}: {fault}")
+                faults.append(f"{where}: {fault}")
     if not store.num_rows and not num_faults:
         raise AnnotationError(f"{table}: found no row, expected one for each sentence")
-    if not num_faults:  # rows left out would be missed here
+    if not num_faults:  # the checks over all rows would report rows that are left out because of their faults
         faults = store.finish()
         num_faults, faults = len(faults), faults[:_MOST_FAULTS]
     if num_faults:
@@ -129,7 +131,7 @@ def _fill(store: CustomStore, table: Path, *, has_instances: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Refs:
-    """The refs of a table, as often as asked."""
+    """The refs of a table; it can be iterated any number of times."""
 
     store: CustomStore
 
@@ -139,7 +141,7 @@ class _Refs:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The records of `instances.json`, where there is one, and those of the table."""
+    """The records of `instances.json`, if it exists, and those of the table."""
 
     store: CustomStore
     listed: JsonTables | None

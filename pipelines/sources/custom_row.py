@@ -1,4 +1,4 @@
-"""What one row of a user's table says: its columns checked, each mistake named."""
+"""Checks the columns of one row of a user's table and collects all its mistakes."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from refseg.values import short, whole_number
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
-"""Splits that are known by name, in their order."""
+"""Known names of splits, in their order."""
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
 
 Size = tuple[int, int]
@@ -21,18 +21,19 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomRow:
-    """One sentence and what it names.
+    """One sentence and its target.
 
     Attributes:
         image: File name, or image id in digits.
-        sentence: As typed.
-        split: A letter, then letters and digits.
-        kind: Which of `TARGETS` is given.
-        target: By `kind`: ids; `{"size", "counts"}`; path of a mask; left, top, width, height; None.
-        ref_id: As given; None: rows of equal image, target and split are one ref.
-        sent_id: As given; None: the row's position.
-        category: Name, empty if not given.
-        size: `(height, width)` of the image in pixels, as given; what an `rle` has is in `target`.
+        sentence: Text as typed.
+        split: Name of the split: a letter, then letters and digits.
+        kind: The one of `TARGETS` that is given.
+        target: Value for `kind`. `ann_id`: ids; `rle`: `{"size", "counts"}`; `mask`: path of a mask; `box`: left, top,
+            width, height in pixels; `no_target`: None.
+        ref_id: Id of the ref. None: rows with equal image, target and split are one ref.
+        sent_id: Id of the sentence. None: the row's position.
+        category: Name of the category; empty if not given.
+        size: `(height, width)` of the image in pixels from the columns height and width; None if not given.
     """
 
     image: str
@@ -49,8 +50,11 @@ class CustomRow:
 def read_row(values: dict[str, Any]) -> CustomRow:
     """Check the values of one row.
 
+    Args:
+        values: Values by column.
+
     Raises:
-        RowFault: With all that is wrong with it.
+        RowFault: If the row has mistakes; the message lists all of them.
     """
     found = {name: value for name, value in values.items() if not _is_missing(value)}
     reader = _Reader(found)
@@ -59,8 +63,10 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     meant = next((known for known in SPLITS if known.lower() == split.lower() and known != split), None)
     if meant is not None:
         reader.faults.append(f"found split {short(split)}, expected {meant!r}")
-    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", split):  # part of the names of files
-        reader.faults.append(f"found split {short(split)}, expected a letter, then letters and digits, 64 at most")
+    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", split):  # it becomes part of file names
+        reader.faults.append(
+            f"found split {short(split)}, expected a letter, then letters and digits, at most 64 characters"
+        )
     for name in REQUIRED:
         if found.get(name) is None:
             reader.faults.append(f"found no {name}")
@@ -87,7 +93,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
 
 
 class _Reader:
-    """Reads values of a row and gathers what is wrong with them."""
+    """Reads the values of a row and collects mistakes."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -150,12 +156,12 @@ class _Reader:
 
 
 def _is_missing(value: Any) -> bool:
-    # pandas writes NaN where an integer column has gaps.
+    # pandas writes NaN for missing values of an integer column.
     return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value)
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number, also as text or as pandas' `12.0`."""
+    """Return a whole number, also from text or from pandas' `12.0`; None if it is not one."""
     if isinstance(value, str):
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", value):
             return None
@@ -164,7 +170,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _numbers(value: Any, *, whole: bool) -> list[Any] | None:
-    """Numbers of a list, or of text such as `12 13`, `12,13` or `[12, 13]`."""
+    """Return the numbers of a list, or of text such as `12 13`, `12,13` or `[12, 13]`; None if there are others."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()")) if part]
     elif not isinstance(value, list | tuple):
@@ -189,7 +195,7 @@ def _box(value: Any) -> list[float] | None:
 
 
 def _rle(value: Any) -> dict[str, Any] | None:
-    """`size` and `counts`; whether the counts are right for the size is for each ref to be checked."""
+    """Return `size` and `counts`, or None if they are malformed. Later checks compare the counts with the size."""
     if isinstance(value, str):
         try:
             value = parse_json(value)

@@ -1,4 +1,4 @@
-"""Rows of a user's table, joined to refs and images on disk: memory does not grow with the table."""
+"""Joins the rows of a user's table to refs and images in a database on disk, so that memory does not grow with it."""
 
 import json
 import re
@@ -41,13 +41,13 @@ CREATE INDEX sentences_ref ON sentences (ref, position);
 
 
 class CustomStore:
-    """A temporary database, which SQLite itself takes away with the last reference to it.
+    """A temporary database of a table's rows, which SQLite removes when the store is gone.
 
-    `add_listed` and `add` fill it, `finish` checks and closes it, then `refs` and `records` may be asked any number of
-    times.
+    `add_listed` and `add` fill it, and `finish` completes it. After that, `refs` and `records` can be read any number
+    of times.
 
     Args:
-        table: Mask files lie below its folder; messages name it.
+        table: Path of the table, for messages; paths of mask files are relative to its folder.
         png_rule: How mask files are read.
     """
 
@@ -55,8 +55,8 @@ class CustomStore:
         self._png_rule = png_rule
         self._root = table.parent
         self._table_name = table.name
-        # The empty name stands for a private file on disk; nothing in it is to outlive a crash. 64 MiB of it are kept
-        # in memory, so that looking up a ref seldom reads.
+        # For SQLite the empty name means a private temporary file. It need not survive a crash, so that no journal is
+        # written. A cache of 64 MiB makes most lookups of refs possible without reading the disk.
         self._base = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._base.close)
         self._base.executescript(
@@ -66,23 +66,23 @@ class CustomStore:
         self._max_category = self._max_image = self._max_annotation = 0
         self._given: dict[str, set[bool]] = {"ref_id": set(), "sent_id": set()}
         self._num_refs = self._num_rows = 0
-        self._last_image: tuple[str, Size | None, int] = ("", None, 0)  # rows of one image mostly stand together
+        self._last_image: tuple[str, Size | None, int] = ("", None, 0)  # rows of one image are usually adjacent
         self._masks = sha256()
         self.num_mask_files = self.mask_bytes = 0
         self.object_values: Counter[str] = Counter()
 
     @property
     def masks_sha256(self) -> str:
-        """SHA-256 over path and content of every mask file read."""
+        """SHA-256 of the paths and contents of all mask files."""
         return self._masks.hexdigest()
 
     @property
     def num_rows(self) -> int:
-        """Rows added."""
+        """Number of rows that were added."""
         return self._num_rows
 
     def add_listed(self, section: str, record: Any) -> None:
-        """Learn names, sizes and ids from a record of `instances.json`; a malformed one teaches nothing."""
+        """Store the name, size and id from a record of `instances.json`; a malformed record is ignored here."""
         key = whole_number(record.get("id")) if isinstance(record, dict) else None
         if key is None or not 0 <= key < 2**62:
             return
@@ -100,7 +100,14 @@ class CustomStore:
                 self._categories.setdefault(record["name"], key)
 
     def add(self, row: CustomRow, place: str) -> None:
-        """Add a sentence, and with the first of a ref the ref.
+        """Add a sentence; the first sentence of a ref also adds the ref.
+
+        Two rows belong to the same ref if their `key` is equal: the hash of the given ref_id or, without one, of the
+        row's `meaning`, which is its image, split and target.
+
+        Args:
+            row: The checked row.
+            place: Location of the row in the table, for example `line 2`.
 
         Raises:
             RowFault: If the row contradicts an earlier one or `instances.json`, or its mask file cannot be read.
@@ -130,13 +137,16 @@ class CustomStore:
         else:
             ref = found[0]
             if found[1] != meaning:
-                raise RowFault(f"ref_id {row.ref_id} has another image, split or target than on {found[2]}")
+                raise RowFault(
+                    f"ref_id {row.ref_id} has another image, split or target than in {found[2]}, expected the same; "
+                    "give each ref its own ref_id"
+                )
         sent_id = self._num_rows if row.sent_id is None else row.sent_id
         self._base.execute("INSERT INTO sentences VALUES (?, ?, ?, ?)", (self._num_rows, ref, sent_id, row.sentence))
         self._num_rows += 1
 
     def finish(self) -> list[str]:
-        """Give ids to what has none; return what is wrong with the table as a whole."""
+        """Number the images that have no id, and return the mistakes that only the whole table shows."""
         base = max(self._max_image, self._base.execute("SELECT MAX(id) FROM images").fetchone()[0] or 0)
         self._base.execute("UPDATE images SET id = ? + image WHERE id IS NULL", (base,))
         self._base.commit()
@@ -155,11 +165,11 @@ class CustomStore:
         return faults
 
     def splits(self) -> set[str]:
-        """Names of the splits."""
+        """Return the names of the splits."""
         return {split for (split,) in self._base.execute("SELECT DISTINCT split FROM refs")}
 
     def refs(self) -> Iterator[dict[str, Any]]:
-        """REFER's records, in the order of their first rows."""
+        """Yield REFER's records in the order of their first rows."""
         rows = self._base.execute(
             "SELECT ref, ref_id, id, split, kind, target, label, refs.place, sent_id, sentence "
             "FROM sentences JOIN refs USING (ref) JOIN images USING (image) ORDER BY ref, position"
@@ -183,7 +193,7 @@ class CustomStore:
             }
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """COCO's records of what `instances.json` does not have: images, categories, annotations."""
+        """Yield COCO's records of the images, categories and annotations that `instances.json` does not contain."""
         categories = dict(self._categories)
         shapes = "FROM refs WHERE kind IN ('rle', 'mask', 'box')"
         for (name,) in self._base.execute(f"SELECT category {shapes} GROUP BY category ORDER BY MIN(ref)"):
@@ -200,7 +210,7 @@ class CustomStore:
             yield "annotations", record | {"iscrowd": 0} | _shape_fields(kind, json.loads(target))
 
     def complete(self, image: Any) -> Any:
-        """An image's record of `instances.json`; one that has no size, with what the table tells of it."""
+        """Return an image's record of `instances.json`; if it has no size, with the size that the table gives."""
         if not isinstance(image, dict) or not has_no_size(image):
             return image
         key = whole_number(image.get("id"))
@@ -208,7 +218,7 @@ class CustomStore:
         return bare if key is None else bare | self._size_fields(key)
 
     def _size_fields(self, image_id: int) -> dict[str, Any]:
-        """What the table's rows tell of an image's size, where they do."""
+        """Return the fields of an image's size from the table's rows; empty if no row gives it."""
         query = "SELECT height, width, place, by_target FROM images WHERE id = ? AND height IS NOT NULL"
         found = self._base.execute(query, (image_id,)).fetchone()
         if found is None:
@@ -221,14 +231,15 @@ class CustomStore:
         return self._max_annotation + 1 + ref
 
     def _add_image(self, row: CustomRow, place: str) -> int:
-        """The image's number here; a new one is entered with what the row and `instances.json` tell."""
+        """Return the number of a row's image in the database; a new image is added with its known id and size."""
         if (row.image, row.size) == self._last_image[:2]:
             return self._last_image[2]
         image = _plain_name(row.image)
         listed = self._find_listed(image)
         is_id = _is_id(image)
         name = f"{int(image):012d}.jpg" if is_id else image
-        key = f"name {name}" if listed is None else f"listed {listed[0]}"  # 7, 007 and their file are one image
+        # `7`, `007` and `000000000007.jpg` are the same image, so they have the same key.
+        key = f"name {name}" if listed is None else f"listed {listed[0]}"
         found = self._base.execute("SELECT image FROM images WHERE key = ?", (key,)).fetchone()
         if found is None:
             if listed is None:
@@ -251,7 +262,10 @@ class CustomStore:
         return self._base.execute(f"SELECT * FROM listed WHERE {column} = ?", (value,)).fetchone()
 
     def _learn_size(self, image: int, size: Size, place: str, mask: str = "", *, by_target: bool = False) -> None:
-        """Keep what a row says of an image's size; what a target has gives way to what is given in words."""
+        """Store an image's size, or compare it with the known one.
+
+        A size from the columns height and width replaces an equal one that a target gave, so that `by_target` is False.
+        """
         query = "SELECT height, width, place, by_target, name FROM images WHERE image = ?"
         height, width, where, was_target, name = self._base.execute(query, (image,)).fetchone()
         if height is None or ((height, width) == size and was_target and not by_target):
@@ -263,7 +277,7 @@ class CustomStore:
             found = f"{size[0]} x {size[1]} pixels (height x width)"
             if mask:
                 raise RowFault(f"mask {mask} is {found}, but image {name!r} is {height} x {width} in {where}")
-            raise RowFault(f"image {name!r} is {found} here, but {height} x {width} in {where}")
+            raise RowFault(f"image {name!r} is {found} in this row, but {height} x {width} in {where}")
 
     def _mask_target(self, row: CustomRow, image: int, place: str) -> dict[str, Any]:
         path = self._root / row.target
@@ -284,7 +298,7 @@ class CustomStore:
 
 
 def _label(row: CustomRow) -> str:
-    """What a user knows a target by; empty for annotations, which have ids."""
+    """Describe a target in the user's terms, for messages; empty for annotations, which have ids."""
     if row.kind == "mask":
         return f"mask {row.target}"
     if row.kind == "box":
@@ -293,13 +307,13 @@ def _label(row: CustomRow) -> str:
 
 
 def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
-    """`bbox`, `area` and, but for a box, `segmentation`."""
+    """Return `bbox`, `area` and, unless the target is a box, `segmentation`."""
     if kind == "box":
         return {"bbox": target, "area": target[2] * target[3]}
     height, width = target["size"]
     try:
         _, (rle,) = read_segmentation(target, (height, width))
-    except AnnotationError:  # kept as it is: the ref becomes a reject that says what is wrong
+    except AnnotationError:  # the check of records finds this fault again and rejects the ref with its reason
         return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": target}
     packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(rle.counts)}, height, width)
     box, area = coco_mask.toBbox(packed).tolist(), float(coco_mask.area(packed))
@@ -307,7 +321,7 @@ def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
 
 
 def _plain_name(name: str) -> str:
-    """A path without `.` and doubled slashes, so that its spellings are one image; one that says nothing as it is."""
+    """Return a path without `.` and doubled slashes, so that different spellings mean one image; `.` is unchanged."""
     plain = str(PurePosixPath(name))
     return name if plain == "." else plain
 
@@ -317,5 +331,5 @@ def _digest(*parts: Any) -> bytes:
 
 
 def _is_id(image: str) -> bool:
-    """True for an image id: its digits fit COCO's names."""
+    """Return True for an image id, which has at most the 12 digits of COCO's file names."""
     return re.fullmatch(r"[0-9]{1,12}", image) is not None

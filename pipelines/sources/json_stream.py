@@ -1,8 +1,8 @@
-"""JSON files record by record: memory holds one record, whatever the size of the file.
+"""Reads JSON files record by record, so that memory holds one record whatever the size of the file.
 
-`ijson` (3.6, yajl2_c) was measured in the place of this file. One pass over COCO's tables takes 2.4 times as long. It
-refuses a file for one `NaN` or one number above 64 bits, of which here a single record is rejected, and a file of
-100,000 opening brackets exhausts memory.
+`ijson` (3.6, yajl2_c) was measured as an alternative. One pass over COCO's tables takes 2.4 times as long. A single
+`NaN` or number above 64 bits makes it refuse the whole file, whereas here only one record is rejected. A file of
+100,000 opening brackets exhausts its memory.
 """
 
 import codecs
@@ -19,15 +19,15 @@ from refseg.values import one_line
 
 _CHUNK = 1 << 20
 _LARGEST_VALUE = 256 << 20
-"""Characters of one record: where a file is not JSON, this much of it is read to see that."""
+"""Largest number of characters of one record. A file that is not JSON is refused after this many characters."""
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
 class JsonList:
-    """The items of a file that is one list; each iteration reads the file anew.
+    """The items of a file that is one list; each iteration reads the file again.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,19 +37,19 @@ class JsonList:
         """Yield the items.
 
         Raises:
-            AnnotationError: If the file is not JSON, or holds something else than a list.
+            AnnotationError: If the file is not JSON, or is not a list.
         """
         for _, item in _items(self._path, lists=None):
             yield item
 
 
 class JsonTables:
-    """The records of COCO's lists, each with the name of its list; each iteration reads the file anew.
+    """The records of COCO's lists, each with the name of its list; each iteration reads the file again.
 
     Args:
-        path: Of the file.
-        required: Lists that must hold something.
-        optional: Lists that may be there.
+        path: Path of the file.
+        required: Names of lists that must not be missing or empty.
+        optional: Names of lists that are read if they exist.
     """
 
     def __init__(self, path: Path, *, required: Sequence[str], optional: Sequence[str]) -> None:
@@ -61,8 +61,8 @@ class JsonTables:
         """Yield `(name of the list, record)`.
 
         Raises:
-            AnnotationError: If the file is not JSON or not an object, or a required list is missing, empty or something
-                else.
+            AnnotationError: If the file is not JSON or not an object, or if a required list is missing, empty or not a
+                list.
         """
         wanted = (*self._required, *self._optional)
         missing = set(self._required)
@@ -77,7 +77,7 @@ class JsonTables:
 
 
 def read_json(path: Path) -> Any:
-    """The one value of a file, whole.
+    """Read a whole file as one JSON value.
 
     Raises:
         AnnotationError: If the file cannot be read, or is not JSON.
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
-    """Items of a file that is one list (`lists` is None), or of those lists in a file that is an object."""
+    """Yield the items of a file that is one list (`lists` is None), or of the named lists of an object."""
     with _values(path) as values:
         mark = values.peek()
         if lists is None:
@@ -98,7 +98,7 @@ def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]
             return
         if mark != "{":
             if mark != "[":
-                values.read()  # raises where the file is not JSON
+                values.read()  # raises an error if the file is not JSON
             raise AnnotationError(
                 f"{path}: found {_kind(mark)}, expected an object with COCO's lists images, annotations and categories"
             )
@@ -109,12 +109,12 @@ def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]
                     if name in lists:
                         yield name, item
             elif values.read() is not None and name in lists:
-                raise AnnotationError(f"{path}: found {name!r} that is {_kind(mark)}, expected a list of records")
+                raise AnnotationError(f"{path}: found {_kind(mark)} as {name!r}, expected a list of records")
 
 
 @contextmanager
 def _values(path: Path) -> Iterator["_Values"]:
-    """The values of a file; checks at the end that nothing follows, and names the file in every error."""
+    """Give the values of a file; check at the end that nothing follows, and add the path to every error."""
     try:
         with open_source(path) as file:
             values = _Values(file)
@@ -129,14 +129,14 @@ def _values(path: Path) -> Iterator["_Values"]:
 
 
 def _describe_misfit(values: "_Values") -> str:
-    """Say what a file holds that should be a list of refs: of an object, the list in it that may have been meant."""
+    """Describe a file that should be a list of refs; for an object, name the list in it that may have been meant."""
     mark = values.peek()
     if mark == "{":
         for name in values.names():
             if values.peek() == "[":
                 return (
-                    f"found an object in which {name[:40]!r} is a list, expected a list of refs; if it is that list, "
-                    "save it alone as the file"
+                    f"found an object in which {name[:40]!r} is a list, expected a list of refs; if that is the list "
+                    "of refs, save it alone as the file"
                 )
             values.read()
     else:
@@ -145,19 +145,22 @@ def _describe_misfit(values: "_Values") -> str:
 
 
 def _kind(mark: str) -> str:
-    """What a value is, by its first character."""
-    kinds = {"{": "an object", "[": "a list", '"': "a text", "t": "true", "f": "false", "n": "null"}
+    """Return the kind of a value, judged by its first character."""
+    kinds = {"{": "an object", "[": "a list", '"': "a string", "t": "true", "f": "false", "n": "null"}
     return kinds.get(mark, "a number")
 
 
 class _Values:
-    """JSON values one after the other, by Python's own parser.
+    """JSON values one after the other, read with Python's own parser.
+
+    Example: in `[{"id": 1}, {"id": 2}]`, `peek` returns `[`, and `items` yields the two objects. Only the text of the
+    object being read, and the rest of its chunk, are in memory.
 
     Args:
-        file: UTF-8; read in chunks.
+        file: A UTF-8 file; it is read in chunks.
 
     Raises:
-        ValueError: From every method, where the file is not JSON.
+        ValueError: From every method, if the file is not JSON.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -169,7 +172,7 @@ class _Values:
         self._is_whole = False
 
     def peek(self) -> str:
-        """The next character that is no space, empty at the end of the file."""
+        """Return the next character that is not white space; empty at the end of the file."""
         while True:
             self._at = _SPACES.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -179,30 +182,31 @@ class _Values:
             self._fill(_CHUNK)
 
     def read(self) -> Any:
-        """The next value."""
+        """Read the next value."""
         self.peek()
         size = _CHUNK
         while True:
             try:
                 value, end = _PARSER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Wrong, or not yet there as a whole.
+                # The value is either wrong or not yet completely read.
                 if self._is_whole or len(self._text) - self._at > _LARGEST_VALUE:
                     raise ValueError(f"{error.msg} at character {self._num_passed + error.pos}") from error
             except RecursionError as error:
-                raise ValueError(f"brackets too deep from character {self._num_passed + self._at} on") from error
-            except ValueError as error:  # of `int`, which refuses numbers of thousands of digits
-                place = self._num_passed + self._at
-                raise ValueError(f"a number of too many digits from character {place} on") from error
+                start = self._num_passed + self._at
+                raise ValueError(f"brackets are nested too deep in the value at character {start}") from error
+            except ValueError as error:  # from `int`, which refuses numbers of thousands of digits
+                start = self._num_passed + self._at
+                raise ValueError(f"a number has too many digits in the value at character {start}") from error
             else:
-                if end < len(self._text) or self._is_whole:  # a number may go on
+                if end < len(self._text) or self._is_whole:  # otherwise more digits of a number may follow
                     self._at = end
                     return value
             self._fill(size)
             size *= 2
 
     def items(self) -> Iterator[Any]:
-        """The items of the list that comes next."""
+        """Yield the items of the next value, which must be a list."""
         self._expect("[")
         if self.peek() != "]":
             yield self.read()
@@ -212,7 +216,7 @@ class _Values:
         self._expect("]")
 
     def names(self) -> Iterator[str]:
-        """The names in the object that comes next; the caller reads the value behind each."""
+        """Yield the names in the next value, which must be an object; the caller reads the value after each name."""
         self._expect("{")
         if self.peek() != "}":
             yield self._name()
@@ -222,7 +226,7 @@ class _Values:
         self._expect("}")
 
     def end(self) -> None:
-        """Check that nothing follows."""
+        """Check that the file has ended."""
         if self.peek():
             raise ValueError(f"more than one value, at character {self._num_passed + self._at}")
 
@@ -248,4 +252,4 @@ class _Values:
 
 
 _PARSER = json.JSONDecoder()
-"""Reads the `NaN` and `Infinity` that Python writes: a record in which they matter is refused where it is checked."""
+"""Accepts `NaN` and `Infinity`, which Python writes. The check of records rejects those in which they matter."""

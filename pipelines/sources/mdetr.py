@@ -1,4 +1,4 @@
-"""Reads MDETR's form of the refer family: COCO's JSON per split, one image record per sentence, with its `caption`."""
+"""Reads MDETR's conversion of REFER's datasets: one COCO file per split, with one image record per sentence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ _CONVERTED = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd", "grefcoco/unc")
 
 
 def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
-    """`finetune_<spec.folder>_<split>.json` by split, in `annotations/<spec.folder>` or `annotations` itself.
+    """Find `finetune_<spec.folder>_<split>.json` in `annotations/<spec.folder>` or `annotations` itself.
 
-    Empty where there are none, or REFER's own files lie there too: they have more.
+    Returns:
+        The paths by split. Empty if there are none, or if REFER's own files are also there, because they hold more.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")) or spec.dataset_id not in _CONVERTED:
@@ -32,11 +33,12 @@ def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
 
 
 def read_mdetr(spec: DatasetSpec, files: dict[str, Path]) -> RawSource:
-    """Read `finetune_refcoco_train.json` and the like; `original_id` is COCO's id of the image or annotation.
+    """Read files such as `finetune_refcoco_train.json`, in which `original_id` is COCO's id of an image or annotation.
 
-    The conversion dropped ids and masks. Neighbouring sentences of one image and target are one ref; `sent_id` is the
-    sentence's record id, `ref_id` that of its first sentence. Masks come from COCO's `instances_train2014.json` (or
-    REFER's `instances.json`) beside the files; without it targets are boxes.
+    The conversion left out ids and masks. Adjacent sentences of one image and target are taken as one ref. `sent_id` is
+    the id of the sentence's image record, which holds the sentence as `caption`; `ref_id` is the `sent_id` of the ref's
+    first sentence. Masks come from COCO's `instances_train2014.json` (or REFER's `instances.json`) beside the files.
+    Without these, targets are boxes.
 
     Raises:
         AnnotationError: If a file cannot be read as JSON.

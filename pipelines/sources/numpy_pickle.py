@@ -1,7 +1,7 @@
-"""NumPy's numbers and arrays in a pickle, made plain without NumPy's own functions for it, which could be misled.
+"""Converts NumPy numbers and arrays in a pickle to plain values, without NumPy's own, less strict, unpickling.
 
-A pickled `np.int64(5)` says `scalar(dtype("i8", False, True), <8 bytes>)`. Each of these names is given a function of
-this module instead, which keeps what it is given and reads the bytes by a type from a fixed list.
+The pickle of `np.int64(5)` calls `scalar(dtype("i8", False, True), <8 bytes>)`. Each of these names is replaced by a
+function of this module. The functions accept only types of a fixed list and read the bytes by them.
 """
 
 import math
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 _KINDS = "biufU"
-"""Booleans, integers, floats and text; no objects, records, dates or complex numbers."""
+"""Accepted kinds of NumPy types: booleans, integers, floats and text. Objects, records and dates are refused."""
 _MOST_BYTES = 2**31
 
 
 class NumpyFault(Exception):
-    """A request of a pickle that is not plain data of NumPy; the text continues a message after "the pickle "."""
+    """A pickle holds something else than plain NumPy data; the text continues a message after "the pickle "."""
 
 
 class Maker:
-    """A function that a pickle may call, and of which it can set no attribute, as it could of a plain function."""
+    """A function that a pickle may call. Unlike a plain function, a pickle cannot set its attributes."""
 
     __slots__ = ("_make",)
     _make: Callable[..., Any]
@@ -29,20 +29,20 @@ class Maker:
         object.__setattr__(self, "_make", make)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Make a value."""
+        """Call the function and return its value."""
         return self._make(*arguments)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse."""
+        """Refuse to set an attribute."""
         raise NumpyFault("sets an attribute of a function")
 
     def __setstate__(self, state: Any) -> None:
-        """Refuse."""
+        """Refuse to set the state."""
         raise NumpyFault("sets the state of a function")
 
 
 class _Dtype:
-    """`numpy.dtype(code, align, copy)` and the state set afterwards, of which only the byte order counts."""
+    """Replaces `numpy.dtype(code, align, copy)` and the state that is set afterwards; only its byte order is used."""
 
     def __init__(self, code: Any, *_flags: Any) -> None:
         code = code.decode("latin1") if isinstance(code, bytes) else code
@@ -59,19 +59,19 @@ class _Dtype:
         self._order = order
 
     def read(self, data: Any, count: int) -> Any:
-        """`(count,)` values."""
+        """Return `(count,)` values from bytes."""
         if isinstance(data, str):  # bytes of Python 2
             data = data.encode("latin1")
         dtype = np.dtype(self._order + self._code)
         if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.itemsize or len(data) > _MOST_BYTES:
-            raise NumpyFault(f"holds {count} NumPy values of other than their {count * dtype.itemsize} bytes")
+            raise NumpyFault(f"holds {count} NumPy values, but not in {count * dtype.itemsize} bytes")
         if not dtype.itemsize:  # empty text
             return np.zeros(min(count, 1), dtype)
         return np.frombuffer(data, dtype)
 
 
 class _Array:
-    """`numpy.ndarray` as `_reconstruct` makes it: empty, and filled by its state."""
+    """Replaces `numpy.ndarray`: `_reconstruct` makes an empty one, and its state fills it."""
 
     value: Any = None
 
@@ -84,7 +84,7 @@ class _Array:
 
 def _scalar(dtype: Any, data: Any = None) -> Any:
     if not isinstance(dtype, _Dtype):
-        raise NumpyFault("holds a NumPy number of no type")
+        raise NumpyFault("holds a NumPy number without a type")
     return dtype.read(data, 1)[0].item()
 
 
@@ -101,12 +101,12 @@ def _shape(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     if not isinstance(dtype, _Dtype) or not is_shape or len(shape) > 8 or order not in ("C", "F"):
         raise NumpyFault("holds a damaged NumPy array")
     count = math.prod(shape)
-    # Of no values, whatever the shape: a shape such as (2**31, 0) would make as many empty lists.
+    # An array without values becomes [], because a shape such as (2**31, 0) would make 2**31 empty lists.
     return dtype.read(data, count).reshape(shape, order=order).tolist() if count else []
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
+    """Replace `_codecs.encode`, with which pickles of protocols 0 to 2 write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise NumpyFault(f"holds bytes in the encoding {encoding!r:.40}")
     return text.encode("latin1")
@@ -114,13 +114,13 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 NUMPY_GLOBALS: dict[tuple[str, str], Maker] = {
     ("numpy", "dtype"): Maker(_Dtype),
-    ("numpy", "ndarray"): Maker(_Array),  # given to `_reconstruct`, which does nothing with it
+    ("numpy", "ndarray"): Maker(_Array),  # an argument of `_reconstruct`, which ignores it
     ("_codecs", "encode"): Maker(_encode),
     **{(f"numpy.{core}.multiarray", "scalar"): Maker(_scalar) for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): Maker(_reconstruct) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): Maker(_from_buffer) for core in ("core", "_core")},
 }
-"""By module and name as NumPy 1 and 2 write them: what takes their place."""
+"""Replacements by module and name, as NumPy 1 and 2 write them."""
 
 
 def replace_arrays(value: Any) -> Any:
@@ -133,7 +133,7 @@ def replace_arrays(value: Any) -> Any:
 
 
 def _replace(value: Any, done: dict[int, Any]) -> Any:
-    """`done` holds what containers became, by id: each is gone through once, however often it is pointed to."""
+    """Replace arrays in a value; `done` holds the results by id, so that a shared container is visited only once."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, _Dtype | Maker):

@@ -1,4 +1,4 @@
-"""Pickles of plain values (dict, list, str, numbers), read by an unpickler in which nothing can run."""
+"""Reads pickles of plain values (dict, list, str, numbers) with an unpickler that cannot execute code."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ from pipelines.sources.numpy_pickle import NUMPY_GLOBALS, Maker, NumpyFault, rep
 from refseg.errors import AnnotationError
 from refseg.values import one_line
 
-# What a damaged pickle can make the C unpickler raise, as far as it is no `PickleError`.
+# Errors, besides `PickleError`, that the C unpickler raises for damaged pickles.
 _DAMAGED = (
     *(EOFError, ValueError, TypeError, AttributeError, LookupError),
     *(OverflowError, MemoryError, ImportError, RecursionError),
@@ -17,31 +17,31 @@ _DAMAGED = (
 _EXPECTED = "expected plain dicts, lists, strings and numbers"
 _REMEDY = "save the records as JSON or with plain Python values"
 _WINDOWS_LINES = (
-    "its line ends were changed to Windows' (CR LF), which spoils a pickle; fetch the file again in binary mode, with "
-    "git's autocrlf off"
+    "its line ends were changed to those of Windows (CR LF), which damages a pickle; fetch the file again in binary "
+    "mode, with git's autocrlf off"
 )
 
 _GLOBALS: dict[tuple[str, str], Maker] = {
     ("collections", "OrderedDict"): Maker(dict),
-    ("builtins", "bytes"): Maker(lambda: b""),  # protocols 0 to 2 write bytes without content so
+    ("builtins", "bytes"): Maker(lambda: b""),  # protocols 0 to 2 write empty bytes in this way
     ("__builtin__", "bytes"): Maker(lambda: b""),
     **NUMPY_GLOBALS,
 }
-"""What a pickle may name, and what it gets in its place: makers of plain values, which call nothing that they are given
-and which the pickle cannot change."""
+"""The globals that a pickle may use, each with its replacement. The replacements make plain values, never call an
+argument, and cannot be changed by the pickle."""
 
 
 def load_plain_pickle(data: bytes, path: Path) -> Any:
-    """Load a pickle of plain values, of any protocol; NumPy's numbers and arrays of numbers become plain ones.
+    """Load a pickle of plain values, of any protocol; NumPy numbers and arrays become plain numbers and lists.
 
-    Python 2's `str` is read as Latin-1, as REFER's users do.
+    Python 2's `str` is read as Latin-1, as users of REFER do.
 
     Args:
         data: Content of the file.
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
 
     Raises:
-        AnnotationError: If the pickle asks for any other global (class or function), or is damaged.
+        AnnotationError: If the pickle uses any other global (class or function), or is damaged.
     """
     if data.lstrip()[:1] in (b"[", b"{"):
         raise AnnotationError(f"{path}: is JSON or text, expected a pickle; give it the suffix .json")
@@ -62,10 +62,12 @@ def load_plain_pickle(data: bytes, path: Path) -> Any:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that gives no globals but makers of plain values: a pickle runs code only through a global it names.
+    """An unpickler that replaces a few globals by makers of plain values and refuses all others.
+
+    A pickle can execute code only through a global that it names, so this one cannot execute any.
 
     Attributes:
-        has_globals: True once the pickle has named one of them.
+        has_globals: True if the pickle has used one of the allowed globals.
     """
 
     def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
@@ -74,25 +76,25 @@ class PlainUnpickler(pickle.Unpickler):
         self.has_globals = False
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the maker of a plain value, or refuse."""
+        """Return the replacement of a global, or raise `AnnotationError` if the global is not allowed."""
         self.has_globals = True
         if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]
         raise AnnotationError(
-            f"{self._path}: the pickle asks for {module}.{name}, {_EXPECTED}; nothing was run, but it may run code "
-            f"when loaded elsewhere: if you know who made it, {_REMEDY}"
+            f"{self._path}: the pickle uses {module}.{name}, {_EXPECTED}; nothing was executed, but other programs "
+            f"that load the file may execute code: if you know who made it, {_REMEDY}"
         )
 
     def persistent_load(self, _pid: Any) -> Any:
-        """Refuse."""
-        raise AnnotationError(f"{self._path}: the pickle asks for an outside object, {_EXPECTED}; {_REMEDY}")
+        """Refuse a reference to an object outside the pickle."""
+        raise AnnotationError(f"{self._path}: the pickle refers to an object outside it, {_EXPECTED}; {_REMEDY}")
 
 
 def _is_text_pickle(data: bytes) -> bool:
-    """True for protocol 0, which is lines of text."""
+    """Return True for a pickle of protocol 0, which consists of lines of text."""
     return data[:1] in (b"(", b"]", b"}", b"c", b"I", b"V", b"S") and b"\0" not in data
 
 
 def _has_windows_lines(data: bytes) -> bool:
-    """True if every line feed follows a carriage return, which a whole pickle does not have by chance."""
+    """Return True if every line feed follows a carriage return, which does not occur in an undamaged pickle."""
     return data.count(b"\n") == data.count(b"\r\n") > 0

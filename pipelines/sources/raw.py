@@ -1,4 +1,4 @@
-"""What source readers return: refs, images and annotations as found, whatever files they came from."""
+"""The common result of all source readers: refs, images and annotations as found in the files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,25 +10,25 @@ from refseg.dataset.schema import DatasetSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawSource:
-    """A dataset as its files have it, record by record: only containers are checked, records are not.
+    """A dataset as found in its files, record by record. Readers check only containers, not records.
 
-    `records.py` checks the records, so that one wrong record is one reject and not the end of the file. Both iterables
-    can be gone through more than once, and hold no more in memory than the reader needs.
+    `records.py` checks the records, so that a wrong record becomes one reject and does not end the reading of the file.
+    Both iterables can be iterated more than once and hold no more in memory than the reader needs.
 
     Attributes:
-        spec: Which dataset and partition; `splits` are filled in for `custom`.
-        refs: REFER's records: `ref_id, image_id, ann_id, split, sentences`; in the order of the file. `ann_id` is an
-            id, a list of ids, or -1, `[-1]` or None for no target. A sentence has `sent`, `sent_id`, and may have
-            `raw`, `tokens` and `exist` (False: it names nothing, whatever its ref names). Of `custom` they have
-            `where` and `target`, too: the place in the table, and what the user knows the target by, for messages.
-        tables: COCO's records as `(section, record)`; sections are `images` (`id, file_name, height, width`, maybe
-            `license` and, for messages, `size_from`: what gave the size; of `custom` without height and width where the
-            picture itself is to tell them, and with `size_by_target` where only masks or run lengths tell them, which
-            the picture then confirms), `annotations` (`id, image_id, category_id,
-            iscrowd, area, bbox, segmentation`), `categories` (`id, name`) and `licenses` (`id, name, url`), in any
-            order and mixed.
-        sources: The files read, with their hashes.
-        box_targets: True if an annotation without `segmentation` means its box.
+        spec: Dataset and partition; for `custom` with the splits that were found.
+        refs: REFER's records in the order of the file, with `ref_id, image_id, ann_id, split, sentences`. `ann_id` is
+            an id, a list of ids, or -1, `[-1]` or None for no target. A sentence has `sent` and `sent_id`, and may have
+            `raw`, `tokens` and `exist` (False: the sentence names nothing, even if its ref has a target). Records of
+            `custom` also have `where` (the row of the table) and `target` (a description), both for messages.
+        tables: COCO's records as `(section, record)`, with the sections in any order and mixed:
+            `images`: `id, file_name, height, width`, optionally `license` and, for messages, `size_from` (the row or
+            file that gave the size). For `custom`, height and width may be missing and are then read from the picture.
+            `size_by_target` means that only masks or run lengths gave the size, which the picture must confirm.
+            `annotations`: `id, image_id, category_id, iscrowd, area, bbox, segmentation`.
+            `categories`: `id, name`. `licenses`: `id, name, url`.
+        sources: The files that were read, with their hashes.
+        box_targets: True if the target of an annotation without `segmentation` is its box.
     """
 
     spec: DatasetSpec
@@ -40,7 +40,7 @@ class RawSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawRef:
-    """A raw ref and its place in the source, from 0."""
+    """A raw ref and its position in the source, from 0."""
 
     position: int
     ref: Any
@@ -48,15 +48,15 @@ class RawRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawShard:
-    """All that is known of some refs: what one step of the check works on.
+    """Some refs with all records that they refer to: the input of one task of the check.
 
     Attributes:
-        spec: Which dataset and partition.
-        refs: Raw refs with their places in the source.
-        images: By image id: COCO's image records.
-        annotations: By annotation id: COCO's annotation records.
-        categories: By category id: the name as found.
-        box_targets: See `RawSource`.
+        spec: Dataset and partition.
+        refs: Raw refs with their positions in the source.
+        images: COCO's image records by image id.
+        annotations: COCO's annotation records by annotation id.
+        categories: Names as found, by category id.
+        box_targets: As in `RawSource`.
     """
 
     spec: DatasetSpec
@@ -68,5 +68,5 @@ class RawShard:
 
 
 def has_no_size(image: dict[str, Any]) -> bool:
-    """True for an image's record that leaves its size to the picture: without height and width, or with null or NaN."""
+    """Return True if an image's record has no size: height and width are missing, null or NaN."""
     return all(side is None or side != side for side in (image.get("height"), image.get("width")))

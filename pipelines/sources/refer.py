@@ -1,4 +1,4 @@
-"""Reads the `refer` family, Ref-ZOM among it: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`."""
+"""Reads REFER's layout: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`; also for Ref-ZOM."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _INSTANCES = "instances.json"
 _MOST_COMPARED_BYTES = 200 * 10**6
-"""Of JSON: larger files would be compared for longer than a reader waits."""
+"""Largest JSON file that is compared with the pickle; comparing a larger one would take too long."""
 
 
 def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
@@ -35,7 +35,7 @@ def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
     for folder in folders:
         if _find_refs(spec, folder) is not None:
             if find_file(folder, _INSTANCES) is None:
-                found = suggest_names([folder], [_INSTANCES]) or "; take it and the refs from one release"
+                found = suggest_names([folder], [_INSTANCES]) or "; take it from the same release as the refs"
                 raise UsageError(f"{folder}: found no {_INSTANCES}{found}")
             return folder
     found = ", ".join(sorted(path.name for folder in folders if folder.is_dir() for path in folder.glob("*refs(*).*")))
@@ -43,22 +43,22 @@ def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
     alike = suggest_names(folders, wanted) or suggest_names([annotations], [spec.folder])
     raise UsageError(
         f"--annotations {annotations}: found {found or 'no refs file'}, expected "
-        f"{wanted[0]} or .json for {spec.dataset_id}, there or in {spec.folder}/{alike}"
+        f"{wanted[0]} or .json for {spec.dataset_id}, in that folder or in {spec.folder}/{alike}"
     )
 
 
 def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
-    """Read one dataset and partition in REFER's layout; the pickle is taken where both forms are there.
+    """Read one dataset and partition in REFER's layout.
 
-    If the two differ a warning says so.
+    If both a pickle and a JSON file exist, the pickle is read. If their contents differ, a warning is logged.
 
     Args:
         spec: Dataset and partition.
-        annotations: The root that holds `refcoco/`, `refcoco+/`, ..., or the dataset's own folder.
+        annotations: The folder that contains `refcoco/`, `refcoco+/`, ..., or the dataset's own folder.
 
     Raises:
-        UsageError: If the files are not there.
-        AnnotationError: If a file cannot be read, is not of the expected form, or its pickle asks for code.
+        UsageError: If the files are missing.
+        AnnotationError: If a file cannot be read, does not have the expected form, or is a pickle that needs code.
     """
     folder = find_refer_folder(spec, annotations)
     refs_path, instances_path = _find_refs(spec, folder), find_file(folder, _INSTANCES)
@@ -67,7 +67,7 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
     sources = tuple(describe_file(path, f"{spec.folder}/{path.name}") for path in (refs_path, instances_path))
     refs: Iterable[Any] = JsonList(refs_path)
     if ".json" not in refs_path.suffixes:
-        # A pickle can only be read whole; the datasets there are have 50,000 refs.
+        # A pickle can only be read as a whole; the published datasets have at most about 50,000 refs.
         with open_source(refs_path) as file:
             refs = load_plain_pickle(file.read(), refs_path)
         if not isinstance(refs, list):
@@ -82,13 +82,13 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
 
 
 def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:
-    """Read `ref-zom/refs(final).p`, as the authors ask to rename their `Ref-ZOM(final).p`.
+    """Read `ref-zom/refs(final).p`; the authors ask users to give this name to their `Ref-ZOM(final).p`.
 
-    A ref with `source` `zero` has no target, whatever its `ann_id` (DMMI, `refer.py`, `getMask`).
+    A ref whose `source` is `zero` has no target, whatever its `ann_id` is (DMMI, `refer.py`, `getMask`).
 
     Raises:
-        UsageError: If the files are not there.
-        AnnotationError: If a file cannot be read or is not of the expected form.
+        UsageError: If the files are missing.
+        AnnotationError: If a file cannot be read or does not have the expected form.
     """
     raw = read_refer(spec, annotations)
     return replace(raw, refs=_ZomRefs(raw.refs))
@@ -96,7 +96,7 @@ def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:
 
 @dataclass(frozen=True, slots=True)
 class _ZomRefs:
-    """The refs with the targets of `zero` taken away."""
+    """The refs of Ref-ZOM, with the targets of refs whose `source` is `zero` removed."""
 
     refs: Iterable[Any]
 
@@ -106,7 +106,7 @@ class _ZomRefs:
 
 
 def _refs_names(spec: DatasetSpec) -> tuple[str, str]:
-    """The refs file as a pickle and as JSON; the first is preferred."""
+    """Return the names of the refs file as a pickle and as JSON; the pickle is preferred."""
     return f"{spec.refs_prefix}({spec.split_by}).p", f"{spec.refs_prefix}({spec.split_by}).json"
 
 
@@ -115,14 +115,14 @@ def _find_refs(spec: DatasetSpec, folder: Path) -> Path | None:
 
 
 def _compare(refs: list[Any], refs_path: Path, json_path: Path | None) -> None:
-    """Warn if the same refs are there as JSON, too, and are not the same."""
+    """Log a warning if the JSON file beside the pickle has other refs."""
     if json_path is None or json_path.stat().st_size >= _MOST_COMPARED_BYTES:
         return
     try:
         pairs = enumerate(zip_longest(refs, JsonList(json_path)))
         position = next((position for position, (one, other) in pairs if one != other), None)
-        found = "" if position is None else f"differs from refs[{position}] on"
+        found = "" if position is None else f"differs from it at refs[{position}]"
     except AnnotationError as error:
         found = f"cannot be read ({error})"
     if found:
-        logger.warning("%s is taken; %s beside it %s: delete the wrong one", refs_path, json_path.name, found)
+        logger.warning("%s is used, but %s beside it %s; delete the wrong file", refs_path, json_path.name, found)

@@ -1,4 +1,4 @@
-"""Reads ReferIt's Berkeley split as text_objseg publishes it: sentences by region, and each region's box."""
+"""Reads the Berkeley split of ReferIt as text_objseg publishes it: the sentences and the box of each region."""
 
 import re
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from refseg.errors import AnnotationError, UsageError
 _BOXES = "referit_bbox.json"
 _SIZES = "referit_imsize.json"
 _NO_CATEGORY = {"id": 0, "name": ""}
-_REGIONS_PER_IMAGE = 1000  # room in an id; no image has more than 39
+_REGIONS_PER_IMAGE = 1000  # numbers reserved per image in an id; no image has more than 39 regions
 _SENTENCES_PER_REGION = 1000
 
 
 def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
-    """The folder with `referit_query_<split>.json` files: `annotations/<spec.folder>` or `annotations` itself.
+    """Return the folder with `referit_query_<split>.json` files: `annotations/<spec.folder>` or `annotations` itself.
 
-    None where there is none, or REFER's own `refs(berkeley)` lies there too: it has masks.
+    The result is None if there is no such file, or if REFER's own `refs(berkeley)` is also there, because it has masks.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"refs({spec.split_by}).*")):
@@ -36,24 +36,24 @@ def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
 def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
     """Read `referit_query_<split>.json`, `referit_bbox.json` and `referit_imsize.json`; a target is a region's box.
 
-    The files have no ids but the region's name, `<image>_<region>`; from it come `ref_id` = `ann_id` =
-    1000 image + region, and `sent_id` = 1000 `ref_id` + position, whichever of the splits' files are there.
-    Boxes are left, top, right, bottom with the last pixel included; sizes are width, height.
+    The files identify a region only by its name, `<image>_<region>`. Ids are computed from it: `ref_id` and `ann_id`
+    are 1000 image + region, and `sent_id` is 1000 `ref_id` + position of the sentence. So they do not depend on which
+    splits' files exist. Boxes are left, top, right, bottom, with the last pixel included; sizes are width, height.
 
     Args:
-        spec: `refclef/berkeley`.
-        folder: That holds the files.
+        spec: Specification of `refclef/berkeley`.
+        folder: The folder that contains the files.
 
     Raises:
-        UsageError: If boxes or sizes are not there.
-        AnnotationError: If a file cannot be read or is not of the expected form.
+        UsageError: If the file of boxes or sizes is missing.
+        AnnotationError: If a file cannot be read or does not have the expected form.
     """
     paths = {split: path for split in spec.splits if (path := _find_query(folder, split)) is not None}
     tables = []
     for name in (_BOXES, _SIZES):
         if (path := find_file(folder, name)) is None:
             others = ", ".join(path.name for path in paths.values())
-            raise UsageError(f"{folder}: found no {name}; take it and {others} from one place")
+            raise UsageError(f"{folder}: found no {name}; take it from the same release as {others}")
         tables.append(path)
     queries = {split: _load(path, spec) for split, path in paths.items()}
     boxes, sizes = (_load(path, spec) for path in tables)
@@ -68,7 +68,7 @@ def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
 
 @dataclass(frozen=True, slots=True)
 class _Refs:
-    """REFER's records from sentences by region."""
+    """REFER's records, made from the sentences of each region."""
 
     queries: dict[str, dict[str, Any]]
 
@@ -91,7 +91,7 @@ class _Refs:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """COCO's records from boxes and sizes; what is out of form is left out of a record, which is then rejected."""
+    """COCO's records, made from boxes and sizes. Malformed values are left out, so that their refs become rejects."""
 
     boxes: dict[str, Any]
     sizes: dict[str, Any]
@@ -117,12 +117,14 @@ def _find_query(folder: Path, split: str) -> Path | None:
 def _load(path: Path, spec: DatasetSpec) -> tuple[dict[str, Any], SourceFile]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise AnnotationError(f"{path}: found a {type(content).__name__}, expected text_objseg's table by name")
+        raise AnnotationError(
+            f"{path}: found a {type(content).__name__}, expected an object of entries by name, as text_objseg writes it"
+        )
     return content, describe_file(path, f"{spec.folder}/{path.name}")
 
 
 def _region_ids(region: str) -> tuple[int | None, int | None]:
-    """Image id and region's id of `<image>_<region>`; None, None for another name."""
+    """Return the image id and region id of `<image>_<region>`; None, None for any other name."""
     match = re.fullmatch(r"([0-9]{1,12})_([0-9]{1,3})", region)
     if match is None:
         return None, None
@@ -136,7 +138,7 @@ def _sentence(text: Any, first: int | None, position: int) -> dict[str, Any]:
 
 
 def _box_fields(box: Any) -> dict[str, Any]:
-    """`bbox` and `area` of a box with inclusive corners."""
+    """Return `bbox` and `area` of a box whose last pixel is included: `[0, 0, 9, 4]` becomes `[0, 0, 10, 5]`, 50."""
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
         return {"bbox": box, "area": 0}
     left, top, right, bottom = box

@@ -1,4 +1,4 @@
-"""Annotation files on disk: found by name, also misspelt ones; opened as plain bytes, also of gzip; hashed."""
+"""Finds annotation files (and suggests names for misspelt ones), opens plain and gzip files, and hashes them."""
 
 import difflib
 import gzip
@@ -26,33 +26,33 @@ from refseg.values import one_line
 
 ANNOTATION_SUFFIXES = (
     *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
-    ".png",  # masks of a user's own
+    ".png",  # masks of a user's own table
 )
-"""Files that `local_annotations` copies."""
+"""Suffixes of the files that `local_annotations` copies."""
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.(p|pkl|pickle|json|jsonl|csv|tsv|txt|parquet|xls|xlsx|gz|zip))+$")
 _FORMS = {".pkl": ".p", ".pickle": ".p"}
-"""Other suffixes of the same form."""
+"""Suffixes that mean the same format."""
 _CLOSE = 0.85
-"""Names at least this much alike are taken for a slip: `ref(unc)` for `refs(unc)`, and not `refs(umd)`."""
+"""Similarity from which a name counts as a misspelling: `ref(unc)` for `refs(unc)`, but not `refs(umd)`."""
 
 
 @contextmanager
 def local_annotations(address: Path | str, folder: str = "") -> Iterator[Path]:
-    """A local folder with the annotation files of a folder, for readers that need real files.
+    """Give a local path to annotation files, for readers that need files on disk.
 
-    Of a URL or a ZIP archive, the small files (`ANNOTATION_SUFFIXES`) directly in it and in the folders one level below
-    are copied to a temporary folder, which is gone afterwards. A path is given back as it is. The address may also be
-    that of one file: it is then given with the small files beside it.
+    A path is given back unchanged. For a URL or a ZIP archive, the files with `ANNOTATION_SUFFIXES` in the folder and
+    one level below are copied to a temporary folder, which is removed at the end of the block. If the address is that
+    of a single file, the files beside it are copied, too, and the result is the path of its copy.
 
     Args:
         address: Path or URL of a folder, a file or an archive.
-        folder: The dataset's own folder in REFER's layout: where it is not there and `<folder>.zip` is, the archive is
-            read. Empty: no archive is looked for.
+        folder: Name of the dataset's own folder in REFER's layout. If `<folder>.zip` exists and the folder does not,
+            the archive is read. Empty: no archive is searched.
 
     Raises:
-        UsageError: If the URL or archive holds no such file.
+        UsageError: If the URL or archive contains no annotation file.
         StorageError: If storage refuses or fails, or the archive is damaged.
     """
     found = _find_archive(address, folder)
@@ -77,13 +77,13 @@ def local_annotations(address: Path | str, folder: str = "") -> Iterator[Path]:
         if not copied or (file and file not in copied):
             kinds = ", ".join(ANNOTATION_SUFFIXES)
             raise UsageError(
-                f"{address}: found no annotation file ({kinds}) there or one folder below; is the address right?"
+                f"{address}: found no annotation file ({kinds}) there or one folder below; check the address"
             )
         yield Path(temporary) / file
 
 
 def _find_archive(address: Path | str, folder: str) -> Path | str:
-    """The files in the archive that an address means: its own, or that of the dataset's folder where it is packed."""
+    """Return the address of the files in an archive: the given archive, or `<folder>.zip` if the folder is missing."""
     if archive_as_folder(address) != whole_address(address):
         return archive_as_folder(address)
     if folder:
@@ -94,17 +94,17 @@ def _find_archive(address: Path | str, folder: str) -> Path | str:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a name, or the same compressed, `<name>.gz`; None if there is neither."""
+    """Return the path of `<name>` or, if that does not exist, `<name>.gz`; None if neither exists."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 @contextmanager
 def open_source(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of annotations: unpacked where it is compressed with gzip, without a UTF-8 byte order mark.
+    """Open an annotation file for reading; gzip is unpacked, and a UTF-8 byte order mark is skipped.
 
     Raises:
-        AnnotationError: On opening or reading, if the file cannot be read or unpacked, or is something else than data:
-            a Git LFS pointer, a web page, an archive, UTF-16 (`find_stand_in`).
+        AnnotationError: On opening or reading, if the file cannot be read or unpacked, or if it is not an annotation
+            file but a Git LFS pointer, a web page, an archive or UTF-16 (`find_stand_in`).
     """
     try:
         with path.open("rb") as packed:
@@ -125,14 +125,14 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
 
 
 def describe_file(path: Path, name: str) -> SourceFile:
-    """Hash an annotation file as it lies on disk.
+    """Return the size and hash of an annotation file as it is on disk.
 
     Args:
         path: Path of the file.
-        name: What the descriptor calls it.
+        name: Name of the file in the descriptor.
 
     Raises:
-        AnnotationError: If it cannot be read.
+        AnnotationError: If the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -144,35 +144,35 @@ def describe_file(path: Path, name: str) -> SourceFile:
 
 
 def suggest_names(folders: Sequence[Path], wanted: Sequence[str]) -> str:
-    """Name what lies in some folders under nearly a wanted name, as a text that continues a message.
+    """Find a file or folder whose name is similar to a wanted one, and return a text that continues a message.
 
     Args:
-        folders: Looked through one level deep; those that do not exist hold nothing.
+        folders: Folders to search, one level deep; folders that do not exist are skipped.
         wanted: Names of files or folders, in order of preference.
 
     Returns:
-        For example `; did you mean RefCOCO? rename it to refcoco`; empty where nothing is alike.
+        For example `; did you mean RefCOCO? rename it to refcoco`; empty if no name is similar.
     """
     found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()} - set(wanted)
     by_key: dict[str, str] = {}
     for name in sorted(found):
-        by_key.setdefault(_alike_key(name), name)
+        by_key.setdefault(_spelling_key(name), name)
     for name in wanted:
-        key = _alike_key(name)
+        key = _spelling_key(name)
         close = [key] if key in by_key else difflib.get_close_matches(key, by_key, n=1, cutoff=_CLOSE)
         if close:
             other = by_key[close[0]]
             form = _FORMS.get(_suffix(other), _suffix(other))
-            meant = next((one for one in wanted if _alike_key(one) == key and Path(one).suffix == form), None)
+            meant = next((one for one in wanted if _spelling_key(one) == key and Path(one).suffix == form), None)
             return f"; did you mean {other}? " + (f"rename it to {meant}" if meant else f"save it as {name}")
     return ""
 
 
-def _alike_key(name: str) -> str:
-    """Equal for names that differ in capitals, suffix and punctuation only."""
+def _spelling_key(name: str) -> str:
+    """Return a key that is equal for names that differ only in capitals, suffix and punctuation."""
     return re.sub(r"[^a-z0-9+]", "", _SUFFIX.sub("", name.lower()))
 
 
 def _suffix(name: str) -> str:
-    """Of a file, in small letters, without the `.gz` of a compressed one."""
+    """Return the suffix of a file name in lower case, without the `.gz` of a compressed file."""
     return Path(name.lower().removesuffix(".gz")).suffix

@@ -1,4 +1,4 @@
-"""Reads a user's table row by row: CSV, JSON lines or Parquet; memory does not grow with the file."""
+"""Reads a user's table (CSV, JSON lines or Parquet) row by row, so that memory does not grow with the file."""
 
 import csv
 import io
@@ -16,43 +16,43 @@ from refseg.errors import AnnotationError
 from refseg.values import one_line
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_MAX_FIELD = 64 * 2**20  # csv's own limit of 128 KiB is less than one mask can take
+_MAX_FIELD = 64 * 2**20  # a mask can exceed csv's own limit of 128 KiB
 
-_SEPARATORS = (",", ";", "\t")  # spreadsheets write the second where the comma is in numbers
-_LONE_RETURN = re.compile(rb"\r(?!\n)")  # ends a line in old files
+_SEPARATORS = (",", ";", "\t")  # spreadsheets use ";" in languages with decimal commas
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # the end of a line in old files
 
 
 class RowFault(Exception):
-    """What is wrong with one row; whoever reads the table adds the place."""
+    """A fault of one row; the reader of the table adds the number of the row."""
 
 
 Row = dict[str, Any] | RowFault
-"""Values by column, None where there is none; or what makes the row unreadable."""
+"""The values of a row by column (None: empty), or the fault that makes the row unreadable."""
 
 
 def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """Yield each row with its place: `line 2` of a text file (the line it ends in), `row 2` of a Parquet file.
+    """Yield each row with its location, such as `line 2` (the last line of the row) or, for Parquet, `row 2`.
 
     Args:
-        path: With one of `SUFFIXES`.
-        columns: Names the table may have.
-        required: Names it must have.
+        path: Path of a table with one of `SUFFIXES`.
+        columns: Names of all allowed columns.
+        required: Names of the required columns.
 
     Raises:
-        AnnotationError: If the file cannot be read, or its columns are others.
+        AnnotationError: If the file cannot be read, a required column is missing, or a column is unknown.
     """
     suffix = table_suffix(path)
     try:
         yield from {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[suffix](path, columns, required)
     except UnicodeDecodeError as error:
-        place = "a text of it" if suffix == ".parquet" else f"line {_find_undecodable(path)}"
-        raise AnnotationError(f"{path}: {place} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        where = "a string in it" if suffix == ".parquet" else f"line {_find_undecodable(path)}"
+        raise AnnotationError(f"{path}: {where} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise AnnotationError(f"{path}: cannot be read as {suffix[1:].upper()} ({one_line(error)})") from error
 
 
 def table_suffix(path: Path) -> str:
-    """The suffix in small letters, without the `.gz` of a compressed table."""
+    """Return the suffix of a table in lower case, without the `.gz` of a compressed table."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
@@ -64,9 +64,9 @@ def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> It
         file.seek(start)
         records = _csv_records(path, file, separator)
         header = [name.strip() for name in next(records, (0, []))[1]]
-        while header and not header[-1]:  # columns of nothing, as spreadsheets leave them
+        while header and not header[-1]:  # empty columns, which spreadsheets often append
             header.pop()
-        # pandas writes its index first, without a name; a misspelt name is not empty.
+        # pandas writes its index as a first column without a name.
         _check_columns(path, header[1:] if header[:1] == [""] else header, columns, required)
         for number, fields in records:
             if not any(map(str.strip, fields)):  # an empty line
@@ -82,7 +82,7 @@ def _csv_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -> It
 
 
 def _find_separator(header: str, required: Sequence[str]) -> str:
-    """The one that makes most of the required columns of a header, or else most columns."""
+    """Return the separator that splits a header into most of the required columns or, in a tie, into most columns."""
 
     def score(separator: str) -> tuple[int, int]:
         names = [name.strip().strip('"') for name in header.split(separator)]
@@ -92,7 +92,7 @@ def _find_separator(header: str, required: Sequence[str]) -> str:
 
 
 def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Records with the line each ends in."""
+    """Yield the number of a record's last line, and its fields."""
     reader = csv.reader(file, delimiter=separator, strict=True)
     start = 1
     try:
@@ -101,7 +101,7 @@ def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int
             start = reader.line_num + 1
     except csv.Error as error:
         raise AnnotationError(
-            f"{path}: cannot be read as CSV from line {start} on ({error}); is a quote there that nothing closes?"
+            f"{path}: cannot be read as CSV from line {start} ({error}); look for a quote that is not closed"
         ) from error
 
 
@@ -122,11 +122,11 @@ def _json_row(line: bytes, columns: Sequence[str], required: Sequence[str]) -> R
     except (ValueError, RecursionError) as error:
         return RowFault(f"cannot be read as JSON ({error})")
     if b"\\ud" in line.lower() and not _is_text(row):
-        return RowFault("holds half of a surrogate pair, which no text does")
+        return RowFault("holds half of a surrogate pair, which is not valid text")
     if not isinstance(row, dict):
         return RowFault(f"found a {type(row).__name__}, expected an object with {', '.join(required)}")
     if unknown := sorted(set(row) - set(columns)):
-        remedy = _spelling(unknown, columns) or "rename or drop it"
+        remedy = _spelling(unknown, columns) or "rename or remove it"
         return RowFault(f"found unknown {_quoted(unknown)}, expected {', '.join(columns)}; {remedy}")
     return row
 
@@ -145,7 +145,7 @@ def _parquet_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -
 
 
 def _pandas_index(schema: pa.Schema) -> list[str]:
-    """Columns in which pandas keeps a frame's index, such as `__index_level_0__`, by what it notes in the file."""
+    """Return the columns, such as `__index_level_0__`, that hold a frame's index according to pandas' metadata."""
     try:
         noted = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -158,24 +158,24 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], req
     faults += [f"unknown column {_quoted([name])}" for name in dict.fromkeys(found) if name not in columns]
     faults += [f"column {_quoted([name])} twice" for name in columns if found.count(name) > 1]
     if faults:
-        remedy = _spelling(found, columns) or "rename or drop the others"
+        remedy = _spelling(found, columns) or "rename or remove other columns"
         raise AnnotationError(
             f"{path}: found {', '.join(faults)}; expected {', '.join(required)} "
-            f"and maybe {', '.join(name for name in columns if name not in required)}; {remedy}"
+            f"and optionally {', '.join(name for name in columns if name not in required)}; {remedy}"
         )
 
 
 def _spelling(found: Sequence[str], columns: Sequence[str]) -> str:
-    """How to write the first name that only its capitals or spaces make unknown; empty if there is none."""
+    """Return how to spell the first name that is wrong only in capitals or spaces; empty if there is none."""
     for name in found:
         meant = name.strip().lower().replace(" ", "_")
         if name not in columns and meant in columns:
-            return f"names are in small letters, write {meant!r} for {_quoted([name])}"
+            return f"names are in lower case; write {meant!r} instead of {_quoted([name])}"
     return ""
 
 
 def _find_undecodable(path: Path) -> int:
-    """Number of the first line that is not UTF-8."""
+    """Return the number of the first line that is not UTF-8."""
     number = 1
     with open_source(path) as file:
         for line in file:
@@ -192,7 +192,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    """False if a text in a value cannot be written as UTF-8."""
+    """Return False if a string in a value cannot be written as UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -33,25 +33,25 @@ SPLIT_KINDS = {
     "testA": ("attributes", "place"),
     "testB": ("relation",),
 }
-"""Kinds of sentences a split holds. As RefCOCO's two tests ask for two kinds of objects, ours ask for two skills:
-testA can be solved without relations between objects, testB cannot."""
+"""The kinds of sentences in each split. RefCOCO's two test splits have different kinds of objects; here they test
+different skills: testA can be solved without relations between objects, testB cannot."""
 
 _SPEC = find_dataset("toy/refseg")
-_GENERATOR = 1  # raised when the same arguments give other scenes or sentences
+_GENERATOR = 1  # version of the generator; it increases when the same arguments give other scenes or sentences
 _MIN_IMAGES, _MIN_SIDE = 10, 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToySummary:
-    """What a toy dataset holds.
+    """The counts of a toy dataset.
 
     Attributes:
-        num_images: By split.
-        num_refs: By split.
-        num_sentences: By split.
+        num_images: Number of images by split.
+        num_refs: Number of refs by split.
+        num_sentences: Number of sentences by split.
         twin_share: Share of refs with another object of the same shape or colour in the picture.
         double_twin_share: Share of refs whose shape and whose colour both occur in other objects of the picture.
-        drawn: False where the dataset was there already.
+        drawn: False if the dataset existed already and nothing was drawn.
     """
 
     num_images: dict[str, int]
@@ -67,24 +67,24 @@ def draw_toy(
 ) -> ToySummary:
     """Draw scenes and write them as the sources of dataset `toy/refseg`; the same arguments give the same bytes.
 
-    A finished set of the same arguments is left as it is. The folder appears whole or not at all. Two sets that
-    differ in any argument share no scene.
+    If the folder already holds the toy dataset of these arguments, it is not changed. The folder is created only when
+    it is complete. Two toy datasets that differ in any argument share no scene.
 
     Args:
-        out: Folder to make: the root for `refseg build-shards toy/refseg --annotations`.
-        num_images: Number of scenes, at least 10; about 80 % train, 10 % val (40 or more where that leaves four
-            fifths), 5 % each test.
-        seed: Any integer; another one draws other scenes.
+        out: New folder, which can be given as `--annotations` to `refseg build-shards toy/refseg`.
+        num_images: Number of scenes, at least 10. About 80 % are train, 10 % val (or more, up to 40 images) and 5 %
+            each test split.
+        seed: Any integer; another seed gives other scenes.
         image_size: Height and width in pixels, each at least 96.
 
     Raises:
-        UsageError: If `out` holds anything else or cannot be written, or an argument is out of range.
+        UsageError: If `out` holds something else or cannot be written, or an argument is out of range.
     """
     out = local_path(out)
     if num_images < _MIN_IMAGES or min(image_size) < _MIN_SIDE:
         raise UsageError(
-            f"toy dataset: found {num_images} images of {image_size[1]}x{image_size[0]}, "
-            f"expected at least {_MIN_IMAGES} images and {_MIN_SIDE} pixels a side"
+            f"toy dataset: found {num_images} images of {image_size[1]}x{image_size[0]} pixels, "
+            f"expected at least {_MIN_IMAGES} images with sides of at least {_MIN_SIDE} pixels"
         )
     identity = {"generator": _GENERATOR, "num_images": num_images, "seed": seed, "image_size": list(image_size)}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -94,28 +94,28 @@ def draw_toy(
             summary = _write(unfinished, identity, num_images, image_size)
     except OSError as error:
         raise UsageError(
-            f"{error.filename or out}: cannot be written ({error.strerror or error}); name another folder"
+            f"{error.filename or out}: cannot be written ({error.strerror or error}); give another folder"
         ) from error
     return summary
 
 
 def split_sizes(num_images: int) -> dict[str, int]:
-    """Images of each split."""
+    """Return the number of images of each split."""
     val = max(num_images // 10, min(40, num_images // 5))
     test = max(num_images // 20, min(20, num_images // 10))
     return {"train": num_images - val - 2 * test, "val": val, "testA": test, "testB": test}
 
 
 def _existing(out: Path, identity: dict[str, Any]) -> ToySummary:
-    path = out / _SPEC.folder / "instances.json"  # its `info` names the arguments
+    path = out / _SPEC.folder / "instances.json"  # its `info` holds the arguments and the counts
     try:
         marker = parse_json(path.read_bytes())["info"]["toy"]
         found, summary = marker["identity"], ToySummary(**marker["summary"], drawn=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out}: the folder is not empty and holds no toy dataset; name a new folder") from error
+        raise UsageError(f"{out}: the folder is not empty and holds no toy dataset; give a new folder") from error
     if found != identity:
         raise UsageError(
-            f"{out}: found a toy dataset of {found}, expected {identity}; name a new folder or delete this one"
+            f"{out}: found a toy dataset of {found}, expected {identity}; give a new folder or delete this one"
         )
     return summary
 
@@ -132,7 +132,7 @@ def _write(root: Path, identity: dict[str, Any], num_images: int, image_size: tu
     splits = [split for split, size in sizes.items() for _ in range(size)]
     num_sentences = dict.fromkeys(sizes, 0)
     num_twins = num_double_twins = 0
-    # As in RefCOCO, refs come by falling image id.
+    # As in RefCOCO, refs are in descending order of image id.
     for image_id in tqdm(range(num_images, 0, -1), desc="scenes", unit="image", disable=None):
         rng = Random(json.dumps([identity, image_id]))
         split = splits[image_id - 1]
@@ -179,7 +179,7 @@ def _write(root: Path, identity: dict[str, Any], num_images: int, image_size: tu
 
 
 def _draw_described(rng: Random, image_size: tuple[int, int], kinds: tuple[str, ...]) -> tuple[Scene, list[list[str]]]:
-    """A scene with the sentences of each of its objects; at least one object has some."""
+    """Draw a scene and the sentences of each of its objects; at least one object has a sentence."""
     while True:
         scene = draw_scene(rng, image_size)
         sentences_by_thing = [describe(scene, thing, rng, kinds) for thing in scene.things]

@@ -1,4 +1,4 @@
-"""A scene as pixels: a mildly textured background, smooth objects, a crowd of dots."""
+"""Paints a scene: a background with a slight texture, objects with smooth edges, and a crowd of dots."""
 
 import io
 from random import Random
@@ -17,7 +17,7 @@ def paint(scene: Scene, rng: Random) -> bytes:
     """Paint a scene.
 
     Returns:
-        A JPEG, RGB, quality 90: the same bytes for the same arguments and one Pillow version.
+        A JPEG in RGB with quality 90. The same arguments give the same bytes with the same Pillow version.
     """
     height, width = scene.image_size
     image = _background(rng, scene.image_size)
@@ -28,7 +28,7 @@ def paint(scene: Scene, rng: Random) -> bytes:
         pen = ImageDraw.Draw(window)
         for polygon in thing.polygons:
             pen.polygon(
-                # Pillow's coordinates are of pixel centres, COCO's of pixel corners
+                # Pillow's coordinates refer to pixel centres, COCO's to pixel corners.
                 [tuple((v - c) * _OVERSAMPLING - 0.5 for v, c in zip(xy, corner, strict=True)) for xy in polygon],
                 fill=255,
             )
@@ -41,7 +41,7 @@ def paint(scene: Scene, rng: Random) -> bytes:
 
 
 def crowd_run_lengths(scene: Scene) -> list[int]:
-    """COCO's uncompressed run lengths of the crowd: over columns, the first run of zeros."""
+    """Return the crowd as COCO's uncompressed run lengths, in column order; the first run is of zeros."""
     return list(encode_mask(np.asarray(_crowd_mask(scene)) > 0).counts)
 
 
@@ -55,7 +55,7 @@ def _crowd_mask(scene: Scene) -> Image.Image:
 
 
 def _background(rng: Random, image_size: tuple[int, int]) -> Image.Image:
-    """A mid-tone of little colour with a slow gradient and fine grain: like none of the objects' colours."""
+    """Paint a background: nearly grey, with a slow gradient and fine grain, and unlike the colours of objects."""
     height, width = image_size
     base = rng.randint(100, 160)
     tint = [rng.randint(-14, 14) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A scene in the records of `instances.json` and `refs(<split_by>).p`, key for key as COCO and REFER have them."""
+"""Makes the records of `instances.json` and `refs(<split_by>).p`, with the same keys as COCO and REFER."""
 
 from collections.abc import Sequence
 from random import Random
@@ -17,12 +17,12 @@ LICENCES = [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/pub
 
 
 def image_file_name(image_id: int) -> str:
-    """Name of the JPEG, in COCO 2014's style."""
+    """Return the name of a JPEG in the style of COCO 2014."""
     return f"COCO_train2014_{image_id:012d}.jpg"
 
 
 def image_record(image_id: int, image_size: tuple[int, int]) -> dict[str, Any]:
-    """An entry of `images`; `image_size` is `(height, width)`."""
+    """Return an entry of `images`; `image_size` is `(height, width)` in pixels."""
     return {
         "license": LICENCES[0]["id"],
         "file_name": image_file_name(image_id),
@@ -36,7 +36,7 @@ def image_record(image_id: int, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def thing_record(thing: Thing, *, ann_id: int, image_id: int) -> dict[str, Any]:
-    """An entry of `annotations` for an object."""
+    """Return an entry of `annotations` for an object."""
     return {
         "segmentation": [[v for corner in polygon for v in corner] for polygon in thing.polygons],
         "area": round(sum(_area(polygon) for polygon in thing.polygons), 2),
@@ -49,7 +49,7 @@ def thing_record(thing: Thing, *, ann_id: int, image_id: int) -> dict[str, Any]:
 
 
 def crowd_record(scene: Scene, image_id: int) -> dict[str, Any]:
-    """An entry of `annotations` for the crowd of dots: run lengths, whole-pixel box, COCO's kind of crowd id."""
+    """Return an entry of `annotations` for the crowd: run lengths, a box in whole pixels, and an id in COCO's style."""
     xs, ys = zip(*scene.crowd_dots, strict=True)
     run_lengths = crowd_run_lengths(scene)
     return {
@@ -72,10 +72,10 @@ def ref_record(
     first_sent_id: int,
     split: str,
 ) -> dict[str, Any]:
-    """An entry of the refs: an annotated object and its sentences, `raw` as an annotator may have typed it."""
+    """Return an entry of the refs: an annotated object and its sentences. `raw` imitates what annotators type."""
     return {
         "sent_ids": list(range(first_sent_id, first_sent_id + len(sentences))),
-        # RefCOCO's file names end in a number that no file has; readers go by image_id.
+        # RefCOCO's file names end in a number and match no file; readers use image_id.
         "file_name": image_file_name(annotation["image_id"]).replace(".jpg", f"_{ref_id}.jpg"),
         "ann_id": annotation["id"],
         "ref_id": ref_id,
@@ -94,6 +94,6 @@ def _as_typed(sentence: str, rng: Random) -> str:
 
 
 def _area(polygon: Polygon) -> float:
-    """Shoelace formula, square pixels."""
+    """Return the area of a polygon in square pixels, by the shoelace formula."""
     turned = zip(polygon, polygon[1:] + polygon[:1], strict=True)
     return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in turned)) / 2

@@ -1,11 +1,12 @@
-"""A toy scene: a few objects apart from each other, each like another one in shape or colour."""
+"""Draws toy scenes: a few separate objects, each of which shares its shape or colour with another one."""
 
 import math
 from dataclasses import dataclass
 from random import Random
 
 SHAPES = ("circle", "square", "triangle", "bars")
-"""`bars` is one object of two parts. As few as will do: each word must be learnt in minutes on a CPU."""
+"""The shapes of objects; `bars` is one object of two parts. They are few, so that a model learns each word in minutes
+on a CPU."""
 COLOURS = {
     "red": (212, 32, 36),
     "green": (36, 158, 56),
@@ -13,15 +14,16 @@ COLOURS = {
     "yellow": (242, 214, 36),
     "white": (240, 240, 240),
 }
-"""Name to RGB, 0 to 255; `COLOUR_JITTER` is far below the distance of any two."""
+"""RGB values, 0 to 255, by name. Any two differ by far more than `COLOUR_JITTER`."""
 COLOUR_JITTER = 14
+"""Largest random change of a colour's channel."""
 DIAMETERS = {"small": (0.135, 0.175), "large": (0.25, 0.31)}
-"""Longer side of an object's box, as a share of the image's shorter side: no object is between the two."""
+"""Longer side of an object's box as a share of the image's shorter side. No object has a size between the two."""
 CROWD_SHARE = 0.05
-"""Share of scenes that also hold a crowd of dots, which no sentence names."""
+"""Share of scenes with a crowd of dots, which no sentence names."""
 
-_MARGIN = 0.03  # between boxes, as a share of the shorter side: parts of two objects never touch
-_MAX_LARGE = 3  # more do not find their place
+_MARGIN = 0.03  # gap between boxes as a share of the shorter side, so that parts of two objects never touch
+_MAX_LARGE = 3  # there is rarely room for more
 _TRIES = 60
 
 Polygon = tuple[tuple[float, float], ...]
@@ -36,10 +38,10 @@ class Thing:
         shape: One of `SHAPES`.
         colour: A key of `COLOURS`.
         size: `small` or `large`.
-        centre: Of the box, `(x, y)` in pixels; positions in sentences speak of it.
-        rgb: The colour as painted, 0 to 255.
-        polygons: One per part, in pixels.
-        box_xywh: Around all parts, in pixels.
+        centre: Centre of the box, `(x, y)` in pixels; positions in sentences refer to it.
+        rgb: The painted colour, 0 to 255.
+        polygons: One polygon per part, in pixels.
+        box_xywh: Box around all parts, in pixels.
     """
 
     shape: str
@@ -53,11 +55,11 @@ class Thing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What one picture shows.
+    """The content of one picture.
 
     Attributes:
         image_size: `(height, width)` in pixels.
-        things: Objects in no order that means anything.
+        things: Objects in arbitrary order.
         crowd_dots: Centres `(x, y)` of the crowd's dots in whole pixels; empty in most scenes.
     """
 
@@ -66,26 +68,25 @@ class Scene:
     crowd_dots: tuple[tuple[int, int], ...]
 
     def has_twin(self, thing: Thing) -> bool:
-        """Whether another object shares its shape or its colour: one of the two words does not name it."""
+        """Return True if another object has the same shape or colour, so that one of these words is ambiguous."""
         return any(thing.shape == t.shape or thing.colour == t.colour for t in self.others(thing))
 
     def has_double_twin(self, thing: Thing) -> bool:
-        """Whether other objects share its shape and its colour: neither of the two words names it."""
+        """Return True if other objects have the same shape and the same colour, so that both words are ambiguous."""
         others = self.others(thing)
         return any(thing.shape == t.shape for t in others) and any(thing.colour == t.colour for t in others)
 
     def others(self, thing: Thing) -> tuple[Thing, ...]:
-        """All objects but this one."""
+        """Return all objects except this one."""
         return tuple(t for t in self.things if t is not thing)
 
 
 def draw_scene(rng: Random, image_size: tuple[int, int]) -> Scene:
-    """Draw a scene of 3 to 6 objects out of 2 or 3 shapes and 2 or 3 colours.
+    """Draw a scene of 3 to 6 objects with 2 or 3 shapes and 2 or 3 colours.
 
-    So few that nearly every shape and colour occurs more than once: each object shares its shape or colour
-    with another one, mostly both.
+    There are so few shapes and colours that each object shares its shape or colour with another one, and mostly both.
     """
-    while True:  # a scene without enough room, or with a loner, is drawn anew
+    while True:  # repeated if the objects do not find room
         kinds = _draw_kinds(rng)
         with_crowd = rng.random() < CROWD_SHARE
         diameters = [rng.uniform(*DIAMETERS[size]) * min(image_size) for _, _, size in kinds]
@@ -96,7 +97,7 @@ def draw_scene(rng: Random, image_size: tuple[int, int]) -> Scene:
             continue
         things = tuple(
             _make_thing(rng, kind, centre, diameter)
-            for kind, centre, diameter in zip(kinds, centres, diameters, strict=False)  # the crowd is the last
+            for kind, centre, diameter in zip(kinds, centres, diameters, strict=False)  # the last centre is the crowd's
         )
         dots = _draw_dots(rng, centres[-1], diameters[-1]) if with_crowd else ()
         return Scene(image_size=image_size, things=things, crowd_dots=dots)
@@ -142,7 +143,7 @@ def _make_thing(rng: Random, kind: tuple[str, str, str], centre: tuple[float, fl
     scale = diameter / long_side
     half_width, half_height = (max(xs) - left) * scale / 2, (max(ys) - top) * scale / 2
     x0, y0 = centre[0] - half_width, centre[1] - half_height
-    # COCO's polygons have two decimals; the box is of the polygons as written
+    # COCO's polygons have two decimals; the box is computed from the rounded polygons.
     polygons = tuple(
         tuple((round(x0 + (x - left) * scale, 2), round(y0 + (y - top) * scale, 2)) for x, y in part) for part in parts
     )
@@ -163,7 +164,7 @@ def _make_thing(rng: Random, kind: tuple[str, str, str], centre: tuple[float, fl
 
 
 def _outline(rng: Random, shape: str) -> list[list[tuple[float, float]]]:
-    """Parts of a shape about the origin, a little turned; the scale is the caller's."""
+    """Return the parts of a shape around the origin, slightly rotated; the caller scales them."""
     match shape:
         case "circle":
             parts = [_corners(28)]
@@ -179,7 +180,7 @@ def _outline(rng: Random, shape: str) -> list[list[tuple[float, float]]]:
 
 
 def _corners(count: int) -> list[tuple[float, float]]:
-    """Corners of a regular polygon, the first one straight up."""
+    """Return the corners of a regular polygon; the first one is at the top."""
     angles = [2 * math.pi * i / count for i in range(count)]
     return [(math.sin(a), -math.cos(a)) for a in angles]
 

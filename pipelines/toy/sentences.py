@@ -1,12 +1,12 @@
-"""Sentences that are true of exactly one object of a scene, checked against the scene.
+"""Makes sentences that are true for exactly one object of a scene.
 
     attributes   the large blue bars
     place        leftmost red circle · the square at the top
     relation     the red circle left of the small blue square
 
-A sentence is used only if the scene holds another object of the shape or the colour it names: no single word
-gives the object away. Places and relations compare centres, across one axis, and are used only where they
-tell objects of the named kind apart and no two of them are too close to call (`CLEAR`).
+A sentence is used only if the scene has another object of the shape or the colour that it names, so that no single word
+identifies the object. Places and relations compare the centres of objects along one axis. They are used only if they
+are needed to distinguish objects of the named kind, and if no two of these are too close to each other (`CLEAR`).
 """
 
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ from random import Random
 from pipelines.toy.scenes import Scene, Thing
 
 CLEAR = 0.07
-"""Centres must be this far apart along an axis, as a share of that side, to be told apart in words."""
+"""Smallest distance of two centres along an axis, as a share of that side, at which words distinguish them."""
 KINDS = ("attributes", "place", "relation")
 
 _PLACES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
-"""Side to (axis, sign): the object at that side has the least sign * coordinate."""
+"""Axis and sign for each side: the object at that side has the smallest sign * coordinate."""
 _RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 _PLACE_WORDS = {
     "left": ("leftmost {noun}", "{noun} on the left"),
@@ -41,20 +41,20 @@ _NAMED = (
     ("colour",),
     ("shape",),
 )
-"""Which attributes a sentence names; never the size alone."""
+"""The combinations of attributes that a sentence may name; the size never occurs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a sentence says.
+    """The meaning of a sentence.
 
     Attributes:
-        size: `small`, `large`, or None where unsaid.
-        colour: None where unsaid.
-        shape: None where unsaid ("one").
-        place: `left`, `right`, `top`, `bottom`: the outermost of the objects with these attributes; or None.
-        relation: `left of`, `right of`, `above`, `below` the anchor; or None.
-        anchor: The object the relation speaks of; given with `relation` only.
+        size: `small` or `large`; None if not named.
+        colour: Name of the colour; None if not named.
+        shape: Name of the shape; None if not named ("one").
+        place: `left`, `right`, `top` or `bottom`: the outermost object with these attributes; None if not named.
+        relation: `left of`, `right of`, `above` or `below` the anchor; None if not named.
+        anchor: The object to which the relation refers; given only with `relation`.
     """
 
     size: str | None = None
@@ -70,7 +70,7 @@ class Description:
         return "relation" if self.relation else "place" if self.place else "attributes"
 
     def matches(self, scene: Scene) -> tuple[Thing, ...]:
-        """Objects the description is true of; none where a position is too close to call."""
+        """Return the objects that the description is true for; empty if two positions are too close to compare."""
         matching = tuple(t for t in scene.things if self._fits(t))
         if self.place:
             return _outermost(matching, scene, *_PLACES[self.place])
@@ -90,16 +90,16 @@ class Description:
 
 
 def describe(scene: Scene, target: Thing, rng: Random, kinds: tuple[str, ...] = KINDS) -> list[str]:
-    """Up to three sentences, no two alike, each true of `target` and of nothing else in the scene.
+    """Return up to three different sentences, each true for `target` and for no other object of the scene.
 
     Args:
         scene: The scene.
         target: One of its objects.
-        rng: Chooses among the sentences there are.
+        rng: Chooses among the possible sentences.
         kinds: Which of `KINDS` may be used.
 
     Returns:
-        Lower-case sentences of at most 12 words; empty where no sentence tells the object from the others.
+        Lower-case sentences of at most 12 words; empty if no sentence distinguishes the object from the others.
     """
     wanted = rng.randint(2, 3)
     sentences: list[str] = []
@@ -114,7 +114,7 @@ def describe(scene: Scene, target: Thing, rng: Random, kinds: tuple[str, ...] = 
 
 
 def say(description: Description, rng: Random) -> str:
-    """Put a description into words; `rng` chooses among ways to say the same."""
+    """Return a description as a sentence; `rng` chooses among equivalent wordings."""
     noun = " ".join(filter(None, (description.size, description.colour, description.shape or "one")))
     if description.place:
         noun = rng.choice(_PLACE_WORDS[description.place]).format(noun=noun)
@@ -125,7 +125,7 @@ def say(description: Description, rng: Random) -> str:
 
 
 def _find(scene: Scene, target: Thing, kind: str, rng: Random) -> Description | None:
-    """A description of this kind that is true of the target alone, if there is one."""
+    """Return a description of this kind that is true only for the target; None if there is none."""
     for named in rng.sample(_NAMED, len(_NAMED)):
         head = _head(target, named)
         matching = head.matches(scene)
@@ -134,7 +134,7 @@ def _find(scene: Scene, target: Thing, kind: str, rng: Random) -> Description | 
         if kind == "attributes":
             if matching == (target,):
                 return head
-        elif len(matching) > 1:  # otherwise place or relation would be idle words
+        elif len(matching) > 1:  # otherwise a place or relation would not be needed
             candidates = _placed(head) if kind == "place" else _related(head, scene)
             for candidate in rng.sample(candidates, len(candidates)):
                 if candidate.matches(scene) == (target,):
@@ -155,7 +155,7 @@ def _related(head: Description, scene: Scene) -> list[Description]:
     anchors = [
         anchor
         for thing in scene.things
-        if thing not in matching  # "the square left of the large square" would leave open which one is meant
+        if thing not in matching  # "the square left of the large square" would be ambiguous
         for named in _NAMED
         if (anchor := _head(thing, named)).shape and anchor.matches(scene) == (thing,)
     ]
@@ -177,6 +177,6 @@ def _beside(things: tuple[Thing, ...], anchor: Thing, scene: Scene, axis: int, s
 
 
 def _gap(thing: Thing, other: Thing, scene: Scene, axis: int, sign: int) -> float:
-    """How far `other` lies behind `thing` as seen from the side, as a share of the picture."""
+    """Return the distance from `thing` to `other` along an axis, away from the side, as a share of the picture."""
     extent = scene.image_size[1 - axis]
     return sign * (other.centre[axis] - thing.centre[axis]) / extent

@@ -1,4 +1,4 @@
-"""The check of a whole dataset: the descriptor, which files there are, each shard and pool by itself, then together."""
+"""The check of a whole dataset: the descriptor, the files, each shard and pool by itself, and all shards together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from pipelines.engines import run_local, usable_cores
 from pipelines.verify.descriptor import check_counts, check_descriptor
 from pipelines.verify.index import check_index
 from pipelines.verify.pools import PoolTask, check_pool_tar
-from pipelines.verify.shards import PLACE, ShardFindings, VerifyTask, verify_shard
+from pipelines.verify.shards import SAMPLE_LOCATION, ShardFindings, VerifyTask, verify_shard
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, REJECTS_NAME, Descriptor, load_descriptor
 from refseg.dataset.faults import Fault, shorten
 from refseg.dataset.file_checks import find_file_faults, find_pool_faults, unknown_file
@@ -23,22 +23,24 @@ from refseg.storage import Folder, open_folder
 from refseg.wording import counted
 
 _BYTES_PER_WORKER = 64 * 2**20
-"""A process takes a second to start, in which another checks more than this."""
+"""Bytes that a process checks in the second that another process needs to start."""
 
 
 def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | None = None) -> list[Fault]:
     """Check a dataset.
 
     Args:
-        folder: The dataset's folder, or its URL.
-        fast: Look only at the descriptor, at which files there are and their sizes, and at the rejects.
-        workers: Processes, each with one shard in memory at a time; by default as many as are worth their start.
+        folder: Path or URL of the dataset's folder.
+        fast: Check only the descriptor, the names and sizes of files, and the rejects.
+        workers: Number of processes, each with one shard in memory; by default it depends on the number of cores and
+            the dataset's size.
 
     Returns:
-        All faults found; at most some of each file.
+        The faults that were found; for each file at most `MOST_FAULTS` and their number.
 
     Raises:
-        UsageError: If there is no such folder, or fewer than one worker is asked for.
+        UsageError: If `workers` is below 1.
+        MissingDatasetError: If the folder does not exist.
         StorageError: If remote storage fails.
         WorkerError: If a worker died.
     """
@@ -50,7 +52,7 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     except MissingDatasetError:
         raise
     except DatasetError as error:
-        # Its message ends with what to do, as all of ours.
+        # A message of refseg is "<where>: found <found>, expected <expected>; <remedy>".
         found, _, remedy = str(error).removeprefix(f"{place}: ").rpartition("; ")
         found = found.removeprefix(f"{place.join(DESCRIPTOR_NAME)}: ").removeprefix("found ")
         found, _, expected = found.partition(", expected ")
@@ -67,10 +69,10 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
 
 
 def _check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
-    """Every file that must be there but the rejects, with its size, and no other tar or Parquet file."""
+    """Check names and sizes of all files except the rejects, and report other tar or Parquet files."""
     sizes = folder.list(descriptor.file_names)
     yield from find_file_faults(sizes, descriptor, descriptor.shards)
-    if REJECTS_NAME in sizes and not descriptor.num_rejects:  # which readers pass over
+    if REJECTS_NAME in sizes and not descriptor.num_rejects:  # readers ignore this file
         yield unknown_file(REJECTS_NAME)
     for pool in descriptor.image_pools:
         try:
@@ -107,7 +109,7 @@ def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None)
         faults += _check_sentences([found for found in findings if found.name in names], datasets, split)
     faults += _check_members(descriptor, findings)
 
-    if not faults:  # an index of manifests that no reader can use says nothing
+    if not faults:  # comparing indexes with damaged manifests would give no further information
         splits = [(folder.address, split) for split in descriptor.splits]
         sizes = [index.num_bytes for index in descriptor.indexes]
         faults += [
@@ -127,7 +129,7 @@ def _choose_workers(workers: int | None, sizes: Sequence[int]) -> int:
 
 
 def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:
-    """Tars that are whole but another's: then nothing must be built again."""
+    """Find tars that were exchanged: they need only be renamed, not built again."""
     owners = {entry.tar_sha256: entry.name for entry in descriptor.shards if entry.num_samples}
     for found in findings:
         owner = owners.get(found.tar_sha256, found.name)
@@ -135,13 +137,13 @@ def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) ->
             yield Fault(
                 file=f"{found.name}.tar",
                 found=f"the bytes of {owner}.tar",
-                expected="its own",
-                remedy="give each file its own name again, or copy the shard again from where it is whole",
+                expected="its own bytes",
+                remedy="rename the files, or copy the shard again from an undamaged copy",
             )
 
 
 def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) -> Iterator[Fault]:
-    """Each sample key once in the dataset's tars, each ref once in each dataset."""
+    """Check that sample keys are unique in the dataset's tars, and ref ids in each dataset."""
     yield from shorten(
         [
             Fault(
@@ -168,7 +170,7 @@ def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) ->
 
 
 def _check_sentences(findings: Sequence[ShardFindings], datasets: Sequence[str], split: str) -> Iterator[Fault]:
-    """Each `sent_id` once in a split of each dataset: predictions are matched by it."""
+    """Check that a `sent_id` is unique in a split of each dataset, because predictions are matched by it."""
     yield from shorten(
         [
             Fault(
@@ -189,11 +191,11 @@ def _find_repeats(
     """Find pairs that occur more than once.
 
     Args:
-        findings: What was found in each shard.
-        pairs_of: Gives the pairs of a shard, `(n, 2)`.
+        findings: Results of the shards.
+        pairs_of: Returns the pairs of a shard, `(n, 2)`.
 
     Yields:
-        The pair, the name of the shard that has it first, the name of the shard that repeats it.
+        The pair, the name of the first shard that has it, and the name of the shard that repeats it.
     """
     pairs = [pairs_of(found) for found in findings]
     values = np.concatenate([np.empty((0, 2), np.int64), *pairs])
@@ -207,7 +209,7 @@ def _find_repeats(
 
 
 def _check_members(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:
-    """The rows of each member of a mix are as many as the mix says it kept."""
+    """Compare the number of rows of each member of a mix with the descriptor."""
     rows = np.concatenate([np.empty(0, np.int64), *(found.refs[:, 0] for found in findings)])
     for position, member in enumerate(descriptor.mix):
         num_refs = int(np.count_nonzero(rows == position))
@@ -220,22 +222,22 @@ def _check_members(descriptor: Descriptor, findings: Sequence[ShardFindings]) ->
 
 
 def _pool_tasks(folder: Folder, descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[PoolTask]:
-    places: dict[str, list[NDArray[np.void]]] = defaultdict(list)
+    locations: dict[str, list[NDArray[np.void]]] = defaultdict(list)
     for found in findings:
-        for file, of_file in found.places.items():
-            places[file].append(of_file)
+        for file, of_file in found.locations.items():
+            locations[file].append(of_file)
     for pool in descriptor.image_pools:
         try:
             address = open_pool(folder, pool).address
         except DatasetError:
-            continue  # on a host that is not allowed, which `_check_files` reports
+            continue  # the pool is on a host that is not allowed, which `_check_files` reports
         for tar in pool.tars:
             file = f"{pool.name}/{tar.name}"
             yield PoolTask(
                 folder=address,
                 tar=tar,
                 file=file,
-                places=np.unique(np.concatenate([np.empty(0, PLACE), *places[file]])),
+                locations=np.unique(np.concatenate([np.empty(0, SAMPLE_LOCATION), *locations[file]])),
                 remedy=pool_remedy(pool),
                 stored_images=pool.stored_images,
             )

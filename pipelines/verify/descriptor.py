@@ -1,4 +1,4 @@
-"""What the descriptor says, against itself and against the counts that were published."""
+"""Checks the descriptor for contradictions, and compares its counts with the published ones."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _MIX = "mix/"
 
 
 def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
-    """Look at every field that another field or this release says something about."""
+    """Check every field that depends on another field or on this release."""
     known_splits: set[str] | None = set()
     for dataset_id in dataset_ids(descriptor):
         try:
@@ -30,7 +30,8 @@ def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
         known_splits = known_splits | set(splits) if splits and known_splits is not None else None
     if bool(descriptor.mix) != descriptor.dataset.startswith(_MIX):
         yield _fault(
-            f"{descriptor.dataset} with {counted(len(descriptor.mix), 'member')}", "members in a mix, none elsewhere"
+            f"{descriptor.dataset} with {counted(len(descriptor.mix), 'member')}",
+            "members in a mix, and none in other datasets",
         )
     if descriptor.tokenizer != tokenizer.IDENTITY:
         yield _fault(f"tokenizer {descriptor.tokenizer}", f"{tokenizer.IDENTITY}")
@@ -44,7 +45,9 @@ def check_descriptor(descriptor: Descriptor) -> Iterator[Fault]:
             )
     for member in descriptor.mix:
         if member.leaked_images and not descriptor.leaks_allowed:
-            yield _fault(f"{member.leaked_images} leaked images of {member.dataset}", "none: leaks were not allowed")
+            yield _fault(
+                f"{member.leaked_images} leaked images of {member.dataset}", "none, because leaks were not allowed"
+            )
     for entry in descriptor.shards:
         yield from _check_entry(entry, known_splits, has_pools=bool(descriptor.image_pools))
 
@@ -55,27 +58,27 @@ def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools:
     if bool(entry.num_samples) != bool(entry.tar_bytes) or bool(entry.num_samples) != bool(entry.tar_sha256):
         yield _fault(
             f"shard {entry.name}: {counted(entry.num_samples, 'sample')} in {counted(entry.tar_bytes, 'byte')}",
-            "both or neither",
+            "either both or neither",
         )
     if entry.num_samples > entry.num_images or (entry.num_samples < entry.num_images and not has_pools):
         yield _fault(
             f"shard {entry.name}: {counted(entry.num_samples, 'sample')} for {counted(entry.num_images, 'image')}",
-            "one for each image that lies in no pool",
+            "one for each image that is not in a pool",
         )
 
 
 def check_counts(descriptor: Descriptor, rejects: pa.Table | None) -> Iterator[Fault]:
-    """Nothing was dropped silently: source = rows + rejects; and the source is the published one.
+    """Check that refs in the source = rows + rejects, and that the source has the published counts.
 
     Args:
-        descriptor: Of the dataset.
-        rejects: The refs that became no row; None if they cannot be read.
+        descriptor: Descriptor of the dataset.
+        rejects: The rejected refs; None if they cannot be read.
     """
     rejected = None if rejects is None else Counter(rejects.column("split").to_pylist())
     if not descriptor.mix:
         for split in descriptor.splits:
             if split not in descriptor.source_counts:
-                yield _fault(f"no source counts of split {split}", "those of every split")
+                yield _fault(f"no source counts of split {split}", "counts of every split")
                 continue
             for name in COUNTED:
                 if getattr(descriptor.source_counts[split], name) is None:
@@ -92,7 +95,7 @@ def check_counts(descriptor: Descriptor, rejects: pa.Table | None) -> Iterator[F
             )
         for name in ("images", "sentences"):
             known, kept = getattr(source, name), getattr(rows, name)
-            # What a rejected ref had of these is not told, only that nothing was added.
+            # Rejects do not record how many images and sentences they had, so with rejects only a surplus is a fault.
             if known is not None and (kept > known or (kept < known and not num_rejected)):
                 yield _fault(f"{kept} {name} in split {split}", f"{known} as in the source")
     if not descriptor.counts_accepted:
@@ -102,13 +105,13 @@ def check_counts(descriptor: Descriptor, rejects: pa.Table | None) -> Iterator[F
                 sample=f"split {difference.split}",
                 found=f"{difference.found} {difference.what} in the source",
                 expected=f"{difference.published} as published",
-                remedy="take the whole, unchanged annotation files and build again; if another count is right for you, "
-                "build with --accept-counts, which is recorded",
+                remedy="build again from the complete, unchanged annotation files; if the other count is intended, "
+                "build with --accept-counts, which is recorded in the descriptor",
             )
 
 
 def split_counts(descriptor: Descriptor, split: str) -> SplitCounts:
-    """What the shards of a split hold together."""
+    """Return the total counts of the shards of a split."""
     entries = [entry for entry in descriptor.shards if entry.split == split]
     return SplitCounts(
         images=sum(entry.num_images for entry in entries),

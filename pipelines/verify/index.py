@@ -1,4 +1,4 @@
-"""The index of a split, against its hash and against the manifests it was made of."""
+"""Compares the index of a split with its hash and with the manifests that it was made from."""
 
 import numpy as np
 
@@ -13,17 +13,17 @@ from refseg.errors import DatasetError
 from refseg.storage import Folder, open_folder
 
 _COMPRESSED = ("mask_start", MASKS, "mask_xxh3")
-"""Arrays that depend on the version of the compression: what they unpack to is compared instead."""
+"""Arrays whose bytes depend on the version of the compression; their unpacked content is compared instead."""
 
 
 def check_index(task: tuple[str, str]) -> list[Fault]:
     """Check the index of a split whose manifests have no fault.
 
     Args:
-        task: Address of the dataset's folder, and the split.
+        task: Address of the dataset's folder, and name of the split.
 
     Returns:
-        At most one fault. A missing file is no fault here: the files are compared before.
+        At most one fault. A missing file is not reported here, because the files are compared before.
 
     Raises:
         StorageError: If remote storage fails.
@@ -32,7 +32,7 @@ def check_index(task: tuple[str, str]) -> list[Fault]:
     descriptor = load_descriptor(task[0])
     entry = next((index for index in descriptor.indexes if index.split == split), None)
     if entry is None:
-        return [Fault(file=DESCRIPTOR_NAME, found=f"no index of split {split}", expected="one of each split")]
+        return [Fault(file=DESCRIPTOR_NAME, found=f"no index of split {split}", expected="an index of each split")]
     try:
         data, faults = read_whole(place, entry.name, entry.sha256)
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def check_index(task: tuple[str, str]) -> list[Fault]:
 
 
 def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: bytes) -> Fault | None:
-    """Compare the arrays with those of each manifest; the first difference."""
+    """Compare the arrays with those of each manifest, and return the first difference."""
     entries = tuple(shard for shard in descriptor.shards if shard.split == entry.split)
     try:
         arrays = map_arrays(data)
@@ -60,13 +60,13 @@ def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: byt
             if name is not None:
                 expected = f"that of the rows of {shard.name}.parquet"
                 return Fault(file=entry.name, found=f"another {name}", expected=expected)
-    except DamageError:  # a missing manifest, which is reported with the files
+    except DamageError:  # a manifest is missing, which the check of the files reports
         pass
     return None
 
 
 def _find_difference(arrays: Arrays, rows: FlatRows, lengths: dict[str, int], tars: list[str]) -> str | None:
-    """The first array whose next part is not a manifest's; `lengths` grow by the manifest's."""
+    """Return the first array whose next part differs from a manifest's; add the manifest's lengths to `lengths`."""
     numbers = np.array([tars.index(tar) if tar in tars else -1 for tar in rows.tars], np.int32)
     expected = {**rows.arrays, "image_shard": numbers[rows.arrays["image_shard"]]}
     first_row = lengths.get("ref_id", 0)

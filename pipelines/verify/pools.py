@@ -1,4 +1,4 @@
-"""The check of one tar of an image pool: it is what it was, and holds what the rows of an overlay say."""
+"""The check of one tar of an image pool: compares it with its hash and with the rows that refer to its samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ from refseg.storage import open_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTask:
-    """All that a worker needs to check one tar of a pool.
+    """The input of the check of one tar of a pool.
 
     Attributes:
         folder: Path or URL of the pool.
-        tar: What the descriptor says of the tar.
-        file: What rows call it: `<pool>/<tar>`.
-        places: What rows say of samples in it: `shards.PLACE`.
-        remedy: What to do where it is not so.
-        stored_images: Size of the pictures in the pool; None: they have their rows' size.
+        tar: Expected size and hash of the tar.
+        file: Name of the tar in rows: `<pool>/<tar>`.
+        locations: Locations of samples in the tar, as rows state them (`shards.SAMPLE_LOCATION`).
+        remedy: Remedy for faults.
+        stored_images: Size of the pictures in the pool; None: they have the size that their rows state.
     """
 
     folder: str
     tar: PoolTar
     file: str
-    places: NDArray[np.void]
+    locations: NDArray[np.void]
     remedy: str
     stored_images: StoredImages | None
 
 
 def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
-    """Check one tar of a pool. A missing one is no fault here: the files are compared before.
+    """Check one tar of a pool. A missing tar is not reported here, because the files are compared before.
 
     Returns:
-        The task's `file`, and the faults found in it, at most some.
+        The task's `file`, and the faults of the tar; at most `MOST_FAULTS` and their number.
 
     Raises:
         StorageError: If remote storage fails.
@@ -51,22 +51,22 @@ def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
     except FileNotFoundError:
         return task.file, ()
     if data is not None:
-        faults += _check_places(task, data)
+        faults += _check_locations(task, data)
     return task.file, shorten(faults)
 
 
-def _check_places(task: PoolTask, data: bytes) -> Iterator[Fault]:
-    for place in task.places:
-        offset, num_bytes, image_id = (int(place[name]) for name in ("image_offset", "image_bytes", "image_id"))
-        xxh3 = hash_span(data, offset, int(place["sample_bytes"]))
+def _check_locations(task: PoolTask, data: bytes) -> Iterator[Fault]:
+    for row in task.locations:
+        offset, num_bytes, image_id = (int(row[name]) for name in ("image_offset", "image_bytes", "image_id"))
+        xxh3 = hash_span(data, offset, int(row["sample_bytes"]))
         jpeg = memoryview(data)[offset : offset + num_bytes]
         key = data[max(0, offset - BLOCK) :][:100].partition(b".")[0]
         wrong = None
-        if xxh3 != f"{place['sample_xxh3']:016x}":
-            wrong = f"a sample with xxh3 {xxh3}", f"{place['sample_xxh3']:016x} as in the manifest"
-        elif xxhash.xxh3_64_intdigest(jpeg) != place["image_xxh3"]:
-            wrong = "other image bytes", f"xxh3 {place['image_xxh3']:016x} as in the manifest"
-        elif size_fault := find_size_fault(jpeg, (int(place["height"]), int(place["width"])), task.stored_images):
+        if xxh3 != f"{row['sample_xxh3']:016x}":
+            wrong = f"a sample with xxh3 {xxh3}", f"{row['sample_xxh3']:016x} as in the manifest"
+        elif xxhash.xxh3_64_intdigest(jpeg) != row["image_xxh3"]:
+            wrong = "other image bytes", f"xxh3 {row['image_xxh3']:016x} as in the manifest"
+        elif size_fault := find_size_fault(jpeg, (int(row["height"]), int(row["width"])), task.stored_images):
             wrong = size_fault
         elif key.partition(b"_")[0] != b"%012d" % image_id:
             wrong = f"sample {key.decode(errors='replace')}", f"image {image_id} as in the manifest"

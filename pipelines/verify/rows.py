@@ -1,4 +1,4 @@
-"""A manifest's rows, against the descriptor and against themselves."""
+"""Checks the rows of a manifest: against the descriptor, and each row for contradictions."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,11 +19,11 @@ from refseg.errors import AnnotationError
 from refseg.storage import open_folder
 
 Row = dict[str, Any]
-"""A row as Parquet has it: plain values by column."""
+"""A row of a Parquet file: plain values by column."""
 
 
 def read_rows(data: bytes) -> list[Row]:
-    """Rows of a manifest's bytes as plain values, which may be anything; `digest_rows` gives their digest.
+    """Return the rows of a manifest's bytes as plain values, which are not checked; `digest_rows` gives their digest.
 
     Raises:
         DatasetError: If the bytes are not a manifest of this format.
@@ -46,14 +46,15 @@ def check_rows(
     """Check the rows of one shard.
 
     Args:
-        entry: What the descriptor says of the shard.
+        entry: The descriptor's entry for the shard.
         table: All columns of its manifest.
-        rows: The same as plain values.
-        rules: What the rows must be.
+        rows: The same rows as plain values.
+        rules: The values that the descriptor allows.
         mask_rule: Mask rule of the dataset.
 
     Returns:
-        The faults, and the record of each row; empty if some rows cannot be used at all, which no other check reads.
+        The faults, and the record of each row. There are no records if some rows violate the format, because no other
+        check can use them.
     """
     file = manifest_name(entry)
     faults = []
@@ -74,17 +75,17 @@ def check_rows(
 
 
 def _record_faults(record: RefRecord | Exception, mask_rule: str) -> Iterator[tuple[str, str]]:
-    """What is found and expected wherever a row contradicts itself."""
+    """Yield what was found and what was expected for each contradiction within a row."""
     if isinstance(record, Exception):
-        yield f"no record ({record})", "a record"
+        yield f"no valid record ({record})", "a valid record"
         return
     size = (record.height, record.width)
     if record.mask != target_mask(record.annotations, size, mask_rule):
-        yield "a mask that differs from its annotations", f"their {mask_rule}"
+        yield "a mask that differs from its annotations", f"their {mask_rule} mask"
     if record.area != mask_area(record.mask):
         yield f"area {record.area}", f"{mask_area(record.mask)} pixels as in the mask"
     if record.no_target != (record.area == 0):
-        yield f"no_target {record.no_target} with area {record.area}", "a target with pixels, or none"
+        yield f"no_target {record.no_target} with area {record.area}", "a target with pixels, or no_target and none"
     for sentence in record.sentences:
         if sentence.token_ids != tokenizer.encode(sentence.sent):
             yield f"other token_ids in sentence {sentence.sent_id}", f"those of {tokenizer.IDENTITY['name']}"

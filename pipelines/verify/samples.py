@@ -1,4 +1,4 @@
-"""A tar's samples, one after the other, and each against what a manifest says of it."""
+"""Reads the samples of a tar one after the other, and compares each with the manifest."""
 
 import io
 import re
@@ -22,16 +22,16 @@ _KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarSample:
-    """One sample as it lies in the tar.
+    """One sample of a tar.
 
     Attributes:
-        key: Its name.
-        image_id: The key's.
-        number: The key's: which of the samples of one image it is.
-        image_offset: Of the JPEG.
-        image: The JPEG.
-        text: The JSON.
-        num_bytes: Of the whole sample.
+        key: Key of the sample, `<image id>` or `<image id>_<number>`.
+        image_id: Image id in the key.
+        number: Number in the key, which distinguishes the samples of one image; 0 without one.
+        image_offset: Offset of the JPEG in the tar.
+        image: Bytes of the JPEG.
+        text: Bytes of the JSON.
+        num_bytes: Length of the whole sample in bytes.
     """
 
     key: str
@@ -47,7 +47,7 @@ def walk_samples(data: bytes) -> Iterator[TarSample]:
     """Yield the samples of a tar.
 
     Raises:
-        DatasetError: At the first byte or member that is not as we write them; samples before it are yielded.
+        DatasetError: If the tar differs from what a build writes; samples before the first difference are yielded.
     """
     members = walk_members(io.BytesIO(data))
     for member in members:
@@ -58,7 +58,10 @@ def walk_samples(data: bytes) -> Iterator[TarSample]:
             raise DatasetError(f"at byte {start}: the key of {member.name} is not <image id>[_<number>]")
         text = next(members, None)
         if suffix != "jpg" or text is None or text.name != f"{key}.json":
-            raise DatasetError(f"at byte {start}: {member.name} is followed by {text.name if text else 'the end'}")
+            raise DatasetError(
+                f"at byte {start}: {member.name} is followed by {text.name if text else 'the end'}, which are not the "
+                "JPEG and JSON of one sample"
+            )
         yield TarSample(
             key=key,
             image_id=int(match[1]),
@@ -78,15 +81,15 @@ def check_sample(
     records: Sequence[RefRecord | Exception],
     stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
-    """Compare a sample with the rows of its image: place, bytes, JSON.
+    """Compare a sample with the rows of its image: offset, size, hashes and JSON.
 
     Args:
         file: Name of the tar.
-        sample: From the tar.
-        data: The tar.
-        rows: Those of the image.
-        records: Of these rows.
-        stored_images: Size of the pictures in the tar; None: they have their rows' size.
+        sample: The sample.
+        data: Bytes of the tar.
+        rows: Rows of the image.
+        records: Records of these rows.
+        stored_images: Size of the pictures in the tar; None: they have the size that their rows state.
     """
 
     def fault(found: str, expected: str) -> Fault:
@@ -121,7 +124,16 @@ def check_sample(
 def find_size_fault(
     jpeg: bytes | memoryview, size: tuple[int, int], stored_images: StoredImages | None
 ) -> tuple[str, str] | None:
-    """What is found and expected where a picture's header says another size than its rows; None if it does not."""
+    """Compare the size in a picture's header with its rows.
+
+    Args:
+        jpeg: Bytes of the picture.
+        size: `(height, width)` in pixels, as the rows state.
+        stored_images: Size to which pictures were reduced; None: they have the size that their rows state.
+
+    Returns:
+        What was found and what was expected; None if the sizes agree.
+    """
     expected = size if stored_images is None else stored_images.picture_size(size)
     try:
         found = "{} x {} pixels".format(*jpeg_size(jpeg))
@@ -132,13 +144,13 @@ def find_size_fault(
 
 
 def hash_span(data: bytes, image_offset: int, num_bytes: int) -> str:
-    """XXH3-64 of a whole sample, by the place of its JPEG."""
+    """Return the XXH3-64 of a whole sample, given the offset of its JPEG."""
     start = max(0, image_offset - BLOCK)
     return str(xxhash.xxh3_64_hexdigest(memoryview(data)[start : start + num_bytes]))
 
 
 def _difference(found: bytes, expected: bytes) -> str:
-    """Where two samples' JSON differ, in words; empty if the text cannot be read."""
+    """Describe the first difference of two samples' JSON; empty if one cannot be read."""
     try:
         ours, theirs = parse_json(found), parse_json(expected)
         for name, value in theirs.items():

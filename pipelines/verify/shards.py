@@ -1,4 +1,4 @@
-"""The check of one shard: its manifest, its tar, and what only all shards together can show."""
+"""The check of one shard: its manifest and its tar. It also returns the ids that are compared between all shards."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,25 +20,25 @@ from refseg.errors import DatasetError
 from refseg.storage import open_folder
 from refseg.wording import counted
 
-PLACE = np.dtype(
+SAMPLE_LOCATION = np.dtype(
     [
         ("image_id", "<i8"), ("image_offset", "<i8"), ("image_bytes", "<i8"), ("image_xxh3", "<u8"),
         ("sample_bytes", "<i8"), ("sample_xxh3", "<u8"), ("height", "<i4"), ("width", "<i4"),
     ]
 )  # fmt: skip
-"""What rows say of a sample in an image pool."""
+"""The location, hashes and size of a sample in an image pool, as rows state them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyTask:
-    """All that a worker needs to check one shard.
+    """The input of the check of one shard.
 
     Attributes:
         folder: Path or URL of the dataset.
-        entry: What the descriptor says of the shard.
-        rules: What its rows must be.
-        mask_rule: Of the dataset.
-        stored_images: Size of the pictures in its tar; None: they have their rows' size.
+        entry: The descriptor's entry for the shard.
+        rules: The values that the descriptor allows in rows.
+        mask_rule: Mask rule of the dataset.
+        stored_images: Size of the pictures in the tar; None: they have the size that their rows state.
     """
 
     folder: str
@@ -50,16 +50,16 @@ class VerifyTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFindings:
-    """What the check of a shard brings back: a few numbers per image and ref.
+    """The result of the check of a shard, with a few numbers per image and ref.
 
     Attributes:
-        name: Of the shard.
-        faults: All found, at most some of each file.
+        name: Name of the shard.
+        faults: The faults; for each file at most `MOST_FAULTS` and their number.
         keys: `(samples, 2)` int64: image id and number of each sample in the tar.
-        refs: `(rows, 2)` int64: position in the task's datasets and ref id of each row.
-        sentences: `(sentences, 2)` int64: position in the task's datasets and `sent_id` of each.
-        places: By tar of a pool: what the rows say of the samples there, each sample once.
-        tar_sha256: Of the tar as found; empty without one.
+        refs: `(rows, 2)` int64: position of the row's dataset in the task's datasets, and its ref id.
+        sentences: `(sentences, 2)` int64: position of the dataset in the task's datasets, and `sent_id`.
+        locations: For each tar of a pool: the locations of samples in it, each once (`SAMPLE_LOCATION`).
+        tar_sha256: SHA-256 of the tar as found; empty without one.
     """
 
     name: str
@@ -67,12 +67,12 @@ class ShardFindings:
     keys: NDArray[np.int64]
     refs: NDArray[np.int64]
     sentences: NDArray[np.int64]
-    places: dict[str, NDArray[np.void]]
+    locations: dict[str, NDArray[np.void]]
     tar_sha256: str
 
 
 def verify_shard(task: VerifyTask) -> ShardFindings:
-    """Check one shard. A missing file is no fault here: the files are compared before.
+    """Check one shard. A missing file is not reported here, because the files are compared before.
 
     Raises:
         StorageError: If remote storage fails.
@@ -114,7 +114,7 @@ def verify_shard(task: VerifyTask) -> ShardFindings:
             ],
             np.int64,
         ).reshape(-1, 2),
-        places=_places([row for row in rows or () if row["shard"] != tar]),
+        locations=_pool_locations([row for row in rows or () if row["shard"] != tar]),
         tar_sha256=tar_sha256,
     )
 
@@ -123,7 +123,7 @@ _Image = tuple[list[Row], list[RefRecord | Exception]]
 
 
 def _images(tar: str, rows: Sequence[Row], records: Sequence[RefRecord | Exception]) -> dict[int, _Image]:
-    """By image id, in the order of the tar: the rows of each image that should be there, and their records."""
+    """Return the rows and records of each image that should be in the tar, by image id and in the tar's order."""
     images: dict[int, _Image] = {}
     for row, record in zip(rows, records, strict=True):
         if row["shard"] == tar:
@@ -141,7 +141,12 @@ def _check_tar(
     keys: list[tuple[int, int]],
     stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
-    """Walk the tar beside the manifest's images; without a manifest it is checked by itself. Adds to `keys`."""
+    """Compare the tar's samples with the manifest's images, and append the samples' keys to `keys`.
+
+    `waiting` holds the images whose samples have not been found yet. Example: the manifest has the images 7, 5 and 9. A
+    sample of 5 is compared with the rows of 5, which are removed from `waiting`. The images that remain at the end are
+    missing in the tar. Without a manifest (`images` is None) only the tar itself is checked.
+    """
     waiting = {} if images is None else dict(images)
     try:
         for sample in walk_samples(data):
@@ -150,12 +155,12 @@ def _check_tar(
             if image is not None:
                 yield from check_sample(tar, sample, data, *image, stored_images)
             elif images is not None:
-                yield Fault(file=tar, sample=sample.key, found="an image that no row waits for", expected="no sample")
+                yield Fault(file=tar, sample=sample.key, found="an image that no row refers to", expected="no sample")
     except DatasetError as error:
         damaged = next(iter(waiting), None)
         where = "" if damaged is None else f"{waiting.pop(damaged)[0][0]['image_id']:012d}"
         yield Fault(file=tar, sample=where, found=f"damage {error}", expected="whole samples up to the end")
-        # The walk ends here, but the manifest knows where the others lie.
+        # The tar cannot be read further in order, but the manifest states the offsets of the remaining samples.
         waiting = {
             image_id: (rows, records)
             for image_id, (rows, records) in waiting.items()
@@ -169,9 +174,10 @@ def _check_tar(
         yield Fault(file=tar, sample=f"{image_id:012d}", found="no such sample", expected=f"the image of refs {refs}")
 
 
-def _places(rows: Sequence[Row]) -> dict[str, NDArray[np.void]]:
+def _pool_locations(rows: Sequence[Row]) -> dict[str, NDArray[np.void]]:
     by_tar: dict[str, list[tuple[int, ...]]] = {}
+    names = SAMPLE_LOCATION.names or ()
     for row in rows:
-        fields = tuple(int(row[name], 16) if name.endswith("xxh3") else row[name] for name in PLACE.names or ())
+        fields = tuple(int(row[name], 16) if name.endswith("xxh3") else row[name] for name in names)
         by_tar.setdefault(row["shard"], []).append(fields)
-    return {tar: np.unique(np.array(places, PLACE)) for tar, places in by_tar.items()}
+    return {tar: np.unique(np.array(found, SAMPLE_LOCATION)) for tar, found in by_tar.items()}

@@ -1,4 +1,4 @@
-"""Images of shards as files of a folder, each written when a client first takes its name."""
+"""Writes images of shards as files of a folder, each when a client first reads its name."""
 
 import logging
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -18,14 +18,14 @@ Row = Mapping[str, Any]
 
 
 class ImageFolder:
-    """A folder that fills with the images asked for; any number of processes may ask at once.
+    """A folder into which images are written when they are needed; several processes may use it at the same time.
 
     Args:
-        path: Of the folder; made with the first image. Files that are there already are used, each compared once.
-        is_ours: The folder is a cache, in which a file with other bytes (cut by a power cut, written over) is written
-            anew. In a user's own folder it may be another picture, and is left alone.
-        images: Reads the pictures out of the tars.
-        rows: By image id: a row of the image, with `row_images.IMAGE_COLUMNS` and `image_xxh3`.
+        path: Path of the folder; it is created with the first image. Existing files are used after one comparison.
+        is_ours: True: the folder is refseg's cache, so a file with other bytes is damaged and is written again. False:
+            the folder belongs to the user, so such a file may be another picture and is not changed.
+        images: Reads the pictures from the tars.
+        rows: A row of each image by image id, with `row_images.IMAGE_COLUMNS` and `image_xxh3`.
     """
 
     def __init__(self, path: Path, *, is_ours: bool, images: RowImages, rows: Mapping[int, Row]) -> None:
@@ -36,11 +36,11 @@ class ImageFolder:
         self._there: set[int] = set()
 
     def provide(self, image_id: int) -> Path:
-        """Write an image's file, with the JPEG's own bytes, unless it is there.
+        """Write an image's file with the bytes of its JPEG, unless it exists, and return its path.
 
         Raises:
-            DatasetError: If the sample is damaged, its name leads out of the folder, or another file of the user's
-                has it.
+            DatasetError: If the sample is damaged, its path is outside the folder, or the user has another file of
+                that name.
             StorageError: If storage refuses or fails, or the folder cannot be written.
         """
         row = self._rows[image_id]
@@ -50,12 +50,12 @@ class ImageFolder:
         found = path.read_bytes() if path.is_file() else None
         if found is None or (self._is_ours and not _is_image(found, row)):
             if found is not None:
-                logger.warning("%s: found %d bytes that are not the image's; it is written anew", path, len(found))
+                logger.warning("%s: found %d bytes that are not the image; it is written again", path, len(found))
             self._write(path, row)
         elif not _is_image(found, row):
             raise DatasetError(
-                f"{path}: found {len(found)} bytes, expected the {row['image_bytes']} of the shards; it is another "
-                "picture's, or damaged: remove it, and it is written again"
+                f"{path}: found {len(found)} bytes, expected the {row['image_bytes']} bytes in the shards; the file is "
+                "another picture or damaged: remove it, and it is written again"
             )
         self._there.add(image_id)
         return path
@@ -70,7 +70,9 @@ class ImageFolder:
                 aside.write_bytes(jpeg)
         except OSError as error:
             remedy = (
-                "set REFSEG_CACHE to a folder on a disk with room" if self._is_ours else "see to its rights and space"
+                "set REFSEG_CACHE to a folder on a disk with free space"
+                if self._is_ours
+                else "check permissions and free disk space"
             )
             raise StorageError(
                 error.errno, f"pictures cannot be written there ({error.strerror}); {remedy}", str(self.path)
@@ -82,33 +84,33 @@ def _is_image(data: bytes, row: Row) -> bool:
 
 
 def path_inside(folder: Path, file_name: str) -> Path:
-    """The path of an image below a folder.
+    """Return the path of an image below a folder.
 
     Args:
-        folder: Where images are put.
-        file_name: File name in a manifest, perhaps with folders; the dataset may be untrusted.
+        folder: Folder for images.
+        file_name: File name in a manifest, which may contain folders; the dataset may be untrusted.
 
     Raises:
-        DatasetError: If the name is empty, absolute or leads out of the folder.
+        DatasetError: If the name is empty or absolute, or its path is outside the folder.
     """
     name = PurePosixPath(file_name)
     if not name.name or name.is_absolute() or ".." in name.parts or "\\" in file_name or "\0" in file_name:
         raise DatasetError(
-            f"found file name {file_name!r}, expected a name below the folder of images; "
-            "nothing is written for it: ask whoever built the dataset"
+            f"found file name {file_name!r}, expected a path below the folder of images; no file is written for it: "
+            "get the dataset from a source that you trust"
         )
     return folder / name
 
 
 class ImageRecord(dict[str, Any]):
-    """An image's record of `instances.json`, whose file is there as soon as somebody has read its name.
+    """An image's record of `instances.json`. Its file is written when `file_name` is first read.
 
-    A client joins `file_name` to a folder and opens that, often long after it got the record; so reading the name, in
-    whatever way, is the moment at which the file is needed.
+    Clients get records long before they need files. To open a file they join `file_name` to a folder, so that reading
+    this field, in whatever way, is the moment at which the file is needed.
 
     Args:
         fields: The record.
-        folder: Where its file belongs.
+        folder: Folder for the image's file.
     """
 
     def __init__(self, fields: Mapping[str, Any], folder: ImageFolder) -> None:
@@ -121,33 +123,33 @@ class ImageRecord(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As of a dict."""
+        """Like `dict.get`; for `file_name` the file is written."""
         return self[key] if key in self else default  # noqa: SIM401 - it would call itself
 
     def __iter__(self) -> Iterator[str]:
-        # Our own, so that `dict(record)` and `{**record}` come through `__getitem__`.
+        # With an `__iter__` of its own, `dict(record)` and `{**record}` call `__getitem__`.
         return super().__iter__()
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
-        """As of a dict."""
+        """Like `dict.items`; the file is written."""
         self._provide()
         return super().items()
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
-        """As of a dict."""
+        """Like `dict.values`; the file is written."""
         self._provide()
         return super().values()
 
     def copy(self) -> dict[str, Any]:
-        """A plain dict."""
+        """Return a plain dict; the file is written."""
         return dict(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        # Plain as well: the folder knows all images, and would be copied with each.
+        # A plain dict, because otherwise the folder with the rows of all images would be copied with each record.
         return dict(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A record that goes to another process needs no file for it, so nothing here comes through `__getitem__`.
+        # Pickling a record must not write its file, so this does not call `__getitem__`.
         return ImageRecord, ({key: super(ImageRecord, self).__getitem__(key) for key in self}, self._folder)
 
     def _provide(self) -> None:

@@ -1,13 +1,13 @@
-"""REFER's own API over built shards: a project that reads RefCOCO through `refer.py` changes one import line.
+"""REFER's API for built datasets: a project that reads RefCOCO through `refer.py` changes one import line.
 
     from refseg.compat.refer import REFER          # LAVT, LISA, ReLA, CRIS, PolyFormer and their descendants
     from refseg.compat.refer import MergedREFER as REFER   # CARIS, MaskRIS, DMMI: parts of a mask are merged
     from refseg.compat.refer import G_REFER        # gRefCOCO
 
-`data_root` is then the folder or URL that holds built datasets. Names and habits are those of lichengunc/refer
-(`refer.py`) and henghuiding/gRefCOCO (`grefer.py`), as their clients use them; `showRef` and `showMask`, which draw
-with Matplotlib and which no client calls, are left out. Two of refer's answers that fail or ignore an argument
-(`getRefIds(image_ids=...)`, `getAnnIds(ref_ids=...)`) are given as their names say.
+`data_root` is then the folder or URL that contains built datasets. Names and behaviour are those of lichengunc/refer
+(`refer.py`) and henghuiding/gRefCOCO (`grefer.py`), with two exceptions. `showRef` and `showMask`, which draw with
+Matplotlib and which no client calls, do not exist. `getRefIds(image_ids=...)`, which fails in refer, and
+`getAnnIds(ref_ids=...)`, which ignores its argument there, return what their names say.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from refseg.errors import UsageError
 logger = logging.getLogger(__name__)
 
 Ids = Any
-"""One id, or several; an empty list stands for all."""
+"""One id or several; an empty list means all."""
 
 
 class _Index:
-    """What REFER and G_REFER have in common: the tables, and the lookups that clients read as attributes.
+    """The common base of REFER and G_REFER: the tables, and the lookups that clients read as attributes.
 
     Attributes:
         data: `dataset`, and the records `refs`, `images`, `annotations`, `categories`.
-        ROOT_DIR: The root given.
-        DATA_DIR: The built dataset.
-        IMAGE_DIR: Folder whose images are there once their `file_name` is read.
+        ROOT_DIR: The given root.
+        DATA_DIR: Folder or URL of the built dataset.
+        IMAGE_DIR: Folder of images; an image's file is written when its `file_name` is first read.
         Refs: Records by ref id, in the order of `data["refs"]`.
         Anns: Records by annotation id.
         Imgs: Records by image id.
@@ -95,38 +95,39 @@ class _Index:
         return {sent_id: sentence["tokens"] for sent_id, sentence in self.Sents.items()}
 
     def getImgIds(self, ref_ids: Ids = ()) -> list[int]:
-        """Ids of the images of refs, each once, in no order; of all images for no refs."""
+        """Return the ids of the refs' images, each once and in arbitrary order; without refs, those of all images."""
         wanted = _listed(ref_ids)
         return list({self.Refs[ref_id]["image_id"] for ref_id in wanted}) if wanted else list(self.Imgs)
 
     def getCatIds(self) -> list[int]:
-        """Ids of all categories, in the order of `data`."""
+        """Return the ids of all categories in the order of `data`."""
         return list(self.Cats)
 
     def _targets(self, ref: Record) -> list[Record]:
-        """Annotation records of a ref; none for no target."""
+        """Return the annotation records of a ref; empty if it has no target."""
         return [self.Anns[ann_id] for ann_id in _listed(ref["ann_id"]) if ann_id != NO_TARGET]
 
     def _parts(self, annotations: Iterable[Record], image: Record) -> NDArray[np.uint8]:
-        """All parts of annotations, `(H, W, parts)`."""
+        """Draw all parts of annotations, `(H, W, parts)`."""
         size = image["height"], image["width"]
         drawn = [decode_segmentation(annotation["segmentation"], *size) for annotation in annotations]
         return np.concatenate([np.zeros((*size, 0), np.uint8), *drawn], axis=2)
 
 
 class REFER(_Index):
-    """RefCOCO, RefCOCO+, RefCOCOg, RefClef and what has their form.
+    """REFER's API for RefCOCO, RefCOCO+, RefCOCOg, RefClef and datasets in their form.
 
     Args:
-        data_root: Folder or URL with built datasets, or a built dataset itself.
-        dataset: As in REFER's layout: `refcoco`, `refcoco+`, `refcocog`, ...
+        data_root: Folder or URL that contains built datasets, or a built dataset itself.
+        dataset: Name in REFER's layout: `refcoco`, `refcoco+`, `refcocog`, ...
         splitBy: The partition: `unc`, `umd`, `google`, ...
-        ref_root: CARIS's name for where annotations are; if given, built datasets are looked for there.
-        mix: CARIS's prebuilt union, which is not served.
+        ref_root: CARIS's argument for the folder of annotations; if given, built datasets are searched there.
+        mix: CARIS's argument for its prebuilt union of datasets, which is not supported.
 
     Raises:
-        UsageError: If there is no such dataset below the root, or `mix` is asked for.
-        DatasetError: If it is unfinished or damaged.
+        UsageError: If there is no such dataset below the root, or `mix` is True.
+        DatasetError: If the dataset is unfinished or damaged.
+        StorageError: If storage refuses or fails.
     """
 
     def __init__(
@@ -140,14 +141,14 @@ class REFER(_Index):
     ) -> None:
         if mix:
             raise UsageError(
-                "REFER(mix=True): ids of different datasets collide in REFER's form, so a mix has none; "
-                "open each dataset, or train on a mix made by `refseg mix`"
+                "REFER(mix=True): is not supported, because ids of different datasets collide in REFER's records; "
+                "open each dataset by itself, or train on a mix made by `refseg mix`"
             )
         super().__init__(data_root if ref_root is None else ref_root, dataset, splitBy)
 
     @cached_property
     def refToAnn(self) -> dict[int, Any]:
-        """The annotation of each ref by its id; a list where a ref has several or none."""
+        """The annotation of each ref by its id; a list if the ref has several or none."""
         found = ((ref_id, ref["ann_id"], self._targets(ref)) for ref_id, ref in self.Refs.items())
         return {
             ref_id: targets if isinstance(ann_id, list) or ann_id == NO_TARGET else targets[0]
@@ -160,12 +161,12 @@ class REFER(_Index):
         return {ann_id: ref for ref in self.data["refs"] for ann_id in _listed(ref["ann_id"])}
 
     def getRefIds(self, image_ids: Ids = (), cat_ids: Ids = (), ref_ids: Ids = (), split: str = "") -> list[int]:
-        """Ids of the refs that all filters let through, in the order of `data`.
+        """Return the ids of the refs that match all filters, in the order of `data`.
 
-        `test` is any split with "test" in its name, `testA` any with an A in it.
+        `test` matches all splits with "test" in their name, and `testA` all with an A in it.
 
         Raises:
-            SystemExit: If REFER knows no such split.
+            SystemExit: If REFER does not define the split; `refer.py` does the same.
         """
         images, categories, wanted = map(_listed, (image_ids, cat_ids, ref_ids))
         refs: Iterable[Record] = self.data["refs"]
@@ -186,7 +187,7 @@ class REFER(_Index):
         return [ref["ref_id"] for ref in refs]
 
     def getAnnIds(self, image_ids: Ids = (), cat_ids: Ids = (), ref_ids: Ids = ()) -> list[int]:
-        """Ids of the annotations that all filters let through, in the order of `data`."""
+        """Return the ids of the annotations that match all filters, in the order of `data`."""
         images, categories, refs = (set(_listed(ids)) for ids in (image_ids, cat_ids, ref_ids))
         of_refs = {ann_id for ref_id in refs for ann_id in _listed(self.Refs[ref_id]["ann_id"])}
         return [
@@ -198,65 +199,66 @@ class REFER(_Index):
         ]
 
     def loadRefs(self, ref_ids: Ids = ()) -> list[Record] | None:
-        """Records of refs; None for anything but a list or an int, NumPy's integers included, as in REFER."""
+        """Return records of refs. As in REFER, the result is None for NumPy integers and other unsupported types."""
         return _load(self.Refs, ref_ids)
 
     def loadAnns(self, ann_ids: Ids = ()) -> list[Record] | None:
-        """Records of annotations, as `loadRefs`."""
+        """Return records of annotations, like `loadRefs`."""
         return _load(self.Anns, ann_ids)
 
     def loadImgs(self, image_ids: Ids = ()) -> list[Record] | None:
-        """Records of images, as `loadRefs`."""
+        """Return records of images, like `loadRefs`."""
         return _load(self.Imgs, image_ids)
 
     def loadCats(self, cat_ids: Ids = ()) -> list[str] | None:
-        """Names of categories, as `loadRefs`."""
+        """Return names of categories, like `loadRefs`."""
         return _load(self.Cats, cat_ids)
 
     def getRefBox(self, ref_id: int) -> list[Any]:
-        """The box of a ref's annotation: left, top, width, height in pixels; of several annotations a list of them."""
+        """Return the box of a ref's annotation (left, top, width, height in pixels); for several, a list of boxes."""
         target = self.refToAnn[ref_id]
         return [annotation["bbox"] for annotation in target] if isinstance(target, list) else list(target["bbox"])
 
     def getMask(self, ref: Record) -> dict[str, Any]:
-        """The mask of a ref as REFER draws it.
+        """Return the mask of a ref as REFER draws it.
 
         Returns:
-            `mask` `(H, W)` uint8: the **number** of parts that cover a pixel, so 2 where two of them overlap; and
-            `area`, the sum of the parts' areas in pixels.
+            `mask` `(H, W)` uint8: the **number** of parts that cover a pixel, which is 2 where two parts overlap; and
+            `area`: the sum of the parts' areas in pixels.
         """
         parts = self._parts(self._targets(ref), self.Imgs[ref["image_id"]])
         return {"mask": parts.sum(axis=2).astype(np.uint8), "area": int(parts.sum())}
 
     def getPolygon(self, ref: Record) -> dict[str, Any]:
-        """The shapes of a ref as annotated and their area in pixels, as PolyFormer's REFER gives them."""
+        """Return the shapes of a ref as annotated and their area in pixels, like PolyFormer's REFER."""
         targets = self._targets(ref)
         parts = self._parts(targets, self.Imgs[ref["image_id"]])
         shapes = (target["segmentation"] for target in targets)
-        listed = (shape if isinstance(shape, list) else [shape] for shape in shapes)  # a crowd's is one dict
+        listed = (shape if isinstance(shape, list) else [shape] for shape in shapes)  # the shape of a crowd is one dict
         return {"polygon": list(itertools.chain.from_iterable(listed)), "area": int(parts.sum())}
 
 
 class MergedREFER(REFER):
-    """REFER as CARIS, MaskRIS and DMMI have changed it: a pixel of any part is 1."""
+    """REFER as CARIS, MaskRIS and DMMI have changed it: a pixel that any part covers is 1."""
 
     def getMask(self, ref: Record) -> dict[str, Any]:
-        """The union of a ref's parts, `(H, W)` uint8 of 0 and 1, and its area in pixels."""
+        """Return the union of a ref's parts, `(H, W)` uint8 of 0 and 1, and its area in pixels."""
         mask = self._parts(self._targets(ref), self.Imgs[ref["image_id"]]).any(axis=2).astype(np.uint8)
         return {"mask": mask, "area": int(mask.sum())}
 
 
 class G_REFER(_Index):
-    """gRefCOCO: refs with any number of annotations; `[-1]` stands for none.
+    """gRefCOCO's API: refs have any number of annotations; `[-1]` means none.
 
     Args:
-        data_root: Folder or URL with built datasets, or a built dataset itself.
-        dataset: `grefcoco`.
-        splitBy: `unc`.
+        data_root: Folder or URL that contains built datasets, or a built dataset itself.
+        dataset: Name in gRefCOCO's layout, `grefcoco`.
+        splitBy: The partition, `unc`.
 
     Raises:
         UsageError: If there is no such dataset below the root.
-        DatasetError: If it is unfinished or damaged.
+        DatasetError: If the dataset is unfinished or damaged.
+        StorageError: If storage refuses or fails.
     """
 
     def __init__(self, data_root: str | Path, dataset: str = "grefcoco", splitBy: str = "unc") -> None:
@@ -266,19 +268,19 @@ class G_REFER(_Index):
 
     @cached_property
     def refToAnn(self) -> dict[int, list[Record | None]]:
-        """The annotations of each ref by its id; `[None]` for no target."""
+        """The annotations of each ref by its id; `[None]` if it has no target."""
         return {ref_id: self.loadAnns(ref["ann_id"]) for ref_id, ref in self.Refs.items()}
 
     @cached_property
     def annToRef(self) -> dict[int, list[Record]]:
-        """The refs of each annotation, by its id; those without a target by -1."""
+        """The refs of each annotation by its id; refs without a target have the key -1."""
         return _group((ann_id, ref) for ref in self.data["refs"] for ann_id in _listed(ref["ann_id"]))
 
     def getRefIds(self, image_ids: Ids = (), cat_ids: Ids = (), split: str | Sequence[str] = ()) -> list[int]:
-        """Ids of the refs that all filters let through, in the order of `data`.
+        """Return the ids of the refs that match all filters, in the order of `data`.
 
         Raises:
-            ValueError: If there is no such split.
+            ValueError: If a split does not exist.
         """
         images, categories, splits = map(_listed, (image_ids, cat_ids, split))
         for name in splits:
@@ -295,9 +297,9 @@ class G_REFER(_Index):
         ]
 
     def getAnnIds(self, image_ids: Ids = (), ref_ids: Ids = ()) -> list[int]:
-        """Ids of the annotations of images and refs, in the order of `data`; `[-1]` for one ref without a target.
+        """Return the ids of annotations of images and refs, in the order of `data`; `[-1]` for refs without a target.
 
-        `grefer.py` gives `[]` there, and its `getMaskByRef(ref_id=...)` therefore no mask.
+        `grefer.py` returns `[]` in the last case, so that its `getMaskByRef(ref_id=...)` gives no mask.
         """
         images, refs = map(_listed, (image_ids, ref_ids))
         of_refs = {ann_id for ref_id in refs for ann_id in _listed(self.Refs[ref_id]["ann_id"])}
@@ -310,30 +312,30 @@ class G_REFER(_Index):
         ]
 
     def loadRefs(self, ref_ids: Ids = ()) -> list[Record]:
-        """Records of refs, by one id or several."""
+        """Return records of refs for one id or several."""
         return [self.Refs[ref_id] for ref_id in _listed(ref_ids)]
 
     def loadAnns(self, ann_ids: Ids = ()) -> list[Record | None]:
-        """Records of annotations, by one id or several; None for -1."""
+        """Return records of annotations for one id or several; None for -1."""
         return [self.Anns[ann_id] for ann_id in _listed(int(ann_ids) if isinstance(ann_ids, str) else ann_ids)]
 
     def loadImgs(self, image_ids: Ids = ()) -> list[Record]:
-        """Records of images, by one id or several."""
+        """Return records of images for one id or several."""
         return [self.Imgs[image_id] for image_id in _listed(image_ids)]
 
     def loadCats(self, cat_ids: Ids = ()) -> list[str]:
-        """Names of categories, by one id or several."""
+        """Return names of categories for one id or several."""
         return [self.Cats[category_id] for category_id in _listed(cat_ids)]
 
     def getRefBox(self, ref_id: int) -> list[list[float]]:
-        """The boxes of a ref's annotations: left, top, width, height in pixels; none for no target."""
+        """Return the boxes of a ref's annotations (left, top, width, height in pixels); empty without a target."""
         return [annotation["bbox"] for annotation in self._targets(self.Refs[ref_id])]
 
     def getMask(self, ann: Record | None) -> dict[str, Any] | None:
-        """The mask of one annotation, as `REFER.getMask`; None for None.
+        """Return the mask of one annotation, like `REFER.getMask`; None for None.
 
         Raises:
-            ValueError: If it is a crowd.
+            ValueError: If the annotation is a crowd.
         """
         if not ann:
             return None
@@ -343,14 +345,14 @@ class G_REFER(_Index):
         return {"mask": parts.sum(axis=2).astype(np.uint8), "area": int(parts.sum())}
 
     def getMaskByRef(self, ref: Record | None = None, ref_id: int | None = None, merge: bool = False) -> Any:
-        """The mask of a ref, without the crowds among its annotations: `grefer.py` leaves them out.
+        """Return the mask of a ref. As in `grefer.py`, crowds among its annotations are left out.
 
         Returns:
-            `{"mask", "empty": True}` for no target; with `merge` the union and `"empty": False`; else a list of
-            `getMask` of each annotation.
+            `{"mask", "empty": True}` if there is no target. Otherwise, with `merge`, the union and `"empty": False`;
+            without it, a list of `getMask` of each annotation.
 
         Raises:
-            ValueError: If neither ref nor id is given.
+            ValueError: If neither `ref` nor `ref_id` is given.
         """
         if ref is None:
             if ref_id is None:
@@ -367,7 +369,7 @@ class G_REFER(_Index):
 
 
 def _listed(ids: Ids) -> list[Any]:
-    """Ids as a list, from one or several."""
+    """Return one id or several as a list."""
     return [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
 
 

@@ -1,6 +1,6 @@
-"""Manifest rows to REFER's records: refs, images, annotations and categories, as its files have them.
+"""Turns manifest rows into REFER's records: refs, images, annotations and categories.
 
-What a manifest does not hold is not made up: `differences` says what that is.
+Values that a manifest does not contain are left out; `differences` lists them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,13 @@ Row = Mapping[str, Any]
 Record = dict[str, Any]
 
 NO_TARGET = -1
-"""Annotation and category id of a ref that names nothing, as gRefCOCO has them."""
+"""Annotation and category id of a ref without a target, as in gRefCOCO."""
 COLUMNS = (
     *("split", "ref_id", "image_id", "file_name", "height", "width", "category", "no_target"),
     *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "words.list.element", "exists")),
     "annotations",
 )
-"""Columns of the manifest that records are made of; a reader of Parquet takes the parts of a nested one by its name."""
+"""Columns of the manifest from which records are made; the name of a nested column includes all its parts."""
 
 
 _BY_GROUP = {
@@ -47,7 +47,7 @@ COCO_CATEGORIES: tuple[tuple[int, str, str], ...] = tuple(
     for group, listed in _BY_GROUP.items()
     for number, _, name in (entry.partition(" ") for entry in listed.split(", "))
 )
-"""COCO's 80 categories in the order of its files: id (1 to 90, with gaps), name, and the category above it."""
+"""COCO's 80 categories in the order of its files: id (1 to 90, with gaps), name, and supercategory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +55,10 @@ class ReferTables:
     """The content of `refs(<split_by>).p` and `instances.json`.
 
     Attributes:
-        refs: By falling image id, then by rising ref id: the order of RefCOCO's own file.
-        images: Those of the refs, by id.
-        annotations: Those the refs name, by id.
-        categories: COCO's 80 in COCO's order, or, where other names are used, those used, by id.
+        refs: Refs by descending image id and then ascending ref id, which is the order of RefCOCO's own file.
+        images: Images of the refs, sorted by id.
+        annotations: Annotations of the refs, sorted by id.
+        categories: COCO's 80 categories in COCO's order or, if other names occur, the categories in use by id.
     """
 
     refs: list[Record]
@@ -71,8 +71,8 @@ def refer_tables(rows: Iterable[Row], spec: DatasetSpec) -> ReferTables:
     """Turn rows of all splits, in any order, into REFER's records.
 
     Args:
-        rows: With `COLUMNS`, as plain values.
-        spec: Of the dataset.
+        rows: Rows with `COLUMNS`, as plain values.
+        spec: Specification of the dataset.
     """
     refs: list[Record] = []
     images: dict[int, Record] = {}
@@ -94,14 +94,14 @@ def refer_tables(rows: Iterable[Row], spec: DatasetSpec) -> ReferTables:
 
 
 def refer_order(image_id: int, ref_id: int) -> tuple[int, int]:
-    """What refs are sorted by: RefCOCO's file begins with the largest image id."""
+    """Return the key by which refs are sorted; RefCOCO's file begins with the largest image id."""
     return -image_id, ref_id
 
 
 def refer_ref(row: Row, spec: DatasetSpec) -> Record:
-    """A record of `refs(<split_by>).p`.
+    """Return a record of `refs(<split_by>).p`.
 
-    One annotation is an id, several are a list and none is -1; in gRefCOCO they are lists always.
+    Its `ann_id` is one id, a list of several, or -1 without a target; in gRefCOCO it is always a list.
     """
     ann_ids: Any = [annotation["ann_id"] for annotation in row["annotations"]]
     category_ids: Any = [annotation["category_id"] for annotation in row["annotations"]]
@@ -140,7 +140,7 @@ def refer_ref(row: Row, spec: DatasetSpec) -> Record:
 
 
 def refer_image(row: Row) -> Record:
-    """An image's record of `instances.json`."""
+    """Return an image's record of `instances.json`."""
     return {
         "file_name": row["file_name"],
         "height": row["height"],
@@ -150,10 +150,10 @@ def refer_image(row: Row) -> Record:
 
 
 def refer_annotation(row: Row, annotation: Mapping[str, Any]) -> Record:
-    """An annotation's record of `instances.json`.
+    """Return an annotation's record of `instances.json`.
 
-    Polygons are as annotated. Of run lengths, a crowd's are a dict with a list of counts, as COCO has them, others a
-    list of dicts with compressed text, as RefClef has them. An annotation that is only a box has the box's corners.
+    Polygons are unchanged. Run lengths of a crowd are a dict with a list of counts, as in COCO; others are a list of
+    dicts with compressed text, as in RefClef. If an annotation has only a box, its polygon is the box's corners.
     """
     return {
         "segmentation": _segmentation(row, annotation),
@@ -167,7 +167,7 @@ def refer_annotation(row: Row, annotation: Mapping[str, Any]) -> Record:
 
 
 def refer_categories(names: Mapping[int, str], spec: DatasetSpec) -> list[Record]:
-    """Category records for the names in use, filled up to COCO's 80 where they are COCO's."""
+    """Return category records for the names in use or, if all of them are COCO's, for COCO's 80 categories."""
     coco = {number: name for number, name, _ in COCO_CATEGORIES}
     if spec.is_coco and all(coco.get(number) == name for number, name in names.items()):
         return [{"supercategory": above, "id": number, "name": name} for number, name, above in COCO_CATEGORIES]
@@ -175,28 +175,28 @@ def refer_categories(names: Mapping[int, str], spec: DatasetSpec) -> list[Record
 
 
 def differences(spec: DatasetSpec) -> tuple[str, ...]:
-    """What these records lack against the files a dataset was built from, in sentences."""
+    """Describe in sentences how these records differ from the files that a dataset was built from."""
     found = [
-        "instances.json holds the images that refs speak of and the annotations that refs name, by id; others of the "
-        "source are not in the shards",
+        "instances.json contains the images and annotations of refs, sorted by id; others of the source are not in the "
+        "shards",
         "records of images have file_name, height, width and id; licence, date and URLs are not in the shards",
-        "numbers of annotations are equal, and written with a decimal point",
-        "refs are in the order of falling image id and rising ref id",
+        "numbers in annotations are equal, but are written with a decimal point",
+        "refs are sorted by descending image id and ascending ref id",
     ]
     if spec.dataset != "refcocog":
-        found.append("a ref's file_name (no file's name, and read by nobody) ends in its annotation's id")
+        found.append("a ref's file_name, which matches no file and is not used by clients, ends in its annotation's id")
     if not spec.is_coco:
-        found.append("an annotation that is only a box has the box's corners for a polygon")
+        found.append("an annotation that has only a box has the box's corners as its polygon")
     return tuple(found)
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The parts of a `segmentation`, `(H, W, parts)` uint8, as pycocotools draws them.
+    """Draw the parts of a `segmentation` with pycocotools, `(H, W, parts)` uint8.
 
     Args:
         segmentation: Polygons, run lengths, or a list of run lengths.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
     """
     runs = segmentation
     if isinstance(segmentation, dict):
@@ -207,7 +207,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
 
 def _ref_file_name(row: Row) -> str:
-    """RefCOCOg's own form: the image's name and the annotation's id. RefCOCO counts within the image instead."""
+    """Return the image's name with the annotation's id, as in RefCOCOg; RefCOCO numbers refs within the image."""
     file_name = str(row["file_name"])
     stem, dot, suffix = file_name.rpartition(".")
     if len(row["annotations"]) != 1 or not dot:
@@ -226,21 +226,21 @@ def _segmentation(row: Row, annotation: Mapping[str, Any]) -> Any:
         packed = (coco_mask.frPyObjects(rle, *rle["size"]) for rle in rles)
         return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in packed]
     left, top, box_width, box_height = annotation["box_xywh"]
-    # Clipped, as the build fills it.
+    # Clipped to the image, like the box's mask in the build.
     left, right = np.clip([left, left + box_width], 0, row["width"]).tolist()
     top, bottom = np.clip([top, top + box_height], 0, row["height"]).tolist()
     return [[left, top, left, bottom, right, bottom, right, top]]
 
 
 def learn_names(names: dict[int, str], row: Row) -> None:
-    """Read category names off a row: of a target of several categories they are joined by commas."""
+    """Add the category names of a row to `names`; for a target of several categories they are joined by commas."""
     ids = list(dict.fromkeys(annotation["category_id"] for annotation in row["annotations"]))
     if len(ids) == 1:
         names[ids[0]] = row["category"]
         return
     found = row["category"].split(", ")
-    if len(found) == 1:  # equal names are joined once
+    if len(found) == 1:  # several categories have the same name, which is stored once
         found *= len(ids)
-    # Names that hold a comma themselves cannot be told apart.
+    # If a name itself contains a comma, the names cannot be separated; the categories are then named by their ids.
     for number, name in zip(ids, found if len(found) == len(ids) else map("category {}".format, ids), strict=True):
         names.setdefault(number, name)

@@ -1,4 +1,4 @@
-"""Finds the built dataset that a REFER client means, and opens it: records, tars, and where images become files."""
+"""Finds and opens the built dataset that a REFER client asks for: its records, tars and folder of images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +23,19 @@ IMAGE_LAYOUTS = (
     "train2014",  # CARIS, MaskRIS
     "trainval2014",  # DMMI
 )
-"""Folders below the root in which clients look for COCO's images; the first that is there is used and filled."""
+"""Folders below the root in which clients expect COCO's images. Images are written to the first that exists."""
 REFCLEF_IMAGES = "images/saiapr_tc-12"
-"""The same for RefClef's."""
+"""The same for the images of RefClef."""
 _OF_IMAGE = (*IMAGE_COLUMNS, "image_xxh3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferSource:
-    """What a REFER object is made of.
+    """The data of a REFER object.
 
     Attributes:
-        folder: The built dataset.
-        image_folder: Where images become files.
+        folder: Folder or URL of the built dataset.
+        image_folder: Folder into which images are written.
         tables: REFER's records; those of images are `ImageRecord`s.
     """
 
@@ -48,22 +48,21 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     """Open a built dataset as REFER's records.
 
     Args:
-        data_root: The built dataset, or a folder that holds it; a path or URL.
-        dataset: Name in REFER's layout or ours: `refcoco+` or `refcocoplus`.
+        data_root: The built dataset, or a folder that contains it; a path or URL.
+        dataset: Name in REFER's layout or in refseg: `refcoco+` or `refcocoplus`.
         split_by: The partition.
 
     Raises:
-        UsageError: If the root holds no such dataset, or one whose pictures were made smaller.
-        DatasetError: If it is unfinished or its files are not those that were built.
+        UsageError: If the root contains no such dataset, or its pictures were reduced.
+        DatasetError: If the dataset is unfinished or damaged.
         StorageError: If storage refuses or fails.
     """
     spec = _find_spec(dataset, split_by)
     built = BuiltDataset.open(_find_built(data_root, spec))
     built.refuse_smaller_images()
     rows: list[dict[str, Any]] = built.read([*COLUMNS, *_OF_IMAGE]).to_pylist()
-    images = {
-        row["image_id"]: {name: row[name] for name in _OF_IMAGE} for row in reversed(rows)
-    }  # of an image in several tars the first
+    # Reversed, so that the first row of an image wins if the image is in several tars.
+    images = {row["image_id"]: {name: row[name] for name in _OF_IMAGE} for row in reversed(rows)}
     own = _find_own_folder(data_root, spec)
     folder = ImageFolder(
         own or cache_folder("refer-images") / f"{spec.dataset}-{spec.split_by}-{built.descriptor.digest[:16]}",
@@ -84,33 +83,33 @@ def _find_spec(dataset: str, split_by: str) -> DatasetSpec:
 
 
 def _find_built(data_root: Path | str, spec: DatasetSpec) -> Path | str:
-    """The root itself, or the one folder in it that holds the dataset."""
+    """Return the root itself, or the only folder in it that holds the dataset."""
     root = open_folder(data_root)
     if root.size(DESCRIPTOR_NAME) is not None:
         descriptor = load_descriptor(data_root)
         if descriptor.dataset != spec.dataset_id:
             raise UsageError(
-                f"{root}: holds {descriptor.dataset}, expected {spec.dataset_id} or a folder that holds it"
+                f"{root}: found {descriptor.dataset}, expected {spec.dataset_id} or a folder that contains it"
             )
         return data_root
-    built = [(place, load_descriptor(place.address)) for place in _folders(root) if place.size(DESCRIPTOR_NAME)]
-    found = [place for place, descriptor in built if descriptor.dataset == spec.dataset_id]
+    built = [(folder, load_descriptor(folder.address)) for folder in _folders(root) if folder.size(DESCRIPTOR_NAME)]
+    found = [folder for folder, descriptor in built if descriptor.dataset == spec.dataset_id]
     if len(found) == 1:
         return found[0].address
     if found:
         raise UsageError(
-            f"{root}: {' and '.join(map(str, found))} hold {spec.dataset_id}, expected one; "
+            f"{root}: {' and '.join(map(str, found))} hold {spec.dataset_id}, expected one dataset; "
             "give the dataset's own folder as the root"
         )
     held = ", ".join(descriptor.dataset for _, descriptor in built)
     raise UsageError(
         f"{root}: found {f'only {held}' if held else 'no built dataset'}, expected {spec.dataset_id} there or one "
-        f"folder below; make it with `refseg build-shards {spec.dataset_id}`"
+        f"folder below; build it with `refseg build-shards {spec.dataset_id}`"
     )
 
 
 def _folders(root: Folder) -> Iterator[Folder]:
-    """The folders directly in a folder, by name."""
+    """Yield the folders directly in a folder, sorted by name."""
     names: Sequence[str]
     if isinstance(root, RemoteFolder):
         names = root.folders()
@@ -121,7 +120,7 @@ def _folders(root: Folder) -> Iterator[Folder]:
 
 
 def _find_own_folder(data_root: Path | str, spec: DatasetSpec) -> Path | None:
-    """The user's folder of images below the root, if there is one."""
+    """Return the user's folder of images below the root; None if there is none."""
     layouts = IMAGE_LAYOUTS if spec.is_coco else (REFCLEF_IMAGES,) if spec.dataset == "refclef" else ()
     if is_remote(data_root):
         return None

@@ -1,11 +1,16 @@
-"""From a built dataset to batches; here in the order in which data passes through the files.
+"""From a built dataset to batches.
 
-The index (`ManifestIndex`) knows each ref, its sentences and where its image lies. `order.py` decides which expressions
-an epoch's batches hold, from the pseudo-random permutations of `permutation.py`, as a `refseg.reading.Reading` asks.
-`loader.py` has threads or processes pack these plans: `packer.py` makes one batch (`batch.py`) in the reused memory of
-`buffers.py`, with images decoded by `decode.py`, resized by `transforms.py` and kept by `image_cache.py`, or left
-compressed for the device by `jpegs.py`. `worker_death.py` makes one error of a worker's death.
+The files, in the order in which data passes through them:
 
-Beside the loader: `samples.py` shows a dataset as torch's `Dataset`, `plan.py` says what a run will read, and
-`webdataset.py` streams tars without an index.
+- `index` (`ManifestIndex`) holds each ref, its sentences, and the tar and offset of its image.
+- `order` decides which expressions the batches of an epoch contain, as a `refseg.reading.Reading` specifies, by the
+  pseudo-random permutations of `permutation`.
+- `loader` gives these plans to threads or processes, which pack the batches.
+- `packer` packs one batch (`batch`) into the reused memory of `buffers`.
+- `decode` decodes its images, `transforms` resizes them, and `image_cache` stores the results; alternatively `jpegs`
+  leaves them compressed, to be decoded on the device.
+- `worker_death` turns every symptom of a dead worker process into one error.
+
+Besides the loader, `samples` offers a dataset as torch's `Dataset`, `plan` computes what a run will read, and
+`webdataset` streams tars without an index.
 """

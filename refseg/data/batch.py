@@ -1,4 +1,4 @@
-"""A batch: few flat tensors, images stored once and shared by their expressions."""
+"""A batch: a few flat tensors. Each image is stored once and shared by its expressions."""
 
 from typing import NamedTuple
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What the loader hands to the model: I images, B expressions, I <= B.
+    """The input of one training or evaluation step: I images and B expressions, I <= B.
 
-    Images and masks stay uint8 until they are on the device: `normalise` in `transforms.py` makes floats there.
-    `image_index` is the identity where each expression has its own copy of the picture (k = 1).
+    Images and masks are uint8 until they are on the device, where `transforms.normalise` makes floats of them.
+    `image_index` is the identity if each expression has its own copy of the picture (k = 1).
     """
 
     images: UInt8[Tensor, "I 3 H W"]
     """RGB, 0 to 255, resized by the geometry, padded with the mean colour."""
     image_index: Int64[Tensor, "B"]
-    """Which image each expression speaks of, 0 to I - 1."""
+    """The image of each expression, 0 to I - 1."""
     masks: UInt8[Tensor, "B H W"]
     """Targets at the network's size: 1 is object, 0 is not."""
     token_ids: Int64[Tensor, "B L"]
-    """CLIP BPE ids: SOS, words, EOS (kept when cut), then zeros."""
+    """CLIP BPE ids: SOS, words, EOS (kept when truncated), then zeros."""
     token_mask: Bool[Tensor, "B L"]
-    """True from SOS to EOS. Id 0 is a word ('!'), so this and not the ids says what is padding."""
+    """True from SOS to EOS. The ids alone cannot tell padding, because id 0 is also a word ('!')."""
     row_index: Int64[Tensor, "B"]
-    """Row of the ref in the loader's index: leads to ids, original size and original mask."""
+    """Row of the ref in the loader's index, which gives the ids, original size and original mask."""
     sentence_index: Int64[Tensor, "B"]
     """Position of the sentence within its ref."""
     is_pad: Bool[Tensor, "B"]
-    """True for repeats that only fill the last batch: no loss, no score."""
+    """True for repeats that only fill the last batch and count neither in the loss nor in a score."""
     num_global: Int64[Tensor, ""]
-    """Expressions that are not padding in the whole global batch, over all ranks: the loss's denominator."""
+    """Number of expressions in the global batch, over all ranks and without padding: the denominator of the loss."""

@@ -1,13 +1,12 @@
-"""Memory that batches are packed into, and when it may be written again.
+"""The memory that batches are packed into, and the rule when it may be written again.
 
-A copy to a device may still read a batch's memory after the program has dropped the batch: `Tensor.to` with
-`non_blocking=True` only queues the copy. Memory is therefore used again by one of two owners, each of which knows
-every reader:
+A copy to a device may still read a batch's memory after the program has dropped the batch, because `Tensor.to` with
+`non_blocking=True` only queues the copy. Therefore memory is reused only through allocators that know all readers:
 
-- torch's allocator of pinned memory records the stream of each copy that is queued from it, and gives memory out
-  again when that stream has passed the copy. It serves machines whose device torch can pin memory for.
-- The pools below know references alone. They serve machines without such a device, where nothing reads a batch
-  that the program does not refer to, and worker processes, whose batches the training process copies at once.
+- torch's allocator of pinned memory records the stream of each queued copy and reuses memory only after that stream
+  has finished the copy. It is used on machines with a device that torch can pin memory for.
+- The pools below count only references. They are used on machines without such a device, where nothing reads a batch
+  that the program does not refer to, and in worker processes, whose batches the training process copies at once.
 """
 
 import math
@@ -21,17 +20,19 @@ import torch
 from torch import Tensor
 
 MemoryKind = Literal["pinned", "reused", "fresh"]
-"""`pinned`: from torch's allocator of pinned memory. `reused`: from a pool, which saves a page fault for every 4 KiB.
-`fresh`: allocated for each batch, for a device that torch cannot pin memory for, and whose copies it does not track."""
+"""`pinned`: from torch's allocator of pinned memory. `reused`: from a pool, which avoids a page fault for every 4 KiB.
+`fresh`: newly allocated for each batch, for devices whose copies torch does not track."""
 
 _PINNING = ("cuda", "xpu")
-"""Devices whose pinned memory torch's caching host allocator manages, with an event for each queued copy."""
+"""Devices whose pinned memory is managed by torch's caching host allocator, with an event for each queued copy."""
 
-_KEPT = 6  # of a size in a worker process: two batches that torch asks for ahead, and what the training process holds
+_KEPT = (
+    6  # buffers of a size per worker process: two batches requested ahead, and those that the training process holds
+)
 
 
 def memory_kind() -> MemoryKind:
-    """The kind of memory for the batches of this machine's training processes."""
+    """Return the kind of memory for batches of a training process on this machine."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         return "reused"
@@ -39,21 +40,22 @@ def memory_kind() -> MemoryKind:
 
 
 def can_pin(device: torch.device) -> bool:
-    """Whether copies to a device from pinned memory are tracked, so that they may be queued with `non_blocking=True`.
+    """Return True if torch tracks copies from pinned memory to a device, so that `non_blocking=True` is safe.
 
-    For pageable memory CUDA promises no more than that a copy "might be synchronous with respect to the host"; MPS and
-    XPU do read such memory later.
+    For pageable memory it is not: CUDA only states that a copy "might be synchronous with respect to the host", and MPS
+    and XPU read such memory later.
     """
     return device.type in _PINNING
 
 
 class Buffers:
-    """Gives out tensors whose memory is written again only when nothing reads it any more.
+    """An allocator whose memory is reused only when nothing reads it any more.
 
-    A batch that somebody keeps is never written to: its memory comes back when its last tensor or view is gone.
+    A batch that the caller keeps is never overwritten: its memory returns to the pool when the last tensor or view of
+    it is gone.
 
     Args:
-        kind: Kind of memory to give out.
+        kind: Kind of memory to allocate.
     """
 
     def __init__(self, kind: MemoryKind) -> None:
@@ -62,9 +64,9 @@ class Buffers:
         self._free: dict[int, list[Tensor]] = {}
 
     def empty(self, shape: Sequence[int]) -> Tensor:
-        """A contiguous uint8 tensor with anything in it."""
+        """Return a contiguous, uninitialised uint8 tensor."""
         if self._kind != "reused":
-            # The tensor itself, not one around its array: torch finds the allocation by the tensor's storage.
+            # Return torch's own tensor, not one around its array: torch finds the allocation by the tensor's storage.
             return torch.empty(*shape, dtype=torch.uint8, pin_memory=self._kind == "pinned")
         num_bytes = math.prod(shape)
         with self._lock:
@@ -72,13 +74,13 @@ class Buffers:
             memory = free.pop() if free else None
         if memory is None:
             memory = torch.empty(_rounded(num_bytes), dtype=torch.uint8)
-        # The tensor given out refers to this array, and so does each of its views; the memory itself lives on.
+        # The returned tensor and all its views refer to this array. When it is finalised, nobody uses the memory.
         array = memory.numpy()[:num_bytes].reshape(shape)
         weakref.finalize(array, free.append, memory)
         return torch.from_numpy(array)
 
     def __getstate__(self) -> MemoryKind:
-        """Without the memory, which another process allocates for itself."""
+        """Return the state without the memory, which another process allocates for itself."""
         return self._kind
 
     def __setstate__(self, state: MemoryKind) -> None:
@@ -86,17 +88,18 @@ class Buffers:
 
 
 class SharedBuffers:
-    """Gives out, in a worker process, tensors that the training process sees without a copy.
+    """An allocator of shared memory in a worker process: the training process receives tensors without a copy.
 
-    The last byte of each memory says whether it is lent: the worker sets it, and the training process clears it when
-    the batch is gone or copied (`give_back`). What never comes back is left to who has it, and replaced.
+    Each buffer has one extra byte at its end, the flag "in use". The worker sets it when it packs a batch, and the
+    training process clears it when the batch is gone or copied (`give_back`). A buffer whose flag is never cleared is
+    not reused; a new one replaces it.
     """
 
     def __init__(self) -> None:
         self._memory: dict[int, deque[Tensor]] = {}
 
     def empty(self, shape: Sequence[int]) -> Tensor:
-        """A contiguous uint8 tensor with anything in it."""
+        """Return a contiguous, uninitialised uint8 tensor in shared memory."""
         num_bytes = math.prod(shape)
         kept = self._memory.setdefault(_rounded(num_bytes), deque(maxlen=_KEPT))
         memory = next((memory for memory in kept if not memory[-1]), None)
@@ -108,18 +111,18 @@ class SharedBuffers:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Let the worker use the memory of one of its `SharedBuffers` again; no copy from it may be queued."""
+    """Return the memory of a tensor from `SharedBuffers` to the worker; no copy from it may still be queued."""
     torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())[-1] = 0
 
 
 def give_back_when_gone(tensor: Tensor) -> Tensor:
-    """The same tensor of a worker's `SharedBuffers`, whose memory is given back when nothing refers to it any more."""
+    """Return a tensor over the same `SharedBuffers` memory, which is given back when nothing refers to it any more."""
     array = tensor.numpy()
     weakref.finalize(array, give_back, tensor).atexit = False
     return torch.from_numpy(array)
 
 
 def _rounded(num_bytes: int) -> int:
-    """So many bytes or up to a quarter more: batches of similar sizes share their memory."""
+    """Round a size up by at most a quarter, so that batches of similar sizes share buffers: 900 and 1000 give 1024."""
     step = max(64, 1 << max(0, num_bytes.bit_length() - 3))
     return -(-num_bytes // step) * step

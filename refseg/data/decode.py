@@ -1,4 +1,4 @@
-"""JPEG bytes to RGB pixels: the one place that knows the decoder."""
+"""Decodes JPEG bytes to RGB pixels, on the CPU or a GPU. No other file calls a decoder for training images."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,19 +14,20 @@ from refseg.jpeg_header import jpeg_size, open_stored_jpeg
 
 
 def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
-    """Decode a JPEG to RGB, 0 to 255; the memory is `(h, w, 3)`, as `Geometry.apply_image` likes it.
+    """Decode a JPEG to RGB, 0 to 255, with memory in the order `(h, w, 3)`, which `Geometry.apply_image` prefers.
 
-    Greyscale is repeated over the channels. An EXIF rotation is not applied: annotations are in stored pixels.
+    Greyscale is repeated over the channels. An EXIF rotation is not applied, because annotations refer to the stored
+    pixels.
 
     Args:
-        data: The file's bytes; writable, which torch asks of memory it looks at.
+        data: The file's bytes. The array must be writable, because torch shares its memory.
 
     Raises:
-        ImageError: If these are not the bytes of a whole picture.
+        ImageError: If the bytes are not a complete JPEG.
     """
     try:
         return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except RuntimeError:  # what libjpeg does not turn into RGB by itself, CMYK above all
+    except RuntimeError:  # formats that libjpeg does not convert to RGB, mostly CMYK
         try:
             with open_stored_jpeg(data.tobytes(), at_most=jpeg_size(data.data)) as picture:
                 return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
@@ -35,30 +36,30 @@ def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
 
 
 def is_plain(data: UInt8[np.ndarray, "bytes"]) -> bool:
-    """True for what a GPU's decoder makes RGB of without doubt: three channels that are brightness and colour.
+    """Return True if a GPU's decoder certainly gives the right RGB, which is so for YCbCr (brightness and colour).
 
-    Greyscale and CMYK are not, nor are files whose three channels are red, green and blue already.
+    It is False for greyscale, CMYK, and files whose three channels are stored as red, green and blue.
     """
     try:
         with open_stored_jpeg(data.tobytes()) as picture:
-            says = picture.info
-            return picture.mode == "RGB" and ("jfif" in says or says.get("adobe_transform") == 1)
+            info = picture.info
+            return picture.mode == "RGB" and ("jfif" in info or info.get("adobe_transform") == 1)
     except ImageError:
         return False
 
 
 def decode_plain_rgb(files: Sequence[UInt8[Tensor, "_"]], device: torch.device) -> list[UInt8[Tensor, "3 _ _"]]:
-    """Decode JPEGs together to RGB, 0 to 255, on a device; each is to be `is_plain`.
+    """Decode several JPEGs to RGB, 0 to 255, on a device; `is_plain` must be True for each.
 
-    A GPU decodes with nvJPEG, whose pixels differ from libjpeg's by a level or so, at sharp edges of colour by more:
-    it enlarges the coarser colour channels in a simpler way. A CPU decodes as `decode_rgb` does.
+    A GPU decodes with nvJPEG. Its pixels differ from libjpeg's by about one level, and by more at sharp edges of
+    colour, because it upsamples the colour channels in a simpler way. A CPU decodes as `decode_rgb` does.
 
     Args:
         files: Bytes of each file, in the CPU's memory.
-        device: Where the pixels will be.
+        device: The device that decodes and receives the pixels.
 
     Raises:
-        ImageError: If the decoder refuses one of them; it does not say which.
+        ImageError: If the decoder refuses one of the files; the decoder does not report which.
     """
     decode = _decode_by_gpu if device.type == "cuda" else _decode
     try:
@@ -73,16 +74,18 @@ def _decode(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _decode_by_gpu(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Decode with nvJPEG into memory that no queued work reads, from memory that stays until it has been read.
+    """Decode with nvJPEG, keeping its input and output memory valid while the decoder runs.
 
-    torchvision decodes on a stream of its own, which does not wait for the caller's stream, and nvJPEG returns before
-    it has decoded. Memory of the caller's stream may still be read by kernels that are queued there, so the pixels are
-    allocated on a stream of their own; `record_stream` keeps them from being allocated again before the caller's
-    stream has passed. The files are kept until the next call, which begins by waiting for the decoder's stream.
+    torchvision decodes on its own stream, which does not wait for the caller's stream, and nvJPEG returns before it has
+    finished. Two rules follow:
+
+    - Output: memory allocated on the caller's stream may still be read by kernels queued there. So the pixels are
+      allocated on a separate stream, and `record_stream` keeps them allocated until the caller's stream is done.
+    - Input: the files are kept until the next call, which begins by waiting for the decoder's stream.
     """
     caller, own = torch.cuda.current_stream(device), _decoder_stream(device)
     with torch.cuda.stream(own):
-        pictures = _decode(files, device)  # `own` waits for the decoder
+        pictures = _decode(files, device)  # torchvision makes `own` wait for the decoder's stream
     caller.wait_stream(own)
     for picture in pictures:
         picture.record_stream(caller)
@@ -91,7 +94,7 @@ def _decode_by_gpu(files: Sequence[Tensor], device: torch.device) -> list[Tensor
 
 
 _files_in_use: dict[torch.device, Sequence[Tensor]] = {}
-"""The files of the newest call, which nvJPEG may still be reading. torchvision has one decoder in a process."""
+"""The files of the last call, which nvJPEG may still be reading. torchvision has one decoder per process."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Decoded, resized images in a memory-mapped file that all processes of a machine share."""
+"""A cache of decoded, resized images: a memory-mapped file that all processes of a machine share."""
 
 import errno
 import logging
@@ -21,28 +21,29 @@ from refseg.errors import UsageError
 logger = logging.getLogger(__name__)
 
 _VERSION = 2
-"""Raised when slots change, or what is in them: pixels of another decoder or resizer."""
+"""Version of the file. It increases when the layout changes, or when a decoder or resizer gives other pixels."""
 _CHECK_BYTES = 8
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ImageCache:
-    """The first images of an index, as the network sees them; filled as they are first decoded.
+    """The first images of an index at the network's size, each stored when it is first decoded.
 
-    A slot is the XXH3-64 of an image's pixels, then the pixels. A slot whose pixels have another hash (0: nothing was
-    written yet) counts as empty; each process compares a slot once. So slots are filled in any order by any process,
-    and whatever is cut, lost or written over, also by a power cut, is decoded anew.
+    The file has one slot per image: the XXH3-64 of the image's pixels, then the pixels. A slot counts as empty if the
+    hash of its pixels differs; a stored hash of 0 means that nothing was written yet. Each process compares a slot
+    once. So any process may fill any slot at any time, and an image that was lost, truncated or overwritten, for
+    example by a power failure, is decoded again.
 
     Args:
-        folder: Of the machine's caches; made if it is not there.
-        digest: Of the index.
-        geometry: Of the images.
-        num_images: Of the index.
-        max_bytes: Of pixels. Images beyond it are decoded each time.
+        folder: Folder of the machine's caches; it is created if it does not exist.
+        digest: Digest of the index.
+        geometry: Geometry by which the images were resized.
+        num_images: Number of images of the index.
+        max_bytes: Largest total size of the pixels. Images that do not fit are decoded each time.
 
     Raises:
-        UsageError: If not even one image fits, or the file cannot be made or have its space; a cache that nobody uses
-            is removed before, the least recently used first.
+        UsageError: If not even one image fits, or if the file cannot be created or the disk is full although unused
+            caches were removed, the least recently used first.
     """
 
     def __init__(self, folder: Path, *, digest: str, geometry: Geometry, num_images: int, max_bytes: int) -> None:
@@ -52,58 +53,58 @@ class ImageCache:
         self.num_slots = min(num_images, max_bytes // image_bytes)
         if self.num_slots == 0:
             raise UsageError(
-                f"a cache of {max_bytes} bytes holds no image of {height} x {width} pixels; "
+                f"a cache of {max_bytes} bytes is too small for an image of {height} x {width} pixels; "
                 f"expected at least {image_bytes}, or 0 for no cache"
             )
         colour = "-".join(f"{channel:.4f}" for channel in geometry.mean)
         self._path = folder / f"{digest[:32]}-{geometry.kind}-{height}x{width}-{colour}.v{_VERSION}"
         self._has_warned = False
         self._file: _File | None = None
-        self._open()  # now, so that what is wrong is said before a run has begun
+        self._open()  # at once, so that an error is raised before a run starts
 
     def read(self, image: int, out: UInt8[Tensor, "H W 3"]) -> bool:
-        """Copy an image into `out`; False if it is not there, and `out` may hold anything."""
+        """Copy an image into `out`. Return False if it is not stored; `out` may then hold anything."""
         if image >= self.num_slots:
             return False
         file, start = self._open(), image * self._slot_bytes
         if os.fstat(file.descriptor).st_size < start + self._slot_bytes:
-            return False  # cut by somebody while in use: touching the map there would kill the process
+            return False  # another process truncated the file: reading the map there would kill this process
         check = int.from_bytes(file.map[start : start + _CHECK_BYTES].data, "little")
         if check == 0:
             return False
         pixels = out.numpy().reshape(-1)
         pixels[:] = file.map[start + _CHECK_BYTES : start + self._slot_bytes]
-        # Once in each process: a hash at every read costs a tenth of the cache's speed.
+        # The hash is compared once per process: comparing it at every read would cost a tenth of the cache's speed.
         if file.is_sound[image] or xxhash.xxh3_64_intdigest(pixels.data) == check:
             file.is_sound[image] = True
             return True
-        self._warn(f"image {image} is damaged there; such images are decoded anew")
+        self._warn(f"image {image} is damaged in it; damaged images are decoded again")
         return False
 
     def write(self, image: int, pixels: UInt8[Tensor, "H W 3"]) -> None:
-        """Keep an image, if it is one of those that fit. A failure is warned of, once."""
+        """Store an image, if its number is below `num_slots`. The first failure is logged as a warning."""
         if image >= self.num_slots:
             return
         file, start, data = self._open(), image * self._slot_bytes, pixels.numpy().reshape(-1)
         check = xxhash.xxh3_64_intdigest(data.data).to_bytes(_CHECK_BYTES, "little")
         try:
-            # Not through the map: where a file system has not kept its promise of space, that would kill the process.
+            # Not through the map: if the file system has no space in spite of the reservation, that kills the process.
             os.pwrite(file.descriptor, data.data, start + _CHECK_BYTES)
-            os.pwrite(file.descriptor, check, start)  # last: who reads it finds all pixels
+            os.pwrite(file.descriptor, check, start)  # last, so that a process that reads the hash finds all pixels
         except OSError as error:
-            self._warn(f"cannot be written ({error.strerror}); images that are not there yet are decoded each time")
+            self._warn(f"cannot be written ({error.strerror}); images that are not in it yet are decoded each time")
 
     def _open(self) -> "_File":
-        """The file, opened on first use in each process."""
+        """Return the file; each process opens it at its first use."""
         if self._file is None:
             num_bytes = self.num_slots * self._slot_bytes
             try:
                 self._file = _File(self._path, num_bytes, num_slots=self.num_slots)
             except OSError as error:
                 raise UsageError(
-                    f"{self._path}: the cache of decoded images, {num_bytes / 1e9:.3f} GB, cannot be made "
-                    f"({error.strerror}); set REFSEG_CACHE to a folder of this machine with space, or a smaller cache, "
-                    "or 0 for none"
+                    f"{self._path}: the cache of decoded images, {num_bytes / 1e9:.3f} GB, cannot be created "
+                    f"({error.strerror}); set REFSEG_CACHE to a folder on this machine with enough space, or make the "
+                    "cache smaller (0: no cache)"
                 ) from error
         return self._file
 
@@ -113,15 +114,15 @@ class ImageCache:
         self._has_warned = True
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the file, which another process opens anew."""
+        """Return the state without the file, which another process opens for itself."""
         return {**self.__dict__, "_file": None}
 
 
 class _File:
-    """A file with its space taken, mapped for reading; while this lives, a lock keeps it from being removed.
+    """A file with reserved disk space, mapped for reading. A lock protects it from removal while this object exists.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If it cannot be created.
     """
 
     def __init__(self, path: Path, num_bytes: int, *, num_slots: int) -> None:
@@ -136,16 +137,16 @@ class _File:
 
 
 def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
-    """Take space for a file, from caches that nobody uses where it is short."""
+    """Reserve disk space for a file; if the disk is full, remove unused caches one by one."""
     size = os.fstat(descriptor).st_size
     others = [entry.path for entry in least_recently_used(path.parent) if entry.path != path]
     for other in (*others, None):
         try:
-            reserve_space(descriptor, num_bytes)  # never cut: another process may have a larger cache
+            reserve_space(descriptor, num_bytes)  # this never shrinks the file: another process may use more of it
             return
         except OSError as error:
             if other is None or error.errno not in _NO_SPACE:
-                os.truncate(descriptor, size)  # what it has taken until there
+                os.truncate(descriptor, size)  # release the part that was reserved
                 raise
             with suppress(OSError):
                 remove_unused(other)

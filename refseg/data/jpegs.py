@@ -1,4 +1,4 @@
-"""Pictures of a batch on their way to the device, still compressed."""
+"""The pictures of a batch as compressed JPEGs, which are decoded on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from refseg.errors import DatasetError, ImageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpegs:
-    """Files one after the other in one tensor, each once, and what their pixels are for.
+    """The JPEG files of a batch in one tensor, each file once, and what is needed to decode and resize them.
 
     Attributes:
-        data: Bytes of all files. They stay in the CPU's memory, from which the device's decoder takes them.
-        offsets: Where each file begins, and where the last ends.
-        is_plain: Of each file, whether the device's decoder is to be asked (see `decode.is_plain`).
-        original_sizes: `(height, width)` of each picture as annotated, pixels.
-        image_ids: Of each picture, named in errors.
-        shown: Of each image of the batch, the number of its file.
-        geometry: To the network's input.
+        data: Bytes of all files, one after the other, in the CPU's memory, where the device's decoder reads them.
+        offsets: Offset of each file in `data`, and the end of the last file.
+        is_plain: For each file: True if the device's decoder can be used (see `decode.is_plain`).
+        original_sizes: `(height, width)` in pixels to which each picture's annotations refer.
+        image_ids: Image id of each file, for error messages.
+        shown: For each image of the batch, the number of its file.
+        geometry: Geometry from the original picture to the network's input.
     """
 
     data: UInt8[Tensor, "bytes"]
@@ -41,12 +41,12 @@ class Jpegs:
         """Read and check the files of a batch.
 
         Args:
-            index: What to read from.
-            images: Numbers in the index, in the order of the batch; those that are there twice are read once.
-            geometry: To the network's input.
+            index: Index of the dataset.
+            images: Numbers of the images in the index, in the order of the batch; repeated ones are read once.
+            geometry: Geometry from the original picture to the network's input.
 
         Raises:
-            DatasetError: If one cannot be read, or is not what was built.
+            DatasetError: If a file cannot be read, or differs from the one that was built.
         """
         numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
         files = [np.frombuffer(index.read_image_bytes(image), np.uint8) for image in numbers]
@@ -61,7 +61,7 @@ class Jpegs:
         )
 
     def decode(self, device: torch.device) -> UInt8[Tensor, "I 3 H W"]:
-        """Decode and resize on a device, in channels_last memory.
+        """Decode and resize the images on a device, in channels_last memory.
 
         Raises:
             DatasetError: If a file cannot be decoded.
@@ -71,7 +71,7 @@ class Jpegs:
         try:
             pictures = dict(zip(plain, decode_plain_rgb([files[number] for number in plain], device), strict=True))
         except ImageError:
-            pictures = {}  # one that the device's decoder refuses; the CPU's knows more, and says which
+            pictures = {}  # the CPU's decoder accepts more files, and its error tells which file is at fault
         for number in range(len(files)):
             if number not in pictures:
                 pictures[number] = self._decode_here(files[number], self.image_ids[number]).to(device)
@@ -89,4 +89,4 @@ class Jpegs:
         try:
             return decode_rgb(file.numpy())
         except ImageError as error:
-            raise DatasetError(f"image {image_id}: {error}; `refseg verify` the dataset") from error
+            raise DatasetError(f"image {image_id}: {error}; check the dataset with `refseg verify`") from error

@@ -1,7 +1,7 @@
-"""The loader: batches of one rank, read by offset, in the order of `order.py`, resumable anywhere.
+"""The loader: the batches of one rank in the order that `order.py` defines; a run can be resumed after any batch.
 
-The main process decides what is in a batch and the worker, which keeps no state between batches, packs it: one read,
-hash check and decode per image, masks drawn at the network's size. So workers change nothing but the speed.
+The main process decides what a batch contains, and a worker packs it: one read, hash check and decode per image, and
+masks drawn at the network's size. Workers keep no state between batches, so their number changes only the speed.
 """
 
 import hashlib
@@ -27,25 +27,25 @@ from refseg.data.index import ManifestIndex
 from refseg.data.order import ORDER_VERSION, BatchPlan, Cursor, EpochOrder
 from refseg.data.packer import Failed, Packed, Packer
 from refseg.data.transforms import Geometry
-from refseg.data.worker_death import named_worker_death
+from refseg.data.worker_death import report_worker_death
 from refseg.errors import DatasetError, TrainingError, UsageError
 from refseg.reading import Reading
 
 _BATCHES_AHEAD = 2
-"""Per worker: as torch's own loader has it."""
+"""Batches per worker that are packed ahead; torch's own loader has the same default."""
 
 _SIGNAL_SECONDS = 2.0
-"""The system sends the signal of a process's death at once, but after its connections are cut."""
+"""Time to wait for the signal of a process's death, which may arrive after its connections have broken."""
 
 _STEPS_AHEAD = 64
-"""Remote shards are fetched in the order in which so many steps need them, then in any: all soon need every shard."""
+"""Number of steps for whose shards the order of download is planned. Later steps need almost every shard anyway."""
 
 
 class RefLoader:
-    """Batches of one rank, over epochs.
+    """The batches of one rank, epoch by epoch.
 
-    Iterating gives the batches of the epoch that `set_epoch` or `load_cursor` chose, and changes no state: iterating
-    again gives the same again.
+    Iterating gives the batches of the epoch that `set_epoch` or `load_cursor` chose. It changes no state, so a second
+    iteration gives the same batches.
     """
 
     def __init__(
@@ -63,44 +63,45 @@ class RefLoader:
         """Plan the epochs of one rank.
 
         Args:
-            index: What to read.
-            reading: How it is read. With `decode` on the device, the device is that of the accelerator given to
-                `prepare_loader`. None: as `geometry` and `options` say.
-            rank: Of this process.
+            index: Index of the dataset to read.
+            reading: How the dataset is read. If images are decoded on the device, it is the device of the accelerator
+                given to `prepare_loader`. None: `geometry` and `options` specify the reading.
+            rank: Rank of this process.
             world_size: Number of processes.
-            epoch: To start with.
-            only: Positions of the samples to read, where not all are wanted; only without `shuffle`.
-            geometry: To the network's input; evaluation asks for the same.
+            epoch: The first epoch.
+            only: Positions of the samples to read, if not all are wanted; only without `shuffle`.
+            geometry: Geometry from the original picture to the network's input, the same as for evaluation.
             options: Further attributes of `Reading`, such as `global_batch`, `num_tokens` or `sampling`.
 
         Raises:
-            UsageError: If a word is unknown, a number too low, the global batch cannot be cut for the processes, there
-                is no such rank or epoch, or a `reading` and parts of another one are given.
+            UsageError: If a word is unknown, a number is too low, the global batch is not a multiple of the number of
+                processes, the rank or epoch does not exist, or both a `reading` and parts of one are given.
         """
         if reading is None and geometry is not None:
             reading = Reading(geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, **options)
         elif reading is None or geometry is not None or options:
             raise UsageError(
-                "RefLoader takes a Reading, or a geometry with a Reading's attributes; expected one of them"
+                "RefLoader takes either a Reading, or a geometry with attributes of a Reading; found both or neither"
             )
         check_number("world_size", world_size, least=1)
         check_number("rank", rank, least=0)
         if reading.global_batch % world_size:
             raise UsageError(
-                f"a global batch of {reading.global_batch} cannot be cut evenly for {world_size} processes"
+                f"a global batch of {reading.global_batch} cannot be divided evenly among {world_size} processes; "
+                f"expected a multiple of {world_size}"
             )
         if rank >= world_size:
-            raise UsageError(f"rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
+            raise UsageError(f"found rank {rank} of {world_size} processes; expected 0 to {world_size - 1}")
         self.index = index
         self.reading = reading
         self._only = only
         self._plans = _Plans(self._order(epoch), rank=rank, world_size=world_size)
         memory = memory_kind()
         packer = Packer(index, reading, cache=_open_cache(index, reading), memory=memory)
-        # Not `batch_size=None` with a sampler: accelerate rebuilds a DataLoader around dataset and batch_sampler, and
-        # a plain sampler would be lost without a word. So a "batch of samples" is a list of one plan.
+        # Each "batch of samples" for torch is a list of one plan. `batch_size=None` with a sampler would be simpler,
+        # but accelerate rebuilds a DataLoader from dataset and batch_sampler and would silently drop the sampler.
         self.dataloader: DataLoader[Packed | Failed]
-        """torch's loader behind this one, of what workers hand over; `prepare_loader` wraps it."""
+        """torch's loader, which gives the results of the workers; `prepare_loader` wraps it."""
         torch_options: dict[str, Any] = {"collate_fn": _only, "pin_memory": memory == "pinned"}
         if reading.worker_kind == "threads" and reading.num_workers:
             ahead = _Ahead(self._plans, packer, reading.num_workers)
@@ -118,41 +119,41 @@ class RefLoader:
         return EpochOrder(self.index, self.reading, epoch, self._only)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the epoch is to start to its end, in the CPU's memory.
+        """Give the batches from the start (or the loaded cursor) to the end of the epoch, in the CPU's memory.
 
         Raises:
             DatasetError: If a sample cannot be read.
-            TrainingError: If a worker process dies while a batch is waited for. At any other moment torch raises its
-                RuntimeError in what the main thread is doing, which `named_worker_death` makes the same error.
+            TrainingError: If a worker process dies while the main thread waits for a batch. At any other time torch
+                raises a RuntimeError in the main thread; `report_worker_death` turns it into the same error.
         """
         return _unpacked(self.dataloader, torch.device("cpu"))
 
     def __len__(self) -> int:
-        """Batches the next iteration gives: `steps_per_epoch`, or fewer after `load_cursor`. The same on each rank."""
+        """Number of batches of the next iteration, equal on all ranks: `steps_per_epoch`, fewer after `load_cursor`."""
         return len(self._plans)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches of a whole epoch."""
         return self._plans.order.num_steps
 
     @property
     def epoch(self) -> int:
-        """The epoch the next iteration reads."""
+        """The epoch of the next iteration."""
         return self._plans.order.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose an epoch, from its start."""
+        """Choose the epoch of the next iteration, which begins at its start."""
         self._plans.start = 0
         if epoch != self.epoch:
             self._plans.order = self._order(epoch)
 
     def cursor(self, steps_done: int) -> Cursor:
-        """Where the run is.
+        """Return the position of the run in the epoch, for a checkpoint.
 
         Args:
-            steps_done: Steps of this epoch that are done, also those before a resume. The caller counts them: workers
-                and accelerate read ahead, so the loader cannot know.
+            steps_done: Number of finished steps of this epoch, including those before a resume. The caller must count
+                them: workers and accelerate read ahead, so the loader does not know which batches were used.
         """
         return Cursor(
             digest=self.index.digest,
@@ -163,16 +164,16 @@ class RefLoader:
         )
 
     def load_cursor(self, cursor: Cursor) -> None:
-        """Go on where a cursor stands, whatever numbers of ranks and workers made it.
+        """Resume at a cursor, which may come from a run with other numbers of ranks and workers.
 
         Raises:
-            DatasetError: If the cursor is of another dataset, seed, order, or cut of the epoch.
+            DatasetError: If the cursor belongs to another dataset, seed, order or global batch.
         """
         if cursor.order_version != ORDER_VERSION:
             raise DatasetError(
-                f"the run was stopped in the order of version {cursor.order_version}, this release of refseg has "
-                f"version {ORDER_VERSION}, which would repeat some samples and leave others out; go on with the "
-                "release that began the run, or start a new one"
+                f"the run was stopped in the order of version {cursor.order_version}, but this release of refseg has "
+                f"version {ORDER_VERSION}, which would repeat some samples and skip others; resume with the release "
+                "that started the run, or start a new run"
             )
         if cursor.digest != self.index.digest:
             raise DatasetError(
@@ -187,15 +188,15 @@ class RefLoader:
         if cursor.order != self.reading.order_name:
             raise DatasetError(
                 f"the run was stopped in the order {cursor.order!r}, found {self.reading.order_name!r}, which would "
-                "repeat some samples and leave others out; resume with the same sampling, expressions_per_image and "
-                "shuffle"
+                "repeat some samples and skip others; resume with the same sampling, expressions_per_image and shuffle"
             )
         batch = self.reading.global_batch
         start, left = divmod(cursor.samples_done, batch)
         if left or not 0 <= start <= order.num_steps:
             raise DatasetError(
-                f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is no end of "
-                f"a global batch of {batch} in an epoch of {order.num_steps} steps; resume with the same"
+                f"the run was stopped after {cursor.samples_done} samples of epoch {cursor.epoch}, which is not the "
+                f"end of a global batch of {batch} in an epoch of {order.num_steps} steps; resume with the global "
+                "batch of that run"
             )
         self._plans.order = order
         self._plans.start = start
@@ -211,37 +212,47 @@ def _open_cache(index: ManifestIndex, reading: Reading) -> ImageCache | None:
 
 
 class PreparedLoader:
-    """Batches of one rank on its device: what `prepare_loader` gives."""
+    """The batches of one rank on its device; made by `prepare_loader`."""
 
     def __init__(self, dataloader: DataLoaderShard, device: torch.device) -> None:
         self._dataloader = dataloader
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the epoch is to start to its end. Errors are those of `RefLoader.__iter__`."""
+        """Give the batches from the start (or the loaded cursor) to the end of the epoch.
+
+        Raises:
+            DatasetError: If a sample cannot be read.
+            TrainingError: If a worker process dies while the main thread waits for a batch.
+        """
         return _unpacked(self._dataloader, self._device)
 
     def __len__(self) -> int:
-        """Batches the next iteration gives."""
+        """Number of batches of the next iteration."""
         return len(self._dataloader)
 
 
 def _unpacked(dataloader: "DataLoader[Packed | Failed] | DataLoaderShard", device: torch.device) -> Iterator[Batch]:
-    death = named_worker_death(signal_seconds=_SIGNAL_SECONDS) if dataloader.num_workers else nullcontext()
-    with death:
+    reported = report_worker_death(signal_seconds=_SIGNAL_SECONDS) if dataloader.num_workers else nullcontext()
+    with reported:
         for packed in dataloader:
             yield packed.unpack(device)
 
 
 def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> PreparedLoader:
-    """Let accelerate move the batches to the device and see the end of the epoch, and nothing else.
+    """Wrap a loader so that accelerate moves its batches to the device and sees the end of the epoch.
 
-    Never give a `RefLoader` to `accelerator.prepare`: the loader has its rank's part already, and accelerate would take
-    1/world of that part again, silently. As "process 0 of 1" it splits nothing. `set_epoch` and `load_cursor` of
-    `loader` go on steering the result. Do not use `gather_for_metrics` on it: `is_pad` says what to leave out.
+    Never give a `RefLoader` to `accelerator.prepare`: the loader already gives only its rank's part, and accelerate
+    would silently split that part again. Here accelerate is told of one process, so it splits nothing. `set_epoch` and
+    `load_cursor` of `loader` also apply to the result. Do not use `gather_for_metrics` with it; leave out the
+    expressions with `is_pad` instead.
+
+    Args:
+        accelerator: The accelerator of this process.
+        loader: The loader of this rank.
 
     Raises:
-        TrainingError: If the loader was made for another number of processes, or two ranks were given the same samples.
+        TrainingError: If the loader was made for another number of processes, or two ranks have the same samples.
     """
     _refuse_overlap(accelerator, loader)
     dataloader = prepare_data_loader(
@@ -273,25 +284,26 @@ def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
         device=accelerator.device,
     )  # fmt: skip
     gathered = accelerator.gather(found).view(-1, len(found)).tolist()
-    places = [tuple(facts[:2]) for facts in gathered]
-    if places != [(rank, accelerator.num_processes) for rank in range(accelerator.num_processes)]:
+    ranks = [tuple(facts[:2]) for facts in gathered]
+    if ranks != [(rank, accelerator.num_processes) for rank in range(accelerator.num_processes)]:
         raise TrainingError(
-            f"the loaders of {accelerator.num_processes} processes were made for (rank, world size) {places}; "
+            f"the loaders of {accelerator.num_processes} processes were made for (rank, world size) {ranks}; "
             "give RefLoader the accelerator's process_index and num_processes"
         )
-    units = [facts[4] for facts in gathered if not facts[3]]  # a mix may have two copies of one sample, not of one unit
+    units = [facts[4] for facts in gathered if not facts[3]]  # a mix may repeat a sample, but each copy is its own unit
     samples = [tuple(facts[5:]) for facts in gathered if not facts[3]]
     if len({facts[2] for facts in gathered}) > 1 or len(set(units)) < len(units):
         raise TrainingError(
             f"the loaders of {accelerator.num_processes} processes do not fit together (first row and sentence "
-            f"of each: {samples}); give every process the same dataset, splits, seed, sampling, batch and cursor"
+            f"of each: {samples}); give all processes the same dataset, splits, seed, sampling, batch and cursor"
         )
 
 
 class _Plans(Sampler[list[BatchPlan]]):
-    """The batches of one rank from `start` on, each as a list of one plan.
+    """The plans of one rank's batches from step `start`, each in a list of one.
 
-    It has no `set_epoch`: accelerate would call that with its own count of iterations, which starts at 0 on a resume.
+    It has no `set_epoch`, because accelerate would call that with its own count of iterations, which begins at 0 after
+    a resume.
     """
 
     def __init__(self, order: EpochOrder, *, rank: int, world_size: int) -> None:
@@ -301,7 +313,7 @@ class _Plans(Sampler[list[BatchPlan]]):
         self.start = 0
 
     def __iter__(self) -> Iterator[list[BatchPlan]]:
-        order = self.order  # an epoch that has begun is not changed by set_epoch
+        order = self.order  # set_epoch does not change an epoch that has started
         soon = range(self.start, min(self.start + _STEPS_AHEAD, order.num_steps))
         if soon and order.index.is_remote:
             rows = [order.plan(step, rank=self.rank, world_size=self.world_size).row_index for step in soon]
@@ -315,7 +327,7 @@ class _Plans(Sampler[list[BatchPlan]]):
 
 
 class _Ahead(Sampler[list["Future[Packed | Failed]"]]):
-    """Batches that threads are packing, in order, some ahead of the one that is asked for."""
+    """The batches that threads are packing, in order and ahead of the one that is requested."""
 
     def __init__(self, plans: _Plans, packer: Packer, num_threads: int) -> None:
         self._plans = plans
@@ -340,7 +352,7 @@ class _Ahead(Sampler[list["Future[Packed | Failed]"]]):
 
 
 class _Results(Dataset[Packed | Failed]):
-    """Waits for what `_Ahead` is packing."""
+    """Waits for the results of `_Ahead`."""
 
     def __getitem__(self, future: "Future[Packed | Failed]") -> Packed | Failed:
         return future.result()

@@ -1,12 +1,17 @@
-"""The epoch as a pure function: which expressions are in which batch, for any ranks and any point of resuming.
+"""The order of an epoch as a pure function: which expressions each batch of each rank contains.
 
-An epoch is a permutation of units (refs, sentences or images), cut into global batches; a rank takes its contiguous
-slice of each. Nothing depends on who asks: the permutation, the sentence of a ref and the expressions of an image come
-from hashes of (digest, seed, epoch, unit). Only what a batch needs is computed: an epoch of any size begins, and goes
-on anywhere, at once.
+An epoch is a permutation of units (refs, sentences or images), cut into global batches. Each rank takes its contiguous
+slice of every global batch. The permutation, the sentence drawn for a ref and the expressions of an image are computed
+from hashes of (digest, seed, epoch, unit), so they do not depend on ranks, workers or earlier batches. Any batch can be
+computed by itself; therefore an epoch of any size starts and resumes at once.
 
-In a mix, an epoch has a unit of a member with weight w on average w times: of n units exactly round(w * n) are there,
-floor(w) copies of each and one more of some, chosen anew each epoch. Each copy draws its sentences for itself.
+Example: 10 units, a global batch of 4 and 2 ranks. Let the permutation of 0 to 9 be [7 2 9 4 | 0 5 1 8 | 3 6]. At step
+1 rank 0 reads the units 0 and 5, and rank 1 the units 1 and 8. With remainder `pad`, the last batch is filled from the
+start of the epoch: rank 1 reads 7 and 2 at step 2, marked as padding.
+
+In a mix, a member with weight w and n units has exactly round(w * n) units in an epoch: floor(w) copies of each, and
+one more of some, which are chosen anew for each epoch. With w = 1.5 and 4 units, an epoch has 6: each of the 4 once,
+and 2 of them once more. Sentences are drawn for each copy independently.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -22,7 +27,7 @@ from refseg.errors import DatasetError, UsageError
 from refseg.reading import Reading
 
 ORDER_VERSION = 1
-"""Of the order: raised by a release that gives another one for the same (digest, seed, epoch, sampling)."""
+"""Version of the order. It increases when a release changes the order for the same (digest, seed, epoch, sampling)."""
 
 _COUNTED_AT_ONCE = 1 << 18
 
@@ -37,19 +42,19 @@ class BatchPlan(NamedTuple):
     is_pad: NDArray[np.bool_]
     """`(B,)` True for repeats that only fill the last global batch."""
     num_global: int
-    """Expressions that are not padding in the whole global batch, over all ranks."""
+    """Number of expressions in the global batch, over all ranks and without padding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """How far a run is: the same on every rank, and enough to go on with any number of ranks and workers.
+    """The position of a run in its epoch: equal on all ranks, and valid for any number of ranks and workers.
 
     Attributes:
-        digest: Of the index (`ManifestIndex.digest`).
-        seed: Of the order.
-        epoch: From 0.
-        samples_done: Units of this epoch, over all ranks, whose step is done.
-        order: What else the order depends on (`Reading.order_name`).
+        digest: Digest of the index (`ManifestIndex.digest`).
+        seed: Seed of the order.
+        epoch: Number of the epoch, from 0.
+        samples_done: Number of units of this epoch, over all ranks, whose step is finished.
+        order: Name of the sampling and shuffling that determine the order (`Reading.order_name`).
         order_version: `ORDER_VERSION` of the release that made the order.
     """
 
@@ -61,40 +66,40 @@ class Cursor:
     order_version: int = ORDER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint: under 200 bytes as JSON."""
+        """Return the fields for a checkpoint; as JSON they take less than 200 bytes."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Cursor":
-        """Read what `to_dict` gave.
+        """Make a cursor from the fields that `to_dict` returned.
 
         Raises:
-            DatasetError: If a field is missing, no whole number, or below 0.
+            DatasetError: If a field is missing or has the wrong type, or a number is negative.
         """
         words = {name: fields.get(name) for name in ("digest", "order")}
         numbers = {name: fields.get(name) for name in ("seed", "epoch", "samples_done", "order_version")}
         is_whole = all(type(number) is int and number >= 0 for number in numbers.values())
         if not is_whole or not all(isinstance(word, str) for word in words.values()):
             raise DatasetError(
-                f"cursor {fields!r}: expected the words {' and '.join(words)}, and {', '.join(numbers)} as whole "
-                "numbers from 0 on; use another checkpoint, or start a new run"
+                f"cursor {fields!r}: expected {' and '.join(words)} as strings, and {', '.join(numbers)} as whole "
+                "numbers of at least 0; use another checkpoint, or start a new run"
             )
         return cls(**words, **numbers)  # type: ignore[arg-type]  # compared above
 
 
 @dataclass(frozen=True, eq=False)
 class EpochOrder:
-    """One epoch over an index.
+    """The order of one epoch over an index.
 
     Attributes:
-        index: What is read; the weights of a mix are in its descriptor.
-        reading: What a unit is, how many make a global batch, the seed, and whether units are shuffled.
-        epoch: From 0.
-        only: The units there are, in order, where not all of the index's are wanted; only without `shuffle`.
+        index: Index of the dataset; the weights of a mix are in its descriptor.
+        reading: Specifies what a unit is, the size of a global batch, the seed, and whether units are shuffled.
+        epoch: Number of the epoch, from 0.
+        only: The units of the epoch, in order, if not all units of the index are wanted; only without `shuffle`.
 
     Raises:
-        UsageError: If the epoch is below 0, a weight leaves nothing of a member, or, with remainder `drop`, the global
-            batch is larger than the epoch.
+        UsageError: If the epoch is below 0, if a member of a mix has no unit in the epoch because of a small weight, or
+            if, with remainder `drop`, the global batch is larger than the epoch.
     """
 
     index: ManifestIndex
@@ -102,14 +107,14 @@ class EpochOrder:
     epoch: int
     only: NDArray[np.int64] | None = field(default=None, repr=False)
     _permutation: Permutation | None = field(init=False, repr=False)
-    """Of the places of the epoch; None: they are in order."""
+    """Permutation of the positions in the epoch; None: units are not shuffled."""
     _shares: "tuple[_Share, ...]" = field(init=False, repr=False)
-    """Of the members of a mix; empty: each unit is there once."""
+    """The parts of the members of a mix in the epoch; empty: each unit occurs once."""
 
     def __post_init__(self) -> None:
         check_number("epoch", self.epoch, least=0)
         assert self.only is None or not self.reading.shuffle, "a part of the units is for evaluation"
-        # The dataclass is frozen because the epoch is a value; this is part of its construction.
+        # The dataclass is frozen, so that fields cannot be assigned here in the normal way.
         object.__setattr__(self, "_shares", self._weigh() if self.reading.shuffle else ())
         permutation = Permutation(self.num_units, self._key("order")) if self.reading.shuffle else None
         object.__setattr__(self, "_permutation", permutation)
@@ -117,47 +122,48 @@ class EpochOrder:
         if self.reading.remainder == "drop" and self.num_units < batch:
             raise UsageError(
                 f"{self.index.folder}: an epoch by {self.reading.sampling} has {self.num_units} samples, fewer than "
-                f"one global batch of {batch}, so nothing is left to train on; make global_batch smaller, or fill the "
-                'last batch with repeats: remainder = "pad"'
+                f"one global batch of {batch}, so no sample is left to train on; make global_batch smaller, or fill "
+                'the last batch with repeated samples: remainder = "pad"'
             )
 
     @property
     def num_units(self) -> int:
-        """Refs, sentences or images in the epoch, copies included, without padding."""
+        """Number of refs, sentences or images in the epoch, with copies and without padding."""
         if self.only is not None:
             return len(self.only)
         return sum(share.total for share in self._shares) or self._num_distinct
 
     @property
     def num_steps(self) -> int:
-        """Global batches: the number of batches of every rank."""
+        """Number of global batches, which is also the number of batches of each rank."""
         if self.reading.remainder == "drop":
             return self.num_units // self.reading.global_batch
         return -(-self.num_units // self.reading.global_batch)
 
     def units(self, step: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
-        """`(global_batch / world_size,)` units of one rank at one step; each copy of a unit has a number of its own.
+        """Return the `(global_batch / world_size,)` units of one rank at one step.
 
-        Copy c of unit u of the index is c * (units of the index) + u.
+        Each copy of a unit has its own number: copy c of unit u is c * (number of units in the index) + u.
 
         Args:
-            step: 0 to `num_steps - 1`.
-            rank: 0 to `world_size - 1`.
-            world_size: Ranks; divides the global batch.
+            step: Number of the step, 0 to `num_steps - 1`.
+            rank: Rank, 0 to `world_size - 1`.
+            world_size: Number of ranks, a divisor of the global batch.
         """
-        return self._units_at(self._places(step, rank, world_size) % self.num_units)  # padding starts from the front
+        # Positions past the end of the epoch are padding: they repeat units from its start.
+        return self._units_at(self._positions(step, rank, world_size) % self.num_units)
 
     def plan(self, step: int, *, rank: int, world_size: int) -> BatchPlan:
-        """The batch of one rank at one step.
+        """Return the batch of one rank at one step.
 
         Args:
-            step: 0 to `num_steps - 1`.
-            rank: 0 to `world_size - 1`.
-            world_size: Ranks; divides the global batch.
+            step: Number of the step, 0 to `num_steps - 1`.
+            rank: Rank, 0 to `world_size - 1`.
+            world_size: Number of ranks, a divisor of the global batch.
         """
         start = step * self.reading.global_batch
         end = min(start + self.reading.global_batch, self.num_units)
-        is_pad = self._places(step, rank, world_size) >= self.num_units
+        is_pad = self._positions(step, rank, world_size) >= self.num_units
         units = self.units(step, rank=rank, world_size=world_size)
         if self.reading.sampling != "images":
             return BatchPlan(*self._expressions(units), is_pad, num_global=end - start)
@@ -167,9 +173,9 @@ class EpochOrder:
         return BatchPlan(rows, sentences, np.repeat(is_pad, numbers), num_global)
 
     def seen_per_ref(self) -> NDArray[np.int64]:
-        """`(rows,)` how often the epoch gives each ref, counted from its batches: the same for any ranks and workers.
+        """Return `(rows,)` how often each ref occurs in the batches of the epoch.
 
-        Padding is not counted; what `drop` leaves over is not given.
+        Padding and the samples that remainder `drop` leaves out are not counted.
         """
         seen = np.zeros(self.index.num_rows, np.int64)
         end = min(self.num_steps * self.reading.global_batch, self.num_units)
@@ -184,26 +190,27 @@ class EpochOrder:
 
     @property
     def _num_distinct(self) -> int:
-        """Units of the index."""
+        """Number of units in the index."""
         return {
             "ref": self.index.num_rows,
             "sentence": self.index.num_sentences,
             "images": self.index.num_images,
         }[self.reading.sampling]
 
-    def _places(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """Positions in the epoch; those past its end are padding."""
+    def _positions(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Return the positions in the epoch of one rank's batch; positions past the epoch's end are padding."""
         local = self.reading.global_batch // world_size
         start = step * self.reading.global_batch + rank * local
         return np.arange(start, start + local)
 
     def _weigh(self) -> "tuple[_Share, ...]":
-        """How often an epoch has the units of each member of a mix; nothing if all weights are 1."""
+        """Return the part of each member of a mix in the epoch; empty if all weights are 1."""
         weights = {member.dataset: member.weight for member in self.index.descriptor.mix}
         if all(weight == 1 for weight in weights.values()):
             return ()
         index = self.index
-        # Rows of one member are adjacent at least within a manifest: a few runs of rows, so of units.
+        # Rows of one member are adjacent at least within a manifest, so its rows form a few runs. `first` and `end` are
+        # the borders of each run: first of rows, then of the units that belong to these rows.
         first = np.flatnonzero(np.diff(index.row_dataset, prepend=-1))
         end = np.append(first[1:], index.num_rows)
         run_dataset = index.row_dataset[first]
@@ -216,36 +223,37 @@ class EpochOrder:
             own = run_dataset == number
             num_units = int((end[own] - first[own]).sum())
             if not num_units:
-                continue  # a member without a train split, there for its evaluation images
+                continue  # a member without a train split, whose evaluation images must not be in the training set
             total = round(weights[dataset] * num_units)
             if total == 0:
                 raise UsageError(
-                    f"{index.folder}: weight {weights[dataset]:g} leaves none of the {num_units} samples (by "
-                    f"{self.reading.sampling}) of {dataset} in an epoch; mix again with a larger weight, or without it"
+                    f"{index.folder}: with weight {weights[dataset]:g} an epoch contains none of the {num_units} "
+                    f"samples (by {self.reading.sampling}) of {dataset}; mix again with a larger weight, or without it"
                 )
             chosen = Permutation(num_units, self._key(f"weight {dataset}"))
             shares.append(_Share(total, num_units, first[own], np.cumsum(end[own] - first[own]), chosen))
         return tuple(shares)
 
-    def _units_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of the units (see `units`) at places 0 to `num_units - 1` of the epoch."""
+    def _units_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the units (see `units`) at positions 0 to `num_units - 1` of the epoch."""
         if self.only is not None:
-            return self.only[places]
+            return self.only[positions]
         if self._permutation is not None:
-            places = self._permutation(places)
+            positions = self._permutation(positions)
         if not self._shares:
-            return places
-        units = np.empty_like(places)
+            return positions
+        # The members of a mix follow one another: with 6 and 3 units, positions 0 to 5 and 6 to 8.
+        units = np.empty_like(positions)
         start = 0
         for share in self._shares:
-            own = (places >= start) & (places < start + share.total)
-            copies, numbers = share.units(places[own] - start)
+            own = (positions >= start) & (positions < start + share.total)
+            copies, numbers = share.units(positions[own] - start)
             units[own] = copies * self._num_distinct + numbers
             start += share.total
         return units
 
     def _expressions(self, units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`(units,)` rows and sentences within them, sampling by `ref` or `sentence`."""
+        """Return `(units,)` rows and the sentence of each, for sampling by `ref` or `sentence`."""
         distinct = units % self._num_distinct
         start = self.index.sentence_start
         if self.reading.sampling == "sentence":
@@ -259,22 +267,26 @@ class EpochOrder:
     def _expressions_of_images(
         self, units: NDArray[np.int64], is_pad: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and sentences within them, those of one image adjacent, and `(units,)` how many each image has.
+        """Return the row and sentence of each expression, adjacent per image, and `(units,)` their number per image.
 
-        A padding image has one, only to be there.
+        A padding image has one expression, because an image without any cannot be in a batch.
+
+        Example: two images with 3 and 2 sentences, of which at most 2 per image are wanted. `image` is [0 0 0 1 1] and
+        `nth` is [0 1 2 0 1]. Sorted by image and then by hash, the sentences of an image with `nth` 0 and 1 are those
+        with its two lowest hashes; they are taken.
         """
         index = self.index
         copies, images = np.divmod(units, self._num_distinct)
         first = index.sentence_start[index.row_start[images]]
         available = index.sentence_start[index.row_start[images + 1]] - first
         wanted = np.where(is_pad, 1, self._num_expressions(images))
-        # All sentences of all images in turn: `image` says whose, `nth` which.
+        # For each sentence of each image: `image` is the position of its image, `nth` its number within the image.
         image = np.repeat(np.arange(len(images)), available)
         nth = np.arange(len(image)) - np.repeat(np.cumsum(available) - available, available)
         positions = first[image] + nth
         if (wanted < available).any():
             drawn = self._hash("sentence", copies[image] * index.num_sentences + positions)
-            # Of each image the lowest hashes; `image` is sorted, so `nth` is also the rank among them.
+            # lexsort keeps the images in order, so `nth` is also a sentence's rank by hash within its image.
             chosen = np.lexsort((drawn, image))[nth < wanted[image]]
             positions = positions[np.sort(chosen)]
         rows = np.searchsorted(index.sentence_start, positions, side="right") - 1
@@ -293,26 +305,32 @@ class EpochOrder:
         return key_of(f"{self.index.order_key} {self.reading.seed} {self.epoch} {purpose}")
 
     def _hash(self, purpose: str, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """A uniform 64-bit number for each position, different for each purpose, seed, epoch and dataset."""
+        """Return a uniform 64-bit number for each position, which depends on purpose, seed, epoch and dataset."""
         return scramble(self._key(purpose), positions.astype(np.uint64))
 
 
 class _Share(NamedTuple):
-    """What an epoch has of one member of a mix."""
+    """The part of one member of a mix in an epoch.
+
+    Example: a member with weight 1.5 whose 4 units are 10, 11, 20 and 21 of the index has `total` 6, `num_units` 4,
+    `first` [10, 20] and `end` [2, 4]. Its positions 0 to 3 are copy 0 of the four units in order. Positions 4 and 5 are
+    copy 1 of two more: if `chosen` has the values 2 and 0 at 0 and 1, they are the units 20 and 10.
+    """
 
     total: int
-    """Units, copies included."""
+    """Number of units in the epoch, with copies."""
     num_units: int
+    """Number of units of the member in the index."""
     first: NDArray[np.int64]
-    """`(runs,)` the first unit of each run of units that are the member's."""
+    """`(runs,)` the first unit of each run of adjacent units of the member."""
     end: NDArray[np.int64]
-    """`(runs,)` how many of the member's units there are up to the end of each run."""
+    """`(runs,)` number of the member's units up to the end of each run."""
     chosen: Permutation
-    """Its first units are there once more than the others."""
+    """Permutation of the member's units. Its first values are the units that occur once more than the others."""
 
-    def units(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`(n,)` copies and units of the index at places 0 to `total - 1`: whole copies, then the chosen ones."""
-        copies, nth = np.divmod(places, self.num_units)
+    def units(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return `(n,)` copies and units of the index at positions 0 to `total - 1` of the member's part."""
+        copies, nth = np.divmod(positions, self.num_units)
         more = copies == self.total // self.num_units
         nth[more] = self.chosen(nth[more])
         run = np.searchsorted(self.end, nth, side="right")
@@ -320,15 +338,15 @@ class _Share(NamedTuple):
 
 
 class BatchDiversity(NamedTuple):
-    """How much a batch holds, on average: k expressions of one image say less than k of several images."""
+    """The average variety of a global batch: k expressions of one image carry less information than k of several."""
 
     expressions: float
-    """In the global batch."""
+    """Number of expressions in the global batch."""
     images: float
-    """Distinct images in the global batch."""
+    """Number of distinct images in the global batch."""
     effective_images: float
-    """As many images with equally many expressions each would weigh alike: (sum of n)^2 / (sum of n^2), n the number
-    of expressions of an image (Kish 1965, "Survey Sampling", Sec. 11.7)."""
+    """Effective number of images, (sum of n)^2 / (sum of n^2) with n the number of expressions of an image (Kish 1965,
+    "Survey Sampling", Sec. 11.7). It equals `images` if all images have equally many expressions."""
 
 
 def batch_diversity(order: EpochOrder, *, num_steps: int = 64) -> BatchDiversity:
@@ -336,7 +354,7 @@ def batch_diversity(order: EpochOrder, *, num_steps: int = 64) -> BatchDiversity
 
     Args:
         order: The epoch.
-        num_steps: Global batches to look at, fewer where the epoch has fewer.
+        num_steps: Largest number of global batches to measure.
     """
     found = []
     for step in range(min(num_steps, order.num_steps)):

@@ -1,4 +1,4 @@
-"""What a training run will read: steps, samples left over, bytes, memory and the variety of a batch, for a cluster."""
+"""Computes what a training run on a cluster will read: steps, bytes, memory and the variety of a batch."""
 
 import json
 from dataclasses import dataclass, fields
@@ -13,37 +13,37 @@ from refseg.errors import UsageError
 from refseg.reading import Reading
 
 _MEASURED_STEPS = 64
-_BATCHES_IN_FLIGHT = 3  # of a worker: two that torch asks for ahead, and the one being packed
+_BATCHES_IN_FLIGHT = 3  # per worker: two requested ahead, and the one being packed
 _MUCH_DROPPED = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPlan:
-    """One epoch of a run, and what it asks of each node.
+    """One epoch of a run, and the resources that it needs on each node.
 
     Attributes:
         dataset: Dataset id.
-        splits: What is read.
-        digest: Of the index.
-        num_nodes: Machines.
-        num_ranks: Processes over all nodes.
-        num_workers: Packing threads or processes of each rank.
-        global_batch: Samples per step over all ranks.
-        samples: Of an epoch, padding not counted: refs, sentences or images, as the sampling says.
-        steps: Of an epoch, the same for each rank.
-        dropped: Samples an epoch leaves out.
-        padded: Repeats in an epoch, marked, that fill its last step.
-        diversity: Of the first global batches.
-        images_per_rank: Images that a rank reads and decodes in an epoch.
-        image_bytes_per_node: Bytes of their samples for one node, in an epoch.
-        shard_bytes: Of all shards.
-        remote_shard_bytes: Of those at URLs: what each node downloads once.
-        cache_bytes: What the node's cache may hold; None where no shard is remote.
-        index_bytes: Memory of the index in each rank; large ones are mapped, once for all processes of a node.
-        worker_bytes: Memory of batches in each worker.
-        decoded_bytes: What all images would fill, resized to the input.
-        cursor_bytes: Of the cursor in a checkpoint, as JSON.
-        warnings: What will not work or is a pity, with its remedy.
+        splits: The splits that are read.
+        digest: Digest of the index.
+        num_nodes: Number of machines.
+        num_ranks: Number of processes on all nodes.
+        num_workers: Number of packing threads or processes of each rank.
+        global_batch: Number of samples per step over all ranks.
+        samples: Number of samples of an epoch without padding: refs, sentences or images, depending on the sampling.
+        steps: Number of steps of an epoch, which is equal on all ranks.
+        dropped: Number of samples that an epoch leaves out.
+        padded: Number of repeated samples, marked as padding, that fill the last step.
+        diversity: Average variety of the first global batches.
+        images_per_rank: Number of images that a rank reads and decodes in an epoch.
+        image_bytes_per_node: Bytes of samples that one node reads in an epoch.
+        shard_bytes: Bytes of all shards.
+        remote_shard_bytes: Bytes of the shards at URLs, which each node downloads once.
+        cache_bytes: Largest size of the node's cache; None if no shard is remote.
+        index_bytes: Size of the index in bytes, counted for each rank. (A mapped index is shared by a node's ranks.)
+        worker_bytes: Memory of the batches of each worker, in bytes.
+        decoded_bytes: Size of all images after resizing to the input, in bytes.
+        cursor_bytes: Size of the cursor in a checkpoint, as JSON.
+        warnings: Problems of the plan, each with its remedy.
     """
 
     dataset: str
@@ -71,24 +71,29 @@ class ReadPlan:
 
     @property
     def memory_per_node(self) -> int:
-        """Bytes of index and batches of all ranks of a node, without models; without workers the process packs."""
+        """Bytes of the index and batches of all ranks of a node, without models.
+
+        A rank without workers packs its batches itself and counts as one worker.
+        """
         return self.num_ranks // self.num_nodes * (self.index_bytes + max(1, self.num_workers) * self.worker_bytes)
 
 
 def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, ranks_per_node: int) -> ReadPlan:
-    """Plan the first epoch of a run; images and bytes are those of its first 64 steps, times the steps.
+    """Plan the first epoch of a run. Images and bytes are extrapolated from its first 64 steps.
 
     Args:
-        index: What is read.
-        reading: How it is read; the seed makes no difference.
-        num_nodes: Machines.
-        ranks_per_node: Processes on each, one per GPU.
+        index: Index of the dataset.
+        reading: How the dataset is read; the seed makes no difference.
+        num_nodes: Number of machines.
+        ranks_per_node: Number of processes on each machine, one per GPU.
 
     Raises:
-        UsageError: If a number is too low, or the order cannot be (see `EpochOrder`).
+        UsageError: If a number is too low, or the order is impossible (see `EpochOrder`).
     """
     if num_nodes < 1 or ranks_per_node < 1:
-        raise UsageError(f"a world of {num_nodes} nodes with {ranks_per_node} processes; expected at least 1 of each")
+        raise UsageError(
+            f"found {num_nodes} nodes with {ranks_per_node} processes on each; expected at least 1 of both"
+        )
     num_ranks, global_batch = num_nodes * ranks_per_node, reading.global_batch
     order = EpochOrder(index, reading, epoch=0)
     divides = global_batch % num_ranks == 0
@@ -132,7 +137,10 @@ def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, rank
 
 
 def _images_per_rank(order: EpochOrder, num_ranks: int) -> tuple[float, float]:
-    """Images that rank 0 reads in an epoch, one that is twice in a batch once, and the bytes of their samples."""
+    """Return the number of images that rank 0 reads in an epoch, and the bytes of their samples.
+
+    An image that occurs several times in a batch is read, and counted, once.
+    """
     num_images = num_bytes = 0
     steps = min(_MEASURED_STEPS, order.num_steps)
     for step in range(steps):
@@ -155,24 +163,24 @@ def _warnings(order: EpochOrder, num_ranks: int, remote_bytes: int, cache_bytes:
         lower, upper = batch // num_ranks * num_ranks, -(-batch // num_ranks) * num_ranks
         choices = f"{lower} or {upper}" if lower else str(upper)
         found.append(
-            f"a global batch of {batch} cannot be cut evenly for {num_ranks} processes, so training will refuse it; "
-            f"take {choices}"
+            f"a global batch of {batch} cannot be divided evenly among {num_ranks} processes, so training will refuse "
+            f"it; use {choices}"
         )
     if num_ranks > samples:
         found.append(
-            f"{num_ranks} processes share {samples} samples, so {num_ranks - samples} of them see only padding; "
-            "take fewer processes"
+            f"{num_ranks} processes share {samples} samples, so {num_ranks - samples} of them read only padding; "
+            "use fewer processes"
         )
     left_over = samples % batch
     if order.reading.remainder == "drop" and left_over > _MUCH_DROPPED * samples:
         found.append(
-            f"each epoch leaves out {left_over} of {samples} samples ({left_over / samples:.1%}), others each time; "
-            "a smaller batch leaves out fewer, remainder pad none"
+            f"each epoch leaves out {left_over} of {samples} samples ({left_over / samples:.1%}), different ones in "
+            "each epoch; a smaller batch leaves out fewer, and remainder pad leaves out none"
         )
     if cache_bytes is not None and remote_bytes > cache_bytes:
         found.append(
-            f"the cache of this node may hold {cache_bytes / 1e9:.3f} GB of {remote_bytes / 1e9:.3f} GB of remote "
-            "shards; the rest is read over the network in every epoch, one request an image: give it a larger disk or "
-            f"limit (REFSEG_CACHE, {LIMIT_VARIABLE}), or copy the dataset to the node"
+            f"the cache of this node holds at most {cache_bytes / 1e9:.3f} GB of {remote_bytes / 1e9:.3f} GB of remote "
+            "shards; the rest is read over the network in every epoch with one request per image: give the cache a "
+            f"larger disk or limit (REFSEG_CACHE, {LIMIT_VARIABLE}), or copy the dataset to the node"
         )
     return found

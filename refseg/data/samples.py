@@ -1,4 +1,4 @@
-"""A built dataset as torch's `Dataset`: one ref at a time, at the picture's own size; and the way to a loader."""
+"""`RefDataset`: a built dataset as a torch `Dataset` of one ref at a time, with pictures at their stored size."""
 
 import operator
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ from refseg.wording import counted
 
 
 class RefIds(NamedTuple):
-    """What names one ref and its sentences outside this library."""
+    """The ids of a ref and its sentences in the source."""
 
     dataset: str
     """Id of the dataset, or of the member of a mix, for example `refcoco/unc`."""
     split: str
-    """Of the ref."""
+    """Split of the ref, for example `testA`."""
     ref_id: int
-    """Id in the source."""
+    """Id of the ref in the source."""
     image_id: int
     """COCO image id."""
     sent_ids: tuple[int, ...]
-    """Ids in the source, in the order of the sample's sentences."""
+    """Ids of the sentences in the source, in the order of the sample's sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,13 +37,13 @@ class Sample:
     """One referred region of one image, with every sentence that names it.
 
     Attributes:
-        image: RGB, 0 to 255, as the JPEG stores it.
-        mask: The target: True is object.
-        sentences: As cleaned by the dataset's authors, at least one.
-        sentence_exists: Per sentence; False: it names nothing in this image, so its own target is empty.
-        ids: Of the ref and its sentences.
-        category: COCO's name of the target's kind; empty where the source has none.
-        file_name: Of the image in the source.
+        image: Picture at its stored size, RGB, 0 to 255.
+        mask: Target at the picture's original size: True is object.
+        sentences: Sentences as cleaned by the dataset's authors, at least one.
+        sentence_exists: For each sentence: False if it names nothing in this image, so that its target is empty.
+        ids: Ids of the ref and its sentences.
+        category: COCO category name of the target; empty if the source has none.
+        file_name: File name of the image in the source.
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -56,42 +56,43 @@ class Sample:
 
 
 class RefDataset(Dataset[Sample]):
-    """The refs of some splits, by position: in the order of the index, every ref once.
+    """The refs of some splits, each once, in the order of the index.
 
-    Made for looking at samples and for other projects' training code. Samples have pictures of different sizes, so
-    torch's `DataLoader` needs `collate_fn=list`. `loader` gives batches of one size, which it packs several times
-    faster, and which are exact over ranks and resumes.
+    It is meant for inspecting samples and for other projects' training code. Pictures have different sizes, so torch's
+    `DataLoader` needs `collate_fn=list`. `loader` is for training: it gives batches of one size, packs them several
+    times faster, and gives each sample exactly once per epoch for any number of ranks and after any resume.
 
     Attributes:
-        index: Where everything lies.
+        index: Index of the dataset.
     """
 
     def __init__(self, index: ManifestIndex) -> None:
-        """Show an index as samples.
+        """Use an index.
 
         Args:
-            index: What to read.
+            index: Index of the splits to read.
         """
         self.index = index
 
     def __len__(self) -> int:
-        """Refs."""
+        """Number of refs."""
         return self.index.num_rows
 
     def __getitem__(self, position: SupportsIndex) -> Sample:
         """Read and decode one sample.
 
         Args:
-            position: From 0; negative counts from the end.
+            position: Position from 0; a negative position counts from the end.
 
         Raises:
-            IndexError: If there is no such sample.
-            DatasetError: If its image cannot be read, or is not what was built.
+            IndexError: If the position does not exist.
+            DatasetError: If the image cannot be read, or differs from the one that was built.
+            StorageError: If storage refuses or fails.
         """
         index = self.index
         row = operator.index(position)
         if not -len(self) <= row < len(self):
-            raise IndexError(f"{index.folder}: found no sample {row}, expected one of {len(self)}")
+            raise IndexError(f"{index.folder}: found no sample at position {row}, expected one of {len(self)} samples")
         row %= len(self)
         image = int(index.row_image[row])
         sentences = range(int(index.sentence_start[row]), int(index.sentence_start[row + 1]))
@@ -112,7 +113,7 @@ class RefDataset(Dataset[Sample]):
         )
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples in order."""
+        """Iterate over all samples in order."""
         return (self[position] for position in range(len(self)))
 
     def __repr__(self) -> str:
@@ -131,20 +132,20 @@ class RefDataset(Dataset[Sample]):
         world_size: int = 1,
         **options: Any,
     ) -> RefLoader:
-        """Batches of one rank for a network; `set_epoch` of the result chooses the epoch.
+        """Return a loader of one rank's batches; its `set_epoch` chooses the epoch.
 
-        With accelerate give the result to `refseg.data.loader.prepare_loader`, never to `accelerator.prepare`.
+        With accelerate, give the result to `refseg.data.loader.prepare_loader`, never to `accelerator.prepare`.
 
         Args:
-            batch_size: Samples per step over all ranks.
-            geometry: To the network's input; evaluation asks for the same.
-            rank: Of this process: accelerate's `process_index`.
+            batch_size: Number of samples per step over all ranks.
+            geometry: Geometry from the original picture to the network's input, the same as for evaluation.
+            rank: Rank of this process: accelerate's `process_index`.
             world_size: Number of processes: accelerate's `num_processes`.
             options: Further attributes of `refseg.reading.Reading`, such as `num_tokens`, `sampling`, `shuffle`,
                 `seed`, `remainder`, `num_workers`.
 
         Raises:
-            UsageError: If a word is unknown, a number too low, or the numbers do not fit together.
+            UsageError: If a word is unknown, a number is too low, or the numbers contradict each other.
         """
         return RefLoader(
             self.index, geometry=geometry, global_batch=batch_size, rank=rank, world_size=world_size, **options

@@ -1,7 +1,7 @@
-"""Geometry between original pixels and the network's input, for images, masks and scores alike; normalisation.
+"""Resizes images and masks to the network's input, brings scores back to the original size, and normalises images.
 
-Images are resized as Pillow's BILINEAR does (antialiased, uint8), masks as its NEAREST does: what the published
-pipelines train with. There is no augmentation: "left" and "tall" must stay true.
+Images are resized like Pillow's BILINEAR (antialiased, uint8) and masks like its NEAREST, as the published pipelines
+do. There is no augmentation, because words such as "left" and "tall" must stay true.
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from refseg.geometry import CLIP_MEAN, GeometryKind, place
 from refseg.reading import Reading
 
 _LOWEST_BITS = np.uint64(0x0101010101010101)
-_ONE = np.uint8(1)  # a Python 1 would be cast for each pixel
+_ONE = np.uint8(1)  # np.add.at would convert a Python 1 for each pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """How an original image fits the network's input, and how scores go back.
+    """The mapping between an original image and the network's input.
 
     Attributes:
-        kind: `letterbox` keeps the aspect, centres, and fills the border with the mean colour (CRIS); `stretch` fills
-            the input (LAVT).
-        size: `(height, width)` of the network's input, in pixels.
-        mean: Mean colour behind the border, RGB from 0 to 1: that of the normalisation, so that the border is zero.
+        kind: `letterbox` keeps the aspect ratio, centres the picture and fills the border with the mean colour (CRIS).
+            `stretch` changes the aspect ratio so that the picture fills the input (LAVT).
+        size: `(height, width)` of the network's input in pixels.
+        mean: Colour of the border, RGB from 0 to 1. It is the mean of the normalisation, which makes the border zero.
 
     Raises:
-        UsageError: If there is no such kind, or no such size.
+        UsageError: If the kind is unknown, or a side is below 1.
     """
 
     kind: GeometryKind
@@ -48,11 +48,11 @@ class Geometry:
 
     @classmethod
     def of(cls, reading: Reading) -> "Geometry":
-        """The geometry that a specification of reading asks for."""
+        """Return the geometry that a `Reading` specifies."""
         return cls(kind=reading.geometry, size=reading.input_size, mean=reading.image_mean)
 
     def placed(self, original_size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Where the picture lies in the input: `(top, left, height, width)` in pixels.
+        """Return the rectangle of the picture in the input: `(top, left, height, width)` in pixels.
 
         Args:
             original_size: `(height, width)` of the image in pixels.
@@ -66,13 +66,13 @@ class Geometry:
         *,
         out: UInt8[Tensor, "H W 3"] | None = None,
     ) -> UInt8[Tensor, "3 H W"]:
-        """Resize an image; fastest where its memory is `(h, w, 3)`.
+        """Resize an image to the input; fastest if the image's memory is in the order `(h, w, 3)`.
 
         Args:
             image: RGB, 0 to 255, on any device.
-            original_size: `(height, width)` of the picture it was made from, where it was stored smaller; its place is
-                that of the original, as a mask's is.
-            out: Contiguous memory to write to, on the same device; None: new.
+            original_size: `(height, width)` of the original picture, if the image is a reduced copy. The image then
+                fills the rectangle that the original would fill, so that it matches its mask. None: the image's size.
+            out: Contiguous memory to write to, on the same device; None: new memory.
 
         Returns:
             A view of `out`.
@@ -80,10 +80,10 @@ class Geometry:
         if out is None:
             out = torch.empty(*self.size, 3, dtype=torch.uint8, device=image.device)
         top, left, height, width = self.placed(original_size or (image.shape[1], image.shape[2]))
-        # The batch axis is put in front of (h, w, 3): behind a permuted (3, h, w) torch takes a path half as fast.
+        # The batch axis is added to (h, w, 3) before the permutation: added afterwards, torch is half as fast.
         channels_last = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         rows = out[top : top + height]
-        # Whole rows are one piece of memory, and torch resizes into it if the source is laid out as it is.
+        # If the picture spans whole rows, `rows` is contiguous, and torch can resize directly into it.
         if (height, width) == tuple(image.shape[1:]):
             rows[:, left : left + width] = image.permute(1, 2, 0)
         elif not image.is_cpu:
@@ -106,23 +106,28 @@ class Geometry:
         original_size: tuple[int, int],
         out: UInt8[np.ndarray, "H W"] | None = None,
     ) -> UInt8[np.ndarray, "H W"]:
-        """Draw a mask at the input's size straight from its run lengths; the border is 0.
+        """Draw a mask at the input's size directly from its run lengths; the border is 0.
+
+        Each run is cut into pieces of single columns. A piece of rows 1 to 3 flips the pixel values at row 1 and again
+        at row 4, so that its column of marks is [0 1 0 0 1 0]. The running XOR of the marks from top to bottom is the
+        drawn column: [0 1 1 1 0 0]. Resizing only maps the rows and columns of these marks.
 
         Args:
-            counts: COCO's run lengths: column-major, zeros first.
+            counts: COCO's run lengths in column order; the first run is of zeros.
             original_size: `(height, width)` of the mask in pixels.
-            out: Memory to draw into; None: new.
+            out: Memory to draw into; None: new memory.
         """
         if out is None:
             out = np.empty(self.size, np.uint8)
         top, left, height, width = self.placed(original_size)
         columns, starts, ends = _split_runs(counts, original_size[0])
-        # Where the input's rows and columns begin that take from a given row and column of the original.
+        # `row_edges[y]` is the first row of the input that shows row y of the original or a later one. If 4 rows are
+        # reduced to 2, which show the rows 1 and 3, the edges of the rows 0 to 4 are [0 0 1 1 2].
         row_edges, column_edges = _edges(original_size[0], height), _edges(original_size[1], width)
         starts, ends = row_edges[starts], row_edges[ends]
         first = column_edges[columns]
         repeats = column_edges[columns + 1] - first
-        if width > original_size[1]:  # enlarged: some columns are taken more than once
+        if width > original_size[1]:  # enlarged: a column of the original may become several columns of the input
             pieces = np.repeat(np.arange(len(first)), repeats)
             first = first[pieces] + np.arange(len(pieces)) - (np.cumsum(repeats) - repeats)[pieces]
             starts, ends = starts[pieces], ends[pieces]
@@ -132,8 +137,8 @@ class Geometry:
         if not len(first):
             out[:] = 0
             return out
-        # A column's pixels change where a piece starts or ends; the sum of changes above a pixel, modulo 2, is its
-        # value. Eight columns are summed at a time: in the lowest bit of each byte of a word.
+        # `changes` counts the marks of each pixel, one byte per pixel. The XOR runs over 64-bit words, that is over
+        # eight columns at once. Only the lowest bit of each byte matters (a count modulo 2); the others are cleared.
         lowest, highest = int(starts.min()), int(ends.max())
         words = -(-self.size[1] // 8)
         changes = np.zeros((highest - lowest + 1, words * 8), np.uint8)
@@ -150,21 +155,21 @@ class Geometry:
     def invert(
         self, scores: Float[Tensor, "N H W"], original_size: tuple[int, int], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "N h w"]:
-        """Bring scores (logits or probabilities) from the input's size to the original's, bilinearly.
+        """Resize scores (logits or probabilities) bilinearly from the input's size to the original size.
 
         Args:
-            scores: At the input's size; the border is cut off.
-            original_size: `(height, width)` of the image in pixels.
-            size: `(height, width)` to bring the picture's part to, in pixels; None: the original's.
+            scores: Scores at the input's size; those of the border are cut off.
+            original_size: `(height, width)` of the original image in pixels.
+            size: `(height, width)` of the result in pixels; None: `original_size`.
         """
-        assert tuple(scores.shape[-2:]) == self.size, "scores are brought to the input's size first"
+        assert tuple(scores.shape[-2:]) == self.size, "scores must have the input's size"
         top, left, height, width = self.placed(original_size)
         inside = scores[None, :, top : top + height, left : left + width]
         return F.interpolate(inside, size or original_size, mode="bilinear", align_corners=False)[0]
 
 
 def resize_as_floats(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Resize in float32 and round, for want of a uint8 kernel on GPUs: the same to one level."""
+    """Resize in float32 and round, because GPUs have no uint8 kernel; the result differs by at most one level."""
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
     return resized.round_().to(torch.uint8)
 
@@ -172,8 +177,14 @@ def resize_as_floats(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UI
 def normalise(
     images: UInt8[Tensor, "I 3 H W"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "I 3 H W"]:
-    """Turn 0 to 255 into float32 with the given mean and deviation (of 0 to 1), on the device the images are on."""
-    # One multiply and one add, whose constants are folded in double precision.
+    """Convert pixels from 0..255 to float32 and normalise them, on the images' device.
+
+    Args:
+        images: RGB, 0 to 255.
+        mean: Mean that is subtracted, in units of 0 to 1.
+        std: Standard deviation that divides the result, in units of 0 to 1.
+    """
+    # One multiplication and one addition; their constants are computed in double precision.
     scale = _constant(tuple(1 / (255 * s) for s in std), torch.float32, images.device)
     shift = _constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), torch.float32, images.device)
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
@@ -181,14 +192,21 @@ def normalise(
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant on a device, to be read only. Building one for each call would wait for the device's queued work."""
+    """Return a constant on a device, which callers must not change.
+
+    It is cached, because making it for each call would wait for the device's queued work.
+    """
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _split_runs(
     counts: NDArray[np.uint32], height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Runs of ones as pieces of single columns: column, first row, row after the last."""
+    """Cut runs of ones into pieces of single columns; return the column, first row and row after the last of each.
+
+    Example: height 4 and the counts [2, 5, 1]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
+    and rows 0 to 2 of column 1. The result is the columns [0, 1], first rows [2, 0] and ends [4, 3].
+    """
     num_runs = len(counts) // 2
     borders = np.cumsum(counts, dtype=np.int64)[: 2 * num_runs]
     starts, lasts = borders[::2], borders[1::2] - 1
@@ -206,12 +224,15 @@ def _split_runs(
 
 @lru_cache(maxsize=4096)
 def _edges(length: int, resized: int) -> NDArray[np.int64]:
-    """`(length + 1,)`: of each original pixel the first of the resized line that takes it or a later one."""
+    """Return `(length + 1,)`: for each original pixel, the first resized pixel that shows it or a later one."""
     return np.searchsorted(_nearest(length, resized), np.arange(length + 1))
 
 
 @lru_cache(maxsize=4096)
 def _nearest(length: int, resized: int) -> NDArray[np.int32]:
-    """Which of `length` pixels each of `resized` takes. Pillow itself is asked: at ties its rounding is no formula."""
+    """Return the original pixel that each resized pixel shows.
+
+    Pillow itself computes it, because no formula reproduces how Pillow rounds ties.
+    """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.array(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

@@ -1,16 +1,17 @@
-"""Plain streaming of the tars by the `webdataset` library: for storage without range reads, or tars without manifests.
+"""Streams tars with the `webdataset` library, for storage without range requests or tars without manifests.
 
-It is approximate, and `loader.RefLoader` is not. What is approximate:
+Each expression of the shards still occurs exactly once per epoch over all ranks and workers. Otherwise streaming is
+less exact than `loader.RefLoader`:
 
-- Order: shards are permuted, images only within a buffer; sentences of one image come one after the other.
-- Division: ranks and workers take whole shards, so they get unequal numbers of samples, and nothing where there are
-  fewer shards than rank × worker. An epoch ends on each when its shards do: do not train DDP on it without `join`.
-- Counting: there is no length and no cursor, a resume starts the epoch again, and hashes are not checked (a tar that is
-  cut short is noticed).
-- Mixtures: weights are not known, and k sentences of an image cannot be asked for.
+- Order: shards are shuffled, but images only within a buffer. The sentences of an image follow one another.
+- Division: ranks and workers take whole shards, so they get unequal numbers of samples. Some get none if there are
+  fewer shards than ranks × workers. An epoch ends on each when its shards end, so DDP training needs `join`.
+- Counting: there is no length and no cursor, and a resume starts the epoch again. Hashes are not checked, but truncated
+  tars are detected.
+- Mixes: weights have no effect, and `expressions_per_image` is not available.
 
-Every expression of the shards still comes exactly once per epoch over all ranks and workers. A tar knows only the refs
-it was built with: of a dataset whose images lie in another's tars (image pool, mix) `tar_urls` and `stream` say so.
+A tar holds only the refs of the dataset that wrote it. Therefore `tar_urls` and `stream` refuse a dataset whose images
+are in the tars of another one (image pool, mix).
 """
 
 import io
@@ -42,18 +43,18 @@ from refseg.storage import is_remote, open_folder
 
 _TAR_END_BYTES = 1024
 _REMEDY = "copy the shard again from its source or build the dataset again"
-_BLOCK_BYTES = 8 << 20  # of a remote tar, by one request
+_BLOCK_BYTES = 8 << 20  # size of one request for a remote tar
 
 
 class StreamSample(NamedTuple):
-    """One expression; torch's default collation stacks these into batches."""
+    """One expression with its image and target; torch's default collation stacks these into batches."""
 
     image: UInt8[Tensor, "3 H W"]
-    """RGB, 0 to 255, by the geometry; expressions of one image share the memory."""
+    """RGB, 0 to 255, resized by the geometry; expressions of one image share the memory."""
     mask: UInt8[Tensor, "H W"]
-    """Target at the network's size; empty where the sentence names nothing."""
+    """Target at the network's size: 1 is object, 0 is not; empty if the sentence names nothing."""
     token_ids: Int64[Tensor, "L"]
-    """SOS, words, EOS (kept when cut), then zeros."""
+    """CLIP BPE ids: SOS, words, EOS (kept when truncated), then zeros."""
     token_mask: Bool[Tensor, "L"]
     """True from SOS to EOS."""
     image_id: int
@@ -62,15 +63,16 @@ class StreamSample(NamedTuple):
 
 
 def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
-    """Paths or URLs of a dataset's tars, for `stream`.
+    """Return the paths or URLs of a dataset's tars, for `stream`.
 
     Args:
-        folder: Of a finished dataset: a path or URL.
+        folder: Folder of a finished dataset: a path or URL.
         splits: Names of splits.
 
     Raises:
         DatasetError: If the dataset is unfinished, damaged, or made with another tokenizer.
-        UsageError: If it has no such split, none is asked for, or rows whose images lie in another dataset's tars.
+        UsageError: If the dataset has no such split, `splits` is empty, or images are in another dataset's tars.
+        StorageError: If storage refuses or fails.
     """
     dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
     _refuse_pools(folder, dataset.descriptor)
@@ -86,22 +88,25 @@ def stream(
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterable[StreamSample]:
-    """Stream one epoch of expressions, split over ranks and workers by shard; give it to a torch `DataLoader`.
+    """Stream one epoch of expressions, with the shards divided among ranks and workers.
+
+    The result is meant for a torch `DataLoader`.
 
     Args:
-        urls: Tars: paths; fsspec URLs such as `s3://bucket/train-00000.tar`, read in blocks whose requests are tried
-            again; or `http:`, `https:` and `pipe:`, which the library opens and reads from the beginning to the end.
-        geometry: To the network's input.
-        num_tokens: L; longer sentences are cut, keeping EOS.
-        shuffle_images: Images in the shuffle buffer; 0 keeps the shards' order and that of the images in them.
-        seed: Of the shuffling.
-        epoch: Changes the shuffling; make a new stream for each epoch.
+        urls: Tars, given as paths or URLs. fsspec URLs such as `s3://bucket/train-00000.tar` are read in blocks, and
+            failed requests are repeated. `http:`, `https:` and `pipe:` are opened by the library and read in one go.
+        geometry: Geometry from the original picture to the network's input.
+        num_tokens: Number of tokens L of a sentence; longer sentences are truncated but keep EOS.
+        shuffle_images: Number of images in the shuffle buffer; 0 keeps the order of shards and images.
+        seed: Seed of the shuffling.
+        epoch: Number of the epoch, which changes the shuffling. Make a new stream for each epoch.
 
     Raises:
-        UsageError: If there are no urls, or a local tar lies in a dataset whose other images lie elsewhere.
+        UsageError: If `urls` is empty, or a local tar belongs to a dataset with images in another dataset's tars.
+        DatasetError: If a local tar belongs to a dataset that another tokenizer made.
     """
     if not urls:
-        raise UsageError("no tar to stream; expected at least one url")
+        raise UsageError("found no tar to stream; expected at least one URL")
     for folder in sorted({Path(url).parent for url in urls if ":" not in url}):
         if (folder / DESCRIPTOR_NAME).is_file():
             descriptor = load_descriptor(folder)
@@ -110,7 +115,7 @@ def stream(
     urls = list(urls)
     rng = random.Random(f"{seed} {epoch}")
     if shuffle_images:
-        rng.shuffle(urls)  # before the split, by the same seed on each rank: else ranks overlap
+        rng.shuffle(urls)  # before the division and with the same seed on all ranks; otherwise ranks would overlap
 
     return wds.DataPipeline(
         wds.SimpleShardList(urls),
@@ -124,21 +129,24 @@ def stream(
 
 
 def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
-    """Some or all of the images are in tars whose JSON tells another dataset's refs."""
+    """Refuse a dataset with images in another dataset's tars, whose JSON does not contain this dataset's refs."""
     if descriptor.image_pools:
         others = ", ".join(f"{pool.dataset} ({pool.path})" for pool in descriptor.image_pools)
         raise UsageError(
-            f"{folder}: {descriptor.dataset} has images in the tars of {others}, whose JSON does not know its refs, so "
-            "it cannot be streamed; read it with ManifestIndex and RefLoader, or build it without --images-from"
+            f"{folder}: {descriptor.dataset} has images in the tars of {others}, whose JSON does not contain its refs, "
+            "so it cannot be streamed; read it with ManifestIndex and RefLoader, or build it without --images-from"
         )
 
 
 def _members(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The library's opener and expander, but closing (its own leaves a descriptor open for each shard), with fsspec.
+    """Open each tar and give its members.
+
+    This replaces the library's opener, which has no fsspec, leaves a file descriptor open for each shard, and accepts a
+    tar that is truncated between two members.
 
     Raises:
-        DatasetError: If a tar is missing, or not there to its end; the library takes one that is cut between two
-            members for a whole one.
+        DatasetError: If a tar is missing, truncated or damaged.
+        StorageError: If storage refuses or fails.
     """
     for source in sources:
         url = source["url"]
@@ -151,14 +159,14 @@ def _members(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         except StorageError:
             raise
         except FileNotFoundError as error:
-            raise DatasetError(f"{url}: there is no such tar; copy or build the shard again") from error
+            raise DatasetError(f"{url}: found no such tar; copy the shard again or build the dataset again") from error
         except tarfile.ReadError as error:
             found = str(error.args[0]).partition(" @ ")[0]  # the library adds its stream's repr
-            raise DatasetError(f"{url}: {found}: the tar is cut short or damaged; {_REMEDY}") from error
+            raise DatasetError(f"{url}: {found}: the tar is truncated or damaged; {_REMEDY}") from error
 
 
 class _Watched:
-    """A stream whose last bytes are remembered: a tar ends with two blocks of zeros, and a sample never does."""
+    """A stream that remembers its last bytes: a tar ends with two blocks of zeros, a sample never does."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -170,21 +178,21 @@ class _Watched:
         return data
 
     def check_end(self) -> None:
-        """Read what is left.
+        """Read the rest of the stream and check that it ends like a tar.
 
         Raises:
-            ReadError: If the last bytes are not those of a tar.
+            ReadError: If the last bytes are not two blocks of zeros.
         """
         while self.read(1 << 16):
             pass
         if self._end != bytes(_TAR_END_BYTES):
-            raise tarfile.ReadError("ends without the mark of a tar's end")
+            raise tarfile.ReadError("found no end-of-archive mark")
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file from its beginning to its end, each read one request that is tried again where it fails.
+    """A remote file that is read in order. Each read is one request, which is repeated if it fails.
 
-    Its methods raise `StorageError` where storage refuses or fails, and `FileNotFoundError`.
+    Its methods raise `StorageError` if storage refuses or fails, and `FileNotFoundError`.
     """
 
     def __init__(self, url: str) -> None:
@@ -203,11 +211,11 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_tokens: int) -> Iterator[StreamSample]:
-    """All expressions of tar samples; each picture is decoded once.
+    """Give all expressions of the tars' samples; each picture is decoded once.
 
     Raises:
-        DatasetError: If a sample has not the two members of ours, its JSON is not that of the format, or its picture
-            cannot be decoded.
+        DatasetError: If a sample lacks its JPEG or JSON, its JSON does not follow the format, or its picture cannot be
+            decoded.
     """
     for sample in samples:
         where = f"{sample['__url__']}: sample {sample['__key__']}"
@@ -221,10 +229,11 @@ def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_t
                 f"{where}: found no member {error}, expected jpg and json; stream refseg's shards"
             ) from error
         except ImageError as error:
-            raise DatasetError(f"{where}: {error}; `refseg verify` the dataset") from error
+            raise DatasetError(f"{where}: {error}; check the dataset with `refseg verify`") from error
         except (ValueError, TypeError, OverflowError) as error:
             raise DatasetError(
-                f"{where}: found JSON that is not a sample of refseg's ({error}); `refseg verify` the dataset"
+                f"{where}: found JSON that does not follow refseg's format ({error}); check the dataset with "
+                "`refseg verify`"
             ) from error
 
 
@@ -239,7 +248,7 @@ def _expressions_of(
     for ref in facts["refs"]:
         counts = np.array(ref["mask"]["counts"], np.uint32)
         if tuple(ref["mask"]["size"]) != size or counts.sum(dtype=np.int64) != size[0] * size[1]:
-            raise ValueError(f"the mask of ref {ref['ref_id']} is not of the image's size")
+            raise ValueError(f"the mask of ref {ref['ref_id']} does not have the image's size")
         mask = torch.from_numpy(geometry.apply_mask(counts, size))
         empty = torch.zeros_like(mask)
         for sentence in ref["sentences"]:
@@ -247,7 +256,7 @@ def _expressions_of(
             if not all(type(i) is int for i in (facts["image_id"], ref["ref_id"], sentence["sent_id"])):
                 raise ValueError("the ids of an expression are not whole numbers")
             if type(sentence["exists"]) is not bool:
-                raise ValueError(f"sentence {sentence['sent_id']} does not say whether it exists")
+                raise ValueError(f"the field exists of sentence {sentence['sent_id']} is not a boolean")
             if len(cut) < 2 or not all(type(i) is int and 0 <= i < tokenizer.VOCAB_SIZE for i in cut):
                 raise ValueError(f"the token_ids of sentence {sentence['sent_id']} are not the tokenizer's")
             token_ids = torch.zeros(num_tokens, dtype=torch.int64)
@@ -264,7 +273,7 @@ def _expressions_of(
 
 
 def _read_size(facts: Any) -> tuple[int, int]:
-    """`(height, width)` of a sample, within the format's limits."""
+    """Return the `(height, width)` of a sample's picture; raise ValueError if it exceeds the format's limits."""
     sides = facts["height"], facts["width"]
     if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
         raise ValueError(f"its size is {sides[0]!r:.40} x {sides[1]!r:.40}")
@@ -272,14 +281,14 @@ def _read_size(facts: Any) -> tuple[int, int]:
 
 
 def _decode(jpeg: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """Decode a picture that is no larger than its sample says: a tar does not say whether pictures were made smaller.
+    """Decode a picture that may be smaller than its sample's size, because a tar does not record reduced pictures.
 
     Raises:
-        ImageError: If it is larger, or cannot be decoded.
+        ImageError: If the picture is larger, or cannot be decoded.
     """
     found = jpeg_size(jpeg)
     if found[0] * found[1] > size[0] * size[1]:
         raise ImageError(
-            f"its header says {found[0]} x {found[1]} pixels (height x width), expected {size[0]} x {size[1]} or fewer"
+            f"its header says {found[0]} x {found[1]} pixels (height x width), expected {size[0]} x {size[1]} or less"
         )
     return decode_rgb(np.frombuffer(bytearray(jpeg), np.uint8))

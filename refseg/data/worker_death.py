@@ -1,4 +1,4 @@
-"""One error for the death of a worker process, however it shows."""
+"""Turns every symptom of a dead worker process into one error."""
 
 import re
 import time
@@ -13,14 +13,14 @@ _NOTICE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^\n]*)")
 
 
 @contextmanager
-def named_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
-    """Raise one error for whatever the death of a worker process makes of the code inside.
+def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
+    """Replace any error that the death of a worker process causes in the block by one `TrainingError`.
 
-    torch is told of the death by a signal, whose handler raises in whatever the main thread is doing. A batch that is
-    being received from that process breaks off before the signal comes, in one of many ways.
+    A death has several symptoms. The system sends a signal, whose handler in torch raises an error at any point of the
+    main thread. If the main thread is receiving a batch from that process, receiving fails before the signal arrives.
 
     Args:
-        signal_seconds: How long to wait for the signal if something broke off without it.
+        signal_seconds: How long to wait for the signal after another error.
 
     Raises:
         TrainingError: If a worker process died.
@@ -34,13 +34,13 @@ def named_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
         if notice is None:
             raise
         raise TrainingError(
-            f"DataLoader worker (pid {notice[1]}) {notice[2].strip(' .')}; if memory ran out, take fewer "
-            "data.num_workers or smaller batches; a run goes on from its newest checkpoint"
+            f"DataLoader worker (pid {notice[1]}) {notice[2].strip(' .')}; if memory ran out, use fewer "
+            "data.num_workers or smaller batches; the run can be resumed from its newest checkpoint"
         ) from error
 
 
 def _find_notice(error: BaseException | None) -> re.Match[str] | None:
-    """What torch says of a death, by the error that it found first: that knows the signal."""
+    """Find torch's message about a death in a chain of errors; the innermost one states the signal."""
     found = None
     while error is not None:
         found = _NOTICE.search(str(error)) or found
@@ -51,7 +51,7 @@ def _find_notice(error: BaseException | None) -> re.Match[str] | None:
 def _await_notice(seconds: float) -> re.Match[str] | None:
     """Ask torch for dead workers until it names one or the time is over.
 
-    The signal alone is not enough: what its handler raises is lost where a destructor happens to be running.
+    Waiting for the signal is not sufficient: an error that its handler raises within a destructor is lost.
     """
     deadline = time.monotonic() + seconds
     try:

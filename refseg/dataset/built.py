@@ -1,4 +1,4 @@
-"""A built dataset that is open: the one place where its files are found, compared and read."""
+"""`BuiltDataset`: every reader opens datasets, compares their files with the descriptor and reads rows through it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,16 +31,16 @@ from refseg.storage import Folder, open_folder
 class BuiltDataset:
     """A finished dataset, or some of its splits.
 
-    `open` compares the names and sizes of the files with the descriptor. Whatever is read later is compared when it is
-    read: manifests by their hash and row by row, the tars of image pools by their sizes as soon as rows name them, and
-    samples by their hash (`ShardFiles`). So every reader refuses a damaged dataset, with one wording per damage. A
-    `BuiltDataset` that is made from a descriptor at hand lacks the first comparison alone.
+    `open` compares the names and sizes of the files with the descriptor. Content is compared when it is read:
+    manifests by their hash and row by row, the tars of image pools by their size when rows first refer to them, and
+    samples by their hash (`ShardFiles`). So every reader refuses a damaged dataset, with the same message for the same
+    damage. A `BuiltDataset` constructed from a descriptor without `open` skips only the first comparison.
 
     Attributes:
-        place: Its folder.
-        descriptor: What `refseg.json` says.
-        splits: The splits asked for, in the dataset's order.
-        with_tars: False: rows alone are read, and neither the dataset's tars nor those of image pools need be there.
+        place: The dataset's folder.
+        descriptor: Content of `refseg.json`.
+        splits: The requested splits, in the dataset's order.
+        with_tars: False: only rows are read, and the tars of the dataset and of its image pools may be missing.
     """
 
     place: Folder
@@ -48,9 +48,9 @@ class BuiltDataset:
     splits: tuple[str, ...]
     with_tars: bool = True
     _tars: dict[str, Tar] = field(default_factory=dict, init=False, repr=False)
-    """By what rows call them: tars that were found where they should be."""
+    """Tars that exist with the expected size, by the `shard` of rows."""
     _pool_sizes: dict[str, dict[str, int]] = field(default_factory=dict, init=False, repr=False)
-    """By pool: names and bytes of the files in its folder."""
+    """For each pool: sizes of the files in its folder, by name."""
 
     @classmethod
     def open(
@@ -65,15 +65,15 @@ class BuiltDataset:
 
         Args:
             folder: Folder of a finished dataset: a path or a URL.
-            splits: Names of splits, whose files must be there; their order does not matter. None: all.
-            with_tars: See the class.
-            with_tokenizer: Refuse token ids that another tokenizer made than the one the models read.
+            splits: Names of the splits whose files must exist, in any order. None: all splits.
+            with_tars: False: tars may be missing, because only rows will be read.
+            with_tokenizer: Refuse a dataset whose token ids come from another tokenizer than the models'.
 
         Raises:
             DatasetError: If the dataset is unfinished, of another format version or made with another tokenizer.
-            DamageError: If a file is missing, has another size, or is not the dataset's.
-            MissingDatasetError: If there is no such folder.
-            UsageError: If the dataset has no such split, or none is asked for.
+            DamageError: If a file is missing, has another size, or does not belong to the dataset.
+            MissingDatasetError: If the folder does not exist.
+            UsageError: If the dataset has no such split, or `splits` is empty.
             StorageError: If remote storage refuses or fails.
         """
         descriptor = load_descriptor(folder)
@@ -88,16 +88,16 @@ class BuiltDataset:
 
     @property
     def entries(self) -> tuple[ShardEntry, ...]:
-        """The shards of the splits asked for, in order."""
+        """The shards of the requested splits, in order."""
         return tuple(entry for entry in self.descriptor.shards if entry.split in self.splits)
 
     def entries_of(self, split: str) -> tuple[ShardEntry, ...]:
-        """The shards of one of the splits."""
+        """Return the shards of one of the requested splits, in order."""
         return tuple(entry for entry in self.entries if entry.split == split)
 
     @property
     def dataset_ids(self) -> tuple[str, ...]:
-        """Ids that rows may have: the members of a mix, or the dataset itself."""
+        """Dataset ids that may occur in rows: the members of a mix, or the dataset itself."""
         return dataset_ids(self.descriptor)
 
     @property
@@ -110,18 +110,18 @@ class BuiltDataset:
         )
 
     def read(self, columns: Sequence[str], entries: Iterable[ShardEntry] | None = None) -> pa.Table:
-        """Read columns of the rows of some manifests, one after the other; all rows are checked.
+        """Read columns of manifests, check all their rows, and return the rows as one table.
 
         Args:
-            columns: Names, of nested ones with their path: `sentences.list.element.sent`.
-            entries: Shards of the dataset, at least one; None: those of all splits asked for.
+            columns: Names of columns. A part of a nested column is named by its path: `sentences.list.element.sent`.
+            entries: Shards of the dataset, at least one; None: those of all requested splits.
 
         Returns:
-            The rows, with the columns named; of a nested one with the parts named (annotations are always whole).
+            The rows with the named columns. A nested column holds the named parts; annotations always hold all parts.
 
         Raises:
-            DamageError: If a manifest is another than was built or has rows that the format forbids, or a tar of an
-                image pool that the rows name is missing or another.
+            DamageError: If a manifest differs from the one that was built or has rows that the format forbids, or if a
+                tar of an image pool that the rows refer to is missing or differs.
             DatasetError: If an image pool is on a host that is not allowed.
             StorageError: If storage refuses or fails.
         """
@@ -130,32 +130,35 @@ class BuiltDataset:
         return pa.concat_tables([self._read(columns, entry).select(names) for entry in chosen])
 
     def refuse_smaller_images(self) -> None:
-        """Refuse pictures that were made smaller, for a reader that shows them beside polygons and boxes.
+        """Refuse a dataset with reduced pictures, for readers that show pictures together with polygons and boxes.
 
         Raises:
             UsageError: If the dataset, or an image pool of it, was built with `--store`.
         """
         if (stored := self.descriptor.smaller_images) is not None:
             raise UsageError(
-                f"{self.place}: its pictures were made to fit {stored.height} x {stored.width} pixels, expected those "
-                "that masks and boxes were drawn on; build the dataset without --store"
+                f"{self.place}: its pictures were reduced to fit {stored.height} x {stored.width} pixels, expected the "
+                "original pictures, to which masks and boxes refer; build the dataset without --store"
             )
 
     def rejects(self) -> pa.Table:
-        """The refs of the source that became no row (`rejects.REJECTS_SCHEMA`), whatever splits were asked for.
+        """Read the rejected refs of all splits, with the columns of `rejects.REJECTS_SCHEMA`.
 
         Raises:
-            DamageError: If their file is missing or another than was built.
+            DamageError: If the file is missing or differs from the one that was built.
             StorageError: If storage refuses or fails.
         """
         return read_rejects(self.place, self.descriptor)
 
     def tars(self, names: Sequence[str]) -> tuple[Tar, ...]:
-        """The tars that rows call `names`, in the dataset's folder or in an image pool.
+        """Return the tars with these names, in the dataset's folder or in an image pool.
+
+        Args:
+            names: Values of the column `shard`.
 
         Raises:
-            DamageError: If there is no such tar, or it is another than when this dataset was built.
-            DatasetError: If it lies on a host that is not allowed.
+            DamageError: If a tar does not exist, or differs from the one that this dataset was built with.
+            DatasetError: If an image pool is on a host that is not allowed.
             StorageError: If storage refuses or fails.
         """
         for name in names:
@@ -171,15 +174,18 @@ class BuiltDataset:
 
     @cached_property
     def _tar_facts(self) -> Mapping[str, tuple[ImagePool | None, PoolTar]]:
-        """By what rows call it, what the descriptor says of each tar, and its pool."""
+        """The pool (None: the dataset itself) and the expected size and hash of each tar, by the `shard` of rows."""
         own = {tar.name: (None, tar) for tar in self.own_tars}
         pools = {f"{pool.name}/{tar.name}": (pool, tar) for pool in self.descriptor.image_pools for tar in pool.tars}
         return {**own, **pools}
 
     def _find_tar(self, name: str, names: Sequence[str]) -> Tar:
-        """A tar, and of a pool's its size compared; `names` may be asked for next, and are listed with it."""
+        """Return a tar after comparing its size, if it belongs to a pool.
+
+        The sizes of all `names` of the same pool are requested at once, because they are likely to be needed next.
+        """
         if name not in self._tar_facts:
-            found, expected = f"rows that lie in {name}", f"tars and image pools that {DESCRIPTOR_NAME} names"
+            found, expected = f"rows with images in {name}", f"tars and image pools that {DESCRIPTOR_NAME} names"
             raise Fault(file=DESCRIPTOR_NAME, found=found, expected=expected, remedy=CHANGED).error(self.place)
         pool, tar = self._tar_facts[name]
         folder, stored_images = self.place, self.descriptor.stored_images
@@ -197,21 +203,25 @@ class BuiltDataset:
 
 
 def _choose_splits(folder: Path | str, descriptor: Descriptor, splits: Sequence[str] | None) -> tuple[str, ...]:
-    """The splits asked for, in the dataset's order; errors as of `BuiltDataset.open`."""
+    """Return the requested splits in the dataset's order.
+
+    Raises:
+        UsageError: If the dataset has no such split, or `splits` is empty.
+    """
     if splits is None:
         return descriptor.splits
     if unknown := [split for split in splits if split not in descriptor.splits]:
         raise UsageError(unknown_split(folder, descriptor, unknown[0]))
     if not splits:
-        raise UsageError(f"{folder}: no split was asked for; expected some of {', '.join(descriptor.splits)}")
+        raise UsageError(f"{folder}: no split was given; expected some of {', '.join(descriptor.splits)}")
     return tuple(split for split in descriptor.splits if split in splits)
 
 
 def refuse_other_tokenizer(folder: Path | str, descriptor: Descriptor) -> None:
-    """Refuse a dataset whose token ids mean other words than the models read.
+    """Refuse a dataset whose token ids come from another tokenizer than the models'.
 
     Raises:
-        DatasetError: If another tokenizer made them.
+        DatasetError: If the tokenizers differ.
     """
     if descriptor.tokenizer != tokenizer.IDENTITY:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""`refseg.json`: what a built dataset says of itself. Written last: its presence is the commit."""
+"""`refseg.json`, the descriptor of a built dataset. It is written last: a folder without it is unfinished."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ from refseg.wording import did_you_mean
 DESCRIPTOR_NAME = "refseg.json"
 REJECTS_NAME = "rejects.parquet"
 INDEX_SUFFIX = ".index.safetensors"
-"""What follows the split in the name of an index."""
-_STRICT = ConfigDict(extra="forbid")  # an unknown field is another release's: not to be passed over
-_RESTORE = "put the file back as it was built, or build the dataset again"
-_ORDER_FACTS_VERSION = 2  # the format version whose digest the order of an epoch is keyed by
+"""End of an index's file name, after the split."""
+_STRICT = ConfigDict(extra="forbid")  # another release wrote an unknown field, and it may change the meaning
+_RESTORE = "restore the file as it was built, or build the dataset again"
+_ORDER_FACTS_VERSION = 2  # the order of an epoch is keyed by the digest of this format version
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Some = Annotated[int, Field(ge=1, lt=2**63)]
@@ -33,26 +33,27 @@ _Sha256OrEmpty = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 _Split = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9]*$")]
 _TarName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*-[0-9]{5,}\.tar$")]
 MaskRule = Annotated[str, Field(pattern=f"^({'|'.join(MASK_RULES)})$")]
-"""How the parts of a target were joined."""
+"""The rule by which the parts of a target are joined (`schema.MASK_RULES`)."""
 _PoolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_+.-]*$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """One shard: `name`.tar and `name`.parquet, and what they must be.
+    """One shard: the expected content of `<name>.tar` and `<name>.parquet`.
 
     Attributes:
-        name: For example `train-00000`.
-        split: The split all its refs belong to.
-        num_images: Images the manifest's rows speak of.
-        num_samples: Samples in the tar: fewer than `num_images` where images lie in a pool; 0: there is no tar.
-        num_refs: Rows in the manifest.
-        num_sentences: Sentences over all rows.
+        name: Name without suffix, for example `train-00000`.
+        split: The split that all its refs belong to.
+        num_images: Number of images that the manifest's rows refer to.
+        num_samples: Number of samples in the tar. It is less than `num_images` if images are in a pool, and 0 if the
+            shard has no tar.
+        num_refs: Number of rows in the manifest.
+        num_sentences: Number of sentences of all rows.
         tar_bytes: Size of the tar; 0 without one.
-        tar_sha256: Of the tar; empty without one.
+        tar_sha256: SHA-256 of the tar; empty without one.
         parquet_bytes: Size of the manifest.
-        parquet_sha256: Of the manifest.
-        rows_sha256: Of the manifest's rows in canonical JSON: does not change with the Parquet writer's version.
+        parquet_sha256: SHA-256 of the manifest.
+        rows_sha256: SHA-256 of the manifest's rows in canonical JSON, which does not depend on the Parquet writer.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -72,13 +73,13 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexEntry:
-    """The index of a split: its manifests as arrays in one file, and what the file must be.
+    """The index of a split: the expected content of the file that holds its manifests as arrays.
 
     Attributes:
-        split: The split.
+        split: Name of the split.
         num_bytes: Size of the file.
         sha256: SHA-256 of the file.
-        arrays_xxh3: XXH3-64 of the file without the packed masks, which are its end and have hashes of their own.
+        arrays_xxh3: XXH3-64 of the file without the packed masks. These end the file and have hashes of their own.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -96,7 +97,7 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """An annotation file the build read: its name, size and SHA-256."""
+    """An annotation file that the build read: its name, size and SHA-256."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -107,7 +108,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCounts:
-    """How much a split holds; None where nobody counted."""
+    """Numbers of images, refs and sentences of a split; None if unknown."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -118,7 +119,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolTar:
-    """A tar of another dataset that rows of this one point into."""
+    """A tar of another dataset that holds images of this one: its name, size and SHA-256."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -129,13 +130,16 @@ class PoolTar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImages:
-    """At what size pictures were stored, where they are not the source's bytes.
+    """The size to which pictures were reduced before they were stored.
+
+    A picture that would have become larger is stored as the source's bytes.
 
     Attributes:
-        geometry: `letterbox`: the largest picture of the same shape within height x width. `stretch`: exactly that.
-        height: In pixels.
-        width: In pixels.
-        quality: JPEG quality, 1 to 100. Pictures that would have had to grow are the source's bytes.
+        geometry: `letterbox`: the largest size with the picture's aspect ratio within height x width. `stretch`:
+            exactly height x width.
+        height: Height in pixels.
+        width: Width in pixels.
+        quality: JPEG quality, 1 to 100.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -146,22 +150,22 @@ class StoredImages:
     quality: Annotated[int, Field(ge=1, le=100)]
 
     def picture_size(self, original_size: tuple[int, int]) -> tuple[int, int]:
-        """`(height, width)` in pixels of the stored picture of one of `original_size`."""
+        """Return the `(height, width)` in pixels at which a picture of `original_size` is stored."""
         _, _, height, width = place(self.geometry, (self.height, self.width), original_size)
         return (height, width) if height * width < original_size[0] * original_size[1] else original_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePool:
-    """Another dataset's tars, used instead of writing the same images again.
+    """The tars of another dataset, which this dataset uses instead of writing the same images again.
 
     Attributes:
-        name: What rows call it: `<name>/<tar>` in their `shard`; the dataset id with `-` for `/`, by default.
-        path: Its folder, relative to this dataset's folder, or an absolute path or URL.
-        dataset: Its dataset id.
-        digest: Its digest when this dataset was built.
-        tars: Those in use.
-        stored_images: Size of the pictures in them; None: they are the source's bytes.
+        name: Name of the pool in `<name>/<tar>`, the `shard` of a row. By default the dataset id with `-` for `/`.
+        path: The other dataset's folder: relative to this dataset's folder, an absolute path, or a URL.
+        dataset: Id of the other dataset.
+        digest: Digest of the other dataset when this one was built.
+        tars: The tars that rows of this dataset refer to.
+        stored_images: Size of the pictures in the tars; None: they are the source's bytes.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -176,24 +180,25 @@ class ImagePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixMember:
-    """One dataset of a mix and what became of its training refs.
+    """One dataset of a mix, with the numbers of training refs that were kept and dropped.
 
     Attributes:
         dataset: Dataset id.
-        digest: Its digest when the mix was made.
-        weight: How often an epoch sees each of its samples, on average.
-        num_refs: Training refs kept.
-        dropped_refs: Training refs left out because their image is in a val or test split of some member.
-        dropped_images: Images of those.
-        leaked_images: Such images that were kept, because leaks were allowed.
-        found_in: By `<dataset id> <split>`, how many images of its train split (dropped or kept) are there too.
+        digest: Digest of the dataset when the mix was made.
+        weight: How often an epoch contains each of its samples, on average.
+        num_refs: Number of training refs that were kept.
+        dropped_refs: Number of training refs left out because their image is in a val or test split of some member.
+        dropped_images: Number of images of the dropped refs.
+        leaked_images: Number of images that are in such a split but were kept, because leaks were allowed.
+        found_in: For each `<dataset id> <split>`: how many images of this member's train split it contains, whether
+            they were dropped or kept.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     dataset: str
     digest: _Sha256
-    weight: Annotated[float, Field(gt=0, lt=1e9)]  # so that the positions in an epoch are whole numbers of 64 bits
+    weight: Annotated[float, Field(gt=0, lt=1e9)]  # so that positions in an epoch fit into 64 bits
     num_refs: _Count
     dropped_refs: _Count
     dropped_images: _Count
@@ -207,24 +212,24 @@ class Descriptor:
 
     Attributes:
         dataset: Dataset id with its partition, for example `refcoco/unc`.
-        refseg_version: Version of the package that built it.
-        plan_fingerprint: SHA-256 of everything the bytes depend on.
+        refseg_version: Version of the package that built the dataset.
+        plan_fingerprint: SHA-256 of everything that determines the dataset's bytes.
         mask_rule: `union` or `legacy`.
-        tokenizer: `name` and `vocab_sha256` of the tokenizer behind `token_ids`.
-        num_rejects: Rows of `rejects.parquet`; refs in the source = rows + rejects.
-        rejects_sha256: Of `rejects.parquet`; empty without one.
-        shards: In order: splits as the dataset lists them, then by number.
-        sources: Annotation files read.
-        licences: Of images, annotations and text, as far as the sources name them.
-        format_version: Of the folder format.
-        plan_keys: What `plan_fingerprint` is the hash of, by name: options, source hashes, versions.
-        source_counts: By split, what the sources hold, rejects included.
+        tokenizer: `name` and `vocab_sha256` of the tokenizer that made `token_ids`.
+        num_rejects: Number of rows of `rejects.parquet`. Refs in the source = rows + rejects.
+        rejects_sha256: SHA-256 of `rejects.parquet`; empty without one.
+        shards: The shards, in the dataset's order of splits and then by number.
+        sources: The annotation files that the build read.
+        licences: Licences of images, annotations and text, as far as the sources name them.
+        format_version: Version of the folder format.
+        plan_keys: The named values that `plan_fingerprint` is the hash of: options, source hashes, versions.
+        source_counts: For each split, the counts of the sources, rejects included.
         counts_accepted: True if the counts differ from the published ones and the user accepted that.
         stored_images: Size of the pictures in the dataset's own tars; None: they are the source's bytes.
         image_pools: Other datasets whose tars hold images of this one.
         mix: Members of a mix, in order; empty for a dataset built from sources.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        indexes: One for each split; no digest depends on them.
+        indexes: One index per split. No digest depends on the indexes.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -256,32 +261,32 @@ class Descriptor:
 
     @property
     def smaller_images(self) -> StoredImages | None:
-        """At what size some pictures were stored, here or in a pool; None: all are the source's bytes."""
+        """The reduced size of some pictures, in this dataset or a pool; None: all are the source's bytes."""
         stored = (self.stored_images, *(pool.stored_images for pool in self.image_pools))
         return next((found for found in stored if found is not None), None)
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Names of the files that the dataset consists of, without the descriptor's own."""
+        """Names of all files of the dataset except the descriptor."""
         shards = [f"{shard.name}.{kind}" for shard in self.shards for kind in ("tar", "parquet")]
         indexes = [index.name for index in self.indexes]
         return (*shards, *indexes, *([REJECTS_NAME] if self.num_rejects else []))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the splits and rows of all shards, masks, tokens and image hashes included, and a mix's weights.
+        """SHA-256 of the rows of all shards (with masks, tokens and image hashes), their splits and a mix's weights.
 
-        Two datasets with one digest give the same samples in the same order; where and with which Parquet
-        version they were built does not matter.
+        Two datasets with the same digest give the same samples in the same order. The digest does not depend on the
+        machine or the Parquet version that built them.
         """
         return self._hash_rows(self.format_version, [[s.name, s.split, s.rows_sha256] for s in self.shards])
 
     @property
     def order_key(self) -> str:
-        """SHA-256 that the order of an epoch is keyed by.
+        """SHA-256 from which the order of an epoch is derived.
 
-        It is the digest of format version 2, so that the orders of published runs stay as they are. A shard's name
-        begins with its split, so equal keys mean equal splits here, too.
+        It is the digest as format version 2 defines it, so that the orders of published runs do not change. It leaves
+        out the shards' splits: a shard's name begins with its split, so equal keys still mean equal splits.
         """
         return self._hash_rows(_ORDER_FACTS_VERSION, [[s.name, s.rows_sha256] for s in self.shards])
 
@@ -293,13 +298,16 @@ class Descriptor:
 
     @property
     def leaks(self) -> dict[str, dict[str, int]]:
-        """What a mix with `leaks_allowed` kept: by member, how many training images each evaluation split has too."""
+        """For each member of a mix with `leaks_allowed`: how many training images each evaluation split also contains.
+
+        Empty if leaks were not allowed.
+        """
         if not self.leaks_allowed:
             return {}
         return {member.dataset: dict(member.found_in) for member in self.mix if member.found_in}
 
     def to_json(self) -> str:
-        """Text of `refseg.json`."""
+        """Return the text of `refseg.json`."""
         fields = self._fields()
         return json.dumps({"format": "refseg", "descriptor_sha256": _hash_fields(fields), **fields}, indent=1) + "\n"
 
@@ -311,7 +319,7 @@ _ADAPTER = TypeAdapter(Descriptor)
 
 
 def _hash_fields(fields: dict[str, Any]) -> str:
-    """SHA-256 of all fields but `format` and this hash, in the order of the class."""
+    """Return the SHA-256 of all fields except `format` and this hash, in the order of the class."""
     return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -322,7 +330,9 @@ def load_descriptor(folder: Path | str) -> Descriptor:
         folder: The dataset's folder, local or a URL.
 
     Raises:
-        DatasetError: If there is none (the build is not finished), it is not ours, is damaged, or is of another format.
+        MissingDatasetError: If the folder does not exist or is not a folder.
+        DatasetError: If there is no descriptor (the build is not finished), or if it is damaged or of another format.
+        StorageError: If remote storage refuses or fails.
     """
     place = open_folder(folder)
     path = place.join(DESCRIPTOR_NAME)
@@ -338,7 +348,8 @@ def load_descriptor(folder: Path | str) -> Descriptor:
                 f"{place}: no such folder; expected a dataset made by `refseg build-shards`"
             ) from error
         raise DatasetError(
-            f"{place}: found no {DESCRIPTOR_NAME}, so no finished dataset; run the same `refseg build-shards` again"
+            f"{place}: found no {DESCRIPTOR_NAME}, so the dataset is unfinished; run the same `refseg build-shards` "
+            "again"
         ) from error
     try:
         fields = parse_json(text)
@@ -363,7 +374,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "unexpected_keyword_argument":
             raise DatasetError(
-                f"{path}: found {where!r}, expected only what this release knows; refseg "
+                f"{path}: found the field {where!r}, which this release does not know; refseg "
                 f"{fields.get('refseg_version')} wrote it: use that release, or build the dataset again with this one"
             ) from error
         raise DatasetError(f"{path}: cannot be read ({where}: {first['msg']}); {_RESTORE}") from error
@@ -384,7 +395,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
 
 
 def _find_contradiction(descriptor: Descriptor) -> str | None:
-    """What keeps names from meaning one file each, and one split; None if nothing does."""
+    """Describe the first name that is repeated or does not fit its split; None if there is none."""
     for entry in descriptor.shards:
         if not re.fullmatch(rf"{entry.split}-[0-9]{{5,}}", entry.name):
             return f"found shard {entry.name!r} of split {entry.split!r}, expected a name <split>-<number>"
@@ -399,7 +410,7 @@ def _find_contradiction(descriptor: Descriptor) -> str | None:
 
 
 def unknown_split(folder: Path | str, descriptor: Descriptor, split: str) -> str:
-    """What to say of a split that a dataset does not have, with the splits that it has.
+    """Return the message for a split that a dataset does not have; it lists the splits that exist.
 
     Args:
         folder: The dataset's folder, local or a URL.
@@ -413,14 +424,14 @@ def unknown_split(folder: Path | str, descriptor: Descriptor, split: str) -> str
 
 
 def refuse_within_dataset(out: Path) -> None:
-    """Refuse to write anything else into a dataset's folder, whose files `verify` and other readers take for shards.
+    """Refuse an output path within a dataset's folder, where readers would take its files for shards.
 
     Args:
-        out: What `--out` names.
+        out: The path given as `--out`.
 
     Raises:
-        UsageError: If it lies within a dataset.
+        UsageError: If it is within a dataset.
     """
     for folder in out.resolve().parents:
         if (folder / DESCRIPTOR_NAME).is_file():
-            raise UsageError(f"--out {out}: lies within the dataset {folder}; give a folder outside of it")
+            raise UsageError(f"--out {out}: is within the dataset {folder}; give a folder outside of it")

@@ -1,7 +1,7 @@
 """A fault of a built dataset: where it is, what was found, what was expected, what to do.
 
-A reader stops at the first one, as a `DamageError`; `refseg verify` lists all of them. Both take them from the same
-functions, so that one damage has one wording.
+A reader raises the first fault as a `DamageError`; `refseg verify` lists all faults. Both get them from the same
+functions, so that the same damage has the same message.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from refseg.errors import DatasetError
 from refseg.storage import Folder
 
 MOST_FAULTS = 20
-"""Faults listed of one file; where everything is wrong, the rest adds nothing."""
+"""Largest number of faults listed for one file; the rest is only counted."""
 
-REBUILD = "copy it again from where it is whole, or delete the folder and build the dataset again"
+REBUILD = "copy the file again from an undamaged copy, or delete the folder and build the dataset again"
 CHANGED = f"the dataset was changed after it was built; {REBUILD}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing in a dataset that is not as it must be.
+    """One violation of the format in a dataset.
 
     Attributes:
         file: File name in the dataset's folder, or `<pool>/<file name>`.
-        sample: The sample, ref or byte at which it was found; empty: the file as a whole.
-        found: What is there.
-        expected: What should be there.
-        remedy: What to do.
+        sample: The sample, ref or byte at which the fault was found; empty: the file as a whole.
+        found: What was found.
+        expected: What was expected.
+        remedy: What the user can do.
     """
 
     file: str
@@ -40,7 +40,7 @@ class Fault:
         return f"{place}: found {self.found}, expected {self.expected}; {self.remedy}"
 
     def error(self, folder: Folder) -> "DamageError":
-        """The error with which a reader refuses the dataset.
+        """Return the error that a reader raises for this fault.
 
         Args:
             folder: The folder that holds the file: the dataset's, or the pool's for a file of an image pool.
@@ -54,13 +54,17 @@ class Fault:
 
 
 class DamageError(DatasetError):
-    """A dataset's files are not those that its descriptor names, or hold rows that the format forbids."""
+    """A file of a dataset is missing, differs from the descriptor, or holds rows that the format forbids.
+
+    Attributes:
+        fault: The fault that the error reports.
+    """
 
     fault: Fault
 
 
 def shorten(faults: Sequence[Fault]) -> tuple[Fault, ...]:
-    """Sum up all but the first of many faults of one file."""
+    """Replace the faults of one file after the first `MOST_FAULTS` by one fault that counts them."""
     if len(faults) <= MOST_FAULTS:
         return tuple(faults)
     more = Fault(file=faults[0].file, found=f"{len(faults) - MOST_FAULTS} more faults", expected="none")

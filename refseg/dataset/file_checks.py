@@ -1,4 +1,4 @@
-"""Which files a dataset must have, in its folder and in image pools, with which sizes and hashes."""
+"""Compares the files of a dataset and of its image pools with the names, sizes and hashes in the descriptor."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,12 +11,12 @@ from refseg.storage import Folder
 
 
 def manifest_name(entry: ShardEntry) -> str:
-    """File name of a shard's manifest."""
+    """Return the file name of a shard's manifest."""
     return f"{entry.name}.parquet"
 
 
 def tar_name(entry: ShardEntry) -> str:
-    """File name of a shard's tar."""
+    """Return the file name of a shard's tar."""
     return f"{entry.name}.tar"
 
 
@@ -26,10 +26,10 @@ def find_file_faults(
     """Compare the files of a folder with those that the descriptor names.
 
     Args:
-        sizes: What the folder holds: names and bytes.
+        sizes: Sizes in bytes of the files in the folder, by name.
         descriptor: Descriptor of the dataset.
-        entries: The shards whose files must be there.
-        with_tars: False: their manifests alone must be there.
+        entries: The shards whose files must exist.
+        with_tars: False: only their manifests must exist.
     """
     for entry in entries:
         if entry.num_samples and with_tars:
@@ -46,12 +46,12 @@ def find_file_faults(
 
 
 def find_pool_faults(sizes: Mapping[str, int], pool: ImagePool, tars: Iterable[PoolTar]) -> Iterator[Fault]:
-    """Compare the tars of an image pool with those that this dataset was built over.
+    """Compare the tars of an image pool with those that this dataset was built with.
 
     Args:
-        sizes: What the pool's folder holds: names and bytes.
+        sizes: Sizes in bytes of the files in the pool's folder, by name.
         pool: The pool.
-        tars: Those of its tars that must be there.
+        tars: The tars of the pool that must exist.
     """
     for tar in tars:
         yield from _compare_size(f"{pool.name}/{tar.name}", sizes, tar.num_bytes, pool_remedy(pool))
@@ -63,18 +63,18 @@ def read_whole(
     """Read a file and compare its hash.
 
     Args:
-        folder: The folder that holds it.
+        folder: The folder that holds the file.
         name: Name of the file.
-        sha256: What its hash must be.
-        file: What a fault calls the file; empty: its name.
-        remedy: What a fault says to do.
+        sha256: The expected SHA-256.
+        file: Name of the file in a fault; empty: `name`.
+        remedy: The remedy in a fault.
 
     Returns:
-        Its bytes, None if it cannot be read; and what is wrong with it.
+        The bytes (None if the file cannot be read), and the faults that were found.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        StorageError: If remote storage fails, which says nothing about the file.
+        FileNotFoundError: If the file does not exist.
+        StorageError: If remote storage fails; the file itself may be sound.
     """
 
     def fault(found: str, expected: str) -> Fault:
@@ -91,7 +91,7 @@ def read_whole(
 
 
 def read_as_built(folder: Folder, name: str, sha256: str) -> bytes:
-    """Read a file that must be the one that was built.
+    """Read a file and require that it is the one that was built.
 
     Raises:
         DamageError: If it is missing, cannot be read or has another hash.
@@ -108,7 +108,7 @@ def read_as_built(folder: Folder, name: str, sha256: str) -> bytes:
 
 
 def unknown_file(file: str) -> Fault:
-    """What is wrong where a tar or Parquet file lies that the dataset has not written."""
+    """Return the fault for a tar or Parquet file that does not belong to the dataset."""
     return Fault(
         file=file,
         found=f"a file that {DESCRIPTOR_NAME} does not name",
@@ -118,7 +118,7 @@ def unknown_file(file: str) -> Fault:
 
 
 def missing(file: str, expected: str, remedy: str = CHANGED) -> Fault:
-    """What is wrong where a file should be and is not."""
+    """Return the fault for a missing file."""
     return Fault(file=file, found="no such file", expected=expected, remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""Records to Parquet and back: one row per ref, and a digest that does not depend on the Parquet writer."""
+"""Writes records as Parquet, one row per ref, and computes a digest that does not depend on the Parquet writer."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from refseg.dataset.schema import MANIFEST_SCHEMA, NOT_DIGESTED, Annotation, Ima
 from refseg.json_text import canonical_json
 
 _ROW_GROUP_ROWS = 4096
-# A dictionary of numbers that hardly repeat takes time and 15 % more space than the numbers.
+# Only columns whose values repeat are dictionary-encoded: for other numbers it takes time and 15 % more space.
 _REPEATING = [
     *("dataset", "split_by", "split", "file_name", "category", "shard", "image_xxh3", "sample_xxh3", "image_kind"),
     "sentences.list.element.words.list.element",
@@ -22,14 +22,14 @@ _REPEATING = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestRow:
-    """One ref and where its image lies."""
+    """One ref with the location of its image."""
 
     record: RefRecord
     location: ImageLocation
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain values, keys in the order of `MANIFEST_SCHEMA`."""
-        # Written out: `dataclasses.asdict` copies every number of every polygon, and was half of a build's time.
+        """Return the row as plain values, with the keys in the order of `MANIFEST_SCHEMA`."""
+        # `dataclasses.asdict` would copy every number of every polygon, which was half of a build's time.
         record, location = self.record, self.location
         return {
             "dataset": record.dataset,
@@ -81,10 +81,10 @@ class ManifestRow:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ManifestRow":
-        """Undo `to_dict`, lists or tuples.
+        """Make a row from the values of `to_dict`; sequences may be lists or tuples.
 
         Raises:
-            AnnotationError: If the values make no record.
+            AnnotationError: If the values contradict each other (see `RefRecord`).
         """
         location = ImageLocation(
             shard=fields["shard"],
@@ -119,7 +119,9 @@ class ManifestRow:
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> str:
-    """Write rows; equal rows give equal bytes with one version of pyarrow, and an equal digest with any.
+    """Write rows as a Parquet file.
+
+    Equal rows give an equal digest with any version of pyarrow, and equal bytes with the same version.
 
     Returns:
         The digest of the rows (`rows_sha256`).
@@ -128,13 +130,13 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Write rows that are plain values already, keys in the order of `MANIFEST_SCHEMA`; see `write_manifest`."""
+    """Like `write_manifest`, for rows of plain values with the keys in the order of `MANIFEST_SCHEMA`."""
     _write(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     return digest_rows(rows)
 
 
 def write_table(path: Path, table: pa.Table) -> str:
-    """Write rows that are a table of `MANIFEST_SCHEMA` already; the rest is as in `write_manifest`."""
+    """Like `write_manifest`, for a table of `MANIFEST_SCHEMA`."""
     _write(path, table.combine_chunks())
     return digest_rows(table.to_pylist())
 
@@ -152,7 +154,7 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def digest_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 of rows as canonical JSON, one a line; what `NOT_DIGESTED` names is left out."""
+    """Return the SHA-256 of rows as canonical JSON, one row per line, without the values in `NOT_DIGESTED`."""
     digest = hashlib.sha256()
     for row in rows:
         digested = {name: value for name, value in row.items() if not _is_left_out(name, value)}

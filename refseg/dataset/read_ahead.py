@@ -1,4 +1,4 @@
-"""Read-ahead: threads that bring remote shards into the node's cache in the order in which they will be needed."""
+"""Read-ahead: threads that download remote shards into the machine's cache in the order in which they are needed."""
 
 import logging
 import threading
@@ -11,19 +11,19 @@ from refseg.errors import RefsegError
 
 logger = logging.getLogger(__name__)
 
-_NUM_THREADS = 2  # of each process: a node has several
-_PAUSE_SECONDS = 0.2  # before asking again for what other processes are downloading
+_NUM_THREADS = 2  # threads per process; a machine runs several processes
+_PAUSE_SECONDS = 0.2  # pause before the next attempt at a shard that another process is downloading
 
 
 class ReadAhead:
-    """Downloads in the background; the threads end when all is there, or at the first failure."""
+    """Downloads shards in the background. The threads end when all shards are cached, or at the first failure."""
 
     def __init__(self, cache: ShardCache, tars: Iterable[Tar]) -> None:
-        """Begin.
+        """Start the threads.
 
         Args:
-            cache: Where they go.
-            tars: In the order in which they will be needed.
+            cache: The cache into which shards are downloaded.
+            tars: Remote tars in the order in which they will be needed.
         """
         self._cache = cache
         self._waiting = deque(tars)
@@ -37,25 +37,25 @@ class ReadAhead:
             thread.start()
 
     def check(self) -> None:
-        """Raise what a thread met.
+        """Raise the error that ended a thread, if there is one.
 
         Raises:
-            DatasetError: If an object is missing, or twice another than was built.
+            DatasetError: If an object is missing, or differs from the tar that was built at each of two downloads.
             StorageError: If storage refuses or fails.
         """
         if self._failure is not None:
             raise self._failure
 
     def stop(self) -> None:
-        """Begin no other download."""
+        """Start no further downloads; those in progress are finished."""
         self._stopped.set()
 
     def join(self) -> None:
-        """Wait until all is there.
+        """Wait until all shards are cached.
 
         Raises:
-            DatasetError: See `check`.
-            StorageError: See `check`.
+            DatasetError: As for `check`.
+            StorageError: As for `check`.
         """
         for thread in self._threads:
             thread.join()
@@ -67,8 +67,11 @@ class ReadAhead:
             self._work()
             has_ended = True
         finally:
-            if not has_ended:  # by a mistake of ours, which stops no run: images are read one by one
-                logger.error("a thread that fetches remote shards ahead broke off: fewer or none follow", exc_info=True)
+            if not has_ended:  # a bug of refseg; the run continues, because images can also be read one by one
+                logger.error(
+                    "a thread that downloads remote shards failed; images that are not cached are read one by one",
+                    exc_info=True,
+                )
 
     def _work(self) -> None:
         while not self._stopped.is_set():
@@ -82,6 +85,6 @@ class ReadAhead:
                 self._failure = error
                 self.stop()
                 return
-            if found == "busy":  # the others first; asked again, since who downloads it may die
+            if found == "busy":  # continue with the other shards and try again: the other process may die
                 self._waiting.append(tar)
                 time.sleep(_PAUSE_SECONDS)

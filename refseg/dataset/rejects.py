@@ -1,4 +1,4 @@
-"""`rejects.parquet`: the refs of the source that became no row, each with its reason."""
+"""`rejects.parquet`: the refs of the source that are not in the dataset, each with the reason."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,14 +21,14 @@ REJECTS_SCHEMA = pa.schema(
         ("message", pa.string()),
     ]
 )
-"""One row per rejected ref; ids and split are null where the ref does not tell them."""
+"""One row per rejected ref; ids and split are null if the ref does not contain them."""
 
 
 def read_rejects(place: Folder, descriptor: Descriptor) -> pa.Table:
-    """The rejects of a dataset, with the columns of `REJECTS_SCHEMA`; no rows where it has none.
+    """Read the rejects of a dataset, with the columns of `REJECTS_SCHEMA`; the table is empty if there are none.
 
     Raises:
-        DamageError: If the file is missing or another than was built.
+        DamageError: If the file is missing or differs from the one that was built.
         StorageError: If storage refuses or fails.
     """
     table, faults = check_rejects(place, descriptor)
@@ -38,7 +38,10 @@ def read_rejects(place: Folder, descriptor: Descriptor) -> pa.Table:
 
 
 def check_rejects(place: Folder, descriptor: Descriptor) -> tuple[pa.Table | None, list[Fault]]:
-    """The rejects of a dataset, None if they cannot be read; and all that is wrong with their file.
+    """Read the rejects of a dataset and find all faults of their file.
+
+    Returns:
+        The rejects (None if they cannot be read) and the faults.
 
     Raises:
         StorageError: If storage refuses or fails.
@@ -57,7 +60,7 @@ def check_rejects(place: Folder, descriptor: Descriptor) -> tuple[pa.Table | Non
     except (OSError, pa.ArrowException) as error:
         return None, [*faults, not_parquet(REJECTS_NAME, error)]
     if not table.schema.equals(REJECTS_SCHEMA):
-        return None, [*faults, Fault(file=REJECTS_NAME, found="other columns than rejects have", expected=expected)]
+        return None, [*faults, Fault(file=REJECTS_NAME, found="other columns than those of rejects", expected=expected)]
     if table.num_rows != descriptor.num_rejects:
         faults.append(Fault(file=REJECTS_NAME, found=counted(table.num_rows, "row"), expected=expected))
     return table, faults

@@ -1,7 +1,7 @@
-"""What every row of a manifest must be: checked over whole columns, before a reader uses any of them.
+"""Checks the rows of a manifest, whole columns at a time, before a reader uses them.
 
-A manifest with right hashes may still be untrusted. Only rows that pass have the sizes, offsets and run lengths that
-readers rely on without looking again. Columns that were not read are not checked.
+A manifest with the right hash may still be untrusted. These checks ensure the sizes, offsets and run lengths that
+readers then use without checking again. Columns that were not read are not checked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from refseg.dataset.schema import IMAGE_KIND, MAX_PIXELS, MAX_SIDE
 from refseg.dataset.shape_checks import find_annotation_faults, find_mask_faults
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
 
-_BLOCK = 512  # of a tar: a header, and what members are padded to
+_BLOCK = 512  # bytes of a tar's block: a header takes one, and members are padded to a multiple
 _HASHES = ("image_xxh3", "sample_xxh3")
 _OF_IMAGE = ("image_id", "file_name", "height", "width", "image_bytes", "image_xxh3", "sample_bytes", "sample_xxh3")
 
@@ -28,19 +28,19 @@ class RowFault(NamedTuple):
     """One violation of the format by a row."""
 
     row: int
-    """Its position in the manifest."""
+    """Position of the row in the manifest."""
     found: str
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRules:
-    """What the descriptor says of a manifest's rows.
+    """The values that the descriptor allows in a manifest's rows.
 
     Attributes:
         split: Split of all rows.
         datasets: Dataset ids that rows may have.
-        tar_bytes: Size of each tar, by the `shard` that rows may name.
+        tar_bytes: Size in bytes of each tar, by the value of `shard` that refers to it.
     """
 
     split: str
@@ -49,10 +49,12 @@ class RowRules:
 
 
 def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
-    """Look for rows that the format forbids; the first kind of fault that makes others unreadable ends the search.
+    """Find rows that the format forbids.
+
+    Nulls and impossible image sizes end the search, because the later checks need these values.
 
     Args:
-        table: Rows with the types of `MANIFEST_SCHEMA`; strings may be dictionaries, columns may be missing.
+        table: Rows with the types of `MANIFEST_SCHEMA`. Strings may be dictionary-encoded, and columns may be missing.
         rules: Rules that the descriptor gives for the manifest.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
@@ -66,13 +68,13 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
     yield from _of_rows(
         is_wrong,
         lambda row: f"size {sides[0][row]} x {sides[1][row]} (height x width)",
-        f"1 to {MAX_SIDE:,} pixels a side and {MAX_PIXELS:,} at most",
+        f"1 to {MAX_SIDE:,} pixels a side and at most {MAX_PIXELS:,} pixels",
     )
     if is_wrong.any():
         return
     yield from _find_wrong_names(columns, rules)
     yield from _find_unknown_content(columns)
-    yield from _find_wrong_places(columns, rules)
+    yield from _find_wrong_locations(columns, rules)
     yield from _find_split_images(columns)
     if "sentences" in columns:
         yield from _find_wrong_sentences(columns)
@@ -89,7 +91,11 @@ def find_row_faults(table: pa.Table, rules: RowRules) -> Iterator[RowFault]:
 
 
 def find_repeated(ids: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:
-    """Positions of ids that an earlier position of the same group has, too."""
+    """Return the positions of ids that occur at an earlier position of the same group.
+
+    Example: for ids [7, 8, 7] of one group, the sorted order is [0, 2, 1]. The second 7 follows an equal id, so its
+    position 2 is returned. The sort is stable, so the first occurrence is never returned.
+    """
     order = np.lexsort((ids, groups))
     again = (ids[order][1:] == ids[order][:-1]) & (groups[order][1:] == groups[order][:-1])
     return np.sort(order[1:][again])
@@ -101,8 +107,11 @@ def find_misplaced_samples(
     sample_bytes: NDArray[np.int64],
     tar_bytes: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Which samples are not header, image, header and JSON within a tar; all are given in bytes, `(samples,)`."""
-    start = image_offset - _BLOCK
+    """Return which samples cannot be a header, an image, a header and JSON within their tar.
+
+    All arguments are `(samples,)` and in bytes.
+    """
+    start = image_offset - _BLOCK  # a sample starts with the header block of its image
     is_wrong = (start < 0) | (start % _BLOCK != 0) | (image_bytes < 1) | (sample_bytes < image_bytes)
     is_wrong |= (sample_bytes - image_bytes < 2 * _BLOCK) | (sample_bytes > tar_bytes)
     return is_wrong | (start > tar_bytes - sample_bytes)
@@ -118,7 +127,7 @@ def _constant(is_wrong: NDArray[np.bool_], found: str, expected: str) -> Iterato
 
 
 def _find_nulls(name: str, column: pa.Array) -> Iterator[RowFault]:
-    """Rows of a column that hold no value somewhere."""
+    """Find the rows of a column that contain a null at any depth."""
     path = _path_of_null(name, column)
     if path is not None:
         for row, value in enumerate(column.to_pylist()):
@@ -127,7 +136,7 @@ def _find_nulls(name: str, column: pa.Array) -> Iterator[RowFault]:
 
 
 def _path_of_null(path: str, array: pa.Array) -> str | None:
-    """The first nested column with a null; None: there is none."""
+    """Return the path of the first nested column with a null; None if there is none."""
     if array.null_count:
         return path
     if pa.types.is_dictionary(array.type):
@@ -147,13 +156,13 @@ def _holds_none(value: Any) -> bool:
 
 
 def _codes(array: pa.Array) -> tuple[list[str], NDArray[Any]]:
-    """The values of a column of strings, each once, and which of them each row has."""
+    """Return the distinct values of a column of strings, and for each row the position of its value among them."""
     array = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     return array.dictionary.to_pylist(), numbers(array.indices)
 
 
 def _find_wrong_names(columns: Mapping[str, pa.Array], rules: RowRules) -> Iterator[RowFault]:
-    """Splits, datasets, tars and hashes that there are not; ref ids that come again."""
+    """Find unknown splits and datasets, repeated ref ids, and malformed hashes."""
     splits, split = _codes(columns["split"])
     yield from _of_rows(
         np.array([name != rules.split for name in splits], np.bool_)[split],
@@ -177,14 +186,14 @@ def _find_wrong_names(columns: Mapping[str, pa.Array], rules: RowRules) -> Itera
 
 
 def _find_unknown_content(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]:
-    """What the format has room for and this release does not read."""
+    """Find values that the format allows but this release cannot read."""
     if "image_kind" in columns:
         kinds, kind = _codes(columns["image_kind"])
         is_wrong = np.array([name != IMAGE_KIND for name in kinds], np.bool_)[kind]
         yield from _of_rows(is_wrong, lambda row: f"a picture of kind {kinds[kind[row]]!r:.20}", IMAGE_KIND)
     if "ignore" in columns:
         is_wrong = numbers(columns["ignore"].is_valid())
-        yield from _constant(is_wrong, "a mask of pixels to ignore", "none, as this release would count them")
+        yield from _constant(is_wrong, "a mask of pixels to ignore", "none, because this release would count them")
 
 
 def _find_wrong_hashes(name: str, column: pa.Array) -> Iterator[RowFault]:
@@ -192,14 +201,14 @@ def _find_wrong_hashes(name: str, column: pa.Array) -> Iterator[RowFault]:
     yield from _of_rows(~is_hash, lambda row: f"{name} {column[row].as_py()!r:.40}", "16 hexadecimal digits")
 
 
-def _find_wrong_places(columns: Mapping[str, pa.Array], rules: RowRules) -> Iterator[RowFault]:
-    """Samples that do not lie within their tars."""
+def _find_wrong_locations(columns: Mapping[str, pa.Array], rules: RowRules) -> Iterator[RowFault]:
+    """Find samples that are not within their tars."""
     tars, tar = _codes(columns["shard"])
     is_unknown = np.array([name not in rules.tar_bytes for name in tars], np.bool_)[tar]
     yield from _of_rows(
         is_unknown,
         lambda row: f"shard {tars[tar[row]]!r:.80}",
-        " or ".join(sorted(rules.tar_bytes)[:3]) or "none, as there is no tar",
+        " or ".join(sorted(rules.tar_bytes)[:3]) or "none, because there is no tar",
     )
     tar_bytes = np.array([rules.tar_bytes.get(name, 0) for name in tars], np.int64)[tar]
     offset, image, sample = (numbers(columns[name]) for name in ("image_offset", "image_bytes", "sample_bytes"))
@@ -211,7 +220,11 @@ def _find_wrong_places(columns: Mapping[str, pa.Array], rules: RowRules) -> Iter
 
 
 def _find_split_images(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]:
-    """Rows that tell another thing of their image than the row before, or come apart from the image's other rows."""
+    """Find rows that contradict the previous row of the same image, or are not adjacent to the image's other rows.
+
+    A new image starts where offset, tar or dataset change. Example: for the offsets [a, a, b, a] of one tar, the rows
+    0, 2 and 3 are first rows. Sorted by offset, row 3 follows row 0 with the same offset, so row 3 is reported.
+    """
     num_rows = len(columns["shard"])
     keys = [numbers(columns["image_offset"]), *(_codes(columns[name])[1] for name in ("shard", "dataset", "split_by"))]
     is_first = np.ones(num_rows, np.bool_)
@@ -222,13 +235,15 @@ def _find_split_images(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]:
             values = _codes(columns[name])[1] if is_text else numbers(columns[name])
             is_wrong = np.zeros(num_rows, np.bool_)
             is_wrong[1:] = (values[1:] != values[:-1]) & ~is_first[1:]
-            yield from _constant(is_wrong, f"another {name} than in the row before", "the same of one image")
+            yield from _constant(
+                is_wrong, f"another {name} than in the row before", "the same value in all rows of an image"
+            )
     first = np.flatnonzero(is_first)
     order = np.lexsort([key[first] for key in keys])
     same = np.all([key[first][order[1:]] == key[first][order[:-1]] for key in keys], axis=0)
     is_wrong = np.zeros(num_rows, np.bool_)
     is_wrong[first[order[1:][same]]] = True
-    yield from _constant(is_wrong, "an image that earlier rows have, too", "rows of one image side by side")
+    yield from _constant(is_wrong, "an image that earlier rows also have", "adjacent rows for each image")
 
 
 def _find_wrong_sentences(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]:
@@ -252,10 +267,10 @@ def _find_wrong_sentences(columns: Mapping[str, pa.Array]) -> Iterator[RowFault]
         names, partitions = _codes(columns["dataset"])[1], _codes(columns["split_by"])[1]
         again = np.zeros(len(sent_ids), np.bool_)
         again[find_repeated(sent_ids, (names * (partitions.max(initial=0) + 1) + partitions)[row_of])] = True
-        yield from rows(again, "a sent_id of another sentence of the split", "each sent_id once")
+        yield from rows(again, "the sent_id of another sentence of the split", "each sent_id once")
     if "exists" in fields:
         is_wrong = numbers(sentences.field("exists")) & numbers(columns["no_target"])[row_of]
-        yield from rows(is_wrong, "no_target with a sentence that exists", "none that does")
+        yield from rows(is_wrong, "no_target with a sentence that exists", "no such sentence")
     if "token_ids" in fields:
         token_lists = sentences.field("token_ids")
         token_ids, ends = numbers(token_lists.flatten()), list_ends(token_lists)

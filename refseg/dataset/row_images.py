@@ -1,4 +1,4 @@
-"""The pictures of manifest rows, out of the tars that the rows name."""
+"""Reads the pictures of manifest rows from the tars that the rows refer to."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,14 +15,15 @@ IMAGE_COLUMNS = (
 
 
 class RowImages:
-    """Reads the picture of a row; any number of threads may read at once.
+    """Reads the pictures of rows; any number of threads may read at once.
 
     Args:
         dataset: The dataset of the rows.
-        names: What the rows call their tars, each once or several times.
+        names: Values of the rows' column `shard`; duplicates are allowed.
 
     Raises:
-        DatasetError: As of `BuiltDataset.tars`.
+        DatasetError: If a tar is missing, differs from the one that was built, or is on a host that is not allowed.
+        StorageError: If storage refuses or fails.
     """
 
     def __init__(self, dataset: BuiltDataset, names: Iterable[str]) -> None:
@@ -30,21 +31,21 @@ class RowImages:
         self._files = ShardFiles(dataset.tars(list(self._numbers)))
 
     def tar(self, row: Mapping[str, Any]) -> Tar:
-        """The tar that holds a row's picture."""
+        """Return the tar that holds a row's picture."""
         return self._files.tars[self._numbers[row["shard"]]]
 
     def where(self, row: Mapping[str, Any]) -> str:
-        """A row's picture in words, for messages."""
+        """Return the tar, id and file name of a row's picture, for messages."""
         return f"{self.tar(row)}: image {row['image_id']} ({row['file_name']})"
 
     def read(self, row: Mapping[str, Any]) -> bytes:
-        """The JPEG of a row, out of its whole sample, whose hash is compared.
+        """Return the JPEG of a row. The whole sample is read and its hash compared.
 
         Args:
-            row: With `IMAGE_COLUMNS`, as plain values.
+            row: Plain values of at least `IMAGE_COLUMNS`.
 
         Raises:
-            DatasetError: If its tar is missing or cut short, or the sample is not the one that was built.
+            DatasetError: If the tar is missing or truncated, or the sample differs from the one that was built.
             StorageError: If storage refuses or fails.
         """
         sample = self._files.read_sample(
@@ -57,9 +58,11 @@ class RowImages:
         return sample[HEADER_BYTES : HEADER_BYTES + row["image_bytes"]].tobytes()
 
     def check_size(self, row: Mapping[str, Any], jpeg: bytes) -> None:
-        """Check that the header of a row's picture says the size at which it was stored.
+        """Check that the header of a row's picture states the size at which it was stored.
+
+        The check comes before decoding, because a small file may claim a size that takes gigabytes to decode.
 
         Raises:
-            ImageError: If it says another: a small file may claim a size that takes gigabytes to decode.
+            ImageError: If the sizes differ.
         """
         self.tar(row).check_picture(jpeg, (row["height"], row["width"]))

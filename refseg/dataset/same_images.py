@@ -1,7 +1,7 @@
-"""Which images two datasets share: the rule by which mixes are kept free of leaks and models are checked for them.
+"""Finds the images that two datasets share, so that mixes have no leaks and evaluations report them.
 
-Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the bytes of one
-COCO image differ between copies that were resized or saved again.
+Two images are the same if their bytes are equal, or if both datasets use COCO's image ids and the ids are equal. Ids
+are compared, too, because a COCO image that was resized or saved again has other bytes.
 """
 
 import pyarrow as pa
@@ -10,17 +10,17 @@ import pyarrow.compute as pc
 from refseg.dataset.schema import find_dataset
 
 IDENTITY_COLUMNS = ("dataset", "split_by", "image_id", "image_xxh3")
-"""Columns of the manifest that tell which image a row is of."""
+"""Columns of the manifest that identify the image of a row."""
 
 
 def image_identities(rows: pa.Table) -> pa.Table:
-    """What tells the image of each row.
+    """Return the values that identify the image of each row.
 
     Args:
-        rows: With `IDENTITY_COLUMNS`.
+        rows: Rows with `IDENTITY_COLUMNS`.
 
     Returns:
-        `image_id`, `image_xxh3`, and `is_coco`: True if the id is COCO's.
+        A table of `image_id`, `image_xxh3` and `is_coco` (True if the id is COCO's).
     """
     dataset = pc.binary_join_element_wise(rows["dataset"], rows["split_by"], "/")
     coco = [name for name in pc.unique(dataset).to_pylist() if find_dataset(name).is_coco]
@@ -29,14 +29,14 @@ def image_identities(rows: pa.Table) -> pa.Table:
 
 
 def find_same_images(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
-    """Say of each row whether its image is one of the others.
+    """Find the rows whose image is also in another table.
 
     Args:
-        rows: From `image_identities`.
-        others: The same.
+        rows: Table from `image_identities`.
+        others: Another table from `image_identities`.
 
     Returns:
-        `(rows,)` booleans.
+        `(rows,)` booleans: True if the row's image is one of `others`.
     """
     same = pc.is_in(rows["image_xxh3"], value_set=pc.unique(others["image_xxh3"]))
     coco_ids = pc.unique(others.filter(others["is_coco"])["image_id"])
@@ -44,5 +44,5 @@ def find_same_images(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
 
 
 def unique_images(rows: pa.Table) -> pa.Table:
-    """The images of rows from `image_identities`, each once."""
+    """Return each image of a table from `image_identities` once."""
     return rows.group_by(["image_id", "image_xxh3", "is_coco"]).aggregate([])

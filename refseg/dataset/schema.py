@@ -1,6 +1,6 @@
-"""A record, a manifest row and the datasets there are: what every stage agrees on.
+"""The types that every stage shares: a record, a manifest row, and the table of known datasets.
 
-A manifest row is a `RefRecord` with the `ImageLocation` of its picture; `MANIFEST_SCHEMA` is the row in
+A manifest row is a `RefRecord` with the `ImageLocation` of its picture. `MANIFEST_SCHEMA` defines the row in
 Parquet. `manifests/COLUMNS.md` explains each column to readers who do not use this package.
 """
 
@@ -13,19 +13,20 @@ from refseg.errors import AnnotationError, UsageError
 from refseg.wording import did_you_mean
 
 FORMAT_VERSION = 3
-"""Version of the folder format: raised when an older reader could misread a newer folder."""
+"""Version of the folder format. It increases whenever an older reader could misread a newer folder."""
 
 MAX_SIDE = 65_500
-"""Pixels of a picture's longer side at most: more than this libjpeg does not write."""
+"""Largest height or width of a picture in pixels: libjpeg's limit."""
 
 MAX_PIXELS = 2**28
-"""Pixels of a picture at most (16,384 x 16,384): a larger one takes gigabytes wherever it or its mask is drawn."""
+"""Largest number of pixels of a picture (16,384 x 16,384). Decoding a larger one, or its mask, takes gigabytes."""
 
 IMAGE_KIND = "jpg"
-"""Kind of the pictures that this release writes and reads."""
+"""The only kind of picture that this release writes and reads."""
 
 MASK_RULES = ("union", "legacy")
-"""`union`: pixels of any part. `legacy`: pixels covered exactly once (LAVT and its forks keep only those)."""
+"""How the parts of a target are joined. `union`: pixels that any part covers. `legacy`: pixels that exactly one part
+covers, which is what LAVT and its forks compute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +35,12 @@ class DatasetSpec:
 
     Attributes:
         dataset: Name without the partition, for example `refcoco`.
-        split_by: Who made the partition, for example `unc`; part of every name, never implied.
+        split_by: Name of the partition, for example `unc`. It is part of every dataset id and has no default.
         folder: Name of the folder in REFER's layout, for example `refcoco+`.
-        splits: Splits the partition has, in canonical order; `train` comes first where there is one. Empty: any
-            (`custom`); the source says which.
-        is_coco: True if image ids are COCO's, so that the same id is the same picture in every such dataset.
-        refs_prefix: Start of the refs file's name in REFER's layout: `refs(unc).p`, `grefs(unc).json`.
+        splits: Splits of the partition in canonical order; `train` is the first if it exists. Empty for `custom`,
+            whose source names its splits.
+        is_coco: True if image ids are COCO's, so that an id means the same picture in every such dataset.
+        refs_prefix: Prefix of the refs file in REFER's layout: `refs` for `refs(unc).p`, `grefs` for `grefs(unc).json`.
     """
 
     dataset: str
@@ -66,15 +67,15 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec(dataset="refcocoplus", split_by="unc", folder="refcoco+", splits=_UNC),
         DatasetSpec(dataset="refcocog", split_by="umd", folder="refcocog", splits=_THREE),
         DatasetSpec(dataset="refcocog", split_by="google", folder="refcocog", splits=("train", "val")),
-        # Targets of several objects or none; crowd annotations among them.
+        # Targets are one object, several or none; some annotations are crowds.
         DatasetSpec(dataset="grefcoco", split_by="unc", folder="grefcoco", splits=_UNC, refs_prefix="grefs"),
         # Photographs of SAIAPR TC-12.
         DatasetSpec(dataset="refclef", split_by="unc", folder="refclef", splits=(*_UNC, "testC"), is_coco=False),
         DatasetSpec(dataset="refclef", split_by="berkeley", folder="refclef", splits=_THREE, is_coco=False),
-        # Ref-ZOM: zero, one or many objects; images of COCO's train2014 and val2014.
+        # Ref-ZOM: targets of zero, one or many objects, on images of COCO's train2014 and val2014.
         DatasetSpec(dataset="refzom", split_by="final", folder="ref-zom", splits=_THREE),
-        # R-RefCOCO: RefCOCO with altered sentences that name nothing. Its authors give one folder each and do not say
-        # how they split RefCOCOg: the file's name does.
+        # R-RefCOCO: RefCOCO plus altered sentences whose target is absent. The authors publish one folder per dataset.
+        # Only the file's name says which partition of RefCOCOg it is.
         DatasetSpec(dataset="rrefcoco", split_by="unc", folder="rrefcoco", splits=_UNC),
         DatasetSpec(dataset="rrefcocoplus", split_by="unc", folder="rrefcoco+", splits=_UNC),
         DatasetSpec(dataset="rrefcocog", split_by="unc", folder="rrefcocog", splits=_UNC),
@@ -90,10 +91,14 @@ CUSTOM = "custom"
 
 
 def find_dataset(dataset_id: str) -> DatasetSpec:
-    """Look a dataset up; `refcoco+/unc` is accepted for `refcocoplus/unc`, and `custom/<any name>`.
+    """Return a dataset's specification by its id.
+
+    Args:
+        dataset_id: Name and partition, for example `refcoco/unc`, or `custom/<name>` for a user's own table.
+            `refcoco+/unc` is accepted for `refcocoplus/unc`.
 
     Raises:
-        UsageError: If there is no such dataset; a name without its partition lists the partitions.
+        UsageError: If the dataset is unknown. If only the partition is missing, the message lists the partitions.
     """
     dataset, _, split_by = dataset_id.replace("refcoco+", "refcocoplus").partition("/")
     if dataset == CUSTOM:
@@ -109,7 +114,7 @@ def find_dataset(dataset_id: str) -> DatasetSpec:
         partitions = [name for name in DATASETS if name.split("/")[0] == folded]
         raise UsageError(
             f"unknown dataset {dataset_id!r}; expected one of {', '.join(partitions or known)} "
-            f"(the partition is always named){did_you_mean(f'{folded}/{split_by}', partitions or known)}"
+            f"(the partition is part of the name){did_you_mean(f'{folded}/{split_by}', partitions or known)}"
         )
     return spec
 
@@ -120,7 +125,8 @@ class Rle:
 
     Attributes:
         size: `(height, width)` in pixels.
-        counts: Run lengths over columns, top to bottom, left to right; the first run is of zeros.
+        counts: Run lengths in column order (top to bottom, then left to right). Runs alternate between 0 and 1 and
+            begin with 0: the mask `[[0, 1], [0, 1]]` has the counts `(2, 2)`.
     """
 
     size: tuple[int, int]
@@ -133,12 +139,12 @@ class Sentence:
 
     Attributes:
         sent_id: Id in the source, unique within a split.
-        raw: As typed by the annotator.
-        sent: As cleaned by the dataset's authors; what models read unless told otherwise.
+        raw: Text as the annotator typed it.
+        sent: Text as the dataset's authors cleaned it; models read this by default.
         words: The authors' word list of `sent`.
-        token_ids: CLIP BPE ids of `sent` with SOS and EOS, untruncated, unpadded.
-        exists: True if it names the ref's target. False: it names nothing in the image, whatever the ref's other
-            sentences name (R-RefCOCO), and its target is empty.
+        token_ids: CLIP BPE ids of `sent` with SOS and EOS, neither truncated nor padded.
+        exists: True if the sentence names the ref's target. False if it names nothing in the image, so that its target
+            is empty even if other sentences of the ref have one (R-RefCOCO).
     """
 
     sent_id: int
@@ -151,7 +157,9 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """One COCO annotation, as found. `polygons` or `rles` holds the shape; both are empty where only a box is known.
+    """One COCO annotation with the source's values.
+
+    `polygons` or `rles` holds the shape; both are empty if only a box is known.
 
     Attributes:
         ann_id: COCO annotation id.
@@ -182,22 +190,22 @@ class RefRecord:
         split: For example `testA`.
         ref_id: Id in the source, unique within a dataset and its `split_by`.
         image_id: COCO image id.
-        file_name: Of the image in `instances.json`.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        category: COCO category name; empty where nothing is referred to, or the source has no categories.
-        box_xywh: COCO's box of the target (of several annotations: the box around their boxes), in pixels.
-        area: Pixels of `mask`.
+        file_name: File name of the image in `instances.json`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        category: COCO category name; empty if there is no target or the source has no categories.
+        box_xywh: COCO's box of the target in pixels; for several annotations, the box around their boxes.
+        area: Number of pixels of `mask`.
         no_target: True if the sentences name nothing in this image.
-        box_only: True if an annotation has no shape but its box, so that `mask` holds the filled box.
-        mask: The target at the image's size, by the dataset's mask rule.
-        sentences: As annotated, at least one.
-        annotations: The COCO annotations whose shapes make the mask; empty: `no_target`.
+        box_only: True if an annotation has only a box and no shape, so that `mask` holds the filled box.
+        mask: Mask of the target at the image's size, by the dataset's mask rule.
+        sentences: Sentences as annotated, at least one.
+        annotations: The COCO annotations whose shapes make the mask; empty if `no_target`.
         source_rank: Position of the ref in its source, from 0.
-        ignore: Pixels that neither a loss nor a score counts; None: every pixel counts.
+        ignore: Pixels that losses and scores leave out; None: every pixel counts.
 
     Raises:
-        AnnotationError: If there is no sentence, or `no_target` or `box_only` disagree with annotations or sentences.
+        AnnotationError: If there is no sentence, or if `no_target` or `box_only` contradict annotations or sentences.
     """
 
     dataset: str
@@ -229,27 +237,30 @@ class RefRecord:
         if self.no_target and any(sentence.exists for sentence in self.sentences):
             raise AnnotationError(f"{self.where}: no_target is True but a sentence exists, expected none")
         if self.box_only != any(not (annotation.polygons or annotation.rles) for annotation in self.annotations):
-            raise AnnotationError(f"{self.where}: box_only is {self.box_only}, its annotations say otherwise")
+            raise AnnotationError(
+                f"{self.where}: box_only is {self.box_only}, expected {not self.box_only}: it must be True if and only "
+                "if an annotation has neither polygons nor run lengths"
+            )
 
     @property
     def where(self) -> str:
-        """The record's place in words, for messages."""
+        """Dataset, split and ref id, for messages."""
         return f"{self.dataset}/{self.split_by} {self.split} ref {self.ref_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLocation:
-    """Where the bytes of an image lie.
+    """The tar that holds an image, with its offset, length and hashes.
 
     Attributes:
-        shard: File name of the tar beside the manifest, or `<pool>/<file name>` with a pool of the descriptor.
-        image_offset: Of the first byte of the JPEG in the tar.
-        image_bytes: Length of the JPEG.
+        shard: File name of the tar beside the manifest, or `<pool>/<file name>` for a tar of an image pool.
+        image_offset: Offset of the first byte of the JPEG in the tar.
+        image_bytes: Length of the JPEG in bytes.
         image_xxh3: XXH3-64 of the JPEG, 16 hexadecimal digits.
-        sample_bytes: Length of the whole sample in the tar: header, JPEG, header, JSON, each with its padding. It
-            starts one block (512 bytes) before `image_offset`.
+        sample_bytes: Length of the whole sample in the tar: header, JPEG, header, JSON, each with its padding. The
+            sample starts one block (512 bytes) before `image_offset`.
         sample_xxh3: XXH3-64 of the whole sample; checked whenever the image is read.
-        image_kind: Suffix of the picture's member in the tar, which says how it is encoded.
+        image_kind: Suffix of the picture's name in the tar, which tells its encoding.
     """
 
     shard: str
@@ -324,7 +335,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("ignore", _RLE),
     ]
 )
-"""One row per ref. Rows of one image are adjacent; rows are in the order of the images in the tar."""
+"""One row per ref. Rows of one image are adjacent and follow the order of the images in the tar."""
 
 NOT_DIGESTED = {"source_rank": None, "image_kind": IMAGE_KIND, "ignore": None}
-"""Columns that canonical JSON leaves out: `source_rank` always, each other one where it has the value given here."""
+"""Columns that are left out of the digest: `source_rank` always, each other one if it has the value given here."""

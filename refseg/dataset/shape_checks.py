@@ -1,4 +1,4 @@
-"""Masks, polygons and run lengths of a manifest's rows: they fit their images, so that drawing them is safe."""
+"""Checks that the masks, polygons and run lengths of manifest rows fit their images, so that drawing them is safe."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 from refseg.dataset.arrow_arrays import list_lengths, numbers
 
 ShapeFault = tuple[NDArray[np.bool_], Callable[[int], str], str]
-"""Which rows, what is found in a row, what is expected."""
+"""Which rows are wrong, a function that describes what was found in a row, and what is expected."""
 _Sides = tuple[NDArray[Any], NDArray[Any]]
-_REACH = 2  # a polygon's corners lie no further out than so many times the image's longer side
+_REACH = 2  # a corner may lie outside the image by at most this many times the image's longer side
 
 
 def find_mask_faults(masks: pa.StructArray, no_target: NDArray[np.bool_], sides: _Sides) -> Iterator[ShapeFault]:
-    """Masks whose run lengths are not the image's: without them a reader draws an empty target, or too much memory.
+    """Find masks whose run lengths do not add up to the image's size, or that contradict `no_target`.
+
+    Such a mask would give an empty target, or use too much memory when it is drawn.
 
     Args:
-        masks: `(rows,)` without nulls; without `size` if that was not read.
-        no_target: `(rows,)`.
+        masks: `(rows,)` masks without nulls; the field `size` may be missing if it was not read.
+        no_target: `(rows,)` booleans.
         sides: Heights and widths of the rows' images, in pixels.
     """
     is_wrong = _do_not_fit(masks, sides)
@@ -35,7 +37,12 @@ def find_mask_faults(masks: pa.StructArray, no_target: NDArray[np.bool_], sides:
 
 
 def find_annotation_faults(annotations: pa.ListArray, sides: _Sides) -> Iterator[ShapeFault]:
-    """Annotations that cannot be drawn: run lengths of another size, polygons far outside. Arguments as of masks."""
+    """Find annotations that cannot be drawn: run lengths of another size, or polygons far outside the image.
+
+    Args:
+        annotations: `(rows,)` lists of annotations without nulls.
+        sides: Heights and widths of the rows' images, in pixels.
+    """
     num_rows = len(annotations)
     row_of = np.repeat(np.arange(num_rows), list_lengths(annotations))
     shapes = annotations.flatten()
@@ -63,7 +70,12 @@ def find_annotation_faults(annotations: pa.ListArray, sides: _Sides) -> Iterator
 
 
 def _do_not_fit(masks: pa.StructArray, sides: _Sides, *, may_be_empty: bool = False) -> NDArray[np.bool_]:
-    """Which run lengths are of another size than given, or have an empty run that is not the first."""
+    """Return which masks have another size than `sides`, or an empty run that is not the first.
+
+    `counts` holds the runs of all masks one after the other, `lengths` how many runs each mask has, and `starts` the
+    position of its first run. For the runs [4, 2] and [6], `counts` is [4, 2, 6], `lengths` [2, 1] and `starts` [0, 2].
+    Then `reduceat` adds up the runs of each mask: [6, 6].
+    """
     names = {field.name for field in masks.type}
     pixels = sides[0].astype(np.int64) * sides[1]
     lists = masks.field("counts")

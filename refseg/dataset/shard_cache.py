@@ -1,7 +1,7 @@
-"""The node's cache of remote shards: whole tars by the hash of their content, shared by all processes of a machine.
+"""The cache of remote shards: whole tars, named by the hash of their content, shared by all processes of a machine.
 
-A tar is downloaded aside under an exclusive `flock`, hashed on the way, and renamed; who reads one holds a shared
-`flock` on it. The kernel drops the locks of a process that dies, so no lock can be stale.
+A tar is downloaded to a `.part` file under an exclusive `flock`, hashed during the download, and then renamed. A reader
+holds a shared `flock` on the tar. The kernel releases the locks of a process that dies, so no lock can be stale.
 """
 
 import errno
@@ -35,11 +35,11 @@ from refseg.storage import is_remote, read_file
 logger = logging.getLogger(__name__)
 
 LIMIT_VARIABLE = "REFSEG_CACHE_GIGABYTES"
-"""Environment variable: how much the cache may hold, in 10^9 bytes."""
+"""Environment variable: the largest size of the cache, in gigabytes (10^9 bytes)."""
 
 _DEFAULT_PART_OF_DISK = 0.8
-_BLOCK_BYTES = 16 << 20  # of one request; a cut connection costs one of them
-_TRIES = 2  # downloads of an object whose hash is wrong
+_BLOCK_BYTES = 16 << 20  # size of one request; a lost connection costs one request
+_TRIES = 2  # number of downloads of an object before a wrong hash is an error
 
 Fetched = Literal["here", "busy", "no room"]
 """Result of a fetch: the tar is in the cache, another process is downloading it, or it does not fit."""
@@ -47,13 +47,13 @@ Fetched = Literal["here", "busy", "no room"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tar:
-    """A shard's tar: where it is and what it must be.
+    """A shard's tar: its address, and its expected size and hash.
 
     Attributes:
         address: Path or URL.
-        num_bytes: Size.
-        sha256: Of its content.
-        stored_images: Size of the pictures in it; None: they have their rows' size.
+        num_bytes: Size in bytes.
+        sha256: SHA-256 of its content.
+        stored_images: Size of the pictures in it; None: they have the size that their rows state.
     """
 
     address: str
@@ -66,46 +66,46 @@ class Tar:
 
     @property
     def is_remote(self) -> bool:
-        """True if it lies at a URL."""
+        """True if the address is a URL."""
         return is_remote(self.address)
 
     def check_picture(self, jpeg: bytes | memoryview, size: tuple[int, int]) -> None:
-        """Check that a picture of this tar has the size it was stored at, by its header.
+        """Check that the header of a picture of this tar states the size at which it was stored.
 
         Args:
-            jpeg: The file.
-            size: `(height, width)` of its rows, in pixels.
+            jpeg: Bytes of the picture.
+            size: `(height, width)` in pixels, as the picture's rows state.
 
         Raises:
-            ImageError: If it has another.
+            ImageError: If the sizes differ.
         """
         check_jpeg_size(jpeg, size if self.stored_images is None else self.stored_images.picture_size(size))
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """Part of a remote tar, by one request (and its retries).
+        """Read part of a remote tar with one request (and its retries).
 
         Raises:
-            DatasetError: If there is no such object.
+            DatasetError: If the object does not exist.
             StorageError: If storage refuses or fails.
         """
         try:
             return read_file(self.address, start, num_bytes)
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{self}: there is no such object, expected {self.num_bytes} bytes; copy the shard again from its "
+                f"{self}: found no such object, expected {self.num_bytes} bytes; copy the shard again from its "
                 "source or build the dataset again"
             ) from error
 
 
 class ShardCache:
-    """A folder of tars of bounded size, from which the least recently used go first, and none in use."""
+    """A folder of tars of limited size. Least recently used tars are removed first, but never a tar in use."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """Use a folder, made when needed.
+        """Use a folder as a cache; it is created when the first tar is fetched.
 
         Args:
-            folder: On a disk of this machine: network file systems are slow here and may not know `flock`.
-            limit_bytes: What it holds at most, unfinished downloads included.
+            folder: A folder on a local disk. A network file system would be slow and may not support `flock`.
+            limit_bytes: Largest total size in bytes, unfinished downloads included.
         """
         self.folder = folder
         self.limit_bytes = limit_bytes
@@ -113,15 +113,16 @@ class ShardCache:
 
     @classmethod
     def of_this_machine(cls, kind: str = "shards") -> "ShardCache | None":
-        """The cache that `REFSEG_CACHE` and `REFSEG_CACHE_GIGABYTES` say; by default 80 % of what the disk can give.
+        """Return the cache in the folder `REFSEG_CACHE` with the limit `REFSEG_CACHE_GIGABYTES`.
 
-        None, and a warning, if its folder cannot be made or looked into.
+        The default limit is 80 % of the disk space that is free or already used by the cache. If the folder cannot be
+        created or read, the function logs a warning and returns None.
 
         Args:
-            kind: Name of its folder: `shards`, or `index` for indexes, whose limit is counted apart.
+            kind: Name of the subfolder: `shards`, or `index` for indexes. Each has the whole limit.
 
         Raises:
-            UsageError: If the limit is no number, or below 0.
+            UsageError: If the limit is not a number, or below 0.
         """
         folder = cache_folder(kind)
         text = os.environ.get(LIMIT_VARIABLE, "")
@@ -130,7 +131,7 @@ class ShardCache:
         except (ValueError, OverflowError):
             asked = -1
         if asked is not None and asked < 0:
-            raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes from 0 on, for example 200")
+            raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; expected a number of gigabytes (0 or more), such as 200")
         try:
             make_cache_folder(folder)
             held = sum(entry.num_bytes for entry in _entries(folder))
@@ -141,23 +142,26 @@ class ShardCache:
         return cls(folder, int(_DEFAULT_PART_OF_DISK * possible) if asked is None else min(asked, possible))
 
     def open(self, tar: Tar) -> int | None:
-        """A file descriptor of a tar that is here, None if it is not. While it is open the tar stays in the cache."""
+        """Return a file descriptor of a cached tar, or None if the tar is not in the cache.
+
+        The tar is not removed from the cache while the descriptor is open.
+        """
         try:
             return open_in_use(self.path(tar), os.O_RDONLY)
-        except OSError:  # it is not here, cannot be read, or is a link: as if it were not here
+        except OSError:  # missing, unreadable or a symbolic link; all are treated as missing
             return None
 
     def fetch(self, tar: Tar, *, wait: bool = True) -> Fetched:
-        """Bring a tar here; of several processes and threads one downloads.
+        """Download a tar into the cache; of several processes and threads that ask for it, one downloads.
 
-        Where the folder cannot be written a warning says so, once, and there is "no room".
+        If the folder cannot be written, a warning is logged once and the result is "no room".
 
         Args:
-            tar: A remote one.
-            wait: For another's download; False: say "busy" instead.
+            tar: A remote tar.
+            wait: Wait while another process downloads it. False: return "busy" instead.
 
         Raises:
-            DatasetError: If the object is missing, or twice another than was built.
+            DatasetError: If the object is missing, or differs from the tar that was built at each of two downloads.
             StorageError: If storage refuses or fails.
         """
         try:
@@ -171,6 +175,10 @@ class ShardCache:
             return "no room"
 
     def _fetch(self, tar: Tar, *, wait: bool) -> Fetched:
+        # Example of the locking: processes A and B both want tar T.
+        #   A opens T.part and locks it. B opens the same T.part and waits for the lock.
+        #   A finishes: it renames T.part to T.tar and unlocks. B gets its lock, but its descriptor is now T.tar.
+        #   B sees that T.part is another file or gone (`is_at` is False), starts again, and finds T.tar.
         final = self.path(tar)
         part = final.with_suffix(".part")
         while True:
@@ -182,10 +190,10 @@ class ShardCache:
                 if not lock(descriptor, wait=wait):
                     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self.folder))
                 if not is_at(descriptor, part):
-                    continue  # who held the lock finished or gave up meanwhile
+                    continue  # the process that held the lock has finished or given up
                 done = False
                 try:
-                    if _is_file(final):  # this part was begun a moment after another was finished
+                    if _is_file(final):  # another process finished between the first check and this lock
                         return "here"
                     if not self._make_room(descriptor, part, tar.num_bytes):
                         return "no room"
@@ -203,16 +211,16 @@ class ShardCache:
                 os.close(descriptor)
 
     def discard(self, tar: Tar) -> None:
-        """Remove a tar that turned out to be damaged; who reads it goes on reading it."""
-        with suppress(OSError):  # it is not there, or the cache is read-only
+        """Remove a damaged tar. A process that has it open can still read it."""
+        with suppress(OSError):  # the tar is missing, or the cache is read-only
             self.path(tar).unlink()
 
     def path(self, tar: Tar) -> Path:
-        """The file of a tar, whether it is here or not."""
+        """Return the path of a tar in the cache, whether it exists or not."""
         return self.folder / f"{tar.sha256}.tar"
 
     def _make_room(self, descriptor: int, part: Path, num_bytes: int) -> bool:
-        """Take disk space for a download, removing what was used least recently; False: there is not enough."""
+        """Reserve disk space for a download, removing least recently used tars. Return False if there is too little."""
         with self._sole_owner():
             held = [entry for entry in _entries(self.folder) if entry.path != part]
             total = num_bytes + sum(entry.num_bytes for entry in held)
@@ -224,15 +232,15 @@ class ShardCache:
             if total > self.limit_bytes:
                 return False
             try:
-                reserve_space(descriptor, num_bytes)  # now, so that others count it
+                reserve_space(descriptor, num_bytes)  # at once, so that other processes count it
             except OSError as error:
-                logger.warning("%s: no space for %d bytes (%s)", self.folder, num_bytes, error.strerror)
+                logger.warning("%s: the disk has no room for %d bytes (%s)", self.folder, num_bytes, error.strerror)
                 return False
             return True
 
     @contextmanager
     def _sole_owner(self) -> Iterator[None]:
-        """One process at a time adds up sizes."""
+        """Hold the lock under which one process at a time adds up sizes and removes tars."""
         descriptor = open_cache_file(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         try:
             lock(descriptor)
@@ -245,15 +253,15 @@ class ShardCache:
 def _no_cache(folder: Path, error: OSError) -> str:
     return (
         f"{folder}: the cache of remote shards cannot be used ({error}): images that are not in it are read over the "
-        "network in every epoch, one request each; set REFSEG_CACHE to a folder of this machine that can be written"
+        "network in every epoch, one request each; set REFSEG_CACHE to a writable folder on this machine"
     )
 
 
 def _download(tar: Tar, descriptor: int) -> None:
-    """Copy an object into an open file, hashing on the way.
+    """Copy an object into an open file and compare its hash; a wrong hash causes a second download.
 
     Raises:
-        DatasetError: If it is missing, or twice another than was built.
+        DatasetError: If the object is missing, or differs from the tar that was built at each download.
         StorageError: If storage refuses or fails.
     """
     found = ""
@@ -275,15 +283,16 @@ def _download(tar: Tar, descriptor: int) -> None:
         logger.warning("%s: found %s, expected sha256 %s", tar, found, tar.sha256)
     raise DatasetError(
         f"{tar}: found {found} at each of {_TRIES} downloads, expected {tar.num_bytes} bytes with sha256 {tar.sha256}: "
-        "the object is damaged or another's; copy the shard again from its source or build the dataset again"
+        "the object is damaged or belongs to another dataset; copy the shard again from its source or build the "
+        "dataset again"
     )
 
 
 def _entries(folder: Path) -> list[CacheEntry]:
-    """What the cache holds, unfinished downloads included; what was used last comes last."""
+    """Return the files of the cache, unfinished downloads included, the least recently used first."""
     return [entry for entry in least_recently_used(folder) if entry.path.suffix in (".tar", ".part")]
 
 
 def _is_file(path: Path) -> bool:
-    """True for a file, not for a link to one: a rename replaces the link."""
+    """Return True for a regular file but not for a symbolic link, which a rename would replace."""
     return path.is_file() and not path.is_symlink()

@@ -1,7 +1,8 @@
-"""The tars behind an index, local or remote: whole samples, each checked by its hash.
+"""Reads whole samples from local or remote tars and checks each by its hash.
 
-A remote tar is read from the node's cache once it is there, and by one ranged request a sample until then. So a run
-starts at once, and a dataset larger than the cache is read without the cache's content being replaced all the time.
+A remote tar is read from the machine's cache once it is there. Until then each sample is one ranged request, so a run
+starts at once. A dataset larger than the cache keeps a fixed part of its tars there, so that tars are not evicted and
+downloaded again in every epoch.
 """
 
 import logging
@@ -21,17 +22,17 @@ from refseg.errors import DatasetError
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 512
-"""Of a tar member: a sample starts so far before its JPEG."""
-_MAX_OPEN_SHARDS = 256  # descriptors a process holds; the usual limit is 1,024
+"""Size of a tar member's header: a sample starts this many bytes before its JPEG."""
+_MAX_OPEN_SHARDS = 256  # file descriptors of a process; the usual limit is 1,024
 _REMEDY = "copy the shard again from its source or build the dataset again"
 
 
 class ShardFiles:
-    """Tars by number, each opened on first use in each process; reading needs no lock.
+    """Tars by number. Each process opens a tar at its first use; threads read without a lock.
 
     Attributes:
-        tars: All of them.
-        cached: Positions of the remote ones that the cache has room for: the first of them.
+        tars: All tars.
+        cached: Positions of the remote tars that are kept in the cache: the first ones, as many as fit.
     """
 
     def __init__(self, tars: Sequence[Tar]) -> None:
@@ -46,18 +47,22 @@ class ShardFiles:
             self.cached = self._choose(remote, self._cache) if self._cache is not None else frozenset()
 
     def read_sample(self, shard: int, *, start: int, num_bytes: int, xxh3: int, where: str) -> NDArray[np.uint8]:
-        """`(num_bytes,)` bytes of a whole sample, writable.
+        """Read a whole sample and compare its hash.
+
+        If the hash of a sample of a remote tar is wrong, its bytes are requested once more.
 
         Args:
             shard: Position of the tar.
-            start: Of the sample in the tar.
-            num_bytes: Of the sample: headers, JPEG, JSON, padding.
+            start: Offset of the sample in the tar.
+            num_bytes: Length of the sample: headers, JPEG, JSON, padding.
             xxh3: XXH3-64 of those bytes.
-            where: The sample in words, for messages.
+            where: Name of the sample, for messages.
+
+        Returns:
+            `(num_bytes,)` bytes, writable.
 
         Raises:
-            DatasetError: If the tar is missing or cut short, or the bytes are not those that were built; of a remote
-                tar they are asked for once more before.
+            DatasetError: If the tar is missing or truncated, or the bytes differ from those that were built.
             StorageError: If storage refuses or fails.
         """
         opened = self._opened(shard)
@@ -70,22 +75,22 @@ class ShardFiles:
             found = xxhash.xxh3_64_intdigest(sample.data)
         if len(sample) != num_bytes:
             raise DatasetError(
-                f"{where}: found {len(sample)} bytes at offset {start}, expected {num_bytes}: the shard is cut short; "
+                f"{where}: found {len(sample)} bytes at offset {start}, expected {num_bytes}: the shard is truncated; "
                 f"{_REMEDY}"
             )
         if found != xxh3:
             raise DatasetError(
                 f"{where}: found a sample with XXH3 {found:016x}, expected {xxh3:016x}: the shard is damaged or "
-                f"another's; {_REMEDY}"
+                f"belongs to another dataset; {_REMEDY}"
             )
         return sample
 
     def fetch_ahead(self, shards: Iterable[int]) -> None:
-        """Begin to bring remote tars into the cache in the background, instead of what was begun before.
+        """Start to download remote tars into the cache in the background; earlier downloads are given up.
 
         Args:
-            shards: Positions, in the order in which they will be needed; those that are local or that the cache has
-                no room for are passed over.
+            shards: Positions of tars in the order in which they will be needed. Local tars, and those that the cache
+                has no room for, are skipped.
         """
         if self._ahead is not None:
             self._ahead.stop()
@@ -95,13 +100,13 @@ class ShardFiles:
             self._ahead = ReadAhead(self._cache, wanted)
 
     def check_ahead(self, *, wait: bool = False) -> None:
-        """Raise what the background met.
+        """Raise the error of the background downloads, if there was one.
 
         Args:
-            wait: Until all that was asked for is in the cache.
+            wait: Wait until all requested tars are in the cache.
 
         Raises:
-            DatasetError: If an object is missing, or twice another than was built.
+            DatasetError: If an object is missing, or differs from the tar that was built at each of two downloads.
             StorageError: If storage refuses or fails.
         """
         if self._ahead is not None:
@@ -110,22 +115,22 @@ class ShardFiles:
             self._ahead.check()
 
     def _choose(self, remote: Sequence[int], cache: ShardCache) -> frozenset[int]:
-        """The first tars, as many as fit."""
+        """Return the positions of the first remote tars, as many as fit into the cache."""
         sizes = np.array([self.tars[number].num_bytes for number in remote])
         num_fitting = int(np.searchsorted(np.cumsum(sizes), cache.limit_bytes, side="right"))
         if num_fitting < len(remote):
             here, all_bytes = int(sizes[:num_fitting].sum()), int(sizes.sum())
             logger.warning(
-                "%s and %d more remote shards hold %.3f GB, the cache %s at most %.3f GB: in every epoch %.3f GB will "
-                "be read over the network, one request an image. Give the cache a larger disk or limit (REFSEG_CACHE, "
-                "%s), copy the dataset to this machine, or stream it (refseg.data.webdataset)",
+                "%s and %d more remote shards hold %.3f GB, but the cache %s holds at most %.3f GB: in every epoch "
+                "%.3f GB will be read over the network with one request per image. Give the cache a larger disk or "
+                "limit (REFSEG_CACHE, %s), copy the dataset to this machine, or stream it (refseg.data.webdataset)",
                 self.tars[remote[0]], len(remote) - 1, all_bytes / 1e9, cache.folder, cache.limit_bytes / 1e9,
                 (all_bytes - here) / 1e9, LIMIT_VARIABLE,
             )  # fmt: skip
         return frozenset(remote[:num_fitting])
 
     def _opened(self, shard: int) -> "_OpenShard | None":
-        """A tar of this machine, open; None if it is a remote one that is not in the cache."""
+        """Return the open file of a tar; None if the tar is remote and not in the cache."""
         opened = self._open.get(shard)
         if opened is not None:
             return opened
@@ -150,25 +155,25 @@ class ShardFiles:
         return np.frombuffer(bytearray(self.tars[shard].read(start, num_bytes)), np.uint8)
 
     def _drop(self, shard: int, where: str) -> None:
-        """Remove a tar from the cache that is not what was put there."""
-        logger.warning("%s: damaged in the cache; removed there and read anew", where)
-        assert self._cache is not None, "only what came out of the cache is dropped from it"
+        """Remove a damaged tar from the cache."""
+        logger.warning("%s: damaged in the cache; it was removed there and is read again from its source", where)
+        assert self._cache is not None, "a remote tar can be open only through the cache"
         self._cache.discard(self.tars[shard])
         self._open.pop(shard, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files and threads, which mean nothing in another process."""
+        """Return the state without open files and threads, which another process cannot use."""
         return {**self.__dict__, "_open": {}, "_ahead": None}
 
 
 class _OpenShard:
-    """An open file; closed when nothing refers to it."""
+    """An open file, which is closed when it is no longer referenced."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
     def read(self, start: int, num_bytes: int) -> NDArray[np.uint8]:
-        """At most `num_bytes` from `start`; fewer where the file ends."""
+        """Read `num_bytes` bytes from offset `start`; fewer if the file ends before."""
         data = np.empty(num_bytes, np.uint8)
         return data[: os.preadv(self.descriptor, [data.data], start)]

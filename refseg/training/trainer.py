@@ -23,7 +23,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import prepare_loader
 from refseg.data.order import Cursor
 from refseg.data.transforms import Geometry
-from refseg.data.worker_death import named_worker_death
+from refseg.data.worker_death import report_worker_death
 from refseg.errors import CheckpointError, PreemptedError
 from refseg.lineage import Lineage, describe_leaks
 from refseg.training.checkpoint import MODEL_NAME, checkpoint_name, list_checkpoints, load_weights, read_state
@@ -84,7 +84,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
     refuse_other_contents(out)
     accelerator = start_accelerator(recipe.train, out, image_encoder=recipe.model.image_encoder)
     others = report_rank_death(accelerator.num_processes)
-    with others, named_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
+    with others, report_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         trainer = _Trainer(recipe, out, accelerator)
         preemption = Preemption()
         with preemption.listening():  # from here on there is work to save

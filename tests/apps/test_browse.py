@@ -185,7 +185,7 @@ def test_a_page_is_replaced_and_nothing_else_is(dataset: Path, tmp_path: Path) -
 def test_a_page_within_a_dataset_is_refused(dataset: Path, name: str) -> None:
     before = sorted(dataset.rglob("*"))
 
-    with pytest.raises(UsageError, match=f"lies within the dataset {re.escape(str(dataset))}; give a folder outside"):
+    with pytest.raises(UsageError, match=f"is within the dataset {re.escape(str(dataset))}; give a folder outside"):
         write_browse_page(dataset, dataset / name)
     assert sorted(dataset.rglob("*")) == before
 

@@ -112,12 +112,12 @@ def _shrink(data: Path) -> None:
 BAD: dict[str, tuple[Any, int, str]] = {
     "missing image": (lambda data: image_of(data, 370162).unlink(), 1, "image 370162: found no file COCO_train2014_"),
     "dangling annotation": (_point_nowhere, 1, "annotation 4471 is not in instances.json; take both files from one"),
-    "truncated JPEG": (_truncate, 1, "image 370162: COCO_train2014_000000370162.jpg cannot be decoded whole"),
+    "truncated JPEG": (_truncate, 1, "image 370162: COCO_train2014_000000370162.jpg cannot be decoded completely"),
     "size mismatch": (_shrink, 1, "is 256 x 256 pixels, expected 640 x 400 as annotated"),
     "malicious pickle": (
         lambda data: (data / "refcocog/refs(umd).p").write_bytes(pickle.dumps(_Malicious())),
         1,
-        "refs(umd).p: the pickle asks for posix.system, expected plain dicts",
+        "refs(umd).p: the pickle uses posix.system, expected plain dicts",
     ),
     "wrong path": (lambda data: shutil.rmtree(data), 2, "no such folder; expected one that holds refcocog/"),
     "no images": (lambda data: shutil.rmtree(data / "images"), 2, "found none of the images"),

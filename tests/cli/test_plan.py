@@ -26,7 +26,7 @@ def test_the_page_names_steps_bytes_and_warnings(shards: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert printed.startswith("toy/refseg train, digest ")
     assert "world     2 nodes x 2 processes, 2 workers each" in printed
-    assert "warning: a global batch of 6 cannot be cut evenly for 4 processes" in printed
+    assert "warning: a global batch of 6 cannot be divided evenly among 4 processes" in printed
 
 
 def test_the_json_holds_the_same_facts(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ def test_a_damaged_file_of_the_cache_is_written_anew(
     again = REFER(refer.ROOT_DIR)
 
     assert Path(again.IMAGE_DIR, again.Imgs[7]["file_name"]).read_bytes() == whole
-    assert "bytes that are not the image's; it is written anew" in caplog.text
+    assert "bytes that are not the image; it is written again" in caplog.text
     assert files(refer.IMAGE_DIR) == [path.name]
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_tar_gives_no_file(built: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg", "a/../../b.jpg", "", "a\\..\\b.jpg"])
 def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="expected a name below the folder of images"):
+    with pytest.raises(DatasetError, match="expected a path below the folder of images"):
         path_inside(tmp_path, name)
 
 
@@ -245,11 +245,11 @@ def test_a_dataset_at_a_url_is_read_through_the_cache(built: Path) -> None:
     assert refer.getRefIds() == [1, 2, 3, 4]
 
 
-def test_the_dataset_is_found_by_what_it_says_of_itself(built: Path, tmp_path: Path) -> None:
+def test_the_dataset_is_found_by_the_id_in_its_descriptor(built: Path, tmp_path: Path) -> None:
     assert REFER("nowhere", ref_root=built).getRefIds() == REFER(built / "anything").getRefIds() == [1, 2, 3, 4]
     with pytest.raises(UsageError, match=r"found only refcoco/unc, expected refcocoplus/unc there or one folder below"):
         REFER(built, "refcoco+", "unc")
-    with pytest.raises(UsageError, match=r"holds refcoco/unc, expected refcoco/google"):
+    with pytest.raises(UsageError, match=r"found refcoco/unc, expected refcoco/google"):
         REFER(built / "anything", "refcoco", "google")
     with pytest.raises(UsageError, match=r"found no built dataset, expected refcoco/unc"):
         REFER(tmp_path / "empty")
@@ -266,7 +266,7 @@ def test_carises_mix_and_small_pictures_are_refused(built: Path, tmp_path: Path)
     with pytest.raises(UsageError, match=r"mix=True.*ids of different datasets collide"):
         REFER(built, ref_root=None, dataset="refcoco", splitBy="unc", mix=True)
     build("refcoco/unc", tmp_path / "source", tmp_path / "small", store="letterbox:8")
-    with pytest.raises(UsageError, match="pictures were made to fit 8 x 8 pixels"):
+    with pytest.raises(UsageError, match="pictures were reduced to fit 8 x 8 pixels"):
         REFER(tmp_path / "small")
 
 

@@ -113,7 +113,7 @@ def test_a_full_disk_is_no_room(
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     cache = ShardCache(tmp_path / "cache", 100)
     assert cache.fetch(put("1.tar", b"11111")) == "no room"
-    assert "no space for 5 bytes (No space left on device)" in caplog.text
+    assert "the disk has no room for 5 bytes (No space left on device)" in caplog.text
     assert held(cache) == 0
 
 
@@ -131,8 +131,8 @@ def test_another_object_is_fetched_once_more_then_named_with_both_hashes(
         cache.fetch(tar)
     assert str(caught.value) == (
         f"file://{tmp_path}/store/a.tar: found 5 bytes with sha256 {other.sha256} at each of 2 downloads, expected 5 "
-        f"bytes with sha256 {tar.sha256}: the object is damaged or another's; copy the shard again from its source or "
-        "build the dataset again"
+        f"bytes with sha256 {tar.sha256}: the object is damaged or belongs to another dataset; copy the shard again "
+        "from its source or build the dataset again"
     )
     assert requests == [0, 0]
     put("a.tar", b"123")
@@ -291,7 +291,7 @@ def test_a_cache_that_cannot_be_written_is_told_once_and_stops_no_run(
     ReadAhead(cache, tars).join()
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"{tmp_path}/cache: the cache of remote shards cannot be used ([Errno 30] Read-only file")
-    assert "set REFSEG_CACHE to a folder of this machine that can be written" in message
+    assert "set REFSEG_CACHE to a writable folder on this machine" in message
 
 
 def test_what_a_read_only_cache_holds_is_used(tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_a_thread_that_breaks_off_by_a_mistake_says_so(
 
     monkeypatch.setattr(ShardCache, "fetch", divide)
     ReadAhead(ShardCache(tmp_path / "cache", 100), [put("a.tar", b"12345")]).join()
-    assert "a thread that fetches remote shards ahead broke off" in caplog.text
+    assert "a thread that downloads remote shards failed" in caplog.text
     assert "ZeroDivisionError: a mistake" in caplog.text
 
 
@@ -391,7 +391,7 @@ def test_folder_and_limit_come_from_the_environment(tmp_path: Path, monkeypatch:
 def test_a_limit_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", text)
-    with pytest.raises(UsageError, match=f"REFSEG_CACHE_GIGABYTES is '{text}'; expected a number of gigabytes from 0"):
+    with pytest.raises(UsageError, match=f"REFSEG_CACHE_GIGABYTES is '{text}'; expected a number of gigabytes"):
         ShardCache.of_this_machine()
 
 

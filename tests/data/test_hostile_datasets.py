@@ -103,10 +103,10 @@ RUNS = "found a mask of .* expected run lengths of the image's size, none but th
     (put("val", "split"), "found split val, expected train"),
     (put("x", "dataset"), "found dataset x/refseg, expected toy/refseg"),
     (put(100, "ref_id"), "found the ref_id of another row"),
-    (put(1000, "sentences", 0, "sent_id"), "found a sent_id of another sentence of the split"),
+    (put(1000, "sentences", 0, "sent_id"), "found the sent_id of another sentence of the split"),
     (put("?", "sample_xxh3"), "found sample_xxh3 '.', expected 16 hexadecimal digits"),
     (put("another.jpg", "file_name"), "found another file_name than in the row before"),
-    (lambda rows: rows.insert(0, rows.pop(2)), "found an image that earlier rows have, too"),
+    (lambda rows: rows.insert(0, rows.pop(2)), "found an image that earlier rows also have"),
 ])  # fmt: skip
 def test_rows_that_the_format_forbids_are_refused_by_every_reader(
     change: Callable[[list[dict[str, Any]]], None], message: str, write: Write, edit_descriptor: Edit, tmp_path: Path

@@ -108,7 +108,7 @@ def test_damage_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     found(cache)
     found(cache)
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "the cache of decoded images: image 1 is damaged there; such images are decoded anew"
+        "the cache of decoded images: image 1 is damaged in it; damaged images are decoded again"
     ]
 
 
@@ -140,7 +140,7 @@ def test_a_full_disk_is_told_before_a_run_begins_and_nothing_is_left(
     with pytest.raises(UsageError) as caught:
         make_cache(tmp_path, num_images=10**6, max_bytes=10**9)
     assert (
-        "the cache of decoded images, 0.080 GB, cannot be made (No space left on device); set REFSEG_CACHE to"
+        "the cache of decoded images, 0.080 GB, cannot be created (No space left on device); set REFSEG_CACHE to"
         in str(caught.value)
     )
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
@@ -177,14 +177,16 @@ def test_a_disk_that_fills_up_in_spite_of_all_stops_no_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert found(cache) == [0]
     assert len(caplog.records) == 1
-    assert "cannot be written (File too large); images that are not there yet are decoded each time" in caplog.text
+    assert "cannot be written (File too large); images that are not in it yet are decoded each time" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"file/decoded/d+-stretch-4x6-.*cannot be made \(Not a directory\)"):
+    with pytest.raises(UsageError, match=r"file/decoded/d+-stretch-4x6-.*cannot be created \(Not a directory\)"):
         make_cache(tmp_path / "file" / "decoded")
-    with pytest.raises(UsageError, match="a cache of 71 bytes holds no image of 4 x 6 pixels; expected at least 72"):
+    with pytest.raises(
+        UsageError, match="a cache of 71 bytes is too small for an image of 4 x 6 pixels; expected at least 72"
+    ):
         make_cache(tmp_path, max_bytes=71)
 
 

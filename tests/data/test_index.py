@@ -240,7 +240,7 @@ def test_a_pool_that_changed_or_moved_is_refused(pool: Path, tmp_path: Path) -> 
     os.truncate(pool / "val-00000.tar", 1000)
 
     assert ManifestIndex.open(folder, ["train"]).num_images == 5  # does not need the tar of val
-    message = r"built/val-00000.tar: found 1000 bytes, expected \d+ bytes; put toy/refseg back at .* with digest"
+    message = r"built/val-00000.tar: found 1000 bytes, expected \d+ bytes; restore toy/refseg with digest"
     with pytest.raises(DatasetError, match=message):
         ManifestIndex.open(folder, ["val"])
     pool.rename(tmp_path / "moved")
@@ -304,7 +304,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path, write: Write) -> None:
 
 def test_an_unfinished_dataset_is_refused(copy: Path) -> None:
     (copy / "refseg.json").unlink()
-    with pytest.raises(DatasetError, match=r"found no refseg.json, so no finished dataset"):
+    with pytest.raises(DatasetError, match=r"found no refseg.json, so the dataset is unfinished"):
         ManifestIndex.open(copy, ["train"])
 
 
@@ -326,5 +326,5 @@ def test_a_hash_that_is_none_is_refused(copy: Path, edit_descriptor: Edit) -> No
 def test_an_unknown_split_lists_the_splits_there_are(dataset: Path) -> None:
     with pytest.raises(UsageError, match="toy/refseg has no split 'testA'; expected some of train, val"):
         ManifestIndex.open(dataset, ["train", "testA"])
-    with pytest.raises(UsageError, match="no split was asked for; expected some of train, val"):
+    with pytest.raises(UsageError, match="no split was given; expected some of train, val"):
         ManifestIndex.open(dataset, [])

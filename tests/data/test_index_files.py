@@ -317,7 +317,7 @@ def test_verify_names_the_manifest_from_which_an_index_differs(copy: Path) -> No
     alter(copy, put("source_rank", 15, 7))
     (fault,) = check_index((str(copy), "train"))
     assert str(fault).startswith(
-        f"{TRAIN}: found another source_rank, expected that of the rows of train-00001.parquet; copy it again"
+        f"{TRAIN}: found another source_rank, expected that of the rows of train-00001.parquet; copy the file again"
     )
 
 

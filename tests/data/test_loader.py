@@ -279,14 +279,14 @@ def test_a_cursor_of_something_else_is_refused(train_index: ManifestIndex) -> No
     with pytest.raises(DatasetError, match="stopped with seed 7, found 0; resume with the same seed"):
         loader.load_cursor(Cursor.from_dict({**cursor, "seed": 7}))
     with pytest.raises(
-        DatasetError, match="stopped after 8 samples of epoch 0, which is no end of a global batch of 6"
+        DatasetError, match="stopped after 8 samples of epoch 0, which is not the end of a global batch of 6"
     ):
         loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 8}))
-    with pytest.raises(DatasetError, match=r"after 30 samples .* in an epoch of 4 steps; resume with the same"):
+    with pytest.raises(DatasetError, match=r"after 30 samples .* in an epoch of 4 steps; resume with the global batch"):
         loader.load_cursor(Cursor.from_dict({**cursor, "samples_done": 30}))
     with pytest.raises(
         DatasetError,
-        match=r"order of version 2, this release of refseg has version 1, .* go on with the release",
+        match=r"order of version 2, but this release of refseg has version 1, .* resume with the release",
     ):
         loader.load_cursor(Cursor.from_dict({**cursor, "order_version": 2}))
     loader.load_cursor(Cursor.from_dict(cursor))
@@ -307,8 +307,8 @@ def test_a_cursor_of_another_order_is_refused(train_index: ManifestIndex, option
     with pytest.raises(DatasetError) as caught:
         other.load_cursor(make_loader(train_index).cursor(1))
     assert str(caught.value) == (
-        f"the run was stopped in the order 'ref', found '{name}', which would repeat some samples and leave others "
-        "out; resume with the same sampling, expressions_per_image and shuffle"
+        f"the run was stopped in the order 'ref', found '{name}', which would repeat some samples and skip others; "
+        "resume with the same sampling, expressions_per_image and shuffle"
     )
     other.load_cursor(other.cursor(1))
 
@@ -316,7 +316,7 @@ def test_a_cursor_of_another_order_is_refused(train_index: ManifestIndex, option
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"world_size": 4}, "a global batch of 6 cannot be cut evenly for 4 processes"),
+        ({"world_size": 4}, "a global batch of 6 cannot be divided evenly among 4 processes"),
         ({"world_size": 2, "rank": 2}, "rank 2 of 2 processes; expected 0 to 1"),
         ({"num_tokens": 1}, r"num_tokens is 1; expected a whole number, at least 2 \(SOS and EOS\)"),
         ({"world_size": 0}, "world_size is 0; expected a whole number, at least 1"),

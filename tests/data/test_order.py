@@ -273,8 +273,8 @@ def test_a_damaged_cursor_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(DatasetError) as caught:
         Cursor.from_dict({**fields, **change})
     assert str(caught.value).endswith(
-        "expected the words digest and order, and seed, epoch, samples_done, order_version as whole numbers from 0 on; "
-        "use another checkpoint, or start a new run"
+        "expected digest and order as strings, and seed, epoch, samples_done, order_version as whole numbers of at "
+        "least 0; use another checkpoint, or start a new run"
     )
 
 
@@ -394,7 +394,8 @@ def test_in_the_order_of_the_index_weights_mean_nothing(train_index: ManifestInd
 
 def test_a_weight_that_leaves_nothing_of_a_member_is_refused(train_index: ManifestIndex) -> None:
     with pytest.raises(
-        UsageError, match=r"weight 0\.05 leaves none of the 9 samples \(by ref\) of b/y .*with a larger weight"
+        UsageError,
+        match=r"with weight 0\.05 an epoch contains none of the 9 samples \(by ref\) of b/y; .*with a larger weight",
     ):
         make_order(mixed(train_index, 1.0, 0.05))
 

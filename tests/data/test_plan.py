@@ -75,16 +75,16 @@ def test_more_expressions_of_an_image_make_a_batch_less_varied(train_index: Mani
 def test_a_batch_that_does_not_divide_is_named_with_those_that_do(train_index: ManifestIndex) -> None:
     found = plan(train_index, global_batch=8, num_nodes=3)
     assert found.warnings[0] == (
-        "a global batch of 8 cannot be cut evenly for 3 processes, so training will refuse it; take 6 or 9"
+        "a global batch of 8 cannot be divided evenly among 3 processes, so training will refuse it; use 6 or 9"
     )
-    assert "take 16" in plan(train_index, num_nodes=2, ranks_per_node=8).warnings[0]
+    assert "use 16" in plan(train_index, num_nodes=2, ranks_per_node=8).warnings[0]
 
 
 def test_more_processes_than_samples_and_many_samples_left_out_are_named(train_index: ManifestIndex) -> None:
     found = plan(train_index, sampling="images", global_batch=16, ranks_per_node=16, remainder="pad")
-    assert found.warnings == ("16 processes share 11 samples, so 5 of them see only padding; take fewer processes",)
+    assert found.warnings == ("16 processes share 11 samples, so 5 of them read only padding; use fewer processes",)
     (warning,) = plan(train_index).warnings
-    assert warning.startswith("each epoch leaves out 5 of 21 samples (23.8%), others each time")
+    assert warning.startswith("each epoch leaves out 5 of 21 samples (23.8%), different ones in each epoch")
     assert plan(train_index, global_batch=7).warnings == ()
 
 
@@ -96,12 +96,12 @@ def test_a_cache_that_is_too_small_is_named(dataset: Path, tmp_path: Path, monke
     assert found.remote_shard_bytes == found.shard_bytes
     assert found.cache_bytes == 10_000
     (warning,) = found.warnings
-    assert warning.startswith("the cache of this node may hold 0.000 GB of ")
+    assert warning.startswith("the cache of this node holds at most 0.000 GB of ")
     assert "REFSEG_CACHE_GIGABYTES" in warning
 
 
 def test_a_world_of_nothing_is_refused(train_index: ManifestIndex) -> None:
-    with pytest.raises(UsageError, match="a world of 0 nodes with 1 processes; expected at least 1 of each"):
+    with pytest.raises(UsageError, match="found 0 nodes with 1 processes on each; expected at least 1 of both"):
         plan(train_index, num_nodes=0)
 
 

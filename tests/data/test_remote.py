@@ -197,7 +197,7 @@ def test_damage_in_the_cache_heals(
 
     assert index.read_image_bytes(0) == train_index.read_image_bytes(0)
     assert "train-00000.tar: image 0" in caplog.text
-    assert "damaged in the cache; removed there and read anew" in caplog.text
+    assert "damaged in the cache; it was removed there and is read again" in caplog.text
     assert index.shards[0].sha256 not in cached(cache)
     index.fetch_ahead(index.row_image)
     index.check_ahead(wait=True)
@@ -214,8 +214,11 @@ def test_a_cache_smaller_than_the_dataset_keeps_what_fits_and_says_so(
     first, second = (tar.num_bytes for tar in train_index.shards)
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", str((first + second - 1) / 1e9))
     index = ManifestIndex.open(remote, ["train"])
-    assert f"train-00000.tar and 1 more remote shards hold {(first + second) / 1e9:.3f} GB, the cache" in caplog.text
-    assert f"in every epoch {second / 1e9:.3f} GB will be read over the network, one request an image." in caplog.text
+    both = (first + second) / 1e9
+    assert f"train-00000.tar and 1 more remote shards hold {both:.3f} GB, but the cache" in caplog.text
+    assert (
+        f"in every epoch {second / 1e9:.3f} GB will be read over the network with one request per image." in caplog.text
+    )
     assert "Give the cache a larger disk or limit (REFSEG_CACHE, REFSEG_CACHE_GIGABYTES)" in caplog.text
 
     assert index._files.cached == {0}  # not replaced by the second, whoever reads when

@@ -15,7 +15,7 @@ from refseg.data.index import ManifestIndex
 from refseg.data.loader import RefLoader
 from refseg.data.order import BatchPlan
 from refseg.data.packer import Packed, Packer
-from refseg.data.worker_death import named_worker_death
+from refseg.data.worker_death import report_worker_death
 from refseg.errors import DatasetError, TrainingError
 from refseg.reading import Reading
 from tests.warm_python import python
@@ -149,7 +149,7 @@ def test_what_breaks_off_before_the_signal_comes_waits_for_it(error: Exception) 
     try:
         with (
             pytest.raises(TrainingError, match=r"^DataLoader worker \(pid 7\) is killed by signal: Killed; if memory"),
-            named_worker_death(signal_seconds=5.0),
+            report_worker_death(signal_seconds=5.0),
         ):
             raise error
     finally:
@@ -166,7 +166,7 @@ def test_a_death_is_named_even_if_the_notice_of_the_signal_was_lost() -> None:
     try:
         with (
             pytest.raises(TrainingError, match=rf"^DataLoader worker \(pid {worker.pid}\) is killed by signal: Killed"),
-            named_worker_death(signal_seconds=60.0),
+            report_worker_death(signal_seconds=60.0),
         ):
             raise ConnectionResetError(104, "reset")
     finally:
@@ -177,13 +177,13 @@ def test_a_death_is_named_even_if_the_notice_of_the_signal_was_lost() -> None:
 
 def test_an_error_that_is_no_death_stays_what_it_is() -> None:
     for error in (RuntimeError("out of memory"), DatasetError("DataLoader worker (pid 1) read a damaged shard")):
-        with pytest.raises(type(error), match=str(error)[:8]), named_worker_death():
+        with pytest.raises(type(error), match=str(error)[:8]), report_worker_death():
             raise error
 
 
 def test_a_death_that_shows_during_a_step_is_the_same_error() -> None:
     with (
         pytest.raises(TrainingError, match=r"^DataLoader worker \(pid 7, 9\) exited unexpectedly; if memory ran out"),
-        named_worker_death(),
+        report_worker_death(),
     ):
         raise RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly")

@@ -101,7 +101,7 @@ def test_tars_in_object_storage_are_streamed_through_failures(
 
     found = [(s.ref_id, s.sent_id) for s in stream(remote, geometry=GEOMETRY, num_tokens=12)]
     assert found == [(s.ref_id, s.sent_id) for s in stream(urls(dataset), geometry=GEOMETRY, num_tokens=12)]
-    with pytest.raises(DatasetError, match=f"{bucket}/toy/none.tar: there is no such tar"):
+    with pytest.raises(DatasetError, match=f"{bucket}/toy/none.tar: found no such tar"):
         list(stream([f"{bucket}/toy/none.tar"], geometry=GEOMETRY, num_tokens=12))
 
 
@@ -120,7 +120,7 @@ def test_shuffling_changes_with_seed_and_epoch(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "more", "message"),
     [
-        (3, 0, "ends without the mark of a tar's end"),  # after three samples: nothing else tells
+        (3, 0, "found no end-of-archive mark"),  # after three samples: nothing else tells
         (3, 512, "ends without|unexpected end of data"),
         (3, 600, "unexpected end of data"),
         (0, 0, "empty file"),
@@ -131,7 +131,7 @@ def test_a_tar_that_is_cut_short_is_named(
 ) -> None:
     tar = tmp_path / "cut.tar"
     tar.write_bytes((dataset / "train-00000.tar").read_bytes()[: int(train_index.image_offset[sample]) - 512 + more])
-    with pytest.raises(DatasetError, match=rf"cut.tar: ({message}): the tar is cut short or damaged; copy the shard"):
+    with pytest.raises(DatasetError, match=rf"cut.tar: ({message}): the tar is truncated or damaged; copy the shard"):
         list(stream([f"{scheme}{tar}"], geometry=GEOMETRY, num_tokens=12))
 
 
@@ -150,7 +150,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
             header = tarfile.TarInfo(name)
             header.size = len(data)
             tar.addfile(header, BytesIO(data))
-    with pytest.raises(DatasetError, match=r"bad.tar: sample 1: is not a JPEG; `refseg verify` the dataset"):
+    with pytest.raises(DatasetError, match=r"bad.tar: sample 1: is not a JPEG; check the dataset with `refseg verify`"):
         list(stream([str(tmp_path / "bad.tar")], geometry=GEOMETRY, num_tokens=12))
 
 
@@ -191,5 +191,5 @@ def test_a_dataset_of_another_tokenizer_is_not_streamed(tmp_path: Path, write: C
 
 
 def test_nothing_to_stream_is_refused() -> None:
-    with pytest.raises(UsageError, match="no tar to stream; expected at least one url"):
+    with pytest.raises(UsageError, match="found no tar to stream; expected at least one URL"):
         stream([], geometry=GEOMETRY, num_tokens=12)

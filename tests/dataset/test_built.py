@@ -40,7 +40,7 @@ def test_splits_come_in_the_datasets_order_and_rows_in_that_of_the_shards(built:
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(built: Path) -> None:
     with pytest.raises(UsageError, match=r"built: refcoco/unc has no split 'tset'; expected some of train, val"):
         BuiltDataset.open(built, ["train", "tset"])
-    with pytest.raises(UsageError, match=r"built: no split was asked for; expected some of train, val"):
+    with pytest.raises(UsageError, match=r"built: no split was given; expected some of train, val"):
         BuiltDataset.open(built, [])
 
 
@@ -72,7 +72,7 @@ def test_a_pools_tars_are_compared_when_rows_name_them(built: Path) -> None:
     assert {source.joinpath(row["file_name"]).read_bytes() for row in rows} == set(pictures.values())
     again = BuiltDataset.open(built.parent / "plus")
     assert again.read(["image_id"], again.entries_of("train")).num_rows == 3
-    with pytest.raises(DamageError, match=r"built/val-00000\.tar: found .* bytes, expected .*; put refcoco/unc back"):
+    with pytest.raises(DamageError, match=r"built/val-00000\.tar: found .* bytes, expected .*; restore refcoco/unc"):
         again.read(["image_id"], again.entries_of("val"))
 
 

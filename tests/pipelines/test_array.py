@@ -158,10 +158,10 @@ def test_stages_need_those_before(tiny: Any, tmp_path: Path) -> None:
 
 def test_stages_of_another_dataset_are_refused(tiny: Any, tmp_path: Path) -> None:
     build_dataset(tiny.options(tmp_path / "out", stage="plan"))
-    with pytest.raises(UsageError, match=r"holds refcoco/unc, expected refcoco/google"):
+    with pytest.raises(UsageError, match=r"found refcoco/unc, expected refcoco/google"):
         build_dataset(tiny.options(tmp_path / "out", stage="shards", dataset="refcoco/google"))
     build_dataset(tiny.options(tmp_path / "out"))
-    with pytest.raises(UsageError, match=r"holds refcoco/unc, expected refcoco/google"):
+    with pytest.raises(UsageError, match=r"found refcoco/unc, expected refcoco/google"):
         build_dataset(tiny.options(tmp_path / "out", stage="finalize", dataset="refcoco/google"))
 
 
@@ -218,7 +218,7 @@ def test_another_build_that_ended_meanwhile_is_not_built_over(
             build_dataset(tiny.options(out, stage=stage))
 
         monkeypatch.setattr(build, "_refuse_foreign", meanwhile)
-        with pytest.raises(BuildError, match="another build was at work here just now; run the same command again"):
+        with pytest.raises(BuildError, match="another build has just changed this folder;  run the same command again"):
             build_dataset(tiny.options(out, seed=1))
         assert build_dataset(tiny.options(out)).descriptor is not None
         shutil.rmtree(out)
@@ -232,7 +232,7 @@ def test_a_file_system_without_locks_is_named_and_used(
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert build_dataset(tiny.options(tmp_path / "out")).descriptor is not None
-    assert "this file system has no locks; let no two builds of different inputs meet here" in caplog.text
+    assert "this file system has no locks; do not run builds with different inputs in it at once" in caplog.text
 
 
 def start_task(tiny: Any, out: Path, *, workers: int) -> subprocess.Popen[str]:
@@ -305,7 +305,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     error = task.communicate(timeout=120)[1]  # the image that it waits for never comes
 
     assert task.returncode == 128 + signal.SIGTERM
-    assert "interrupted; run the same command again to go on" in error
+    assert "interrupted; run the same command again to resume" in error
     assert "Traceback" not in error
     assert not any(Path(f"/proc/{process}").exists() for process in workers_alive)
     assert not list((out / ".build").glob("tmp-*")) or workers == 2
@@ -316,7 +316,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     tars = [out / f"{path.stem}.tar" for path in receipts.glob("*.json")]
     before = {path.name: path.stat().st_mtime_ns for path in tars}
     task = start_task(tiny, out, workers=workers)
-    assert f"{len(before)} of 5 shards are there from before" in task.communicate(timeout=300)[1]
+    assert f"{len(before)} of 5 shards were built before" in task.communicate(timeout=300)[1]
     assert task.returncode == 0
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}.items()
     build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
@@ -340,7 +340,7 @@ def test_one_part_may_be_built_twice_at_once_but_not_finalized_meanwhile(
     assert "Traceback" not in second.communicate(timeout=300)[1]
     assert second.returncode == 0
 
-    with pytest.raises(BuildError, match="another build is at work here; wait for it"):
+    with pytest.raises(BuildError, match="another build uses this folder; wait for it"):
         build_dataset(tiny.options(out, images_per_shard=1, stage="finalize"))
     first.terminate()
     first.communicate(timeout=120)

@@ -48,26 +48,26 @@ FAULTS: list[tuple[str, type[RefsegError], str]] = [
     (
         "a.jpg,it,train,,25.5 2 4 4,,,",
         AnnotationError,
-        "custom/mine sentences.csv line 3: box 25.5 2 4 4 reaches out of the image (20 x 10 pixels), "
+        "custom/mine sentences.csv line 3: box 25.5 2 4 4 extends beyond the image (20 x 10 pixels), "
         "expected left, top, width, height in pixels of the image",
     ),
     (
         "a.jpg,it,train,,16 4 19 9,,,",
         AnnotationError,
-        "line 3: box 16 4 19 9 reaches out of the image (20 x 10 pixels), "
-        "expected left, top, width, height in pixels of the image; is it left, top, right, bottom?",
+        "line 3: box 16 4 19 9 extends beyond the image (20 x 10 pixels), "
+        "expected left, top, width, height in pixels of the image; it may be left, top, right, bottom instead",
     ),
     (
         "a.jpg,it,train,,0.25 0.25 0.5 0.5,,,",
         AnnotationError,
-        "line 3: box 0.25 0.25 0.5 0.5 has coordinates from 0.25 to 0.5, one pixel in the corner, expected pixels of "
-        "the image (20 x 10); multiply fractions of the picture by its width and height (a box of YOLO has its centre",
+        "line 3: box 0.25 0.25 0.5 0.5 has coordinates from 0.25 to 0.5, which is one pixel in the corner, expected "
+        "pixels of the image (20 x 10); multiply fractions of the picture by its width and height (YOLO's boxes begin",
     ),
     (
         "a.jpg,it,train,,250 500 750 1000,,,",
         AnnotationError,
-        "line 3: box 250 500 750 1000 reaches out of the image (20 x 10 pixels), expected left, top, width, height in "
-        "pixels of the image; is it in thousandths of the picture (0 to 1000), as some models answer?",
+        "line 3: box 250 500 750 1000 extends beyond the image (20 x 10 pixels), expected left, top, width, height in "
+        "pixels of the image; it may be in thousandths of the picture (0 to 1000), as some models return boxes",
     ),
     (
         "a.jpg,it,train,,5 5 0 5,,,",
@@ -121,8 +121,8 @@ def test_a_mask_of_another_size_than_its_picture_is_named(folder: Path) -> None:
         build(folder, "a.jpg,it,train,wide.png,,,,")
 
     assert str(caught.value) == (
-        "custom/mine sentences.csv line 2: mask wide.png is 30 x 10 pixels, but a.jpg is 20 x 10; correct it, or take "
-        "the picture it was made for"
+        "custom/mine sentences.csv line 2: mask wide.png is 30 x 10 pixels, but a.jpg is 20 x 10; correct it, or use "
+        "the picture for which it was made"
     )
 
 
@@ -151,7 +151,9 @@ def test_a_damaged_picture_is_named_by_the_line_of_each_ref(folder: Path) -> Non
     rejects = pq.read_table(folder / "out/rejects.parquet").to_pylist()
     for line, reject in zip((3, 4), rejects, strict=True):
         assert reject["reason"] == "truncated_image"
-        assert reject["message"].startswith(f"custom/mine sentences.csv line {line}: b.jpg cannot be decoded whole (")
+        assert reject["message"].startswith(
+            f"custom/mine sentences.csv line {line}: b.jpg cannot be decoded completely ("
+        )
 
 
 def test_a_size_given_in_words_is_not_read_from_the_picture(folder: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_size_given_in_words_is_not_read_from_the_picture(folder: Path) -> Non
     assert str(caught.value) == (
         "custom/mine sentences.csv line 2: "
         "a.jpg is 20 x 10 pixels, expected 30 x 10 as annotated; sentences.csv line 3 gives that size: correct it, or "
-        "take the picture it was made for"
+        "use the picture for which it was made"
     )
 
 
@@ -185,12 +187,12 @@ def test_missing_pictures_are_named_together_each_with_what_may_be_meant(folder:
         build(folder, GOOD, *(f"{name},{text},train,,1 1 4 4,,10,20" for name in names for text in ("it", "that")))
 
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith(f"custom/mine: 11 of 12 pictures are not below {folder}; names are compared letter by")
+    assert first.startswith(f"custom/mine: 11 of 12 pictures are not below {folder}; names must match exactly")
     assert lines[:6] == [
         "  sentences.csv line 3: found no file b.jpg; there is B.JPG",
         "  sentences.csv line 5: found no file s\\c.jpg; there is s/c.jpg",
         "  sentences.csv line 7: found no file cafe\N{COMBINING ACUTE ACCENT}.jpg; there is "
-        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg, its letters written otherwise in Unicode "
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg, whose letters are encoded differently in Unicode "
         r"('caf\xe9.jpg' for 'cafe\u0301.jpg')",
         "  sentences.csv line 9: found no file d.jpg; there is d.png",
         "  sentences.csv line 11: found no file e.jpg; there is ' e.jpg'",
@@ -296,5 +298,5 @@ def test_a_rule_for_masks_is_recorded_and_a_build_with_another_is_refused(folder
     for stage in ("all", "finalize"):
         with pytest.raises(BuildError, match=r"mask_png: object >= 128, now object >= 9"):
             build_dataset(replace(options, png_rule=PngRule(threshold=9), stage=stage))
-    with pytest.raises(UsageError, match=r"refcoco/unc: has no mask PNGs, of which --mask-\.\.\. options speak"):
+    with pytest.raises(UsageError, match=r"refcoco/unc: found options --mask-\.\.\., which apply only to mask PNGs"):
         replace(options, dataset="refcoco/unc", png_rule=PngRule(threshold=9))

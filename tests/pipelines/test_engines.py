@@ -47,7 +47,7 @@ def test_what_a_task_raises_comes_through() -> None:
 
 def test_a_dead_worker_is_an_error_that_names_the_tasks_at_work() -> None:
     with pytest.raises(
-        WorkerError, match=r"a worker process died at one of .*train-9.*; run the same command to go on"
+        WorkerError, match=r"a worker process died at one of .*train-9.*; run the same command to resume"
     ):
         list(run_local(os._exit, [9, 9], 2, name=lambda code: f"train-{code}"))
     assert _children() == []

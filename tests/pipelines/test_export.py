@@ -214,9 +214,9 @@ def test_annotations_of_the_build_are_put_back_byte_for_byte(
     for name in ("refcoco+/refs(unc).p", "refcoco+/instances.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
     assert json.loads((out / REPORT_NAME).read_text())["differences"] == []
-    with pytest.raises(UsageError, match=r"refs\(unc\)\.p: is another file than the build of refcoco/unc read"):
+    with pytest.raises(UsageError, match=r"refs\(unc\)\.p: differs from the file that the build of refcoco/unc read"):
         export(mini["refcoco/unc"], "refer", tmp_path / "other", annotations=source / "refcoco+")
-    with pytest.raises(UsageError, match=r"found no refcoco/refs\(unc\)\.p, expected what the build read"):
+    with pytest.raises(UsageError, match=r"found no refcoco/refs\(unc\)\.p, expected the files that the build read"):
         export(mini["refcoco/unc"], "refer", tmp_path / "other", annotations=source / "images")
     assert not (tmp_path / "other").exists()
 
@@ -290,7 +290,7 @@ def test_without_lmdb_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lmdb", None)
 
-    with pytest.raises(UsageError, match=r"needs the package lmdb: install refseg\[lmdb\]"):
+    with pytest.raises(UsageError, match=r"the package lmdb is not installed; pip install 'refseg\[lmdb\]'"):
         export(built, "cris-lmdb", tmp_path / "out")
 
 
@@ -341,7 +341,7 @@ def test_a_name_that_leads_elsewhere_is_never_written(to: str, tiny: TinyRefer, 
     build_dataset(tiny.options(tmp_path / "built"))
     before = sorted(tmp_path.rglob("*.jpg"))
 
-    with pytest.raises(DatasetError, match=r"found file name '\.\./\.\./.*expected a name below the folder of images"):
+    with pytest.raises(DatasetError, match=r"found file name '\.\./\.\./.*expected a path below the folder of images"):
         export(tmp_path / "built", to, tmp_path / "out")
     assert sorted(tmp_path.rglob("*.jpg")) == before
 
@@ -351,7 +351,7 @@ def test_two_images_of_one_name_are_not_written_over_each_other(tiny: TinyRefer,
     build_dataset(tiny.options(tmp_path / "built"))
 
     with pytest.raises(
-        DatasetError, match=r"images (7 and 8|8 and 7) have one file name, 'COCO_train2014_000000000007"
+        DatasetError, match=r"images (7 and 8|8 and 7) have the same file name,  'COCO_train2014_000000000007"
     ):
         export(tmp_path / "built", "refer", tmp_path / "out")
 
@@ -384,7 +384,7 @@ def test_nothing_is_overwritten(built: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
 
-    with pytest.raises(UsageError, match="is there already, expected a new or empty folder"):
+    with pytest.raises(UsageError, match="already exists, expected a new or empty folder"):
         export(built, "refer", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert (export(built, "refer", tmp_path / "empty") / "refcoco").is_dir()
@@ -412,7 +412,7 @@ def test_the_same_export_again_is_finished_and_another_one_is_refused(
         (["--splits", "val"], "splits"),
     ):
         assert main([*arguments, *others]) == 2
-        assert f"--out {out}: is there already and holds another export ({differing})" in capsys.readouterr().err
+        assert f"--out {out}: already exists and holds another export ({differing})" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
     next(out.rglob("*.jpg")).unlink()
@@ -420,7 +420,7 @@ def test_the_same_export_again_is_finished_and_another_one_is_refused(
     assert "holds this export, but" in capsys.readouterr().err
     (out / REPORT_NAME).write_text("{}")
     assert main(arguments) == 2
-    assert f"{out / REPORT_NAME} cannot be read as of an export" in capsys.readouterr().err
+    assert f"{out / REPORT_NAME} is not the report of an export" in capsys.readouterr().err
 
 
 def test_what_a_killed_export_left_behind_is_removed_by_the_next_one(built: Path, tmp_path: Path) -> None:
@@ -441,9 +441,9 @@ def test_nothing_is_written_into_a_dataset(name: str, built: Path, tmp_path: Pat
     before = sorted(built.rglob("*"))
 
     for out in (built / name, tmp_path / "link" / name):
-        with pytest.raises(UsageError, match=f"--out {out}: lies within the dataset {built}; give a folder outside"):
+        with pytest.raises(UsageError, match=f"--out {out}: is within the dataset {built}; give a folder outside"):
             export(built, "coco", out)
-    with pytest.raises(UsageError, match="is there already, expected a new or empty folder"):
+    with pytest.raises(UsageError, match="already exists, expected a new or empty folder"):
         export(built, "coco", built)
     assert sorted(built.rglob("*")) == before
 
@@ -475,7 +475,7 @@ def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_pa
     build_dataset(tiny.options(tmp_path / "small", store="letterbox:8"))
     mix_datasets(MixOptions(members=(str(built), str(tmp_path / "plus")), out=tmp_path / "mix", allow_leak=True))
     for folder, changes, message in (
-        (tmp_path / "small", {}, "pictures were made to fit 8 x 8 pixels"),
+        (tmp_path / "small", {}, "pictures were reduced to fit 8 x 8 pixels"),
         (tmp_path / "mix", {}, r"is a mix.*export its members \(refcoco/unc, refcocoplus/unc\)"),
         (
             built,
@@ -484,14 +484,14 @@ def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_pa
         ),
         (built, {"to": "tfds"}, "--to tfds: expected one of refer, cris-lmdb, coco, parquet-hf"),
         (built, {"to": "parquet-hf", "images": False}, "--no-images: parquet-hf holds the images"),
-        (built, {"to": "coco", "annotations": tmp_path}, "--annotations goes with --to refer alone"),
-        (built, {"annotations": tmp_path, "splits": ("val",)}, "leave out --splits"),
+        (built, {"to": "coco", "annotations": tmp_path}, "--annotations: expected --to refer, found coco"),
+        (built, {"annotations": tmp_path, "splits": ("val",)}, "remove --splits"),
         (built, {"out": "s3://bucket/out"}, "expected a folder of this machine"),
     ):
         given: dict[str, Any] = {"folder": folder, "to": "refer", "out": tmp_path / "out", **changes}
         with pytest.raises(UsageError, match=message):
             export_dataset(ExportOptions(**given))
-    with pytest.raises(DatasetError, match=r"found no refseg\.json, so no finished dataset"):
+    with pytest.raises(DatasetError, match=r"found no refseg\.json, so the dataset is unfinished"):
         export(tmp_path / "data", "refer", tmp_path / "out")
 
 

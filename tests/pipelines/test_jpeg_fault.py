@@ -94,16 +94,16 @@ def test_the_fault_is_named() -> None:
 
     assert find_jpeg_fault(whole, 90, 71, decode=True) == (
         "size_mismatch",
-        "is 90 x 70 pixels, expected 71 x 90 as annotated; was it resized? take the original file",
+        "is 90 x 70 pixels, expected 71 x 90 as annotated; it may have been resized: use the original file",
     )
     assert find_jpeg_fault(whole, 90, 70, decode=True) == (
         "size_mismatch",
         "is 90 x 70 pixels, expected 70 x 90 as annotated; width and height are exchanged: correct them in the "
-        "annotations, or turn the picture as annotated",
+        "annotations, or rotate the picture",
     )
     reason, found = find_jpeg_fault(whole[:-200], 70, 90, decode=True) or ("", "")
     assert reason == "truncated_image"
-    assert found.startswith("cannot be decoded whole (")
+    assert found.startswith("cannot be decoded completely (")
     assert find_jpeg_fault(whole[:10], 70, 90, decode=True) == (
         "truncated_image",
         "ends or is damaged within its first 10 bytes; fetch the file again",
@@ -148,13 +148,13 @@ def test_a_picture_that_only_its_tag_turns_is_named(orientation: int, size: tupl
 
     assert reason == "size_mismatch"
     assert found.startswith(f"is {size[0]} x 70 pixels, expected 70 x 90 as annotated; ")
-    assert ("stored rotated (EXIF orientation 6) and read as stored: rotate the pixels" in found) == is_named
+    assert ("stored rotated (EXIF orientation 6) and is read as stored: rotate the pixels" in found) == is_named
 
 
 def test_a_damaged_tag_says_nothing_of_turns() -> None:
     data = jpeg(exif=b"Exif\0\0neither II nor MM")
 
-    assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith("or turn the picture as annotated")
+    assert (find_jpeg_fault(data, 90, 70, decode=True) or ("", ""))[1].endswith("or rotate the picture")
 
 
 def test_what_gave_the_size_is_named() -> None:
@@ -162,6 +162,6 @@ def test_what_gave_the_size_is_named() -> None:
 
     assert (reason, found) == (
         "size_mismatch",
-        "is 90 x 70 pixels, expected 20 x 10 as annotated; line 2 (mask m.png) gives that size: correct it, or take "
-        "the picture it was made for",
+        "is 90 x 70 pixels, expected 20 x 10 as annotated; line 2 (mask m.png) gives that size: correct it, or use "
+        "the picture for which it was made",
     )

@@ -55,10 +55,10 @@ def test_a_required_list_must_hold_something(text: str, tmp_path: Path) -> None:
     [
         ("{}", "found an object, expected a list of refs"),
         ("7", "found a number, expected a list of refs"),
-        ('"a"', "found a text, expected a list of refs"),
+        ('"a"', "found a string, expected a list of refs"),
         (
             '{"info": {}, "refs": [1, 2]}',
-            "found an object in which 'refs' is a list, expected a list of refs; if it is",
+            "found an object in which 'refs' is a list, expected a list of refs; if that is",
         ),
     ],
 )
@@ -72,8 +72,8 @@ def test_a_file_that_is_not_a_list_is_named(text: str, message: str, tmp_path: P
     [
         ("[1]", "found a list, expected an object with COCO's lists"),
         ("null", "found null, expected an object"),
-        ('{"images": {"1": {}}}', "found 'images' that is an object, expected a list of records"),
-        ('{"categories": "none"}', "found 'categories' that is a text, expected a list of records"),
+        ('{"images": {"1": {}}}', "found an object as 'images', expected a list of records"),
+        ('{"categories": "none"}', "found a string as 'categories', expected a list of records"),
     ],
 )
 def test_tables_of_another_form_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_numbers_that_are_none_are_left_to_the_check_of_the_records(chunk: int, 
         ("[1 2]", "found '2', expected ']' at character 3"),
         ("[1] 2", "more than one value, at character 4"),
         ('["abc', "Unterminated string starting at at character 1"),
-        ("[1" + "0" * 5000 + "]", "a number of too many digits from character 1 on"),
+        ("[1" + "0" * 5000 + "]", "a number has too many digits in the value at character 1"),
         ("[1, tru]", "Expecting value at character 4"),
-        ("[" * 100_000, "brackets too deep from character"),
+        ("[" * 100_000, "brackets are nested too deep in the value at character"),
     ],
 )
 def test_a_file_that_is_no_json_is_named(text: str, message: str, chunk: int, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_pickle_that_misuses_the_names_it_may_use_is_refused_and_changes_nothi
 def test_a_pickle_with_windows_line_ends_is_named(protocol: int) -> None:
     data = pickle.dumps([{"ref_id": 10, "split": "val", "text": "a\nb"}], protocol=protocol)
 
-    with pytest.raises(AnnotationError, match=r"line ends were changed to Windows' \(CR LF\)"):
+    with pytest.raises(AnnotationError, match=r"line ends were changed to those of Windows \(CR LF\)"):
         load_plain_pickle(data.replace(b"\n", b"\r\n"), PATH)
 
 

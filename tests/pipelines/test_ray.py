@@ -244,7 +244,7 @@ def test_a_cluster_is_used_and_only_left(
         command += ["--annotations", str(tiny.write()), "--out", str(tmp_path / "out")]
         run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
-        assert "started on this machine" not in run.stderr
+        assert "starting on this machine" not in run.stderr
         assert _is_open(address)
         assert head.poll() is None
     finally:

@@ -47,9 +47,9 @@ def test_json_serves_where_there_is_no_pickle(tiny: Any) -> None:
     ("other", "message"),
     [
         (lambda refs: refs, None),
-        (lambda refs: [*refs[:-1], {**refs[-1], "split": "val"}], "differs from refs[4] on"),
-        (lambda refs: refs[:-1], "differs from refs[4] on"),
-        (lambda refs: [*refs, refs[0]], "differs from refs[5] on"),
+        (lambda refs: [*refs[:-1], {**refs[-1], "split": "val"}], "differs from it at refs[4]"),
+        (lambda refs: refs[:-1], "differs from it at refs[4]"),
+        (lambda refs: [*refs, refs[0]], "differs from it at refs[5]"),
         (lambda refs: {"refs": refs}, "cannot be read"),
         (lambda _: "refs", "cannot be read"),
     ],
@@ -63,7 +63,7 @@ def test_json_that_differs_from_the_pickle_beside_it_is_named(
 
     assert len(caplog.messages) == (message is not None)
     for said in caplog.messages:
-        assert "refs(unc).p is taken; refs(unc).json beside it " + str(message) in said
+        assert "refs(unc).p is used, but refs(unc).json beside it " + str(message) in said
 
 
 def test_the_datasets_own_folder_serves_as_well(tiny: Any) -> None:
@@ -82,9 +82,7 @@ def test_a_pickle_that_asks_for_code_is_refused_by_name_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     data = pickle.dumps([_Malicious()], protocol=protocol)
 
-    with pytest.raises(
-        AnnotationError, match=r"refs\(unc\)\.p: the pickle asks for posix\.system, expected plain dicts"
-    ):
+    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.p: the pickle uses posix\.system, expected plain dicts"):
         load_plain_pickle(data, Path("refs(unc).p"))
 
     assert not (tmp_path / "ran").exists()
@@ -96,7 +94,7 @@ def test_a_pickle_that_asks_for_code_is_refused_by_name_and_runs_nothing(
         (b"", "cannot be read as a pickle"),
         (pickle.dumps([1, 2, 3])[:-3], "cannot be read as a pickle"),
         (b"not a pickle", "cannot be read as a pickle"),
-        (b"(lp0\nPoutside\na.", "asks for an outside object"),
+        (b"(lp0\nPoutside\na.", "refers to an object outside it"),
         (b"\x80\x02}}R.", "cannot be read as a pickle"),  # calls a dict
         (b"\x80\x02]}b.", "cannot be read as a pickle"),  # sets the state of a list
         (b"\x80\x02\x82\x01.", "cannot be read as a pickle"),  # an extension code

@@ -42,7 +42,7 @@ def test_one_picture_named_in_two_ways_in_two_splits_is_reported(
     build_dataset(options(folder, f"{name},it,train", "p0.jpg,it,val", "p1.jpg,it,val"))
 
     assert "the same picture (equal bytes) occurs more than once: 1 in several splits: " in caplog.text
-    assert "in train and val; name each picture in one way" in caplog.text
+    assert "in train and val; give each picture one name" in caplog.text
     assert stats_dataset(folder / "out").shared_images.num_between_splits == 1
 
 

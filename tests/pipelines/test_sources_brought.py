@@ -122,7 +122,7 @@ def test_records_that_nothing_uses_do_not_end_a_build(
     result = build_dataset(tiny.options(tmp_path / "out"))
 
     assert result.descriptor.num_rejects == 0
-    (said,) = [message for message in caplog.messages if "passed over" in message]
+    (said,) = [message for message in caplog.messages if "are ignored" in message]
     for place in ("7 records", "annotations[5]: id 'x5'", "annotations[7]: found 7", "images[6]: id None"):
         assert place in said
 
@@ -131,7 +131,7 @@ def test_records_that_nothing_uses_do_not_end_a_build(
 def test_a_category_without_one_name_is_refused_where_it_is_used(names: list[Any], tiny: Any, tmp_path: Path) -> None:
     tiny.categories = [{"id": 1, "name": name} for name in names] or [{"id": 1}]
 
-    with pytest.raises(AnnotationError, match=r"category 1 of annotation 70 has name .*, expected one text"):
+    with pytest.raises(AnnotationError, match=r"category 1 of annotation 70 has name .*, expected one string"):
         build_dataset(tiny.options(tmp_path / "out"))
 
 
@@ -353,4 +353,4 @@ def test_warnings_name_the_file_that_is_taken(tiny: Any, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         read_source(find_dataset("refcoco/unc"), tiny.root)
 
-    assert "refs(unc).json.gz beside it differs from refs[0] on" in caplog.text
+    assert "refs(unc).json.gz beside it differs from it at refs[0]" in caplog.text

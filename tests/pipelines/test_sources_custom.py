@@ -318,7 +318,7 @@ MISTAKES = [
     (row(box=[1, 2, 0, 3]), "found box [1, 2, 0, 3], expected"),
     (row(box="1 2 3 inf"), "found box '1 2 3 inf', expected"),
     (row(box=None, ann_id="x"), "found ann_id 'x', expected an annotation id or several"),
-    (row(box=None, ann_id=1), "found ann_id, expected instances.json beside the table"),
+    (row(box=None, ann_id=1), "found ann_id, but no instances.json beside the table"),
     (row(box=None, rle="{"), "found rle '{', expected COCO's run lengths"),
     (row(box=None, rle={"size": [10, 20]}), "expected COCO's run lengths"),
     (row(box=None, rle={"size": [0, 20], "counts": "1"}), "expected COCO's run lengths"),
@@ -365,7 +365,7 @@ def test_all_mistakes_are_named_at_once_and_many_are_counted(read: Read) -> None
 WHOLE = [
     ([row(ref_id=1), row()], "ref_id is given in some rows and not in others"),
     ([row(sent_id=1), row(sent_id=1)], "sent_id 1 occurs more than once in train"),
-    ([row(ref_id=1), row(ref_id=1, box=[1, 2, 4, 5])], "line 2: ref_id 1 has another image, split or target than on"),
+    ([row(ref_id=1), row(ref_id=1, box=[1, 2, 4, 5])], "line 2: ref_id 1 has another image, split or target than in"),
     ([], "is empty, expected data"),
 ]
 
@@ -385,14 +385,14 @@ def test_whole_floats_of_instances_json_are_sizes(tmp_path: Path, read: Read) ->
     raw = read([row(height=None, width=None)])
 
     assert [ref["image_id"] for ref in raw.refs] == [7]
-    with pytest.raises(AnnotationError, match=r"is 20 x 10 pixels .* here, but 10 x 20 in instances.json"):
+    with pytest.raises(AnnotationError, match=r"is 20 x 10 pixels .* in this row, but 10 x 20 in instances.json"):
         read([row(height=20, width=10)])
 
 
 def test_a_size_other_than_in_instances_json_is_refused(tmp_path: Path, read: Read) -> None:
     write_instances(tmp_path)
 
-    with pytest.raises(AnnotationError, match=r"is 20 x 10 pixels .* here, but 10 x 20 in instances.json"):
+    with pytest.raises(AnnotationError, match=r"is 20 x 10 pixels .* in this row, but 10 x 20 in instances.json"):
         read([row(height=20, width=10)])
 
 
@@ -416,8 +416,8 @@ FILES = [
     ("t.csv", b"image,sentence,split,box\na.jpg,\xff,train,1\n", "line 2 is not UTF-8"),
     ("t.csv", b"image,sentence,split,box\r\na.jpg,x,train,1\r\r\na.jpg,\xff,val,1\n", "line 4 is not UTF-8"),
     ("t.csv", b"image,sentence,split,box\ra.jpg,x,train,1\ra.jpg,\xff,val,1", "line 3 is not UTF-8"),
-    ("t.csv", b'image,sentence,split,box\na.jpg,"x\ny",val,1\na.jpg,"x,val,1\nb.jpg,y,val,1\n', "CSV from line 4 on"),
-    ("t.csv", b'"image,sentence,split,box\n', "CSV from line 1 on"),
+    ("t.csv", b'image,sentence,split,box\na.jpg,"x\ny",val,1\na.jpg,"x,val,1\nb.jpg,y,val,1\n', "CSV from line 4"),
+    ("t.csv", b'"image,sentence,split,box\n', "CSV from line 1"),
     (
         "t.csv",
         b"image;sentence;split;box\na.jpg;x;y;val;1\n",
@@ -426,8 +426,8 @@ FILES = [
     ("t.csv", b"image;sentence;split;boxes\na.jpg;x;val;1\n", "unknown column 'boxes'"),
     ("t.csv", "image,sentence,split\n".encode("utf-16"), "is UTF-16, expected UTF-8"),
     ("t.jsonl", "{}".encode("utf-16"), "is UTF-16, expected UTF-8"),
-    ("t.csv", b"Image,Sentence,split,box\n", "names are in small letters, write 'image' for 'Image'"),
-    ("t.jsonl", b'{"image": "a.jpg", "Ref ID": 1}', "names are in small letters, write 'ref_id' for 'Ref ID'"),
+    ("t.csv", b"Image,Sentence,split,box\n", "names are in lower case; write 'image' instead of 'Image'"),
+    ("t.jsonl", b'{"image": "a.jpg", "Ref ID": 1}', "names are in lower case; write 'ref_id' instead of 'Ref ID'"),
     ("t.jsonl", b'\n{"image": "a.jpg",\n', r"line 2: cannot be read as JSON \([^:]* at character 19\)"),
     ("t.jsonl", b'{"image": "a.jpg"}\n{"image": "\xff"}\n', "line 2 is not UTF-8"),
     ("t.csv", b"image,sentence,split,box\na.jpg,x, y,train,1\n", "line 2: found 5 fields, expected 4"),
@@ -485,13 +485,13 @@ def test_the_table_is_looked_for_in_its_own_folder_too(tmp_path: Path) -> None:
 
 
 def test_one_table_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"found no sentences.csv, .jsonl or .parquet, there or in mine/"):
+    with pytest.raises(UsageError, match=r"found no sentences.csv, .jsonl or .parquet, in that folder or in mine/"):
         read_source(MINE, tmp_path)
     for name in ("sentences.csv", "sentences.jsonl", "notes.txt"):
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=r"found sentences.csv, sentences.jsonl, expected one"):
         read_source(MINE, tmp_path)
-    with pytest.raises(UsageError, match=r"notes.txt: expected a table that ends in .csv, .jsonl, .parquet"):
+    with pytest.raises(UsageError, match=r"notes.txt: expected a table whose name ends in .csv or .jsonl or .parquet"):
         read_source(MINE, tmp_path / "notes.txt")
 
 

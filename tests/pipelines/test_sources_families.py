@@ -212,5 +212,5 @@ def test_tables_of_ones_own_do_not_share_images_by_id(tmp_path: Path) -> None:
         (tmp_path / name / "sentences.jsonl").write_text(json.dumps(row))
     build(tmp_path / "one", "custom/one")
 
-    with pytest.raises(UsageError, match="custom/two and custom/one cannot share images; leave the option out"):
+    with pytest.raises(UsageError, match="custom/two and custom/one cannot share images; remove the option"):
         build(tmp_path / "two", "custom/two", images_from=(tmp_path / "one" / "out",))

@@ -101,7 +101,7 @@ def test_a_missing_picture_and_a_second_build_end_as_shown(my_photos: Path, caps
     table.write_text(right.replace("disc", "circle"))
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert "was built or begun from other inputs (source my-photos/sentences.csv: " in said
+    assert "was built or started with other inputs (source my-photos/sentences.csv: " in said
     assert "give the same inputs, another --out, or delete the folder" in said
 
 

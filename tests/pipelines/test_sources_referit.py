@@ -98,7 +98,9 @@ def test_refers_own_release_is_preferred(tmp_path: Path, files: dict[str, Any]) 
 def test_all_files_are_needed(name: str, tmp_path: Path, files: dict[str, Any]) -> None:
     del files[name]
 
-    with pytest.raises(UsageError, match=f"found no {name}; take it and referit_query_train.json, "):
+    with pytest.raises(
+        UsageError, match=f"found no {name}; take it from the same release as referit_query_train.json, "
+    ):
         read_source(BERKELEY, write(tmp_path, files))
 
 

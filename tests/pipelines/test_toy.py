@@ -341,7 +341,7 @@ def test_a_finished_set_is_left_as_it_is_and_another_folder_refused(
 
     assert main([*arguments[:-1], "2"]) == 2
     assert "'seed': 1" in (message := capsys.readouterr().err)
-    assert "name a new folder or delete this one" in message
+    assert "give a new folder or delete this one" in message
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
@@ -374,7 +374,7 @@ def test_too_few_or_too_small_pictures_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"file: cannot be written \(.+\); name another folder"):
+    with pytest.raises(UsageError, match=r"file: cannot be written \(.+\); give another folder"):
         draw_toy(tmp_path / "file" / "toy", num_images=10, seed=0)
 
 

@@ -28,7 +28,7 @@ from refseg.storage import open_folder
 
 from .conftest import TinyRefer, read_manifest
 
-REMEDY = "put the file back as it was built, or build the dataset again"
+REMEDY = "restore the file as it was built, or build the dataset again"
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_source_counts_are_rows_and_rejects(tiny: Any, tmp_path: Path) -> None:
     rewrite(built, source_counts={**true, "val": counts(3, 3, None)})
     assert "refseg.json: found no count of the sentences in split val" in say(built)
     rewrite(built, source_counts={"val": true["val"]})
-    assert "refseg.json: found no source counts of split testA, expected those of every split" in say(built)
+    assert "refseg.json: found no source counts of split testA, expected counts of every split" in say(built)
 
 
 def test_counts_that_are_not_the_published_ones_are_named_unless_accepted(built: Path) -> None:
@@ -239,9 +239,9 @@ def test_counts_that_are_not_the_published_ones_are_named_unless_accepted(built:
 
     assert len(faults) == 6  # images, refs and sentences of two splits
     assert str(faults[0]) == (
-        "refseg.json, split val: found 3 images in the source, expected 1500 as published; take the whole, unchanged "
-        "annotation files and build again; if another count is right for you, build with --accept-counts, which is "
-        "recorded"
+        "refseg.json, split val: found 3 images in the source, expected 1500 as published; build again from the "
+        "complete, unchanged annotation files; if the other count is intended, build with --accept-counts, which is "
+        "recorded in the descriptor"
     )
 
 
@@ -306,13 +306,13 @@ def test_an_overlay_is_checked_down_to_the_samples_of_its_pool(built: Path, tmp_
         ("pool/val-00001.tar", f"{image_id:012d}"),
     ]
     assert re.search(
-        r"found a sample with xxh3 \w{16}, expected \w{16} as in the manifest; put refcoco/unc back at \.\./built as "
-        r"it was built with digest \w{12}, or build this dataset again",
+        r"found a sample with xxh3 \w{16}, expected \w{16} as in the manifest; restore refcoco/unc with "
+        r"digest \w{12} at \.\./built, or build this dataset again",
         str(faults[1]),
     )
 
     (built / "val-00001.tar").write_bytes(whole[:-512])
-    expected = f"pool/val-00001.tar: found {len(whole) - 512} bytes, expected {len(whole)} bytes; put refcoco/unc back"
+    expected = f"pool/val-00001.tar: found {len(whole) - 512} bytes, expected {len(whole)} bytes; restore refcoco/unc"
     assert expected in say(folder, fast=True)
     shutil.rmtree(built)
     assert say(folder, fast=True).count("found no such file") == 3
@@ -360,7 +360,7 @@ def test_a_mix_is_checked_by_its_members(built: Path, tmp_path: Path) -> None:
     rewrite(folder, mix=(first, replace(second, num_refs=7)))
     assert f"refseg.json: found {second.num_refs} rows of refcocog/umd, expected 7" in say(folder)
     rewrite(folder, mix=(first, replace(second, leaked_images=2)))
-    assert "found 2 leaked images of refcocog/umd, expected none: leaks were not allowed" in say(folder)
+    assert "found 2 leaked images of refcocog/umd, expected none, because leaks were not allowed" in say(folder)
     rewrite(folder, mix=(first, replace(second, dataset="refcocog/google")))
     assert "found dataset refcocog/umd, expected refcoco/unc, refcocog/google" in say(folder)
     rewrite(folder, mix=())
@@ -411,7 +411,7 @@ def test_a_url_and_several_processes_find_what_one_finds(built: Path) -> None:
     faults = verify_dataset(built, workers=1)
 
     assert verify_dataset(f"file://{built}", workers=2) == faults
-    assert "val-00001.tar: found the bytes of testA-00000.tar, expected its own; give each file its own" in say(built)
+    assert "val-00001.tar: found the bytes of testA-00000.tar, expected its own bytes; rename" in say(built)
     with pytest.raises(UsageError, match=r"built/nowhere: no such folder"):
         verify_dataset(f"file://{built}/nowhere")
 
@@ -437,8 +437,8 @@ def test_a_sentence_of_a_ref_without_target_does_not_exist(built: Path) -> None:
     rows = table.to_pylist()
     rows[0] |= {"no_target": True, "annotations": [], "mask": {"size": [10, 20], "counts": [200]}, "area": 0}
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    assert "found no_target with a sentence that exists, expected none that does" in say(built)
+    assert "found no_target with a sentence that exists, expected no such sentence" in say(built)
 
     rows[0] = {**table.to_pylist()[0], "box_only": True}
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    assert "box_only is True, its annotations say otherwise" in say(built)
+    assert "box_only is True, expected False" in say(built)
