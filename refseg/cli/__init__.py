@@ -1,8 +1,8 @@
-"""The command line: each command is a thin module of this package, imported only when it is called.
+"""The command line. Each command is a small module of this package, which is imported only when it is called.
 
-A module has `EXAMPLE`, `add_arguments` and `run`: it parses its options, calls one function of the library and prints
-the result. `options.py` makes the options of the dataclass or function that is called. `GROUPS` lists the modules as
-`refseg --help` shows them.
+A module has `EXAMPLE`, `add_arguments` and `run`. It parses its options, calls one function of the library and prints
+the result. `options.py` makes the options from the dataclass or function that is called. `GROUPS` lists the modules in
+the order of `refseg --help`.
 """
 
 import argparse
@@ -23,34 +23,34 @@ SHELLS = ("bash", "zsh", "tcsh")
 _JSON = "--json"
 GROUPS = {
     "first steps": {
-        "quickstart": "the whole flow on drawn scenes, ending in a trained model and its report",
+        "quickstart": "run the whole flow on drawn scenes, ending with a trained model and its report",
         "toy": "draw a toy dataset in the real source formats",
     },
     "datasets": {
-        "build-shards": "annotations and images to verified shards",
-        "mix": "leak-free union of datasets: no training image that any of them evaluates on",
-        "verify": "check a built dataset; exit 1 on any fault, each named",
-        "stats": "counts against the published ones, lengths, areas, rejects",
-        "browse": "a page of images, sentences and masks that opens without a server",
-        "export": "shards as the files of REFER, CRIS, COCO's tools or Hugging Face's datasets",
+        "build-shards": "build verified shards from annotations and images",
+        "mix": "join datasets without leaks: no training image that any of them evaluates on",
+        "verify": "check a built dataset; list all faults, and exit with code 1 if there are any",
+        "stats": "show counts and the published counts, lengths, areas, rejects",
+        "browse": "write a page of images, sentences and masks that opens without a server",
+        "export": "write a dataset in the formats of REFER, CRIS, COCO's tools or Hugging Face's datasets",
     },
     "training": {
-        "plan": "what a training run on N nodes x G GPUs will read: steps, bytes, memory",
-        "doctor": "time reading, decoding and the rest on this machine; name what slows a run down",
-        "models": "table of models: parameters and multiply-accumulates by part",
-        "convert-weights": "encoder weights of CLIP, CRIS or LAVT to safetensors, without running what is in them",
-        "train": "train from a recipe; the same command resumes a run that was interrupted",
+        "plan": "compute what a training run on N nodes x G GPUs will read: steps, bytes, memory",
+        "doctor": "time reading, decoding and the other stages on this machine, and name the bottleneck",
+        "models": "show a table of models: parameters and multiply-accumulates by part",
+        "convert-weights": "convert encoder weights of CLIP, CRIS or LAVT to safetensors, without executing their code",
+        "train": "train from a recipe; the same command resumes an interrupted run",
     },
     "evaluation": {
         "evaluate": "score a checkpoint on a split",
-        "score": "score masks that another project predicted, under the same rules",
-        "report": "one self-contained page of scores, curves and examples",
+        "score": "score masks that another project predicted, by the same rules",
+        "report": "write one self-contained page of scores, curves and examples",
     },
     "trained models": {
-        "predict": "masks and overlays for pictures and sentences",
-        "demo": "a local web page: a picture, an expression, its mask",
-        "publish": "a trained model as a folder of the Hugging Face Hub, with a model card",
-        "export-model": "a checkpoint as two programs, ONNX or torch.export: image and sentence",
+        "predict": "write masks and overlays for pictures and sentences",
+        "demo": "serve a local web page that shows the mask for a picture and an expression",
+        "publish": "write a trained model as a folder for the Hugging Face Hub, with a model card",
+        "export-model": "export a checkpoint to ONNX or torch.export, as a program for images and one for sentences",
     },
 }
 COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in commands.items()}
@@ -59,8 +59,11 @@ COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in c
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        argv: Arguments of the command line; None: those of this process.
+
     Returns:
-        0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 the data or the run is at fault, 2 wrong usage, 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     return exit_code_of(lambda: _run(words), as_json=_JSON in words)
@@ -81,7 +84,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 class _PrintableOutput:
-    """Standard output on which control characters are shown: results name files, categories and sentences."""
+    """Standard output with control characters escaped, because results contain names and sentences from datasets."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -94,11 +97,11 @@ class _PrintableOutput:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says which name may have been meant by an unknown one.
+    """A parser that suggests a similar name for an unknown one.
 
     Args:
-        as_json: Raise wrong usage as an error, which is then printed as JSON.
-        options: As argparse's parser takes them.
+        as_json: Raise a `UsageError` for wrong usage, so that it is printed as JSON.
+        options: Arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, as_json: bool = False, **options: Any) -> None:
@@ -136,21 +139,23 @@ _HEADINGS = {next(iter(commands)): heading for heading, commands in GROUPS.items
 
 
 def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
-    """The parser of the command that is called, or of all.
+    """Return a parser with the arguments of the called command, or of all commands.
 
     Args:
-        argv: What is called.
-        whole: Know the arguments of every command.
+        argv: Arguments of the command line.
+        whole: Add the arguments of every command.
     """
     parser = _Parser(
         prog="refseg",
         description="Referring image segmentation: annotations to verified shards to models to scores.",
-        epilog="training by several processes: accelerate launch -m refseg train RECIPE --out DIR --set a.b=c",
+        epilog="training with several processes: accelerate launch -m refseg train RECIPE --out DIR --set a.b=c",
         formatter_class=_GroupedHelp,
         as_json=_JSON in argv,
     )
     parser.add_argument("--version", action="version", version=f"refseg {__version__}")
-    parser.add_argument("--print-completion", choices=SHELLS, help="print what completes these commands in a shell")
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, help="print a script that completes these commands in a shell"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
@@ -161,7 +166,7 @@ def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentPar
             formatter_class=argparse.RawDescriptionHelpFormatter,
             as_json=_JSON in argv,
         )
-        if whole or name == called:  # only the called command is imported: `refseg --help` stays quick
+        if whole or name == called:  # only the called command is imported, so that `refseg --help` is quick
             module = importlib.import_module(f"refseg.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.epilog = f"example:\n  {module.EXAMPLE}"
@@ -170,7 +175,7 @@ def _parser(argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentPar
 
 
 def _completion(shell: str) -> str:
-    """The script by which a shell completes all commands with their options, and files where they are asked for."""
+    """Return the script with which a shell completes commands, options and file names."""
     import shtab
 
     parser = _parser([], whole=True)
@@ -181,7 +186,7 @@ def _completion(shell: str) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Options and arguments of a parser and of its commands."""
+    """Yield the options and arguments of a parser and of its commands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""`refseg browse`: a page of a built dataset that opens in any browser, without a server."""
+"""`refseg browse`: writes a page of a built dataset that opens in any browser without a server."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     part = f"{page.num_images:,} of " if page.num_images < page.num_dataset_images else ""
     if page.num_not_shown:
-        print(f"pictures that cannot be shown: {page.num_not_shown:,}, each named above", file=sys.stderr)
+        print(f"pictures that cannot be shown: {page.num_not_shown:,}; they are named above", file=sys.stderr)
     print(
         f"{part}{counted(page.num_dataset_images, 'image')}, {counted(page.num_refs, 'ref')}, "
         f"{counted(page.num_sentences, 'sentence')}, {counted(page.num_rejects, 'reject')}\nopen {page.path.resolve()}"

@@ -1,4 +1,4 @@
-"""`refseg build-shards`: annotations and images to verified shards."""
+"""`refseg build-shards`: builds verified shards from annotations and images."""
 
 import argparse
 import json
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM, with which schedulers take a machine back, end workers and remove temporaries as Ctrl-C does."""
+    """Handle SIGTERM, which schedulers send before they end a job, like Ctrl-C: end workers, remove temporary files."""
     is_ended = False
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
@@ -64,19 +64,22 @@ def _sigterm_unwinds() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        # Ray, if it was waiting, makes another exit code of it.
+        # If the signal arrives while Ray waits, Ray changes the exit code.
         raise SystemExit(128 + signal.SIGTERM if is_ended else error.code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def _array_task(found: Mapping[str, Any]) -> dict[str, int]:
-    """This task's number from 0 and the number of tasks, as Slurm's array has it, unless they are given."""
+    """Return this task's number (from 0) and the number of tasks from Slurm's variables; empty if they are given.
+
+    Example: the array 10-18:4 has the tasks 10, 14 and 18, so the task 14 is number 1 of 3.
+    """
     stage, num_given = found.get("stage", "all"), len({"task_index", "task_count"} & found.keys())
     if stage != "shards" and num_given:
         raise UsageError(f"--task-index and --task-count are for --stage shards, found --stage {stage}")
     if num_given == 1:
-        raise UsageError("--task-index and --task-count go together: give both or, under Slurm, neither")
+        raise UsageError("found only one of --task-index and --task-count; give both or, under Slurm, neither")
     if stage == "shards" and not num_given and "SLURM_ARRAY_TASK_ID" in os.environ:
         number, count = _slurm("ID", None), _slurm("COUNT", 1)
         first = _slurm("MIN", 0)
@@ -84,16 +87,16 @@ def _array_task(found: Mapping[str, Any]) -> dict[str, int]:
         step = (last - first) // (count - 1) if count > 1 else 1
         if first + step * (count - 1) != last or (number - first) % step:
             raise UsageError(
-                f"Slurm's array has gaps (task {number}, {count} tasks from {first} to {last}), so parts would be left "
-                "out; submit the whole array again (what is built is not built again), or give --task-index and "
-                "--task-count"
+                f"Slurm's array has gaps (task {number}, {count} tasks from {first} to {last}), so some shards would "
+                "not be built; submit the whole array again (finished shards are not built again), or give "
+                "--task-index and --task-count"
             )
         return {"task_index": (number - first) // step, "task_count": count}
     return {}
 
 
 def _slurm(name: str, default: int | None) -> int:
-    """One of Slurm's array variables."""
+    """Return one of Slurm's array variables as a number."""
     variable = f"SLURM_ARRAY_TASK_{name}"
     text = os.environ.get(variable) or ("" if default is None else str(default))
     if not text.isdecimal():
@@ -107,9 +110,9 @@ def _print_stage(options: "BuildOptions", result: "BuildResult", *, as_json: boo
     if as_json:
         print(json.dumps(summary, indent=1))
     elif options.stage == "plan":
-        print(f"{options.out}: planned: {shards}; next: --stage shards, then --stage finalize")
+        print(f"{options.out}: planned {shards}; next: --stage shards, then --stage finalize")
     else:
-        print(f"{options.out}: built {result.num_built} of {shards}; when all are: --stage finalize")
+        print(f"{options.out}: built {result.num_built} of {shards}; when all are built: --stage finalize")
 
 
 def _print_dataset(options: "BuildOptions", descriptor: "Descriptor", *, was_complete: bool, as_json: bool) -> None:
@@ -130,10 +133,10 @@ def _print_dataset(options: "BuildOptions", descriptor: "Descriptor", *, was_com
     if as_json:
         print(json.dumps(summary, indent=1))
         return
-    compared = "compared: annotations, options, names and sizes in bytes of the pictures, not their content"
+    compared = "compared: annotations, options, and the pictures' names and sizes in bytes, but not their content"
     if options.stage != "all":
         compared = "compared: options"
-    done = f"was finished before, nothing changed ({compared})" if was_complete else "built"
+    done = f"was already finished, nothing was changed ({compared})" if was_complete else "built"
     names = ("shard", "image", "ref", "sentence", "reject")
     counts = ", ".join(counted(int(str(summary[f"{name}s"])), name) for name in names)
     pooled = f", {summary['images_in_pools']} of the images in pools" if descriptor.image_pools else ""

@@ -1,4 +1,4 @@
-"""`refseg convert-weights`: published or other projects' encoder weights to safetensors."""
+"""`refseg convert-weights`: converts published or other projects' encoder weights to safetensors."""
 
 import argparse
 import json
@@ -16,20 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         choices=_KINDS,
-        help="clip: OpenAI's archive; cris: a checkpoint of CRIS; lavt: one of LAVT, or Microsoft's Swin file",
+        help="clip: OpenAI's archive; cris: a checkpoint of CRIS; lavt: a checkpoint of LAVT or Microsoft's Swin file",
     )
-    parser.add_argument("file", type=path_argument, metavar="FILE", help="what to read; nothing in it is run")
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="file to read; no code in it is executed")
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="safetensors file to write")
     parser.add_argument(
         "--accept-hash",
         default="",
         metavar="SHA256",
-        help="clip: take a file of this hash although OpenAI did not publish it",
+        help="clip: accept a file with this hash although OpenAI did not publish it",
     )
     parser.add_argument(
         "--allow-namespace",
         action="store_true",
-        help="cris, lavt: let the checkpoint hold an argparse.Namespace beside the weights",
+        help="cris, lavt: accept a checkpoint that contains an argparse.Namespace besides the weights",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -41,9 +41,11 @@ def run(args: argparse.Namespace) -> int:
     from refseg.models.convert import convert_weights
 
     if args.accept_hash and args.kind != "clip":
-        raise UsageError(f"--accept-hash: found kind {args.kind}, whose files have no published hashes; leave it out")
+        raise UsageError(
+            f"--accept-hash: found kind {args.kind}, whose files have no published hashes; remove the option"
+        )
     if args.allow_namespace and args.kind == "clip":
-        raise UsageError("--allow-namespace: an archive of CLIP holds none; leave it out")
+        raise UsageError("--allow-namespace: an archive of CLIP contains no Namespace; remove the option")
     converted = convert_weights(
         args.kind,
         args.file,

@@ -1,4 +1,4 @@
-"""`refseg demo`: a local web page that segments what an expression names in a picture."""
+"""`refseg demo`: serves a local web page that segments what an expression names in a picture."""
 
 import argparse
 
@@ -22,11 +22,11 @@ def run(args: argparse.Namespace) -> int:
         if error.name not in ("fastapi", "uvicorn", "h11", "starlette", "multipart", "python_multipart"):
             raise
         raise UsageError(
-            f"refseg demo needs the package {error.name}; install it with: pip install 'refseg[demo]'"
+            f"refseg demo: the package {error.name} is not installed; pip install 'refseg[demo]'"
         ) from error
 
     run_demo(
         DemoOptions(**given(args, DemoOptions)),
-        ready=lambda address: print(f"open {address}  (Ctrl-C ends)", flush=True),
+        ready=lambda address: print(f"open {address}  (stop with Ctrl-C)", flush=True),
     )
     return 0

@@ -1,4 +1,4 @@
-"""`refseg doctor`: where the time of a sample goes on this machine, what holds it up, what helps."""
+"""`refseg doctor`: times the stages of loading on this machine, names the bottleneck and suggests remedies."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", nargs="?", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL"
     )
     parser.add_argument("--env", action="store_true", help="print versions, cores, GPUs and the disk's speed instead")
-    parser.add_argument("--recipe", metavar="RECIPE", help="take settings from it, and time a step of its model")
+    parser.add_argument("--recipe", metavar="RECIPE", help="recipe whose settings are used and whose model is timed")
     add_options(
         parser, Reading, leave_out=("geometry", "remainder", *NOT_ASKED),
         global_batch={"flag": "--batch", "required": False, "help": "samples of one process in a step (default: 32)"},
@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="split to read (default: train)")
     parser.add_argument(
-        "--samples-per-second", type=float, metavar="X", help="what one process's model takes, if that is known"
+        "--samples-per-second", type=float, metavar="X", help="speed of one process's model, if it is known"
     )
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time the loader for (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="time to measure the loader (default: 5)"
+    )
     add_json(parser)
 
 
@@ -60,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     reading = _reading(args, recipe)
     if getattr(args, "global_batch", 0) > (samples := _samples(index, reading.sampling)):
         raise UsageError(
-            f"--batch {args.global_batch}: {index.folder} has {samples} samples by {reading.sampling} in {split}; "
-            "expected at most as many"
+            f"--batch {args.global_batch}: expected at most {samples}, the number of samples by {reading.sampling} in "
+            f"{split} of {index.folder}"
         )
     found = examine(index, reading, seconds=args.seconds, needed=args.samples_per_second, recipe=recipe)
     diagnosis = diagnose(found)
@@ -76,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{index.descriptor.dataset} {split}, {reading.global_batch} samples by {reading.sampling} in a batch")
         if recipe and recipe.data.decode == "device":
-            print('data.decode = "device" is not timed: here workers decode')
+            print('data.decode = "device" is not timed; workers decode here')
         print(_page(found, diagnosis))
     return 0
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuse what cannot be, by the option's name, before anything is read."""
+    """Refuse impossible values, with the option's name, before any file is read."""
     limits: dict[str, tuple[str, float, bool]] = {
         "global_batch": ("--batch", 1, True),
         "num_workers": ("--workers", 0, True),
@@ -94,18 +96,18 @@ def _check_numbers(args: argparse.Namespace) -> None:
         found = getattr(args, name, None)
         if found is None or (math.isfinite(found) and (found > limit or (is_allowed and found == limit))):
             continue
-        raise UsageError(f"{flag} {found}: expected a number, {'at least' if is_allowed else 'above'} {limit}")
+        raise UsageError(f"{flag} {found}: expected a number {'of at least' if is_allowed else 'above'} {limit}")
 
 
 def _reading(args: argparse.Namespace, recipe: "Recipe | None") -> Reading:
-    """What is on the command line, then what the recipe says, then defaults."""
+    """Return the reading from the command line, then the recipe, then defaults."""
     import torch
 
     found = given(args, Reading)
     if recipe is None:
         return Reading(**{"global_batch": 32, "num_workers": 2} | found)
     if found.get("input_size", recipe.data.input_size) != recipe.data.input_size:
-        raise UsageError("--input-size and --recipe: the recipe's model has its own size; give one of the two")
+        raise UsageError("found --input-size and --recipe, whose model has another input size; give one of them")
     share = max(1, recipe.train.global_batch // max(1, torch.cuda.device_count()))
     return Reading.of(recipe.data, **{"global_batch": share} | found | {"decode": "cpu"})
 
@@ -149,8 +151,8 @@ def _page(found: "Measured", diagnosis: "Diagnosis") -> str:
     if found.cached_share < 1:
         cached = found.if_cached.rate(found.num_cores)
         lines.append(
-            f"  {cached:,.1f} with data.cache_gigabytes = {found.cache_gigabytes}, from the second epoch on, while the "
-            "system's memory holds it"
+            f"  {cached:,.1f} with data.cache_gigabytes = {found.cache_gigabytes} from the second epoch, if the cache "
+            "fits into the system's memory"
         )
     lines.append(f"bottleneck: {diagnosis.bottleneck}")
     lines.append(f"  {diagnosis.verdict}")

@@ -1,4 +1,4 @@
-"""`refseg evaluate`: score a checkpoint on a split."""
+"""`refseg evaluate`: scores a checkpoint on a split."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`refseg export`: a built dataset as the files that other projects read."""
+"""`refseg export`: writes a built dataset in the formats of other projects."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_options(
         parser, ExportOptions, positional=("folder",), out={"type": path_argument, "metavar": "DIR"},
-        splits={"metavar": "SPLIT"}, images={"help": "leave images out (refer, coco)"}, annotations={"metavar": "DIR"},
+        splits={"metavar": "SPLIT"}, images={"help": "write no images (refer, coco)"}, annotations={"metavar": "DIR"},
     )  # fmt: skip
     add_json(parser)
 
@@ -33,12 +33,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"folder": str(args.out), "was_complete": result.was_complete, **asdict(report)}, indent=1))
         return 0
-    done = "was finished before, nothing changed: " if result.was_complete else ""
+    done = "was already finished, nothing was changed: " if result.was_complete else ""
     print(
         f"{args.out}: {done}{report.dataset} as {report.format}: {counted(report.num_refs, 'ref')}, "
         f"{counted(report.num_sentences, 'sentence')}"
     )
-    print("\nOtherwise than in the sources:" if report.differences else "\nThe annotation files are the sources' own.")
+    print(
+        "\nDifferences from the sources:"
+        if report.differences
+        else "\nThe annotation files are unchanged copies of the sources."
+    )
     for difference in report.differences:
         print(f"- {difference}")
     return 0

@@ -1,4 +1,4 @@
-"""`refseg export-model`: a checkpoint as two programs that run without this package."""
+"""`refseg export-model`: exports a checkpoint as two programs that run without this package."""
 
 import argparse
 
@@ -8,10 +8,13 @@ EXAMPLE = "refseg export-model runs/toy --out exported --format onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
-    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("checkpoint", type=path_argument, metavar="RUN", help="folder of a run or of a checkpoint")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="new folder")
     parser.add_argument(
-        "--format", choices=("onnx", "torch"), default="torch", help="ONNX, or torch.export's own (default: torch)"
+        "--format",
+        choices=("onnx", "torch"),
+        default="torch",
+        help="ONNX, or the format of torch.export (default: torch)",
     )
 
 
@@ -21,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(args.checkpoint)
     error = export_model(checkpoint.model, checkpoint.recipe, args.out, kind=args.format)
-    print(f"{args.out}: image and sentence programs, run and compared: logits differ by {error:.1e} at most")
+    print(f"{args.out}: programs for images and sentences; their logits differ from the model's by at most {error:.1e}")
     return 0

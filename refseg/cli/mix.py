@@ -1,4 +1,4 @@
-"""`refseg mix`: a leak-free union of built datasets."""
+"""`refseg mix`: joins built datasets without leaks."""
 
 import argparse
 import json
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _page(folder: str, descriptor: "Descriptor", *, was_complete: bool) -> str:
     from refseg.lineage import describe_leaks
 
-    done = "was finished before, nothing changed" if was_complete else "mixed"
+    done = "was already finished, nothing was changed" if was_complete else "mixed"
     num_refs = sum(shard.num_refs for shard in descriptor.shards)
     num_sentences = sum(shard.num_sentences for shard in descriptor.shards)
     width = max(len(member.dataset) for member in descriptor.mix)
@@ -71,7 +71,7 @@ def _page(folder: str, descriptor: "Descriptor", *, was_complete: bool) -> str:
     if descriptor.leaks_allowed:
         lines += [
             "",
-            f"LEAKS ALLOWED: {describe_leaks(descriptor.leaks)}. Checkpoints and reports will say so; "
-            "scores on these splits are no measure of new images.",
+            f"LEAKS ALLOWED: {describe_leaks(descriptor.leaks)}. Checkpoints and reports will state this; "
+            "scores on these splits do not measure performance on new images.",
         ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`refseg models`: what each model costs, by part, beside the published figures."""
+"""`refseg models`: shows the cost of each model by part, and the published figures."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, CostOptions, input_sizes={"flag": "--input-size", "metavar": "PX"}, models={"flag": "--model"},
         encoders={"flag": "--encoder"},
     )  # fmt: skip
-    parser.add_argument("--parts", action="store_true", help="also parameters and GMAC of each part")
+    parser.add_argument("--parts", action="store_true", help="also show parameters and GMAC of each part")
     add_json(parser)
 
 
@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"num_tokens": options.num_tokens, "models": [row.to_json() for row in rows]}, indent=1))
         return 0
     print(
-        f"A sentence has {options.num_tokens} tokens. Parameters: every tensor once. G: 10^9 multiply-accumulates of\n"
-        "convolutions, linear layers and attention; 'image' is done once for all sentences of an image.\n"
+        f"A sentence has {options.num_tokens} tokens. Parameters: each tensor is counted once. G: 10^9\n"
+        "multiply-accumulates of convolutions, linear layers and attention. 'image' is computed once for all\n"
+        "sentences of an image.\n"
     )
     print(f"{'model':9} {'image encoder':15} {'side':>4} {'params M':>9} {'image G':>8} {'text G':>7} {'pair G':>7} "
           f"{'one G':>7} {'of 7 G':>7}  published")  # fmt: skip
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             f"{row.model:9} {row.image_encoder:15} {row.input_size:>4} {cost.total_parameters / 1e6:>9.3f} "
             f"{image:>8.2f} {text:>7.2f} {pair:>7.2f} {one:>7.2f} {of_seven:>7.2f}  {row.published or ''}".rstrip()
         )
-    print("\n'one': an image with one sentence. 'of 7': each of seven sentences that share an image.")
+    print("\n'one': an image with one sentence. 'of 7': one of seven sentences of the same image.")
     for (name, encoder), (figures, meaning) in PUBLISHED.items():
         print(f"{name} {encoder}, {figures}: {meaning}")
     if args.parts:

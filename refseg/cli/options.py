@@ -1,7 +1,8 @@
-"""The options of a command, made from the dataclass or function that it calls, so that each is described once.
+"""Makes the options of a command from the dataclass or function that it calls, so that each is described only once.
 
-A parameter's name becomes the option, its annotation says how the text is read, and its entry in the Google docstring
-(`Attributes:` or `Args:`) is the help. Defaults stay with the parameter: an option that is not given is not passed on.
+A parameter's name becomes the option, its annotation determines how the text is parsed, and its entry in the Google
+docstring (`Attributes:` or `Args:`) becomes the help. An option that is not given is not passed on, so that the
+parameter's own default applies.
 """
 
 import argparse
@@ -29,11 +30,11 @@ def add_options(
     Args:
         parser: The command's parser.
         target: The dataclass or function that the command calls with the options.
-        positional: Parameters that are given without a flag.
-        leave_out: Parameters that are not for the command line.
-        prefix: Put before each name: `mask_` makes `--mask-threshold` of `threshold`.
-        details: By parameter, what differs from what its annotation and description give: arguments of argparse's
-            `add_argument`, such as `metavar` or another `default`, and `flag`, such as `--split` for `splits`.
+        positional: Parameters that become positional arguments.
+        leave_out: Parameters that are not offered on the command line.
+        prefix: Prefix of each name: `mask_` makes `--mask-threshold` of `threshold`.
+        details: By parameter: settings that replace those from its annotation and description. They are arguments of
+            argparse's `add_argument`, such as `metavar` or `default`, and `flag`, such as `--split` for `splits`.
     """
     hints = get_type_hints(target)
     described = descriptions(target)
@@ -54,12 +55,12 @@ def add_options(
 
 
 def given(args: argparse.Namespace, target: Callable[..., Any], *, prefix: str = "") -> dict[str, Any]:
-    """What the command line gives of a target's parameters, by name; lists as tuples.
+    """Return the target's parameters that were given on the command line, by name; lists become tuples.
 
     Args:
-        args: As parsed by a parser to which `add_options` added the target's options.
+        args: Result of a parser to which `add_options` has added the target's options.
         target: The dataclass or function.
-        prefix: As `add_options` was told.
+        prefix: The same prefix as for `add_options`.
     """
     found = {
         name: getattr(args, prefix + name) for name in inspect.signature(target).parameters if prefix + name in args
@@ -68,19 +69,19 @@ def given(args: argparse.Namespace, target: Callable[..., Any], *, prefix: str =
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`, which every command that prints results knows."""
+    """Add `--json`, which all commands that print results have."""
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
 
 
 def size(text: str) -> tuple[int, int]:
-    """`480` or `320x480` as (height, width) in pixels."""
+    """Parse `480` or `320x480` as (height, width) in pixels."""
     if not (found := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected pixels, for example 480 or 320x480")
     return int(found[1]), int(found[2] or found[1])
 
 
 def count_or_all(text: str) -> int | str:
-    """A number, or "all"."""
+    """Parse a number from 1, or the word `all`."""
     if text != "all" and not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or all")
     return text if text == "all" else int(text)
@@ -95,11 +96,11 @@ _READINGS: dict[Any, dict[str, Any]] = {
     tuple[int, int]: {"type": size, "metavar": "HxW"},
     int | Literal["all"]: {"type": count_or_all, "metavar": "N"},
 }
-"""How argparse reads the text of a value, by the parameter's annotation."""
+"""Settings with which argparse parses a value, by the parameter's annotation."""
 
 
 def _settings(hint: Any, default: Any, detail: Mapping[str, Any]) -> dict[str, Any]:
-    """What argparse is told of an option that is left out of the result where it is not given."""
+    """Return argparse's settings for an option that is missing in the result if it is not given."""
     if hint is bool:
         return {"default": argparse.SUPPRESS, "action": "store_false" if default else "store_true"}
     is_told = "type" in detail or "choices" in detail
@@ -107,7 +108,7 @@ def _settings(hint: Any, default: Any, detail: Mapping[str, Any]) -> dict[str, A
 
 
 def _reading(hint: Any) -> dict[str, Any]:
-    """How argparse reads a parameter of this annotation."""
+    """Return argparse's settings for a parameter with this annotation."""
     if hint in _READINGS:
         return _READINGS[hint]
     origin, parts = get_origin(hint), get_args(hint)
@@ -121,7 +122,7 @@ def _reading(hint: Any) -> dict[str, Any]:
 
 
 def _shown(default: object) -> str:
-    """A default behind the help; that of a switch is clear from its name."""
+    """Return a default as the end of a help text; empty for a switch, whose default is clear from its name."""
     if isinstance(default, bool) or default in (inspect.Parameter.empty, None, "", ()):
         return ""
     shown = dict.fromkeys(default) if isinstance(default, tuple) else [default]  # a square of (480, 480) is 480
@@ -129,7 +130,7 @@ def _shown(default: object) -> str:
 
 
 def descriptions(target: Callable[..., Any]) -> dict[str, str]:
-    """The description of each parameter in the Google docstrings of a target and its bases, by name."""
+    """Return the descriptions of parameters in the Google docstrings of a target and its base classes, by name."""
     found: dict[str, str] = {}
     for documented in reversed(inspect.getmro(target)) if isinstance(target, type) else (target,):
         text = inspect.cleandoc(documented.__doc__ or "")
@@ -140,6 +141,6 @@ def descriptions(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def _as_help(text: str) -> str:
-    """A description as help is written: not as a sentence."""
+    """Return a description in the form of a help text: in lower case and without a full stop."""
     words = " ".join(text.split()).removesuffix(".")
     return words if words[1:2].isupper() else words[:1].lower() + words[1:]  # JPEG stays JPEG

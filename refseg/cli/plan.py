@@ -1,4 +1,4 @@
-"""`refseg plan`: what a training run will read, on N nodes × G GPUs."""
+"""`refseg plan`: computes what a training run on N nodes x G GPUs will read."""
 
 import argparse
 import json
@@ -20,8 +20,10 @@ EXAMPLE = """refseg plan shards/refcoco-unc --world 2x8 --global-batch 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=address_argument, metavar="DIR", help="the dataset's folder, or its URL")
-    parser.add_argument("--world", type=world, default=(1, 1), metavar="NxG", help="nodes x GPUs each (default: 1x1)")
+    parser.add_argument("folder", type=address_argument, metavar="DIR", help="path or URL of the dataset's folder")
+    parser.add_argument(
+        "--world", type=world, default=(1, 1), metavar="NxG", help="nodes x GPUs per node (default: 1x1)"
+    )
     parser.add_argument("--split", default="train", metavar="NAME", help="split to read (default: train)")
     add_options(
         parser, Reading, leave_out=("geometry", *NOT_ASKED, "worker_kind", "cache_gigabytes"),
@@ -31,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 NOT_ASKED = ("num_tokens", "decode", "seed", "shuffle", "trim_tokens", "image_mean")
-"""Attributes of a reading on which neither its plan nor its speed depends much."""
+"""Attributes of a reading that hardly change its plan or speed, and are therefore not offered as options."""
 
 
 def world(text: str) -> tuple[int, int]:
-    """`2x8` as (2, 8)."""
+    """Parse `2x8` as 2 nodes with 8 GPUs each."""
     if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected nodes x GPUs of each, for example 2x8")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected nodes x GPUs per node, for example 2x8")
     return int(found[1]), int(found[2])
 
 
 def run(args: argparse.Namespace) -> int:
     if args.num_workers < 0:
-        raise UsageError(f"--workers {args.num_workers}: expected a number, at least 0 (the training process packs)")
+        raise UsageError(f"--workers {args.num_workers}: expected 0 (the training process packs batches) or more")
     from refseg.data.index import ManifestIndex
     from refseg.data.plan import plan_reading
 
@@ -68,17 +70,17 @@ def _page(plan: "ReadPlan") -> str:
         "an epoch": f"{plan.samples:,} samples, {plan.steps:,} steps on every rank, {left}",
         "a step": f"{plan.global_batch:,} samples, {plan.global_batch / plan.num_ranks:g} on each rank",
         "a batch": (
-            f"{variety.expressions:.1f} expressions of {variety.images:.1f} images, as varied as "
-            f"{variety.effective_images:.1f} images evenly shared"
+            f"{variety.expressions:.1f} expressions of {variety.images:.1f} images, effective number of images "
+            f"{variety.effective_images:.1f}"
         ),
-        "images": f"{plan.images_per_rank:,} read and decoded by a rank in an epoch",
-        "bytes": f"{_gigabytes(plan.image_bytes_per_node)} of images for a node in an epoch",
+        "images": f"{plan.images_per_rank:,} read and decoded by each rank in an epoch",
+        "bytes": f"{_gigabytes(plan.image_bytes_per_node)} of images read by each node in an epoch",
         "shards": _gigabytes(plan.shard_bytes)
         + (f", {_gigabytes(plan.remote_shard_bytes)} of it downloaded once by each node" if plan.cache_bytes else ""),
-        "cache": "" if plan.cache_bytes is None else f"{_gigabytes(plan.cache_bytes)} of remote shards at most",
+        "cache": "" if plan.cache_bytes is None else f"at most {_gigabytes(plan.cache_bytes)} of remote shards",
         "memory": (
-            f"{_gigabytes(plan.memory_per_node)} a node: index {_megabytes(plan.index_bytes)} a rank, batches "
-            f"{_megabytes(plan.worker_bytes)} a worker; all images resized: {_gigabytes(plan.decoded_bytes)}"
+            f"{_gigabytes(plan.memory_per_node)} per node: index {_megabytes(plan.index_bytes)} per rank, batches "
+            f"{_megabytes(plan.worker_bytes)} per worker; all resized images: {_gigabytes(plan.decoded_bytes)}"
         ),
         "cursor": f"{plan.cursor_bytes} bytes in a checkpoint",
     }

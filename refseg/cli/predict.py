@@ -1,4 +1,4 @@
-"""`refseg predict`: masks and overlays for pictures and sentences."""
+"""`refseg predict`: writes masks and overlays for pictures and sentences."""
 
 import argparse
 import json
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _entry(result: "PictureResult") -> dict[str, Any]:
-    """A result in JSON's types."""
+    """Return the result of one picture as values for JSON."""
     prediction = result.prediction
     if prediction is None:
         return {"image": result.image, "error": result.error}
@@ -81,6 +81,6 @@ def _print(result: "PictureResult") -> None:
             if files.explain is not None:
                 print(f"    explain {files.explain}")
             elif not table:
-                print("    explain this model was built without the parts that could be shown")
+                print("    explain this model has no parts that can be shown")
             for line in table.splitlines():
                 print(f"      {line}")

@@ -1,4 +1,4 @@
-"""`refseg publish`: a run's best checkpoint as a folder of the Hugging Face Hub."""
+"""`refseg publish`: writes a run's best checkpoint as a folder for the Hugging Face Hub."""
 
 import argparse
 import json
@@ -17,13 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=path_argument,
         metavar="RUN",
-        help="a run's folder (its best checkpoint, the scores in RUN/evaluation) or a checkpoint's",
+        help="folder of a run (its best checkpoint and the scores in RUN/evaluation are used) or of a checkpoint",
     )
     parser.add_argument(
-        "--out", type=path_argument, required=True, metavar="FOLDER", help="new folder; its name is the model's"
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="FOLDER",
+        help="new folder; its name becomes the model's name",
     )
     parser.add_argument(
-        "--licence", default="", metavar="NAME", help="of the weights, by the Hub's name, such as apache-2.0"
+        "--licence", default="", metavar="NAME", help="licence of the weights by the Hub's name, such as apache-2.0"
     )
     add_json(parser)
 
@@ -35,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(published), indent=1, default=str))
         return 0
-    print(f"{published.folder}: config.json, model.safetensors, README.md, from {published.checkpoint}")
-    print(
-        f"scores on the card: {', '.join(published.splits) or 'none; run `refseg evaluate` first, then publish anew'}"
-    )
+    print(f"{published.folder}: wrote config.json, model.safetensors, README.md from {published.checkpoint}")
+    print(f"scores on the card: {', '.join(published.splits) or 'none; run `refseg evaluate` and then publish again'}")
     print_next("hf", "upload", published.folder.resolve().name, published.folder)
     return 0

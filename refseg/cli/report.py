@@ -1,4 +1,4 @@
-"""`refseg report`: one self-contained page of scores, curves and examples, or of several runs side by side."""
+"""`refseg report`: writes one self-contained page of scores, curves and examples of one run or several."""
 
 import argparse
 

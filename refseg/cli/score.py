@@ -1,4 +1,4 @@
-"""`refseg score`: score masks that another project predicted."""
+"""`refseg score`: scores masks that another project predicted."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ EXAMPLE = """refseg score predictions.jsonl --data shards/refcoco-unc --split va
   refseg score masks/ --data shards/refcoco-unc --split testA --out runs/theirs --save-predictions
   refseg report runs/theirs
 
-  predictions.jsonl, one object a line (.json: a list of them; .parquet: the same columns):
+  predictions.jsonl, one object per line (.json: a list of them; .parquet: the same columns):
     {"ref_id": 12, "sent_id": 34, "segmentation": {"size": [480, 640], "counts": [1200, 30, ...]}}
   counts: COCO's RLE, a list or compressed text. Optional: "no_target": true, "split": "val".
-  masks/: REF_SENT.png, where 0 is background and one other value the object"""
+  masks/: REF_SENT.png, in which 0 is the background and one other value is the object"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_results(results: "Results", rows: Path | None) -> None:
-    """Print scores of each protocol with their intervals and rules, and where the rows are."""
+    """Print the scores of each protocol with their intervals and rules, and the path of the rows."""
     from refseg.evaluation.bootstrap import confidence_intervals
     from refseg.evaluation.results import INTERVAL_RULE
 
@@ -65,7 +65,7 @@ def print_results(results: "Results", rows: Path | None) -> None:
         for name, value in scores.by_name().items():
             low, high = intervals[name]
             if math.isnan(value):
-                print(f"  {name:8}     –    no sentence counts for it")
+                print(f"  {name:8}     –    no sentence counts for this score")
             else:
                 print(f"  {name:8}{100 * value:6.2f} %  [{100 * low:5.2f}, {100 * high:5.2f}]")
         print()

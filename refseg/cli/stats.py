@@ -1,4 +1,4 @@
-"""`refseg stats`: counts against the published ones, lengths, areas, rejects."""
+"""`refseg stats`: shows counts and the published counts, lengths, areas and rejects of a built dataset."""
 
 import argparse
 import json
@@ -54,14 +54,14 @@ def _page(stats: "DatasetStats") -> str:
         )
     if stats.pools:
         num_pool_images = sum(split.num_pool_images for split in stats.splits)
-        places = ", ".join(f"{dataset} ({path})" for dataset, path in stats.pools.items())
-        lines += ["", f"{num_pool_images:,} images lie in the tars of {places}"]
-    lines += ["", "a sentence has (mean / 95 % have at most / longest)"]
+        pools = ", ".join(f"{dataset} ({path})" for dataset, path in stats.pools.items())
+        lines += ["", f"{num_pool_images:,} images are in the tars of {pools}"]
+    lines += ["", "length of sentences (mean / 95 % have at most / longest)"]
     for split in stats.splits:
         words, tokens = (f"{x.mean:.2f} / {x.p95} / {x.longest}" for x in (split.words, split.tokens))
         over = ", ".join(f">{limit}: {count:,}" for limit, count in split.longer_than.items())
         lines.append(f"{split.split:<6} words {words}; tokens {tokens} ({over})")
-    lines += ["", "part of the image a target covers, by quantile"]
+    lines += ["", "share of the image that a target covers, by quantile"]
     for split in stats.splits:
         areas = ", ".join(f"{q:.0%}: {part:.2%}" for q, part in split.area_quantiles.items())
         lines.append(f"{split.split:<6} {areas or 'no target'}")
@@ -70,8 +70,8 @@ def _page(stats: "DatasetStats") -> str:
         rare = {"refs without a target": split.num_no_target, "sentences that name nothing": split.num_nothing}
         rare["targets that are boxes"] = split.num_box_only
         lines.append(
-            f"{split.split:<6} {split.refs_per_image:.2f} refs an image, {split.sentences_per_ref:.2f} sentences a ref"
-            + "".join(f", {count:,} {what}" for what, count in rare.items() if count)
+            f"{split.split:<6} refs per image {split.refs_per_image:.2f}, sentences per ref "
+            f"{split.sentences_per_ref:.2f}" + "".join(f", {count:,} {what}" for what, count in rare.items() if count)
         )
     lines += ["", f"rejects: {sum(stats.rejects.values()):,}"]
     lines += [f"  {reason}: {count:,}" for reason, count in stats.rejects.items()]

@@ -1,4 +1,4 @@
-"""`refseg toy`: draw a toy dataset in the real source formats."""
+"""`refseg toy`: draws a toy dataset in the real source formats."""
 
 import argparse
 import json
@@ -32,15 +32,15 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {counted(sum(summary.num_images.values()), 'image')}, "
         f"{counted(sum(summary.num_refs.values()), 'ref')}, "
         f"{counted(sum(summary.num_sentences.values()), 'sentence')}"
-        + ("" if summary.drawn else " (was there already, left as it is)")
+        + ("" if summary.drawn else " (existed already, nothing was changed)")
     )
     for split, images in summary.num_images.items():
         print(
             f"  {split:6} {images:6} images {summary.num_refs[split]:6} refs {summary.num_sentences[split]:6} sentences"
         )
     print(
-        f"refs with a twin sharing shape or colour: {summary.twin_share:.1%}; "
-        f"with both shape and colour found elsewhere in the picture: {summary.double_twin_share:.1%}"
+        f"refs whose shape or colour another object also has: {summary.twin_share:.1%}; "
+        f"both shape and colour: {summary.double_twin_share:.1%}"
     )
     print_next("refseg", "build-shards", "toy/refseg", "--annotations", args.out, "--out", "shards/toy")
     return 0

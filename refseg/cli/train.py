@@ -1,4 +1,4 @@
-"""`refseg train`: train from a recipe, one process here or several under `accelerate launch -m refseg train`."""
+"""`refseg train`: trains from a recipe in one process, or in several with `accelerate launch -m refseg train`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`refseg verify`: check a built dataset; exit 1 on any fault, each named."""
+"""`refseg verify`: checks a built dataset, lists all faults, and exits with code 1 if there are any."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         for fault in faults:
             print(fault)
         for note in notes:
-            print(f"{args.folder}: note, which is not a fault: {note}")
+            print(f"{args.folder}: note (not a fault): {note}")
         checked = "descriptor, files and sizes" if fast else "everything"
         print(
             f"{args.folder}: {counted(len(faults), 'fault')}"

@@ -104,7 +104,9 @@ def test_scores_of_another_checkpoint_are_left_out_aloud(
 def test_the_command_says_what_it_wrote(scored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["publish", str(scored_run), "--out", str(tmp_path / "toy")]) == 0
     out = capsys.readouterr().out
-    assert f"{tmp_path / 'toy'}: config.json, model.safetensors, README.md, from {scored_run / 'checkpoints'}" in out
+    assert (
+        f"{tmp_path / 'toy'}: wrote config.json, model.safetensors, README.md from {scored_run / 'checkpoints'}" in out
+    )
     assert "scores on the card: toy/refseg val\n" in out
 
     assert main(["publish", str(scored_run), "--out", str(tmp_path / "two"), "--json"]) == 0

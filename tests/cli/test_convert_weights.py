@@ -70,7 +70,11 @@ def test_an_archive_of_no_published_hash_needs_its_hash(tmp_path: Path, capsys: 
     ("kind", "option", "message"),
     [
         ("cris", ["--accept-hash", "0"], "--accept-hash: found kind cris, whose files have no published hashes"),
-        ("clip", ["--allow-namespace"], "--allow-namespace: an archive of CLIP holds none; leave it out"),
+        (
+            "clip",
+            ["--allow-namespace"],
+            "--allow-namespace: an archive of CLIP contains no Namespace; remove the option",
+        ),
     ],
 )
 def test_options_of_another_kind_are_refused(

@@ -55,7 +55,7 @@ def test_build_verify_stats(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     summary = json.loads(capsys.readouterr().out)
     assert (summary["was_complete"], summary["refs"], summary["sentences"]) == (True, 5, 9)
     assert build(data, out) == 0
-    assert "was finished before, nothing changed" in capsys.readouterr().out
+    assert "was already finished, nothing was changed" in capsys.readouterr().out
 
     assert main(["verify", str(out)]) == 0
     assert "no fault (everything checked)" in capsys.readouterr().out

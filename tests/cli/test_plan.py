@@ -43,8 +43,8 @@ def test_the_json_holds_the_same_facts(shards: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--world", "8", "found '8', expected nodes x GPUs of each, for example 2x8"),
-        ("--world", "0x8", "found '0x8', expected nodes x GPUs of each"),
+        ("--world", "8", "found '8', expected nodes x GPUs per node, for example 2x8"),
+        ("--world", "0x8", "found '0x8', expected nodes x GPUs per node"),
         ("--input-size", "large", "found 'large', expected pixels, for example 480 or 320x480"),
         ("--expressions-per-image", "0", "found '0', expected a number or all"),
     ],
@@ -60,4 +60,4 @@ def test_an_option_that_is_none_is_wrong_usage(
 
 def test_fewer_than_no_workers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "anywhere", "--workers", "-3"]) == 2
-    assert "--workers -3: expected a number, at least 0" in capsys.readouterr().err
+    assert "--workers -3: expected 0 (the training process packs batches) or more" in capsys.readouterr().err

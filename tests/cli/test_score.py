@@ -130,7 +130,7 @@ def test_a_score_that_no_sentence_counts_for_is_a_dash_and_null_in_json(
     printed = scores_of(capsys, *asked, "--out", str(tmp_path / "theirs"))
     assert (printed["scores"]["N-acc"], printed["intervals"]["N-acc"]) == (None, [None, None])
     assert main(["score", *asked]) == 0
-    assert "  N-acc        –    no sentence counts for it" in capsys.readouterr().out
+    assert "  N-acc        –    no sentence counts for this score" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "theirs")]) == 0
     assert "| rela | N-acc | – | – to – |" in (tmp_path / "theirs" / "report.md").read_text()
     assert "nan" not in json.dumps(printed)

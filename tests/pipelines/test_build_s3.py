@@ -89,7 +89,7 @@ def test_the_command_line_takes_urls(
     assert remote_contents(f"{bucket}/out") == built
     assert main(["verify", f"{bucket}/out"]) == 0
     assert main(command) == 0
-    assert f"{bucket}/out: was finished before, nothing changed" in capsys.readouterr().out
+    assert f"{bucket}/out: was already finished, nothing was changed" in capsys.readouterr().out
 
 
 def test_a_finished_build_is_checked_and_not_written_again(tiny: Any, faulty_s3: Any, bucket: str) -> None:

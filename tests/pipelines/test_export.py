@@ -402,7 +402,7 @@ def test_the_same_export_again_is_finished_and_another_one_is_refused(
 
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith(
-        f"{out}: was finished before, nothing changed: refcoco/unc as coco: 5 refs"
+        f"{out}: was already finished, nothing was changed: refcoco/unc as coco: 5 refs"
     )
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["was_complete"] is True

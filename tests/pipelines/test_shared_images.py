@@ -82,7 +82,7 @@ def test_verify_and_stats_name_them_and_count_no_fault(folder: Path, capsys: pyt
     out = str(folder / "out")
 
     assert main(["verify", out]) == 0
-    assert f"{out}: note, which is not a fault: the same picture (equal bytes)" in capsys.readouterr().out
+    assert f"{out}: note (not a fault): the same picture (equal bytes)" in capsys.readouterr().out
     assert main(["verify", out, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["notes"]) == 1
     assert main(["stats", out]) == 0

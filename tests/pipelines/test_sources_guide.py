@@ -97,7 +97,7 @@ def test_a_missing_picture_and_a_second_build_end_as_shown(my_photos: Path, caps
 
     table.write_text(right)
     assert main(words) == main(words) == 0
-    assert "was finished before, nothing changed" in " ".join(capsys.readouterr().out.split())
+    assert "was already finished, nothing was changed" in " ".join(capsys.readouterr().out.split())
     table.write_text(right.replace("disc", "circle"))
     assert main(words) == 1
     said = capsys.readouterr().err

@@ -336,7 +336,7 @@ def test_a_finished_set_is_left_as_it_is_and_another_folder_refused(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
     assert main(arguments) == 0
-    assert "was there already, left as it is" in capsys.readouterr().out
+    assert "existed already, nothing was changed" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
     assert main([*arguments[:-1], "2"]) == 2
