@@ -10,7 +10,7 @@ __all__ = ["__version__", "evaluate", "load_dataset", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only what is asked for brings torch: `import refseg` and `refseg --help` stay quick.
+    # The import is lazy because `refseg.api` imports torch: `import refseg` and `refseg --help` stay quick.
     if name in __all__:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""`python -m refseg` and `accelerate launch -m refseg`: the command line."""
+"""Runs the command line for `python -m refseg` and `accelerate launch -m refseg`."""
 
 import sys
 

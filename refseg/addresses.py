@@ -1,6 +1,6 @@
-"""Paths and URLs as a person writes them: `~` is expanded, and text that is neither a path nor a URL is refused.
+"""Parses paths and URLs as users write them: `~` is expanded, and text that is neither a path nor a URL is refused.
 
-Shells expand `~` at the start of a word only, so `--out=~/x` and `data.root=~/x` arrive here as they were typed.
+Shells expand `~` at the start of a word only, so `--out=~/x` and `data.root=~/x` reach the program unexpanded.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 from refseg.errors import UsageError
 
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
-"""What is left of `s3://bucket` once it was a `Path`; one letter alone is a drive."""
+"""Matches `s3:/bucket`, which `Path` makes of `s3://bucket`. A single letter before the colon is a drive name."""
 
 _LONGEST_NAME = 255
-"""Bytes; file systems allow no more."""
+"""Length limit of a file name in bytes on common file systems."""
 
 
 def is_remote(address: Path | str) -> bool:
@@ -23,19 +23,19 @@ def is_remote(address: Path | str) -> bool:
 
 
 def parse_address(address: Path | str) -> Path | str:
-    """A URL as it is, a path with `~` expanded.
+    """Return a URL unchanged, and a path with `~` expanded.
 
     Raises:
-        UsageError: If it is empty, a URL with one slash, or names the home folder of an unknown user.
+        UsageError: If the address is empty, is a URL with one slash, or names the home folder of an unknown user.
     """
     return address if is_remote(address) else _expanded(address)
 
 
 def local_path(address: Path | str) -> Path:
-    """A path of this machine with `~` expanded, for what is read or written by its path alone.
+    """Return a path of this machine with `~` expanded; for files that cannot be read or written through a URL.
 
     Raises:
-        UsageError: If it is a URL; or as `parse_address`.
+        UsageError: If the address is a URL, or `parse_address` refuses it.
     """
     if is_remote(address):
         raise UsageError(
@@ -45,13 +45,13 @@ def local_path(address: Path | str) -> Path:
 
 
 def whole_address(address: Path | str) -> str:
-    """A URL as it is, a path from the root of the file system, so that it means the same from every folder."""
+    """Return a URL unchanged, and a path as an absolute path, which does not depend on the working directory."""
     parsed = parse_address(address)
     return str(parsed.absolute()) if isinstance(parsed, Path) else parsed
 
 
 def path_argument(text: str) -> Path:
-    """`local_path` as the type of a command's argument: argparse names the argument in the message."""
+    """Apply `local_path` as the `type` of an argparse argument, so that the error message names the argument."""
     try:
         return local_path(text)
     except UsageError as error:
@@ -59,7 +59,7 @@ def path_argument(text: str) -> Path:
 
 
 def address_argument(text: str) -> str:
-    """`parse_address` as the type of a command's argument."""
+    """Apply `parse_address` as the `type` of an argparse argument, so that the error message names the argument."""
     try:
         return str(parse_address(text))
     except UsageError as error:
@@ -78,13 +78,13 @@ def _expanded(address: Path | str) -> Path:
             f"found a path with a name of {len(os.fsencode(long))} bytes, {long[:40]}..., "
             f"expected at most {_LONGEST_NAME}"
         )
-    if text.startswith("./"):  # `Path` drops it, and its name would then be read as a URL or a home folder
+    if text.startswith("./"):  # `Path` drops the `./`, and the rest could then be read as a URL or a home folder
         return path.absolute() if str(path).startswith("~") or _URL_AS_PATH.match(str(path)) else path
     if found := _URL_AS_PATH.match(text):
         url = f"{found[1]}://{text[found.end() :]}"
         raise UsageError(f"found {text}, expected a path or a URL; write {url}, or ./{text} for a folder of that name")
     try:
         return path.expanduser()
-    except RuntimeError as error:  # of `~name`
+    except RuntimeError as error:  # raised for `~name` if there is no such user
         message = f"found {text}, but no home folder of that user; write ./{text} for a folder of that name"
         raise UsageError(message) from error

@@ -1,4 +1,4 @@
-"""What `import refseg` offers from Python: a built dataset, a trained model and its scores, by their folders."""
+"""The Python interface of `import refseg`: open a built dataset, load a trained model, and score it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +20,14 @@ def load_dataset(folder: Path | str, *splits: str) -> RefDataset:
     """Open a built dataset: `refseg.load_dataset("shards/refcoco-unc", "train")`.
 
     Args:
-        folder: What `refseg build-shards` or `refseg mix` wrote: a path or a URL.
-        splits: One or more of its splits.
+        folder: Path or URL of a folder that `refseg build-shards` or `refseg mix` wrote.
+        splits: Names of one or more splits of the dataset.
 
     Raises:
-        DatasetError: If the dataset is unfinished, made with another tokenizer, or its files are not those it names.
-        UsageError: If it has no such split, none is asked for, or the folder or a split is no name.
-        StorageError: If remote storage refuses or fails.
+        DatasetError: If the dataset is unfinished, was made with another tokenizer, or its files differ from those
+            that its descriptor names.
+        UsageError: If the dataset does not have the split, no split is given, or `folder` or a split has a wrong type.
+        StorageError: If remote storage refuses a request or fails.
     """
     _refuse_other_than_names(folder=folder)
     for split in splits:
@@ -39,18 +40,19 @@ def load_model(folder: Path | str, *, device: str = "cpu") -> TrainedModel:
     """Load a trained model: `refseg.load_model("runs/toy").segment("photo.jpg", "the red cup").masks`.
 
     Args:
-        folder: A run's folder (its best checkpoint by validation, or else its newest), a checkpoint's, or what
-            `refseg publish` wrote.
-        device: Where it runs, as torch says it.
+        folder: A run's folder, a checkpoint's folder, or a folder that `refseg publish` wrote. From a run, the best
+            checkpoint by validation is loaded, or the newest one if there was no validation.
+        device: Name of a torch device, for example `cpu` or `cuda:0`.
 
     Raises:
-        CheckpointError: If there is no model, or it is torn, foreign, or does not fit its recipe.
-        UsageError: If there is no such device here, or the folder is no name.
+        CheckpointError: If the folder holds no model, or the model is incomplete, was written by another program, or
+            does not fit its recipe.
+        UsageError: If this machine does not have the device, or `folder` has a wrong type.
     """
     _refuse_other_than_names(folder=folder)
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's, by what is wrong with it
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch raises one of these by the cause
         reason = str(error).partition("\n")[0]
         raise UsageError(f"device: found {device!r:.60}, which cannot be used here ({reason}); take 'cpu'") from error
     return TrainedModel(load_checkpoint(local_path(folder), device))
@@ -69,29 +71,32 @@ def evaluate(
 ) -> Results:
     """Score a trained model: `refseg.evaluate("runs/toy", "shards/toy", "val").scores.by_name()`.
 
-    Every process of an `accelerate launch` calls it, and each gets all rows.
+    Under `accelerate launch`, every process must call this function, and each receives all rows.
 
     Args:
-        checkpoint: A run's folder (its best checkpoint), a checkpoint's, or what `refseg publish` wrote.
-        dataset: Path or URL of a built dataset; None: that of the recipe.
+        checkpoint: A run's folder (its best checkpoint is scored), a checkpoint's folder, or a folder that
+            `refseg publish` wrote.
+        dataset: Path or URL of a built dataset; None: the dataset of the recipe.
         split: Split to score; None: the recipe's `val_split`.
-        protocols: Names of the rules to score by, from one pass, the headline's first; or `all`. None: the recipe's.
-        out: Folder for rows and scores, as `refseg report` reads them; a pass that was interrupted is continued there.
+        protocols: Names of the evaluation protocols, all computed in one pass over the images; the first gives the
+            headline scores. `all` selects every protocol. Empty: the recipe's protocol.
+        out: Folder for rows and scores, as `refseg report` reads them. An interrupted evaluation resumes there.
             None: nothing is written.
-        shuffled_sentences: The control: score each sentence against another target of its image.
+        shuffled_sentences: Run the control experiment: score each sentence against another target of its image.
         save_predictions: Keep the predicted masks with the rows.
-        allow_leak: Score images that were trained on, too.
+        allow_leak: Score images that the model was trained on, too.
 
     Returns:
-        `rows`, a table with one row per sentence; `scores` by the first protocol, `other_scores` by the others; and
-        `origin`: what was scored.
+        `rows`: a table with one row per sentence. `scores`: the scores by the first protocol; `other_scores`: those
+        by the others. `origin`: the model and dataset that were scored.
 
     Raises:
-        CheckpointError: If there is no model, or it is torn, foreign, or does not fit its recipe.
+        CheckpointError: If the folder holds no model, or the model is incomplete, was written by another program, or
+            does not fit its recipe.
         DatasetError: If the dataset is unusable.
-        UsageError: If a folder is no name, no dataset is named, it has no such split, a protocol is not known, or
-            images of the split were trained on and that is not allowed.
-        TrainingError: If processes are missing, or the disk refuses.
+        UsageError: If `checkpoint` has a wrong type, no dataset is named, the dataset does not have the split, a
+            protocol is unknown, or the model was trained on images of the split and `allow_leak` is False.
+        TrainingError: If processes are missing, or a file cannot be written.
     """
     _refuse_other_than_names(folder=checkpoint)
     return evaluate_checkpoint(

@@ -1,4 +1,4 @@
-"""What a caller asks of the loader is one of the words, and a number of the size, that there can be."""
+"""Checks of arguments: a value is one of the words of a `Literal`, or a whole number that is large enough."""
 
 from numbers import Integral
 from typing import Any, get_args
@@ -7,31 +7,31 @@ from refseg.errors import UsageError
 
 
 def check_word(name: str, found: object, words: Any) -> None:
-    """Refuse what is none of a `Literal`'s words.
+    """Refuse a value that is not among the words of a `Literal`.
 
     Args:
-        name: Of the argument.
-        found: Its value.
+        name: Name of the argument, for the message.
+        found: Value of the argument.
         words: The `Literal` type.
 
     Raises:
-        UsageError: With the argument's name, what was found, and the words.
+        UsageError: If the value is none of the words. The message holds the name, the value and the allowed words.
     """
     if found not in get_args(words):
         raise UsageError(f"{name} is {found!r}; expected {' or '.join(map(repr, get_args(words)))}")
 
 
 def check_number(name: str, found: object, *, least: int, more: str = "") -> None:
-    """Refuse what is no whole number, or below one.
+    """Refuse a value that is not a whole number, or is below a minimum.
 
     Args:
-        name: Of the argument.
-        found: Its value.
-        least: Lowest value there can be.
-        more: Said after that.
+        name: Name of the argument, for the message.
+        found: Value of the argument.
+        least: Smallest allowed value.
+        more: Text that the message appends to the minimum.
 
     Raises:
-        UsageError: With the argument's name, what was found, and what was expected.
+        UsageError: If the value is refused. The message holds the name, the value and the expected range.
     """
     if not isinstance(found, Integral) or int(found) < least:
         raise UsageError(f"{name} is {found!r}; expected a whole number, at least {least}{more}")

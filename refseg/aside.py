@@ -1,4 +1,4 @@
-"""Files and folders made aside: each appears at its name whole or not at all, and a reader never finds half of one."""
+"""Writes files and folders under a temporary name and renames them, so that a reader never sees an unfinished one."""
 
 import glob
 import os
@@ -11,22 +11,22 @@ from pathlib import Path
 from refseg.locks import lock
 
 _LONGEST_NAME = 200
-"""Characters of a name that leave room for what is added, in the 255 bytes that file systems allow."""
+"""Characters of the name that are kept, so that prefix and suffix still fit in the file systems' limit of 255 bytes."""
 
 
 @contextmanager
 def file_aside(path: Path, *, synced: bool = False, is_shared: bool = False) -> Iterator[Path]:
     """Give a hidden path in the folder of `path` to write a file to; at the end the file is renamed to `path`.
 
-    After an error nothing of it stays. What a killed process leaves is written over by the next one.
+    After an error the temporary file is removed. The next writer replaces a file that a killed process left behind.
 
     Args:
-        path: Where the file will be; its folder is there.
-        synced: Flush the file and its name to the disk, so that they outlive a power cut.
-        is_shared: Other processes may write the same file meanwhile: each gets a path of its own.
+        path: Final path of the file; its folder must exist.
+        synced: Flush the file and its name to the disk, so that they survive a power failure.
+        is_shared: Other processes may write the same file at the same time: each gets a temporary path of its own.
 
     Raises:
-        OSError: If the file cannot be renamed, or is not there.
+        OSError: If the file was not written, or cannot be renamed.
     """
     aside = _hidden(path, is_shared=is_shared)
     try:
@@ -35,7 +35,7 @@ def file_aside(path: Path, *, synced: bool = False, is_shared: bool = False) -> 
             sync_path(aside)
         aside.replace(path)
     except BaseException:
-        with suppress(OSError):  # on a read-only file system also what is not there cannot be removed
+        with suppress(OSError):  # a read-only file system refuses to remove even a file that does not exist
             aside.unlink(missing_ok=True)
         raise
     if synced:
@@ -43,7 +43,7 @@ def file_aside(path: Path, *, synced: bool = False, is_shared: bool = False) -> 
 
 
 def write_aside(path: Path, content: str | bytes, *, synced: bool = False) -> None:
-    """Write a file whole or not at all; text as UTF-8. As `file_aside`."""
+    """Write a whole file by `file_aside`; text is encoded as UTF-8."""
     with file_aside(path, synced=synced) as aside:
         if isinstance(content, str):
             aside.write_text(content, encoding="utf-8")
@@ -55,14 +55,14 @@ def write_aside(path: Path, content: str | bytes, *, synced: bool = False) -> No
 def folder_aside(out: Path, *, synced: bool = False, is_shared: bool = False, replace: bool = False) -> Iterator[Path]:
     """Give an empty hidden folder beside `out` to write to; at the end it is renamed to `out`.
 
-    After an error nothing of it stays. A process that is killed cannot remove its folder. The next call for the same
-    `out` does: of shared folders those that no living process has locked.
+    After an error the hidden folder is removed. A killed process leaves its hidden folder behind, and the next call
+    for the same `out` removes it. With `is_shared` it removes only folders that no living process has locked.
 
     Args:
-        out: Where the folder will be: nothing, or an empty folder. Folders above it are made.
-        synced: Flush the files directly in it and their names to the disk, so that they outlive a power cut.
-        is_shared: Other processes may make the same folder meanwhile: each gets one of its own.
-        replace: Remove what is at `out`, once the new folder is ready to take its place.
+        out: Final path of the folder. Nothing or an empty folder may exist there. Parent folders are created.
+        synced: Flush the folder's files and their names to the disk, so that they survive a power failure.
+        is_shared: Other processes may make the same folder at the same time: each gets a hidden folder of its own.
+        replace: Remove an existing folder at `out` once the new one is complete.
 
     Raises:
         OSError: If the folder cannot be made or renamed.
@@ -78,7 +78,7 @@ def folder_aside(out: Path, *, synced: bool = False, is_shared: bool = False, re
     descriptor = os.open(workplace, os.O_RDONLY)
     folder = workplace / "new"
     try:
-        with suppress(OSError):  # without a lock such a folder is never taken for an abandoned one
+        with suppress(OSError):  # on a file system without locks, `_remove_abandoned` removes nothing
             lock(descriptor)
         folder.mkdir()
         yield folder
@@ -96,7 +96,7 @@ def folder_aside(out: Path, *, synced: bool = False, is_shared: bool = False, re
 
 
 def sync_path(path: Path) -> None:
-    """Flush a local file's content, or a folder's entries (new names), to the disk."""
+    """Flush the content of a local file, or the entries of a folder (its new names), to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,8 @@
-"""This machine's caches: private folders of files that may be removed, least recently used first, never one in use.
+"""Manages this machine's caches: private folders whose least recently used files are removed when space is needed.
 
-The folders belong to their user alone and files are opened without following links: another user who may write into a
-cache could put a link there, and the cache would overwrite its target. A file is in use while somebody holds a shared
-lock on it (`open_in_use`).
+Only the user can write to the folders, and files are opened without following links. Otherwise another user could put
+a link into a cache, and the cache would overwrite the link's target. A file that a process holds open through
+`open_in_use` has a shared lock and is never removed.
 """
 
 import errno
@@ -20,12 +20,12 @@ _PRIVATE = 0o700
 
 
 class CacheEntry(NamedTuple):
-    """A file of a cache.
+    """One file of a cache.
 
     Attributes:
         path: Path of the file.
-        num_bytes: Its size.
-        last_use: When it was last used, in seconds since 1970.
+        num_bytes: Size of the file in bytes.
+        last_use: Time of the last use, in seconds since 1970.
     """
 
     path: Path
@@ -34,24 +34,24 @@ class CacheEntry(NamedTuple):
 
 
 def cache_folder(kind: str) -> Path:
-    """This machine's folder for what can be made again: `$REFSEG_CACHE/<kind>`.
+    """Return this machine's folder for one kind of cache: `$REFSEG_CACHE/<kind>`.
 
-    Without `REFSEG_CACHE` it lies where the system keeps a user's caches; on Linux in `$XDG_CACHE_HOME/refseg`, by
-    default `~/.cache/refseg`.
+    Without `REFSEG_CACHE` it lies in the system's folder for caches of the user; on Linux this is
+    `$XDG_CACHE_HOME/refseg`, by default `~/.cache/refseg`.
 
     Args:
-        kind: For example `decoded`.
+        kind: Name of the cache, for example `decoded`.
     """
     chosen = os.environ.get("REFSEG_CACHE")
-    # A shell expands `~` in some places and not in others, such as a quoted value or a unit's Environment=.
+    # `~` is expanded here because a quoted value or a systemd unit's `Environment=` is not expanded by a shell.
     return (Path(chosen).expanduser() if chosen else user_cache_path("refseg", appauthor=False)) / kind
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Make a folder for one kind of cache, or check the one that is there; parent folders are not checked.
+    """Make the folder of one kind of cache, or check an existing one; parent folders are not checked.
 
     Raises:
-        OSError: If it cannot be made, is a link or not a folder, or others may write there.
+        OSError: If the folder cannot be made, is a link or not a folder, or other users may write to it.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,17 +66,17 @@ def make_cache_folder(folder: Path) -> None:
             raise OSError(errno.ENOTDIR, message, str(folder)) from None
         if facts.st_uid == os.getuid():
             if stat.S_IMODE(facts.st_mode) & ~_PRIVATE:
-                folder.chmod(_PRIVATE)  # made by an earlier release
+                folder.chmod(_PRIVATE)  # earlier releases made folders that others could read
         elif facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             message = "belongs to another user and can be written by others; set REFSEG_CACHE to a folder of your own"
             raise OSError(errno.EPERM, message, str(folder)) from None
 
 
 def open_cache_file(path: Path, flags: int) -> int:
-    """Open a file of a cache, made if `flags` say so: for its user alone, and never through a link.
+    """Open a file of a cache without following a link; a file that `flags` create is private to its user.
 
     Raises:
-        OSError: If it cannot be opened, or is a link.
+        OSError: If the file cannot be opened, or is a link.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -88,33 +88,33 @@ def open_cache_file(path: Path, flags: int) -> int:
 
 
 def open_in_use(path: Path, flags: int) -> int:
-    """Open a file of a cache as `open_cache_file`; it stays in the cache until its descriptor is closed."""
+    """Open a file of a cache by `open_cache_file`, and keep it in the cache until its descriptor is closed."""
     while True:
         descriptor = open_cache_file(path, flags)
-        with suppress(OSError):  # where there are no locks nothing is removed either
+        with suppress(OSError):  # on a file system without locks, `remove_unused` removes nothing
             lock(descriptor, shared=True)
         if is_at(descriptor, path):
-            with suppress(OSError):  # of another user in a shared cache, or read-only: it ages a little faster
-                os.utime(descriptor)  # used just now
+            with suppress(OSError):  # fails for another user's file or a read-only one, which is then removed earlier
+                os.utime(descriptor)  # records the time of this use
             return descriptor
-        os.close(descriptor)  # removed between opening and locking
+        os.close(descriptor)  # another process removed the file between opening and locking
 
 
 def least_recently_used(folder: Path) -> list[CacheEntry]:
-    """The files of a cache in the order in which they are to be removed: what was used last comes last."""
+    """List the files of a cache in the order in which they are to be removed, from the oldest to the latest use."""
     entries = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # finished or removed meanwhile
+        with suppress(FileNotFoundError):  # another process renamed or removed it since the folder was listed
             facts = path.lstat()
             entries.append(CacheEntry(path, facts.st_size, facts.st_mtime))
     return sorted(entries, key=lambda entry: entry.last_use)
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a file of a cache unless it is in use; True if it is gone.
+    """Remove a file of a cache unless it is in use; return True if the file no longer exists.
 
     Raises:
-        OSError: If it cannot be opened or removed.
+        OSError: If the file cannot be opened or removed.
     """
     try:
         descriptor = open_cache_file(path, os.O_RDONLY)
@@ -122,7 +122,7 @@ def remove_unused(path: Path) -> bool:
         return True
     try:
         if not lock(descriptor, wait=False):
-            return False  # without locks nobody can tell
+            return False  # without locks, a file in use cannot be told from an unused one
         try:
             if is_at(descriptor, path):
                 path.unlink()
@@ -136,7 +136,7 @@ def remove_unused(path: Path) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """True if an open file still has this name: it was not removed, or replaced, since it was opened."""
+    """Return True if `path` still names the open file, which was neither removed nor replaced since it was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
@@ -144,10 +144,10 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def reserve_space(descriptor: int, num_bytes: int) -> None:
-    """Make an open file at least so long, and take the disk space where the system can (macOS cannot).
+    """Extend an open file to at least `num_bytes`, and allocate its disk space where the system can (macOS cannot).
 
     Raises:
-        OSError: If there is not so much space.
+        OSError: If the disk does not have that much free space.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, num_bytes)

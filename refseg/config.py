@@ -1,4 +1,4 @@
-"""Recipes: typed settings of a run, read from TOML, every mistake listed at once with its key path."""
+"""Recipes: the typed settings of a run, read from TOML. An error lists every mistake of a recipe with its key path."""
 
 import json
 import re
@@ -33,14 +33,14 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml"
 
 def _as_size(value: object) -> object:
     if isinstance(value, list | tuple):
-        return value  # its sides are checked one by one
+        return value  # pydantic checks the two sides one by one
     if type(value) is not int or value < _STRIDE or value % _STRIDE:
         raise ValueError(f"found {_as_toml(value)}; expected a positive multiple of {_STRIDE}, or a list of two")
     return (value, value)
 
 
 _STRIDE = 32
-"""Of the coarsest features, in pixels: a side is so long, or a multiple of it."""
+"""Stride of the coarsest feature map in pixels; each side of the input is a multiple of it."""
 Side = Annotated[int, Field(ge=_STRIDE, multiple_of=_STRIDE, strict=True)]
 Size = Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(_as_size)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -48,13 +48,15 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True)
 class _DatasetNames:
-    """Which dataset a run trains on and which it is scored on.
+    """The datasets and splits that a run trains on and validates on.
 
     Attributes:
-        root: Folder of the built dataset (made by `refseg build-shards`): relative to where the run starts, or a URL.
+        root: Folder or URL of a dataset that `refseg build-shards` built; a relative path starts at the working
+            directory of the run.
         train_split: Split to train on.
-        val_split: Split to score during training.
-        val_root: Folder of the dataset whose `val_split` is scored; empty: `root`. A mix has no split but train.
+        val_split: Split to validate on during training.
+        val_root: Folder or URL of the dataset that has `val_split`; empty: `root`. A mix needs it, because a mix has
+            only the split `train`.
     """
 
     root: Address
@@ -64,12 +66,13 @@ class _DatasetNames:
 
 
 _AS_A_SECTION = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-"""pydantic's `strict` would refuse a table for a dataclass; the annotations of its numbers are strict instead."""
+"""This configuration is not `strict`, because pydantic would then refuse a TOML table where a dataclass is expected.
+The annotations of the numbers are strict instead."""
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=_AS_A_SECTION)
 class DataConfig(ReadingOptions, _DatasetNames):
-    """What is read and how a sample becomes network input: a dataset's names and `refseg.reading.ReadingOptions`.
+    """The dataset, and how a sample becomes network input; extends `refseg.reading.ReadingOptions`.
 
     Attributes:
         input_size: Height and width of the network's input in pixels, multiples of 32; one number means a square.
@@ -92,77 +95,77 @@ class DataConfig(ReadingOptions, _DatasetNames):
     def _check_cache(cls, value: float, info: FieldsAbove) -> float:
         if value and info.data.get("decode") == "device":
             raise ValueError(
-                f'found {value:g}, but images decoded with decode = "device" do not come back to a cache: set it to 0, '
-                'or decode = "cpu"'
+                f'found {value:g}, but decode = "device" cannot fill the cache of decoded images: set this to 0, or '
+                'decode = "cpu"'
             )
         return value
 
 
 class TrainConfig(Section):
-    """How the weights are found; defaults are the paper's."""
+    """How the model is trained; the defaults are those of the FCNet paper."""
 
     epochs: Count = 50
-    """Epochs, as `data.sampling` defines them."""
+    """Number of epochs; `data.sampling` defines what an epoch is."""
     max_steps: Count | None = None
-    """Stop after so many optimiser steps even within an epoch; absent: `epochs` decides."""
+    """Stop after this number of optimiser steps, even within an epoch; absent: `epochs` decides."""
     global_batch: Count = 64
     """Samples per optimiser step over all processes: images with `data.sampling = "images"`, else expressions."""
     accumulate_steps: Count = 1
-    """Parts in which a process takes its share of a batch, where the whole does not fit; the step stays the same."""
+    """Split each process's share of a batch into this many parts, to save memory; the optimiser step is unchanged."""
     dice_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of a Dice loss beside the cross-entropy; the paper has none."""
+    """Weight of a Dice loss added to the cross-entropy; the paper uses none."""
     optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam adds `weight_decay` to the gradient, AdamW takes it from the weights."""
+    """`adam` adds `weight_decay` to the gradient, `adamw` subtracts it from the weights (decoupled decay)."""
     lr: Rate = 1e-4
-    """Learning rate of everything that is not the pretrained backbone."""
+    """Learning rate of all weights outside the pretrained backbone."""
     backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
-    """The backbone's learning rate as a share of `lr`."""
+    """Learning rate of the backbone as a fraction of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decay of weights; norms and biases have none."""
+    """Weight decay; it is not applied to norms and biases."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     """`multistep` multiplies by `gamma` at each milestone, `cosine` falls to zero at the last step."""
     milestones: Annotated[tuple[Count, ...], Field(strict=False)] = (35,)
     """Epochs after which the rate is multiplied by `gamma`: (35,) means from the 36th epoch on."""
     gamma: Rate = 0.1
-    """Factor at a milestone."""
+    """Factor of the learning rate at each milestone."""
     warmup_steps: Natural = 0
-    """Steps over which the rate rises in a line to its value."""
+    """Steps over which the learning rate rises linearly to its value."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0: no clipping."""
     divergence_factor: Annotated[float, Field(ge=0)] = 10.0
-    """Times the first logged loss (at least 1) at which the run ends as diverged; 0: only where it is no number."""
+    """Stop the run if the loss exceeds this multiple of the first logged loss (at least 1); 0: only if it is NaN."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Average the weights with this decay per step, and validate and keep the average; 0: no averaging."""
     precision: Precision = "no"
     """Autocast on a GPU; refused on a CPU, where bf16 is 20 to 30 times slower than float32."""
     compile: bool = False
-    """Compile the image side and the decoder with `torch.compile`; needs a C++ compiler, minutes at the start."""
+    """Compile the image side and the decoder with `torch.compile`; needs a C++ compiler and minutes at the start."""
     batchnorm: Literal["local", "sync", "frozen"] = "local"
-    """Batch statistics per process, over all GPUs, or those the weights came with (scale and shift train on)."""
+    """Batch statistics: per process, over all GPUs, or frozen as loaded (scale and shift are still trained)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the initial weights, the order of samples and dropout."""
+    """Seed of the initial weights, the order of samples and dropout."""
     init_from: Address = ""
-    """A trained model to start from: a run's folder, a checkpoint's, or a published model's; empty: from the start."""
+    """A trained model to start from: folder of a run, a checkpoint or a published model; empty: no trained model."""
     log_every_steps: Count = 10
     """Steps between two lines of the log and of `metrics.jsonl`."""
     checkpoint_every_steps: Count = 500
-    """Steps between two checkpoints; the last step always leaves one."""
+    """Steps between two checkpoints; the last step always writes one."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept; the best by validation is kept beside them."""
+    """Number of newest checkpoints to keep; the best by validation is kept in addition."""
     val_every_epochs: Natural = 1
     """Epochs between two validations; 0: none."""
     val_images: Natural = 0
-    """Images validated on, the same in every run of a dataset; 0: all. Scores of a part say less than those of all."""
+    """Number of images to validate on, the same ones in every run; 0: all. A subset gives less exact scores."""
     patience: Natural = 0
-    """Validations without a better one after which the run ends; 0: it goes to its end."""
+    """Stop after this number of validations without an improvement; 0: train to the end."""
     trackers: Annotated[tuple[Tracker, ...], Field(strict=False)] = ("tensorboard",)
-    """Where numbers go besides `metrics.jsonl`, by Accelerate's names; some need a login."""
+    """Experiment trackers besides `metrics.jsonl`, by Accelerate's names; some need a login."""
 
     @field_validator("patience")
     @classmethod
     def _check_patience(cls, value: int, info: FieldsAbove) -> int:
         if value and info.data.get("val_every_epochs") == 0:
-            raise ValueError("counts validations: set val_every_epochs, or leave it out")
+            raise ValueError("counts validations, but val_every_epochs is 0: set val_every_epochs, or leave this out")
         return value
 
 
@@ -170,27 +173,28 @@ class EvalConfig(Section):
     """How masks are scored, in validation and by `refseg evaluate`."""
 
     protocol: Literal["original", "cris", "lavt", "lisa", "rela"] = "original"
-    """Named rules of `refseg.evaluation.protocols`: mask size, threshold, comparison."""
+    """Evaluation protocol of `refseg.evaluation.protocols`: it sets mask size, threshold and comparison."""
     images_per_batch: Count = 8
-    """Images encoded at once; each serves all its sentences."""
+    """Number of images encoded at once; each is encoded once for all its sentences."""
 
 
 class Recipe(Section):
-    """Everything a run depends on, apart from where it writes."""
+    """All settings that a run depends on, except its output folder."""
 
     model: ModelConfig
-    """The network."""
+    """Section `[model]`: the network."""
     data: DataConfig
-    """The data."""
+    """Section `[data]`: the dataset and how it is read."""
     train: TrainConfig = TrainConfig()
-    """The optimisation."""
+    """Section `[train]`: the optimisation."""
     eval: EvalConfig = EvalConfig()
-    """The scoring."""
+    """Section `[eval]`: the evaluation."""
 
     @field_validator("data")
     @classmethod
     def _check_tokens(cls, value: DataConfig, info: FieldsAbove) -> DataConfig:
-        model = info.data.get("model")  # absent if anything in that section is wrong: then this comes with the next try
+        # The section is absent if it holds a mistake; this check then runs once that mistake is corrected.
+        model = info.data.get("model")
         if (
             isinstance(model, CRFormerConfig)
             and model.reconstruction_weight
@@ -198,28 +202,29 @@ class Recipe(Section):
         ):
             raise ValueError(
                 f"num_tokens {value.num_tokens} is more than model.reconstruction_positions "
-                f"{model.reconstruction_positions}: a longer sentence could not be rebuilt"
+                f"{model.reconstruction_positions}: the model cannot reconstruct longer sentences"
             )
         return value
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as JSON types, nested by section; `make_recipe` takes them back."""
+        """Return the settings as JSON types, nested by section; `make_recipe` accepts them."""
         settings: dict[str, Any] = json.loads(self.model_dump_json())
         return settings
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `--set` overrides on top.
+    """Read a recipe and apply `--set` overrides to it.
 
-    A recipe may begin with `extends = "NAME"`, a shipped recipe or a file beside it: it then says only what differs.
+    A recipe that begins with `extends = "NAME"` states only what differs from another recipe. `NAME` is a shipped
+    recipe or a file in the same folder.
 
     Args:
-        path_or_name: A TOML file, or the name of a shipped recipe such as `toy`.
-        overrides: `section.key=value`; the value is TOML, and a bare word is taken as a string.
+        path_or_name: Path of a TOML file, or name of a shipped recipe such as `toy`.
+        overrides: Texts of the form `section.key=value`. The value is TOML; a bare word is taken as a string.
 
     Raises:
-        RecipeError: If there is no such file, it is not TOML, it extends itself, or any key or value is wrong (all are
-            listed).
+        RecipeError: If the file does not exist, is not TOML or extends itself, or if keys or values are wrong. All
+            wrong keys and values are listed.
     """
     path = _find(path_or_name)
     settings = _read(path, extended_by=())
@@ -229,14 +234,14 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def make_recipe(settings: Mapping[str, Any], *, where: str) -> Recipe:
-    """Check settings and make them a recipe.
+    """Check settings and return them as a recipe.
 
     Args:
-        settings: Nested by section, as `Recipe.to_dict` gives them.
-        where: Named in the error.
+        settings: Settings nested by section, as `Recipe.to_dict` returns them.
+        where: Source of the settings, such as a path, for the message.
 
     Raises:
-        RecipeError: With one line per unknown key, missing key or wrong value.
+        RecipeError: If a key is unknown or missing, or a value is wrong. The message has a line for each mistake.
     """
     try:
         return Recipe.model_validate(settings)
@@ -249,7 +254,7 @@ def make_recipe(settings: Mapping[str, Any], *, where: str) -> Recipe:
 
 
 def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
-    """Key paths whose values differ, for example `train.lr`, in the order of the sections."""
+    """List the key paths whose values differ, for example `train.lr`, in the order of the sections."""
     a, b = first.to_dict(), second.to_dict()
     return [
         f"{section}.{key}"
@@ -260,17 +265,17 @@ def recipe_differences(first: Recipe, second: Recipe) -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package, sorted."""
     return sorted(Path(entry.name).stem for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
 
 
 def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
-    """Settings of a file, on top of those of the recipe it extends."""
+    """Read the settings of a file and merge them over those of the recipe that it extends."""
     if path.resolve() in extended_by:
         chain = " extends ".join(other.name for other in (*extended_by, path))
         raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); let one of them stand alone")
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a mark
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except _NOT_TOML as error:
         raise RecipeError(f"{path}: not a TOML file ({error})") from error
     base = settings.pop("extends", None)
@@ -291,8 +296,8 @@ def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
 
 
 _NOT_TOML = (ValueError, RecursionError)
-"""What `tomllib` raises: its own error and that of the encoding, and for numbers of thousands of digits, are
-ValueErrors; the other one is for lists within lists without end."""
+"""Errors of `tomllib`. Its own error, a wrong encoding and numbers of thousands of digits raise ValueErrors; lists that
+are nested too deeply raise a RecursionError."""
 
 
 def _shipped() -> Path:
@@ -338,7 +343,7 @@ def _describe_all(error: ValidationError) -> list[str]:
     found: dict[str, str] = {}
     for mistake in error.errors(include_url=False):
         subject, _, expected = _describe(mistake).partition("; ")
-        # A key that may be of two kinds is complained of once per kind.
+        # For a key that accepts two types pydantic reports two errors, which become one line here.
         found[subject] = f"{found[subject]}, or {_SAME_START.sub('', expected)}" if subject in found else expected
     return [f"{subject}; {expected}" if expected else subject for subject, expected in found.items()]
 
@@ -352,7 +357,7 @@ _TYPES = {
     "model_type": "a section",
     "dataclass_type": "a section",
 }
-"""What pydantic's errors of type want, as TOML calls it."""
+"""The expected type in TOML's terms, by pydantic's name of the error."""
 _UNQUOTED = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|true|false", re.IGNORECASE)
 
 
@@ -375,7 +380,7 @@ def _describe(mistake: Mapping[str, Any]) -> str:
         found = mistake["input"].get("name")
         return f"model.name: found {_as_toml(found)}; {mistake['msg']}{did_you_mean(str(found), MODEL_CONFIGS)}"
     message = mistake["msg"].removeprefix("Value error, ")
-    if kind == "value_error":  # ours, of several keys together: it names them
+    if kind == "value_error":  # raised by a validator of this project, whose message names the other keys
         return f"{path}: {message}"
     found = mistake["input"]
     value = _as_toml(found)
@@ -386,7 +391,7 @@ def _describe(mistake: Mapping[str, Any]) -> str:
 
 
 _SHOWN = 200
-"""Characters of a value in a message."""
+"""Number of characters of a value that a message shows."""
 
 
 def _as_toml(value: object) -> str:
@@ -395,10 +400,10 @@ def _as_toml(value: object) -> str:
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that a section has."""
+    """List the keys of the section at a location of pydantic's error."""
     section: Any = Recipe
-    for place, part in enumerate(location):
-        if part in MODEL_CONFIGS and place == 1:
+    for depth, part in enumerate(location):
+        if part in MODEL_CONFIGS and depth == 1:
             section = MODEL_CONFIGS[str(part)]
             continue
         annotation = section.model_fields[str(part)].annotation

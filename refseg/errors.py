@@ -1,14 +1,14 @@
-"""The one tree of errors: where, what was found, what was expected, what to do."""
+"""The error classes of this project. Each message says where, what was found, what was expected and what to do."""
 
 
 class RefsegError(Exception):
-    """The data or the run is at fault; the command line prints the message and exits with 1."""
+    """The data or the run is wrong; the command line prints the message and exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(RefsegError):
-    """The call is at fault: an option, a name, a path where nothing is; the command line exits with 2."""
+    """The call is wrong: an option, a name, or a path where nothing exists; the command line exits with 2."""
 
     exit_code = 2
 
@@ -26,15 +26,15 @@ class ImageError(RefsegError):
 
 
 class MissingImageError(ImageError, UsageError):
-    """There is nothing at the path where an image is expected."""
+    """Nothing exists at the path where an image is expected."""
 
 
 class BuildError(RefsegError):
-    """A build cannot start, go on or finish."""
+    """A build cannot start, resume or finish."""
 
 
 class WorkerError(BuildError):
-    """A process or machine at work on a part died; the data are not at fault, and the same command goes on."""
+    """A process or machine that built a part ended early; the data are not the cause. The same command resumes."""
 
 
 class DatasetError(RefsegError):
@@ -42,19 +42,19 @@ class DatasetError(RefsegError):
 
 
 class MissingDatasetError(DatasetError, UsageError):
-    """There is nothing at the path or URL where a dataset is expected."""
+    """Nothing exists at the path or URL where a dataset is expected."""
 
 
 class PredictionError(RefsegError):
-    """Predicted masks that were given cannot be read, are missing, or are not of the image's size."""
+    """Predicted masks are missing, cannot be read, or do not have the image's size."""
 
 
 class CheckpointError(RefsegError):
-    """A checkpoint is missing, torn, or does not fit the model or the dataset."""
+    """A checkpoint is missing, incomplete, or does not fit the model or the dataset."""
 
 
 class MissingCheckpointError(CheckpointError, UsageError):
-    """There is nothing at the path where a run, a checkpoint or a file of weights is expected."""
+    """Nothing exists at the path where a run, a checkpoint or a weight file is expected."""
 
 
 class ResultsError(RefsegError):
@@ -62,19 +62,20 @@ class ResultsError(RefsegError):
 
 
 class TrainingError(RefsegError):
-    """A training or evaluation run cannot start or go on."""
+    """A training or evaluation run cannot start or continue."""
 
 
 class PreemptedError(RefsegError):
-    """A run was asked to leave its machine and has saved its work; exit code 75: try again."""
+    """A run was asked to stop (SIGTERM) and has saved its work; exit code 75 means "try again"."""
 
     exit_code = 75
 
 
 class StorageError(RefsegError, OSError):
-    """Storage refuses, or fails also when asked again.
+    """Remote storage refused a request, or failed on every try.
 
-    Made like an `OSError` of (errno, what failed and what to do, URL), so that who handles those handles this too.
+    Its arguments are those of an `OSError`: errno, what failed and what to do, URL. Code that handles `OSError`
+    therefore handles this error, too.
     """
 
     def __str__(self) -> str:

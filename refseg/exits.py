@@ -1,6 +1,6 @@
-"""How a program ends: an exit code, and an error as one line on standard error or one JSON object on standard output.
+"""Turns the error that ends a program into an exit code and one report: a line on standard error, or a JSON object.
 
-With several processes there is one report of an error, not one for each.
+Of several processes, only rank 0 reports wrong usage, because it is the same in all of them.
 """
 
 import errno
@@ -14,21 +14,22 @@ from collections.abc import Callable
 from refseg.errors import RefsegError, UsageError
 from refseg.wording import printable
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of writing to a disk that do not name a file."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of writing to a disk; the operating system raises them without a file name."""
 
 
 def exit_code_of(program: Callable[[], int], *, interrupted: str = "interrupted", as_json: bool = False) -> int:
     """Run a program and report the error that ends it.
 
     Args:
-        program: What is run; returns its exit code.
-        interrupted: Printed where Ctrl-C ends it.
+        program: Function to run; it returns its exit code.
+        interrupted: Message to print if Ctrl-C ends the program.
         as_json: Print an error as one JSON object on standard output, where the result would have been:
             `{"error": {"kind": ..., "message": ..., "exit_code": ...}}`.
 
     Returns:
-        What the program returns; 1 the data or the run is at fault, 2 wrong usage, 75 asked to leave, 130 interrupted.
+        The program's own exit code, or one of these: 1 (the data or the run is wrong), 2 (wrong usage), 75 (stopped by
+        SIGTERM), 130 (interrupted by Ctrl-C).
     """
     try:
         return program()
@@ -46,13 +47,13 @@ def exit_code_of(program: Callable[[], int], *, interrupted: str = "interrupted"
             sys.stderr.write(f"refseg: {interrupted}\n")
         return 130
     except BrokenPipeError:
-        if not _reader_is_gone():  # a pipe between processes broke, which is an error
+        if not _reader_is_gone():  # the broken pipe is not standard output but one between processes: an error
             raise
-        # The reader of our output (`| head`) is gone: nothing is wrong, and nothing more can be said.
+        # The process that reads standard output has ended (`| head`). This is not an error; output is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None and error.errno not in _OF_THE_DISK:
+        if error.filename is None and error.errno not in _DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}; check the path, its permissions and the free disk space"
@@ -61,9 +62,9 @@ def exit_code_of(program: Callable[[], int], *, interrupted: str = "interrupted"
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Return True if standard output is a pipe whose reader has closed it."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
+    poll.register(sys.stdout.fileno(), 0)  # with a mask of 0, only errors are reported
     return bool(poll.poll(0))
 
 
@@ -76,7 +77,7 @@ def _report(error: BaseException, message: str, exit_code: int, *, as_json: bool
 
 
 def print_error(message: str) -> None:
-    """Print an error as every command does."""
+    """Print an error to standard error with the prefix that all commands use."""
     sys.stderr.write(f"refseg: error: {printable(message)}\n")
 
 

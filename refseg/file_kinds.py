@@ -1,11 +1,11 @@
-"""Recognises by its first bytes a file that stands where data or a picture of another kind was expected.
+"""Recognises by its first bytes a file that is not what its name promises, such as a Git LFS pointer or a web page.
 
-Downloads and clones leave such files under the right name, so a parser's own message ("Expecting value at character 0")
-sends a user to fetch the same file again.
+Downloads and clones leave such files under the expected name. A parser's own message ("Expecting value at character 0")
+would not explain this, and the user would download the same file again.
 """
 
 HEAD_BYTES = 1024
-"""How much of a file `find_stand_in` needs."""
+"""Number of bytes from the start of a file that `find_stand_in` needs."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _POINTERS = (
@@ -16,7 +16,7 @@ _POINTERS = (
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<?xml", b"<!doctype", b"<error>")
 _ANSWERS = (b"404: not found", b"404 not found", b"not found", b"entry not found", b"repository not found",
             b"invalid username or password", b"access denied", b"access to ", b"unauthorized")  # fmt: skip
-_MOST_ANSWER_BYTES = 400  # a server's refusal in plain text is short; a table may begin with any word
+_MOST_ANSWER_BYTES = 400  # a server's refusal in plain text is short, but a long table may begin with the same words
 _ARCHIVES = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "compressed with gzip"),
@@ -65,23 +65,23 @@ _PICTURE_MARKS = (
     (0, b"\xff\xfe", "a text (UTF-16)", "fetch the picture itself"),
     (0, b"\0\5\x16\7", "a Mac's file of attributes (AppleDouble)", "take the file whose name does not begin with ._"),
 )
-"""Offset of a mark in bytes, the mark, the kind that has it, and what to do."""
+"""For each kind of file: offset of its mark in bytes, the mark, the name of the kind, and what the user should do."""
 
 
 def find_stand_in(head: bytes) -> str | None:
-    """Say what a file is that holds none of the data its name promises, and what to do about it.
+    """Describe a file that does not hold the data that its name promises, and say what to do.
 
     Args:
-        head: The first `HEAD_BYTES` of the file, or all of it where it is shorter.
+        head: The first `HEAD_BYTES` of the file, or the whole file if it is shorter.
 
     Returns:
         Text that continues a message after the file's name, such as "is a Git LFS pointer, not the file itself; run
-        `git lfs pull` in its repository"; None: the file is nothing of the kind.
+        `git lfs pull` in its repository". None: the file is none of the known kinds.
     """
     if not head:
         return "is empty, expected data; write or fetch the file again"
     if not any(head):
-        return "holds zero bytes only: a copy or download broke off; fetch the file again"
+        return "holds zero bytes only: a copy or download was interrupted; fetch the file again"
     text = head.removeprefix(_UTF8_MARK).lstrip().lower()
     for mark, kind, remedy in _POINTERS:
         if text.startswith(mark):
@@ -96,18 +96,18 @@ def find_stand_in(head: bytes) -> str | None:
             return f"is {kind}; unpack it first"
     for mark, encoding in _WIDE_MARKS:
         if head.startswith(mark):
-            return f"is {encoding}, expected UTF-8; save it as UTF-8 (spreadsheets name that 'CSV UTF-8')"
+            return f"is {encoding}, expected UTF-8; save it as UTF-8 (spreadsheet programs call it 'CSV UTF-8')"
     if _is_wide(head):
         return "is UTF-16 without a byte order mark, expected UTF-8; save it as UTF-8"
     return None
 
 
 def describe_other_kind(data: bytes, wanted: str) -> str:
-    """Say what was found and what to do; the text continues a message after the file's name.
+    """Describe a file that is not of the wanted kind, and say what to do; the text continues a message after its name.
 
     Args:
-        data: The file, or its first KiB, of another kind than wanted or damaged from its first bytes on.
-        wanted: `JPEG` or `PNG`.
+        data: Bytes of the file, at least its first KiB. The file is of another kind or its first bytes are damaged.
+        wanted: The expected kind, `JPEG` or `PNG`.
     """
     if not data:
         return f"is empty, expected a {wanted}; fetch the file again"
@@ -123,7 +123,7 @@ def describe_other_kind(data: bytes, wanted: str) -> str:
 
 
 def _is_wide(head: bytes) -> bool:
-    """True for ASCII text in UTF-16: every second byte is zero and no other."""
+    """Return True for ASCII text in UTF-16, of which exactly every second byte is zero: `61 00 62 00` is "ab"."""
     pairs = head[: len(head) // 2 * 2]
     even, odd = pairs[::2], pairs[1::2]
     return len(pairs) >= 4 and ((not any(odd) and all(even)) or (not any(even) and all(odd)))

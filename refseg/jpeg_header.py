@@ -1,9 +1,8 @@
-"""Heads of a dataset's JPEGs: a picture's size is known before a decoder takes memory for it.
+"""Reads the headers of a dataset's JPEGs, so that a picture's size is checked before a decoder allocates memory.
 
-`Image.open` refuses pictures over 179 million pixels, since a small file of unknown origin could ask for all memory. A
-dataset says the size of each picture, which the build compares with the file, so its pictures have no other limit: a
-file that is larger than its dataset says is refused by its header. Pictures of unknown origin are opened by
-`refseg.apps.predict`.
+`Image.open` refuses pictures over 179 million pixels, because a small file of unknown origin could otherwise use up all
+memory. A dataset records the size of each picture, and a file whose header gives a larger size is refused. Pictures of
+a dataset therefore need no other limit. Pictures of unknown origin are opened by `refseg.apps.predict`.
 """
 
 import struct
@@ -13,16 +12,19 @@ from PIL import JpegImagePlugin
 
 from refseg.errors import ImageError
 
-_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # start of frame, not tables
+_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # start-of-frame markers hold the size; C4, C8, CC differ
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-_FORBIDDEN = (0xD8, 0xD9, 0xDA)  # before the size: another file's start, the file's end, the header's end
+_FORBIDDEN = (0xD8, 0xD9, 0xDA)  # start of image, end of image, start of scan: they may not precede the size
 
 
 def jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
-    """`(height, width)` in pixels as stored, found as libjpeg finds it: what lies between markers is passed over.
+    """Return the stored `(height, width)` in pixels; bytes between markers are skipped, as libjpeg does.
+
+    A JPEG is a sequence of segments `FF marker length payload`. In `FF D8 FF E0 00 10 ... FF C0 00 11 08 01 E0 02 80`
+    the segment E0 has 16 bytes and is skipped; C0 starts the frame, of 0x1E0 = 480 rows and 0x280 = 640 columns.
 
     Args:
-        data: The file, or its start.
+        data: Bytes of the file, at least of its header.
 
     Raises:
         ImageError: If the header has no size; the message does not name the file.
@@ -49,10 +51,10 @@ def jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def check_jpeg_size(data: bytes | memoryview, expected: tuple[int, int]) -> None:
-    """Compare a JPEG's header with the size that it must have, `(height, width)` in pixels.
+    """Compare the size in a JPEG's header with the expected `(height, width)` in pixels.
 
     Raises:
-        ImageError: If it has another size, or none; the message does not name the file.
+        ImageError: If the header has another size or none; the message does not name the file.
     """
     found = jpeg_size(data)
     if found != expected:
@@ -62,14 +64,15 @@ def check_jpeg_size(data: bytes | memoryview, expected: tuple[int, int]) -> None
 
 
 def open_stored_jpeg(data: bytes, at_most: tuple[int, int] | None = None) -> JpegImagePlugin.JpegImageFile:
-    """Read the head of a JPEG and none of its pixels.
+    """Read the header of a JPEG without decoding its pixels.
 
     Args:
-        data: The file's bytes.
-        at_most: `(height, width)` as annotated; a dataset may store its pictures smaller. None: not known.
+        data: Bytes of the file.
+        at_most: Annotated `(height, width)` in pixels, which the picture may not exceed. A dataset may store smaller
+            pictures. None: no limit.
 
     Raises:
-        ImageError: If it is not a JPEG, its head is damaged, or it is larger.
+        ImageError: If the file is not a JPEG, its header is damaged, or it is larger than `at_most`.
     """
     try:
         picture = JpegImagePlugin.JpegImageFile(BytesIO(data))

@@ -1,4 +1,4 @@
-"""JSON as text: one error for every text that is not JSON, and one form that digests are made of and samples hold."""
+"""Parses JSON with one error type for all invalid texts, and writes the canonical form used by digests and samples."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-# Python writes 1e-05 and 1e+16 for what orjson writes as 0.00001, 1e-6 and, in older releases, 1e16.
-# Words that look alike do no harm.
+# Python's `json` and orjson write some floats differently: 1e-05 and 0.00001, 1e+16 and (older orjson) 1e16.
+# These patterns find such floats. A false match in a text value only selects the slower writer.
 _SMALL = b"0.0000"
 _EXPONENT = re.compile(rb"e(?:-|\d\d\d?(?:[,}\]]|\Z))")
 
@@ -16,7 +16,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: If it is not JSON, its encoding is broken, or it is nested too deeply to be read.
+        ValueError: If the text is not JSON, its encoding is invalid, or it is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -25,12 +25,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Write plain values as Python's `json` does without spaces and escapes: UTF-8, keys in their order.
+    """Write plain values as Python's `json` writes them without spaces and escapes: UTF-8, keys in their order.
 
-    orjson takes a third of `json`'s time and writes all alike but very small and very large floats, and nan.
+    orjson takes a third of the time of `json`. Its output differs only for very small and very large floats and NaN.
 
     Args:
-        value: Dicts with text keys, lists, tuples, text, bools, None, 64-bit integers and finite floats, nested.
+        value: Nested dicts with text keys, lists, tuples, text, bools, None, 64-bit integers and finite floats.
     """
     text = orjson.dumps(value)
     if _SMALL in text or _EXPONENT.search(text):

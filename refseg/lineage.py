@@ -1,7 +1,7 @@
-"""What a model was trained on: its own training set, and those of the models that its weights started from.
+"""Records what a model was trained on: its own training set, and those of the models that its weights started from.
 
-One record, which checkpoints (`state.json`), published folders (`config.json`), `environment.json`, scores and the
-search for leaks share.
+The same record is stored in checkpoints (`state.json`), published folders (`config.json`), `environment.json` and
+scores, and is used to search for leaks.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-"""Of dataclasses that are read from JSON: values of another type and unknown keys are refused."""
+"""Configuration of dataclasses that are read from JSON: unknown keys and values of another type are refused."""
 
 Leaks = Mapping[str, Mapping[str, int]]
-"""By training set, how many of its images each `<dataset id> <split>` has too: `Descriptor.leaks`."""
+"""For each training set, the number of its images that each `<dataset id> <split>` shares: `Descriptor.leaks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -27,11 +27,11 @@ class TrainingSet:
 
     Attributes:
         dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of it.
+        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of the dataset.
         split: The split that was trained on; empty: not recorded.
-        root: Its folder or URL, whole where it is known so; empty: not recorded, as of a published model.
-        leaks_allowed: True for a mix that kept training images although a member evaluates on them.
-        leaks: How many images of which splits such a mix contains (`refseg.dataset.descriptor.Descriptor.leaks`).
+        root: Folder or URL of the dataset, absolute if known; empty: not recorded, as in a published model.
+        leaks_allowed: True for a mix that kept training images although they are in a member's evaluation splits.
+        leaks: Number of such images by evaluation split (`refseg.dataset.descriptor.Descriptor.leaks`).
     """
 
     dataset: str
@@ -43,18 +43,18 @@ class TrainingSet:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Where the training set may be found, the likeliest first."""
+        """Folders or URLs where the training set may be found, the most likely one first."""
         return (self.root,) if self.root else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Ancestor(TrainingSet):
-    """A model whose weights another training started from, by way of `train.init_from`, and its training set.
+    """A model whose weights another run started from (`train.init_from`), with its training set.
 
     Attributes:
-        path: As `train.init_from` named it; of a published model's ancestor, its last part alone.
-        weights_sha256: SHA-256 of the file of weights, in hex: it identifies the model wherever the file lies now.
-        step: Optimiser steps it had done.
+        path: Path in `train.init_from`; for an ancestor of a published model, only its last component.
+        weights_sha256: SHA-256 of the weight file in hex; it identifies the model wherever the file lies.
+        step: Number of optimiser steps that the model had been trained for.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Ancestor(TrainingSet):
     step: NonNegativeInt
 
     def without_paths(self) -> "Ancestor":
-        """The same without the paths of the machine that trained: the model's name alone."""
+        """Return a copy without the paths of the training machine: only the model's name is kept."""
         return replace(self, path=PurePath(self.path).name, root="")
 
 
@@ -71,7 +71,7 @@ class Lineage(TrainingSet):
     """A model's own training set, and the models that its weights come from.
 
     Attributes:
-        recipe_root: `data.root` of the recipe, which may count from another folder; empty: not recorded.
+        recipe_root: `data.root` of the recipe, maybe relative to another folder; empty: not recorded.
         ancestors: The models that its weights come from, the nearest first.
     """
 
@@ -82,12 +82,12 @@ class Lineage(TrainingSet):
     def from_json(
         cls, fields: Mapping[str, Any], *, split: str = "", root: str = "", recipe_root: str = ""
     ) -> "Lineage":
-        """Read what `to_json` gave from among the fields of a file; other fields are passed over.
+        """Read a lineage from a file's fields that `to_json` wrote; other fields are ignored.
 
         Args:
             fields: The file's content.
-            split: What the file says elsewhere of the split.
-            root: What the file says elsewhere of the dataset's folder.
+            split: The training split, which the file records in another field.
+            root: The dataset's folder or URL, which the file records in another field.
             recipe_root: `data.root` of the recipe in the file.
 
         Raises:
@@ -98,38 +98,38 @@ class Lineage(TrainingSet):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Where the training set may be found, the likeliest first."""
+        """Folders or URLs where the training set may be found, the most likely one first."""
         return tuple(filter(None, dict.fromkeys((self.root, self.recipe_root))))
 
     @property
     def training_sets(self) -> tuple[TrainingSet, ...]:
-        """All that the weights were trained on: the model's own, then those of its ancestors."""
+        """All training sets of the weights: the model's own one, then those of its ancestors."""
         return self, *self.ancestors
 
     def as_ancestor(self, *, path: str, weights_sha256: str, step: int) -> Ancestor:
-        """What a model with this lineage is to a run that starts from its weights; arguments as of `Ancestor`."""
+        """Return the ancestor record for a run that starts from this model; `Ancestor` describes the arguments."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(TrainingSet)}
         own["root"] = next(iter(self.roots), "")
         return Ancestor(**own, path=path, weights_sha256=weights_sha256, step=step)
 
     def without_paths(self) -> "Lineage":
-        """The same without the paths of the machine that trained."""
+        """Return a copy without the paths of the training machine."""
         return replace(
             self, root="", recipe_root="", ancestors=tuple(ancestor.without_paths() for ancestor in self.ancestors)
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that every file records, as JSON types; the recipe beside them names split and folder."""
+        """Return the fields that every file records, as JSON types; the file's recipe names split and folder."""
         return _ADAPTER.dump_python(self, mode="json", include=set(RECORDED))
 
 
 RECORDED = ("dataset", "dataset_digest", "leaks_allowed", "leaks", "ancestors")
-"""Fields of a lineage that stand under these names in files."""
+"""Fields of a lineage that files record under these names."""
 _ADAPTER = TypeAdapter(Lineage)
 
 
 def describe_leaks(leaks: Leaks) -> str:
-    """Say what leaked, for example `refcoco/unc has 5 training images in refcocog/umd val, 3 in refcocog/umd test`."""
+    """Describe leaks, for example `refcoco/unc has 5 training images in refcocog/umd val, 3 in refcocog/umd test`."""
     if not leaks:
         return "no training image is in an evaluation split of a member"
     return "; ".join(f"{dataset} has {_describe_splits(splits)}" for dataset, splits in leaks.items())

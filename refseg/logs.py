@@ -1,4 +1,4 @@
-"""Where log lines go: handlers are set here and nowhere else, for the main process only."""
+"""Configures logging. No other module installs a handler, and only the main process logs below warnings."""
 
 import logging
 import sys
@@ -9,18 +9,18 @@ from refseg.wording import printable
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Shows control characters that names in a message hold."""
+    """Escapes control characters, which names of files in a message may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def configure_logging(*, verbose: bool = False, main_process: bool = True) -> None:
-    """Send the log lines of `refseg` and `pipelines` to stderr, without tearing a progress bar.
+    """Send the log lines of `refseg` and `pipelines` to stderr, above a progress bar if there is one.
 
     Args:
-        verbose: Debug lines too.
-        main_process: Other ranks and workers say warnings and errors only.
+        verbose: Log debug lines, too.
+        main_process: True for the main process; other ranks and workers log only warnings and errors.
     """
     handler = _TqdmLoggingHandler()
     handler.stream = sys.stderr

@@ -1,7 +1,8 @@
-"""Which pixels of a mask PNG are the object: one rule for a table's targets and for predictions that are scored.
+"""Reads mask PNGs by one rule: for the targets of a table and for predictions that are scored.
 
-0 is the background and one other value the object. A file with more values (smooth edges, numbers of instances, values
-to ignore), or with an alpha channel of another shape, may mean several things: it is refused until a rule says which.
+By default 0 is the background and one other value is the object. A file with more values is ambiguous: it may have
+smooth edges, numbers of instances, or values to ignore. So is a file whose alpha channel shows another shape. Both are
+refused until the user names a rule.
 """
 
 import struct
@@ -20,31 +21,31 @@ from refseg.file_kinds import describe_other_kind
 
 CHANNELS = ("colour", "alpha")
 MAX_PIXELS = 2**28
-"""Pixels of the largest mask that is read: a file of some kilobytes may claim to hold billions."""
+"""Largest number of pixels of a mask that is read, because a file of a few kilobytes may claim to hold billions."""
 
 _MAX_VALUE = 65535
 _REMEDY = (
     "apply the threshold to it first or give --mask-threshold (smooth edges), or say which value is the object "
     "(--mask-object-value: instances, classes) or counts as background (--mask-ignore-value)"
 )
-_NAMED = 4
+_NUM_LISTED = 4
 _ALPHA_MODES = ("LA", "RGBA")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PngRule:
-    """What a user says of their mask PNGs; values are those of the file, 0 to 65535.
+    """The user's rule for reading mask PNGs; values are those stored in the file, 0 to 65535.
 
     Attributes:
         channel: Channel of a mask PNG that holds the object; by default the colour, with which an alpha channel must
             agree if it has more than one value.
-        threshold: The object in a mask PNG is what has this value or a larger one, for smooth edges; by default 0 is
-            background, one other value the object, and more values are refused.
-        object_value: The object in a mask PNG is what has this value, of a label map.
-        ignore_value: What has this value in a mask PNG counts as background.
+        threshold: Pixels of a mask PNG with this value or a larger one are the object, for smooth edges; by default 0
+            is background, one other value is the object, and more values are refused.
+        object_value: Pixels of a mask PNG with this value are the object, for label maps.
+        ignore_value: Pixels of a mask PNG with this value count as background.
 
     Raises:
-        UsageError: If a value is not one of those allowed, or two options contradict each other.
+        UsageError: If a value is not allowed, or two options contradict each other.
     """
 
     channel: str = ""
@@ -65,17 +66,19 @@ class PngRule:
         if self.threshold is not None and self.object_value is not None:
             raise UsageError("found --mask-threshold and --mask-object-value, expected one of them")
         if self.object_value is not None and self.object_value == self.ignore_value:
-            raise UsageError(f"--mask-ignore-value {self.ignore_value}: is --mask-object-value too")
+            raise UsageError(
+                f"--mask-ignore-value {self.ignore_value}: is also --mask-object-value, expected two different values"
+            )
 
     def __str__(self) -> str:
-        """What differs from the default rule, in words; empty for the default rule."""
-        said = {
+        """Describe what differs from the default rule; empty for the default rule."""
+        differences = {
             f"object in the {self.channel} channel": bool(self.channel),
             f"object >= {self.threshold}": self.threshold is not None,
             f"object = {self.object_value}": self.object_value is not None,
             f"{self.ignore_value} ignored, counted as background": self.ignore_value is not None,
         }
-        return ", ".join(text for text, is_said in said.items() if is_said)
+        return ", ".join(text for text, differs in differences.items() if differs)
 
 
 DEFAULT_RULE = PngRule()
@@ -83,12 +86,12 @@ DEFAULT_RULE = PngRule()
 
 @dataclass(frozen=True, slots=True)
 class PngMask:
-    """A mask as read.
+    """A mask that was read from a PNG.
 
     Attributes:
         pixels: `(H, W)`, True on the object.
-        object_value: The object's value, a colour as `#ff0000`; empty if there is no object, or a `PngRule` names
-            its values.
+        object_value: The object's value in the file; a colour is written as `#ff0000`. Empty if there is no object, or
+            if a `PngRule` names its values.
     """
 
     pixels: NDArray[np.bool_]
@@ -96,15 +99,15 @@ class PngMask:
 
 
 def read_mask_png(data: bytes, rule: PngRule) -> PngMask:
-    """Read a mask of any of PNG's forms: shades of grey of 1 to 16 bits, a palette (its indices count), or colours.
+    """Read a mask from a PNG of any type: grey of 1 to 16 bits, a palette (its indices are the values), or colours.
 
     Args:
-        data: The file.
-        rule: What the user says of it.
+        data: Bytes of the file.
+        rule: Rule that says which values are the object.
 
     Raises:
-        AnnotationError: If it is not a PNG that can be read whole, or does not fit the rule. The message continues a
-            text that names the file.
+        AnnotationError: If the file is not a complete PNG, or does not fit the rule. The message continues a text that
+            names the file.
     """
     try:
         picture = PngImagePlugin.PngImageFile(BytesIO(data))
@@ -131,33 +134,36 @@ def read_mask_png(data: bytes, rule: PngRule) -> PngMask:
 
 
 def note_object_values(found: Mapping[str, int]) -> str:
-    """A line for masks whose objects have different values, which may be a slip; empty where there is nothing to say.
+    """Return a note if the object's value differs between masks, which may be a mistake; else an empty text.
 
     Args:
-        found: How many masks have each `PngMask.object_value`.
+        found: Number of masks with each `PngMask.object_value`.
     """
     values = sorted(filter(None, found), key=lambda value: (len(value), value))
     if len(values) < 2:
         return ""
     counted = ", ".join(f"{value} in {found[value]:,}" for value in values)
-    return f"the object's value is not the same in all pictures, each was taken as object: {counted}"
+    return f"the object's value differs between pictures; each of these values was read as the object: {counted}"
 
 
 def _alpha(picture: Image.Image) -> NDArray[Any]:
-    """Alpha channel `(H, W)`, 0 to 255; a palette may have one, too."""
+    """Return the alpha channel `(H, W)`, 0 to 255; the colours of a palette may have one, too."""
     if not picture.has_transparency_data:
         raise AnnotationError("has no alpha channel, expected one (--mask-channel alpha)")
     return np.asarray(picture.convert("RGBA"))[..., 3]
 
 
 def _colour(picture: Image.Image, rule: PngRule) -> NDArray[Any]:
-    """What the file has beside alpha `(H, W)`: values of grey or indices; colours as 0xrrggbb + 2**24."""
+    """Return the values without alpha, `(H, W)`: grey values or palette indices; a colour becomes 0xrrggbb + 2**24.
+
+    The added 2**24 keeps colours apart from grey values: the colour #0000ff becomes 16777471 and not the grey 255.
+    """
     if picture.mode == "P" and rule.threshold is None:
         background = (picture.getpalette("RGB") or [0, 0, 0])[:3]
         if rule.object_value is None and any(background):
             raise AnnotationError(
-                f"has a palette that shows 0, the background, as {tuple(background)}, expected black; save it as a "
-                "picture in shades of grey, or name the object's index (--mask-object-value)"
+                f"has a palette that shows index 0, the background, as {tuple(background)}, expected black; save it as "
+                "a picture in shades of grey, or name the object's index (--mask-object-value)"
             )
         return np.asarray(picture)
     if picture.mode in ("1", "LA"):
@@ -186,7 +192,7 @@ def _select(values: NDArray[Any], rule: PngRule) -> PngMask:
     if len(objects) > 1:
         remedy = "save it in shades of grey, the object white" if is_coloured else _REMEDY
         names = [_name(value) for value in found.tolist()]
-        listed = ", ".join(names if len(names) <= _NAMED else [*names[: _NAMED - 1], "...", names[-1]])
+        listed = ", ".join(names if len(names) <= _NUM_LISTED else [*names[: _NUM_LISTED - 1], "...", names[-1]])
         raise AnnotationError(f"holds {len(names)} values ({listed}), expected 0 and another one; {remedy}")
     if not objects:
         return PngMask(np.zeros(values.shape, np.bool_))
@@ -194,7 +200,7 @@ def _select(values: NDArray[Any], rule: PngRule) -> PngMask:
 
 
 def _select_agreeing(picture: Image.Image, alpha: NDArray[Any], rule: PngRule) -> PngMask:
-    """The object that colour and alpha channel show alike."""
+    """Return the object if the colours and the alpha channel show the same shape; else raise an error."""
     try:
         mask = _select(_colour(picture, rule), rule)
         agrees = bool((mask.pixels == (alpha > 0)).all())

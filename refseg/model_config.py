@@ -1,4 +1,4 @@
-"""The recipe's `[model]` section: one class per architecture, told apart by `name`."""
+"""The recipe's `[model]` section: one class per architecture, chosen by the key `name`."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,8 +17,8 @@ def _refuse_other_types(value: object) -> object:
     return value
 
 
-OfWholeNumbers = BeforeValidator(_refuse_other_types)
-"""Goes with a `Literal` of whole numbers: pydantic looks for equal values, and true and 1.0 equal 1."""
+WholeNumbersOnly = BeforeValidator(_refuse_other_types)
+"""Restricts a `Literal` of whole numbers to ints: pydantic compares by equality, and both true and 1.0 equal 1."""
 
 
 def _expand_address(value: str) -> str:
@@ -29,21 +29,22 @@ def _expand_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_expand_address)]
-"""A path, in which `~` is expanded, or a URL; may be empty."""
+"""A path, in which `~` is expanded, or a URL, or the empty text."""
 Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FieldsAbove: TypeAlias = Any
-"""pydantic's `ValidationInfo`, a protocol that cannot be checked at run time; `data` holds what is right by itself."""
+"""Stands for pydantic's `ValidationInfo`, a protocol that cannot be checked at run time. Its `data` holds the fields
+declared above the validated one whose own values are valid."""
 
 
 class Section(BaseModel):
-    """A section of a recipe: frozen; unknown keys are refused, and values of another type than TOML says they are.
+    """A section of a recipe: immutable; unknown keys and values of another TOML type are refused.
 
-    A whole number will do for a fraction, and a list for a tuple, which TOML has not. What two keys may not be together
-    is checked with the one that stands below, if the other is right by itself: so such mistakes are listed with all
-    others, which pydantic's validators of whole sections would not do.
+    A whole number is accepted for a fraction, and a list for a tuple, because TOML has no tuples. A rule about two
+    keys is checked by the validator of the lower one, if the upper one is valid by itself. Such a mistake is then
+    listed together with all others; pydantic's validators of whole sections run only if all keys are valid.
     """
 
     model_config = ConfigDict(
@@ -56,29 +57,29 @@ class Section(BaseModel):
     )
 
 
-class _AnyModel(Section):
-    """What every architecture has."""
+class _CommonKeys(Section):
+    """The keys that every architecture has."""
 
     image_encoder: ImageEncoderName
-    """Image side: CLIP's ResNet-50 or -101, Swin-Base, DarkNet-53, or a small one for training on a CPU."""
+    """Image encoder: CLIP's ResNet-50 or -101, Swin-Base, DarkNet-53, or a tiny one for training on a CPU."""
     dim: Count = 512
     """Width of fused features, queries and decoder; a multiple of `num_heads`."""
     num_heads: Count = 8
-    """Heads of every attention."""
+    """Number of heads of every attention."""
     ffn_dim: Count = 2048
-    """Hidden width of the decoder's feed-forward part."""
+    """Hidden width of the decoder's feed-forward network."""
     dropout: Share = 0.1
-    """Drop probability in the decoder, on attention weights too."""
+    """Dropout probability in the decoder, also of its attention weights."""
     num_decoder_layers: Count = 3
-    """Layers of the mask decoder."""
+    """Number of layers of the mask decoder."""
     extra_norms: bool = True
-    """The three norms per decoder layer that CRIS's code has and FCNet's equation has not."""
+    """Use the three norms per decoder layer that CRIS's code has; FCNet's equation does not have them."""
     image_weights: Address = ""
-    """Safetensors file the image encoder starts from, or `timm:` and a name of Swin-Base; empty: random."""
+    """Safetensors file that the image encoder starts from, or `timm:` and a Swin-Base name; empty: random weights."""
     text_weights: Address = ""
-    """Safetensors file the text encoder starts from; empty: random."""
+    """Safetensors file that the text encoder starts from; empty: random weights."""
     random_start: bool = False
-    """True: encoders without such a file start from random weights on purpose; else a run without them is refused."""
+    """Allow encoders without a weight file to start from random weights; else such a run is refused."""
 
     @field_validator("num_heads")
     @classmethod
@@ -89,37 +90,37 @@ class _AnyModel(Section):
         return value
 
 
-class FCNetConfig(_AnyModel):
-    """FCNet; defaults are the paper's."""
+class FCNetConfig(_CommonKeys):
+    """FCNet; the defaults are those of its paper."""
 
     name: Literal["fcnet"] = "fcnet"
-    """Architecture."""
+    """Name of the architecture."""
     num_key_channels: Count = 16
-    """Channels of the key map, N_k: as many emphases of the expression are made."""
+    """Number of channels of the key map, N_k, which is the number of emphases of the expression."""
     egm: bool = True
-    """Make emphases of the expression from the image; without them the words are the decoder's memory."""
+    """Generate emphases of the expression from the image (EGM); false: the decoder attends to the words directly."""
     key_conv: Literal["plain", "norm_relu"] = "plain"
-    """What makes the key map: a convolution alone, or with batch norm and ReLU."""
+    """Layer that makes the key map: a convolution alone, or one with batch norm and ReLU."""
     egm_heads: Count | None = None
-    """Heads of their attention; absent: `num_heads`. 1 gives the one map of emphases by words that the paper names."""
+    """Attention heads of the EGM; absent: `num_heads`. 1 gives a single map of emphases by words, as in the paper."""
     egm_word_code: Literal["none", "sine"] = "none"
-    """Position code on the words that emphases attend to."""
+    """Position code that is added to the words in the EGM."""
     ecm: bool = True
-    """Weigh the emphases against the whole sentence."""
+    """Weight the emphases by comparing them with the whole sentence (ECM)."""
     ecm_concat: Literal["channel", "token"] = "channel"
-    """How the sentence meets the emphases there: joined to each of them, or as tokens beside them."""
+    """How the ECM joins sentence and emphases: along the channels of each emphasis, or as additional tokens."""
     alpha: Literal["linear", "sigmoid"] = "linear"
-    """The weight of an emphasis: unbounded, or between 0 and 1."""
+    """Range of an emphasis's weight: unbounded (`linear`), or between 0 and 1 (`sigmoid`)."""
     sentence_projection: Literal["linear", "clip"] = "linear"
-    """From CLIP's sentence feature to F_tg: one more linear map, or none (where CLIP's is `dim` wide)."""
+    """Map from CLIP's sentence feature to F_tg: a linear layer, or none (`clip`; CLIP's feature must be `dim` wide)."""
     head: Literal["slim", "plain"] = "slim"
-    """Pixel features to a mask: twice up-sampling and a convolution, or once."""
+    """Mask head: two steps of up-sampling and convolution (`slim`), or one (`plain`)."""
 
     @field_validator("ecm")
     @classmethod
     def _check_ecm(cls, value: bool, info: FieldsAbove) -> bool:
         if value and info.data.get("egm") is False:
-            raise ValueError("weighs what egm makes: set egm = true, or both to false")
+            raise ValueError("weights the emphases that egm generates: set egm = true, or both to false")
         return value
 
     @field_validator("egm_heads")
@@ -136,51 +137,51 @@ class FCNetConfig(_AnyModel):
         key = str(info.field_name)
         part = "egm" if key in ("key_conv", "egm_heads", "egm_word_code") else "ecm"
         if value != cls.model_fields[key].default and info.data.get(part) is False:
-            raise ValueError(f"no meaning with {part} = false; leave it out")
+            raise ValueError(f"has no effect with {part} = false; leave it out")
         return value
 
 
-class CRFormerConfig(_AnyModel):
-    """CRFormer; what its abstract leaves open is ours."""
+class CRFormerConfig(_CommonKeys):
+    """CRFormer; design choices that its abstract leaves open were made by this project."""
 
     name: Literal["crformer"]
-    """Architecture."""
+    """Name of the architecture."""
     num_queries: Count = 16
-    """Language queries, N_q, made from the image."""
+    """Number of language queries, N_q, which are generated from the image."""
     fusion: bool = True
     """Fuse language into the image encoder (VLF)."""
     calibration: bool = True
-    """Make new queries after each decoder layer; without it the first ones serve all layers."""
+    """Generate new queries after each decoder layer; false: all layers use the first queries."""
     residual: bool = True
-    """Add new queries to those before; without it they replace them."""
+    """Add the new queries to the previous ones; false: the new ones replace them."""
     reconstruction_weight: Weight = 0.1
     """Weight of the language reconstruction loss; 0: the module is not built."""
     reconstruction_positions: Count = 22
-    """Tokens of the longest sentence that can be rebuilt; at least the recipe's `data.num_tokens`."""
+    """Tokens of the longest sentence that can be reconstructed; at least the recipe's `data.num_tokens`."""
 
     @field_validator("residual")
     @classmethod
     def _check_residual(cls, value: bool, info: FieldsAbove) -> bool:
         if not value and info.data.get("calibration") is False:
-            raise ValueError("no meaning with calibration = false; leave it out")
+            raise ValueError("has no effect with calibration = false; leave it out")
         return value
 
 
-class LTSConfig(_AnyModel):
-    """LTS ("Locate then Segment"); what its abstract leaves open is ours."""
+class LTSConfig(_CommonKeys):
+    """LTS ("Locate then Segment"); design choices that its abstract leaves open were made by this project."""
 
     name: Literal["lts"]
-    """Architecture."""
+    """Name of the architecture."""
     num_decoder_layers: Count = 1
-    """Layers of the transformer that locates."""
+    """Number of layers of the transformer locator."""
     text_encoder: Literal["clip", "bigru"] = "clip"
-    """CLIP's transformer, or the paper's bidirectional GRU, over learned vectors of CLIP's word pieces."""
+    """Text encoder: CLIP's transformer, or the paper's bidirectional GRU over learned vectors of CLIP's word pieces."""
     locator: Literal["filter", "transformer"] = "filter"
-    """How the sentence finds its object: a filter made from it, or pixels that attend to its words."""
-    filter_size: Annotated[Literal[1, 3], OfWholeNumbers] = 1
-    """Side of the locator's filter."""
+    """Locator: a filter generated from the sentence, or a transformer whose pixels attend to the words."""
+    filter_size: Annotated[Literal[1, 3], WholeNumbersOnly] = 1
+    """Side of the locator's filter in feature cells."""
     location_target: Literal["area", "gaussian", "ellipse"] = "area"
-    """What the position prior learns: the mask's share of each cell, or a blob on the mask's box."""
+    """Target of the position prior: the mask's share of each cell, or a blob that fits the mask's box."""
     location_weight: Weight = 0.1
     """Weight of the locator's loss."""
 
@@ -188,7 +189,7 @@ class LTSConfig(_AnyModel):
     @classmethod
     def _check_filter(cls, value: int, info: FieldsAbove) -> int:
         if value != 1 and info.data.get("locator") == "transformer":
-            raise ValueError('is the filter\'s: leave it out with locator = "transformer"')
+            raise ValueError('applies only to locator = "filter"; leave it out with locator = "transformer"')
         return value
 
     @field_validator("text_encoder")
@@ -199,15 +200,15 @@ class LTSConfig(_AnyModel):
         return value
 
 
-class CRISConfig(_AnyModel):
-    """A CRIS-style baseline: its gated neck, decoder and projector in this framework."""
+class CRISConfig(_CommonKeys):
+    """A baseline in the style of CRIS: CRIS's gated neck, decoder and projector in this framework."""
 
     name: Literal["cris"]
-    """Architecture."""
+    """Name of the architecture."""
 
 
 def _name_of(section: Any) -> Any:
-    """FCNet where no name is given: recipes need not say it."""
+    """Return the architecture's name; a recipe without `name` means FCNet."""
     return section.get("name", "fcnet") if isinstance(section, dict) else getattr(section, "name", None)
 
 
@@ -228,4 +229,4 @@ MODEL_CONFIGS: dict[str, type[Section]] = {
     "lts": LTSConfig,
     "cris": CRISConfig,
 }
-"""The section's class of each architecture."""
+"""The class of the `[model]` section for each architecture."""

@@ -1,6 +1,6 @@
-"""How a dataset is read: the one specification that loaders, plans, `refseg doctor` and recipes take. No torch.
+"""How a dataset is read: the one specification that loaders, plans, `refseg doctor` and recipes take; without torch.
 
-What differs between processes (the rank, the epoch to begin with) is not part of it.
+Values that differ between processes or runs, such as the rank and the first epoch, are not part of it.
 """
 
 import math
@@ -15,39 +15,40 @@ from refseg.geometry import CLIP_MEAN, GeometryKind
 from refseg.model_config import Count, Natural
 
 Sampling = Literal["ref", "sentence", "images"]
-"""What a sample is. `ref`: each ref once in an epoch, with one random sentence. `sentence`: each sentence once.
-`images`: each image once, with `expressions_per_image` of its sentences."""
+"""What a sample is. `ref`: each ref occurs once in an epoch, with one random sentence. `sentence`: each sentence occurs
+once. `images`: each image occurs once, with `expressions_per_image` of its sentences."""
 Remainder = Literal["drop", "pad"]
-"""What happens to the last samples that fill no global batch. `pad` repeats samples, marked, for scoring."""
+"""What happens to the last samples of an epoch that do not fill a global batch. `drop` leaves them out. `pad` fills the
+batch with repeated samples, which are marked so that an evaluation does not count them."""
 WorkerKind = Literal["threads", "processes"]
-"""Who packs. `threads`: decoding and resizing release Python's lock, and nothing is handed from process to process.
-`processes`: for so many workers that the lock, which is held for a tenth of a sample's time, would be their limit."""
+"""What packs batches. `threads`: decoding and resizing release Python's lock, and no batch is copied between processes.
+`processes`: for many workers, because the lock is held for a tenth of a sample's time and would limit the threads."""
 DecodePlace = Literal["cpu", "device"]
 """Where pictures are decoded and resized. `cpu`: by the workers. `device`: by the training process, on its device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """What a sample is, how it becomes network input, and who does the work; a recipe's `[data]` section extends it.
+    """Defines what a sample is, how it becomes network input, and which workers do this; extended by `[data]`.
 
-    pydantic compares a recipe's values with the annotations; `__post_init__` checks those of a Python caller.
+    pydantic checks the values of a recipe's `[data]` section; `__post_init__` checks those of a Python caller.
 
     Attributes:
         input_size: Height and width of the network's input in pixels.
         geometry: letterbox keeps the aspect ratio and pads (CRIS); stretch does neither (LAVT).
-        num_tokens: Token ids per expression, SOS and EOS included; longer ones are cut and keep their EOS.
+        num_tokens: Token ids per expression, SOS and EOS included; longer expressions are cut and keep their EOS.
         sampling: What an epoch visits once: each ref with one random sentence, each sentence, or each image.
-        expressions_per_image: With sampling by images, how many sentences of each image, chosen anew each epoch
-            without repetition from all sentences of all its refs, or all of them. An image with fewer gives all it has.
+        expressions_per_image: With sampling by images, the number of sentences of each image, or all. They are chosen
+            anew each epoch, without repetition, from all refs of the image; an image with fewer gives all it has.
         remainder: What happens to samples that do not fill the last global batch of an epoch: they are left out, or
             the batch is filled with marked repeats.
-        num_workers: Threads or processes of each rank that pack batches; with 0 a batch is packed when it is asked for.
+        num_workers: Threads or processes of each rank that pack batches; with 0 a batch is packed when it is needed.
         worker_kind: Threads cost least; processes are for more than about eight workers a rank, which would wait for
             Python's lock.
-        decode: Who decodes pictures: the workers on the CPU, or the GPU (nvJPEG, whose pixels differ a little), to
-            spare cores.
-        cache_gigabytes: Disk of each machine for decoded, resized images, below REFSEG_CACHE; with 0 they are decoded
-            every time. All processes and runs of one index and geometry share them.
+        decode: Where pictures are decoded: by the workers on the CPU, or on the GPU to spare CPU cores (by nvJPEG,
+            whose pixels differ slightly).
+        cache_gigabytes: Disk space on each machine, below REFSEG_CACHE, for decoded and resized images; with 0 they
+            are decoded every time. All processes and runs of one index and geometry share them.
 
     Raises:
         UsageError: If a word is unknown, a number too low, or two values do not go together.
@@ -77,7 +78,7 @@ class ReadingOptions:
         if self.sampling != "images" and self.expressions_per_image != 1:
             raise UsageError(
                 f"expressions_per_image is {self.expressions_per_image} with sampling {self.sampling!r}, "
-                "which has one per image; expected sampling 'images'"
+                "whose samples have one expression; expected sampling 'images'"
             )
         if self.expressions_per_image != "all":
             check_number("expressions_per_image", self.expressions_per_image, least=1, more=", or 'all'")
@@ -85,36 +86,37 @@ class ReadingOptions:
             raise UsageError(f"cache_gigabytes is {self.cache_gigabytes!r}; expected a number, at least 0")
         if self.decode == "device" and self.cache_gigabytes:
             raise UsageError(
-                "images decoded on the device do not come back to this machine's cache of decoded images; "
-                "expected one of the two: decode on the CPU, or set the cache to 0"
+                "decode is 'device' and cache_gigabytes is not 0, but images that are decoded on the device are not "
+                "cached; decode on the CPU, or set cache_gigabytes to 0"
             )
 
     @property
     def cache_bytes(self) -> int:
-        """Largest size of the cache of decoded images; 0: no cache."""
+        """Largest size of the cache of decoded images in bytes; 0: no cache."""
         return round(1e9 * self.cache_gigabytes)
 
     @property
     def image_bytes(self) -> int:
-        """Size of one decoded image of the network's input."""
+        """Size in bytes of one decoded image at the network's input size."""
         height, width = self.input_size
         return 3 * height * width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(ReadingOptions):
-    """The whole specification: the options, and how an epoch is ordered and divided into batches.
+    """The complete specification: the options, and how an epoch is ordered and divided into batches.
 
     Attributes:
         global_batch: Samples of a step over all processes.
         seed: Seed of the order of samples and of the choice of sentences.
-        shuffle: False: samples in the index's order, each once, whatever a mix's weights: for evaluation. The choice
-            of sentences stays random either way.
-        trim_tokens: Make L the length of the batch's longest sentence instead of `num_tokens`.
-        image_mean: Mean colour behind a letterbox's border, RGB from 0 to 1: that of the model's normalisation.
+        shuffle: True: a random order. False: the index's order, in which each sample occurs once even if a mix has
+            weights, for evaluation. The choice of sentences is random in both cases.
+        trim_tokens: Set L to the length of the batch's longest sentence instead of `num_tokens`.
+        image_mean: Colour of the border of a letterbox, RGB from 0 to 1. It is the mean of the model's normalisation,
+            so that the border becomes 0.
 
     Raises:
-        UsageError: As `ReadingOptions`.
+        UsageError: If a word is unknown, a number too low, or two values do not go together.
     """
 
     global_batch: int
@@ -130,19 +132,19 @@ class Reading(ReadingOptions):
 
     @classmethod
     def of(cls, options: ReadingOptions, **others: Any) -> "Reading":
-        """Complete options, such as a recipe's, to a whole specification.
+        """Complete options, such as those of a recipe, to a whole specification.
 
         Args:
-            options: For example `recipe.data`.
-            others: The remaining attributes; any of the options is replaced by one that is given here.
+            options: The options, for example `recipe.data`.
+            others: The remaining attributes of `Reading`; a value given here also replaces an option of that name.
 
         Raises:
-            UsageError: As `ReadingOptions`.
+            UsageError: If a word is unknown, a number too low, or two values do not go together.
         """
         return cls(**{field.name: getattr(options, field.name) for field in fields(ReadingOptions)} | others)
 
     @property
     def order_name(self) -> str:
-        """What the order depends on beside dataset, seed and epoch, for example `images 4`."""
+        """Text of what the order depends on besides dataset, seed and epoch, for example `images 4`."""
         number = f" {self.expressions_per_image}" if self.sampling == "images" else ""
         return f"{self.sampling}{number}{'' if self.shuffle else ' in order'}"

@@ -1,7 +1,8 @@
-"""Folders and files, local or at any fsspec URL: read whole or in part, list, publish whole or not at all.
+"""Reads, lists, publishes and removes files in a folder, which is local or at any fsspec URL.
 
-A local file is published by writing it under a temporary name, fsync and rename; an object by one upload, which object
-stores show whole or not at all. Requests to remote storage go through `refseg.storage_requests`.
+A published file becomes visible as a whole. A local file is written under a temporary name, flushed and renamed. An
+object is uploaded by one request, which object stores show only when it is complete. Requests to remote storage go
+through `refseg.storage_requests`.
 """
 
 import errno
@@ -31,14 +32,14 @@ from refseg.zip_archive import ByteFile, ZipMember, read_directory, read_member
 T = TypeVar("T")
 
 _RENAMING = frozenset({"file", "local", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"})
-"""Protocols of real file systems: an upload there is seen while it grows, a rename is one step. In object stores it is
-the other way round."""
+"""Protocols of file systems, where an unfinished upload is visible and a rename is atomic. In object stores an upload
+is atomic, and a rename is a copy."""
 
 
 class Folder(ABC):
-    """One folder. Names may hold `/` for what lies below it.
+    """A folder in local or remote storage. Names are relative to it and may hold `/`.
 
-    Reading raises `FileNotFoundError` where there is no such file and other `OSError`s where storage fails.
+    Reading raises `FileNotFoundError` if the file does not exist, and another `OSError` if storage fails.
     """
 
     address: str
@@ -48,42 +49,44 @@ class Folder(ABC):
 
     @abstractmethod
     def join(self, name: str) -> str:
-        """Address of something in this folder; `..` is followed."""
+        """Return the address of a file or folder in this folder; `..` leads to the parent folder."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """True if the folder is there (for object stores: holds anything)."""
+        """Return True if the folder exists; in an object store, if it holds at least one object."""
 
     @abstractmethod
     def list(self, known: Iterable[str] = ()) -> dict[str, int]:
-        """Names of the files directly in this folder and their sizes in bytes; empty if there is no such folder.
+        """Return the names of the files directly in this folder with their sizes in bytes.
+
+        The result is empty if the folder does not exist.
 
         Args:
-            known: Names that are looked for where storage cannot list a folder.
+            known: Names of files to ask for where storage cannot list a folder.
         """
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Return the size of a file in bytes; None if the file does not exist."""
 
     @abstractmethod
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes of a file from `start`, at most `length`."""
+        """Return at most `length` bytes of a file from offset `start`; all from there on if `length` is None."""
 
     @abstractmethod
     def publish(self, temporary: Path, name: str) -> None:
-        """Give a finished local file its name here, in one step; the local file is gone afterwards."""
+        """Move a finished local file into this folder; its name becomes visible only with the whole content."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all it holds; nothing happens if it is not there."""
+        """Remove a file, or a folder with its content; nothing happens if it does not exist."""
 
 
 def open_folder(address: Path | str) -> Folder:
-    """A folder by its path, in which `~` is expanded, or its URL; it need not be there.
+    """Return the folder at a path, in which `~` is expanded, or at a URL; the folder need not exist.
 
     Raises:
-        UsageError: As `parse_address`.
+        UsageError: If `parse_address` refuses the address.
     """
     parsed = parse_address(address)
     if isinstance(parsed, Path):
@@ -126,7 +129,7 @@ class LocalFolder(Folder):
         try:
             return path.stat().st_size if path.is_file() else None
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # no file can have that name
+            if error.errno == errno.ENAMETOOLONG:  # no file can have such a long name, so none exists
                 return None
             raise
 
@@ -136,7 +139,8 @@ class LocalFolder(Folder):
             return file.read(-1 if length is None else length)
 
     def publish(self, temporary: Path, name: str) -> None:
-        # The content goes to the disk first: a rename that outlives a power cut without it would publish an empty file.
+        # The content is flushed before the rename: after a power failure, a rename that reached the disk without it
+        # would leave an empty file under the final name.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         final = self.path / name
@@ -147,15 +151,15 @@ class LocalFolder(Folder):
         path = self.path / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.is_symlink() or path.exists():  # on a read-only file system, removing what is not there is an error
+        elif path.is_symlink() or path.exists():  # a read-only file system refuses to remove even a missing file
             path.unlink(missing_ok=True)
 
 
 class RemoteFolder(Folder):
     """A folder at an fsspec URL.
 
-    Every method raises `StorageError`, an `OSError`, where storage refuses or fails for good. Only the address is kept:
-    each process and thread gets its own client from fsspec, and a folder can be handed to other processes.
+    Every method raises `StorageError`, an `OSError`, if storage refuses the request or fails on every try. The object
+    holds only the address: fsspec gives each process and thread its own client, and the object can be pickled.
     """
 
     def __init__(self, address: str) -> None:
@@ -165,7 +169,7 @@ class RemoteFolder(Folder):
         own, chain, archive = self.address.partition("::")  # `zip://folder::s3://bucket/file.zip`
         scheme, _, path = own.partition("://")
         joined = os.path.normpath(f"{path}/{name}")
-        # A bucket has no parent, as `/` has none.
+        # A bucket has no parent folder, so `..` stops there, as it does at `/`.
         below = path.split("/")[0] if joined in (".", "..") or joined.startswith("../") else joined
         return f"{scheme}://{below}{chain}{archive}"
 
@@ -176,7 +180,7 @@ class RemoteFolder(Folder):
         return {name: size for name, (kind, size) in self._entries().items() if kind == "file"}
 
     def folders(self) -> tuple[str, ...]:
-        """Names of the folders directly in this folder, sorted; empty if there is no such folder."""
+        """Return the sorted names of the folders directly in this folder; empty if this folder does not exist."""
         return tuple(sorted(name for name, (kind, _) in self._entries().items() if kind == "directory"))
 
     def size(self, name: str) -> int | None:
@@ -189,10 +193,10 @@ class RemoteFolder(Folder):
 
         def request(files: Any, path: str) -> bytes:
             try:
-                # A start, also of 0, makes this one request; without it s3fs asks for the size first.
+                # With an explicit start, even 0, s3fs sends one request; without it, a request for the size precedes.
                 return bytes(files.cat_file(path, start=start, end=None if length is None else start + length))
             except OSError as error:
-                # Object stores refuse a range that begins at or behind the end (416); local files give nothing there.
+                # Object stores refuse a range that begins at or after the end (416); a local file returns no bytes.
                 if error.errno == errno.EINVAL and start >= int(files.info(path)["size"]):
                     return b""
                 raise
@@ -200,11 +204,11 @@ class RemoteFolder(Folder):
         return self._ask("reading", name, request)
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to a local path; it appears there whole or not at all.
+        """Copy a file to a local path, where it becomes visible only when it is complete.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            StorageError: If storage refuses or fails.
+            FileNotFoundError: If the file does not exist.
+            StorageError: If storage refuses the request or fails on every try.
         """
         with file_aside(path, is_shared=True) as aside:
 
@@ -238,15 +242,15 @@ class RemoteFolder(Folder):
     def remove(self, name: str) -> None:
         def request(files: Any, path: str) -> None:
             files.rm(path, recursive=True)
-            if self._info(name) is not None:  # s3fs says nothing of objects that the server did not delete
+            if self._info(name) is not None:  # s3fs raises no error for objects that the server did not delete
                 raise OSError(errno.EIO, "still there after it was removed")
 
         if self._info(name) is not None:
-            with suppress(FileNotFoundError):  # the first try's answer was lost
+            with suppress(FileNotFoundError):  # an earlier try removed it, but the answer of the server was lost
                 self._ask("removing", name, request)
 
     def _info(self, name: str) -> tuple[str, int] | None:
-        """Kind (`file`, `directory`) and bytes of something in this folder; None if there is nothing."""
+        """Return kind (`file` or `directory`) and bytes of an entry of this folder; None if it does not exist."""
 
         def request(files: Any, path: str) -> tuple[str, int]:
             info = files.info(path)
@@ -258,17 +262,17 @@ class RemoteFolder(Folder):
             return None
 
     def _entries(self) -> dict[str, tuple[str, int]]:
-        """Name, kind and bytes of what lies directly in this folder."""
+        """Return kind and size in bytes of the entries directly in this folder, by name."""
 
         def request(files: Any, path: str) -> dict[str, tuple[str, int]]:
             found = {}
             for entry in files.ls(path, detail=True):
                 parent, _, name = entry["name"].rstrip("/").rpartition("/")
-                if parent == path.rstrip("/"):  # not the folder's own marker
+                if parent == path.rstrip("/"):  # leaves out the empty object that some stores keep for a folder
                     found[name] = (str(entry["type"]), int(entry["size"] or 0))
             return found
 
-        if not self.exists():  # asked first: s3fs would list all of the folder above instead
+        if not self.exists():  # for a missing folder, s3fs would list the whole parent folder
             return {}
         try:
             return self._ask("listing", "", request)
@@ -276,11 +280,11 @@ class RemoteFolder(Folder):
             return {}
 
     def _path(self, root: str, name: str) -> str:
-        """The file system's own path of something in this folder, whose own is `root`."""
+        """Return the file system's path of an entry of this folder; `root` is the path of the folder."""
         return os.path.normpath(f"{root.rstrip('/')}/{name}") if name else root
 
     def _ask(self, what: str, name: str, request: Callable[[Any, str], T]) -> T:
-        """Run `request(file system, path)` as `requests.ask` does."""
+        """Run `request(file system, path)` by `storage_requests.ask`, which repeats it after passing failures."""
 
         def call() -> T:
             files, root = open_file_system(self.address)
@@ -290,17 +294,17 @@ class RemoteFolder(Folder):
 
 
 class WebFolder(RemoteFolder):
-    """A folder that a web server shows (`http:`, `https:`): it can be read, not written.
+    """A folder on a web server (`http:`, `https:`), which can only be read.
 
-    A web server need not list a folder. Where it does, by a page of links, `list` gives what is linked; else it gives
-    what is there of the names that the caller knows. Sizes are asked for one by one.
+    A web server may show a folder as a page of links, or not show it at all. `list` returns the linked files and those
+    of the caller's known names that exist. The size of each file takes a request of its own.
     """
 
     def exists(self) -> bool:
         try:
             return self._info("") is not None
         except StorageError as error:
-            return error.errno == errno.EACCES  # files may be there although the folder itself is not shown
+            return error.errno == errno.EACCES  # a folder whose page is forbidden may still hold files
 
     def list(self, known: Iterable[str] = ()) -> dict[str, int]:
         names = sorted({*known, *(name for name, (kind, _) in self._entries().items() if kind == "file")})
@@ -320,7 +324,7 @@ class WebFolder(RemoteFolder):
                 if http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     return b""
                 raise
-            # A server that knows no ranges sends the whole file.
+            # A server that does not support ranges sends the whole file.
             return data[start:end] if length is not None and len(data) > length else data
 
         return self._ask("reading", name, request)
@@ -339,7 +343,7 @@ class WebFolder(RemoteFolder):
         def request(files: Any, path: str) -> tuple[str, int]:
             try:
                 size = files.info(path)["size"]
-            except FileNotFoundError as error:  # fsspec raises it for every failure
+            except FileNotFoundError as error:  # fsspec raises this error for every failure; its cause has the status
                 if error.__cause__ is None or http_status(error.__cause__) in _NOT_THERE:
                     raise
                 raise error.__cause__ from error
@@ -515,8 +519,8 @@ def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # n
 
 
 _WEB = ("http://", "https://")
-_IN_ARCHIVE = "cannot be written: a ZIP archive is only read from; write to a folder"
-_READ_ONLY = "cannot be written: a web server is only read from; write to a path or to an object store such as s3://"
+_IN_ARCHIVE = "cannot be written: a ZIP archive can only be read; write to a folder"
+_READ_ONLY = "cannot be written: a web server can only be read; write to a path or to an object store such as s3://"
 _NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
@@ -531,8 +535,8 @@ def read_file(address: Path | str, start: int = 0, length: int | None = None) ->
     """Bytes of one file by its path or URL, from `start`, at most `length`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If it cannot be read; `StorageError` for a URL.
+        FileNotFoundError: If the file does not exist.
+        OSError: If the file cannot be read; for a URL this is a `StorageError`.
     """
     if not is_remote(address):
         with Path(address).open("rb") as file:

@@ -1,7 +1,7 @@
-"""Requests to remote storage: made again where a failure may pass, and each backend's failure turned into ours.
+"""Sends requests to remote storage, repeats them after passing failures, and turns final failures into `StorageError`.
 
-Every fsspec file system has errors of its own, of libraries that need not be installed here. No list of them is kept:
-whatever a request raises becomes a `StorageError` that names the place and what to do.
+Every fsspec file system raises errors of its own, from libraries that need not be installed here. This module
+therefore keeps no list of them: any error of a request becomes a `StorageError` that names the URL and what to do.
 """
 
 import errno
@@ -21,32 +21,32 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_TRIES = 5
-"""So often a request to remote storage is made before its failure is an error."""
+"""Number of tries of a request before its failure becomes an error."""
 MAX_SECONDS = 120.0
-"""No further try is begun this long after the first."""
+"""Time after the first try in seconds, after which no further try starts."""
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _REFUSALS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, RefsegError)
 _FINAL = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"})
-"""Names of botocore's errors that no other try can change."""
+"""Names of botocore's errors that would be the same on every try."""
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 _EXTRAS = {"s3": "refseg[s3]", "s3a": "refseg[s3]", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-"""What to install for a protocol; of others, fsspec's own message names it."""
+"""The package to install for a protocol; for other protocols, fsspec's own message names the package."""
 
 
 def ask(what: str, address: str, call: Callable[[], T]) -> T:
-    """Make a request, again after passing failures, and name place and remedy where it fails.
+    """Send a request and repeat it after passing failures; a final failure names the address and what to do.
 
     Args:
-        what: `reading`, `writing`, `listing` or `removing`, for messages.
-        address: What is read or written, for messages.
-        call: Makes the request.
+        what: What the request does, for messages: `reading`, `writing`, `listing` or `removing`.
+        address: URL that is read or written, for messages.
+        call: Function that sends the request once and returns its result.
 
     Raises:
-        FileNotFoundError: If storage says so, at once.
+        FileNotFoundError: If storage answers that the file does not exist; this is not tried again.
         UsageError: If the URL's protocol is unknown or its package is not installed.
-        StorageError: If storage refuses (at once) or fails (after the last try), whatever the backend raised.
+        StorageError: If storage refuses the request, which is not tried again, or if every try fails.
     """
     import tenacity
 
@@ -81,17 +81,17 @@ def ask(what: str, address: str, call: Callable[[], T]) -> T:
         raise StorageError(
             _number(error),
             f"{what} failed {tries} times in {seconds:.0f} s, the last time with {_describe(error)}; "
-            "check the network and the server, then run the same command again to go on",
+            "check the network and the server, then run the same command again to resume",
             address,
         ) from error
 
 
 def open_file_system(address: str) -> tuple[Any, str]:
-    """This process's file system for a URL, and the path in it; fsspec keeps and gives the same one again.
+    """Return this process's file system for a URL, and the path in it; fsspec reuses one file system per URL.
 
     Raises:
         UsageError: If the URL's protocol is unknown or its package is not installed.
-        Exception: Whatever the file system raises that connects as it is made.
+        Exception: Any error of a file system that connects to its server when it is created.
     """
     import fsspec
 
@@ -99,20 +99,20 @@ def open_file_system(address: str) -> tuple[Any, str]:
     if scheme not in fsspec.available_protocols() and scheme not in fsspec.registry:
         hint = did_you_mean(scheme, fsspec.available_protocols())
         raise UsageError(
-            f"{address}: Protocol not known: {scheme}{hint}; expected a path or a URL such as s3://bucket/folder"
+            f"{address}: found the unknown protocol {scheme}{hint}; expected a path or a URL such as s3://bucket/folder"
         )
     try:
-        # Listings are asked anew each time: another process may have written since.
+        # Listings are not cached, because another process may have written in the meantime.
         files, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
     except ImportError as error:
         raise _missing_package(address, error) from error
     if hasattr(files, "retries"):
-        files.retries = 1  # s3fs's and gcsfs's own loop around each request: ours is around it, and they would multiply
+        files.retries = 1  # s3fs and gcsfs repeat requests themselves, which would multiply with the tries made here
     return files, str(root)
 
 
 def http_status(error: BaseException) -> int | None:
-    """The status of an HTTP answer that an error was made of, as different libraries tell it; None if there is none."""
+    """Return the HTTP status that an error of any library carries; None if it carries none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -132,10 +132,10 @@ def _missing_package(address: str, error: ImportError) -> UsageError:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """True for a failure that another try may not meet.
+    """Return True for a failure that may not occur on another try.
 
-    An error of a backend's own library may be one of the network. Python's own that are none of the operating system's
-    (`ValueError`, `NotImplementedError`, `zipfile.BadZipFile`) will come again.
+    An error of a backend's own library may be caused by the network. Errors of Python's standard library other than
+    `OSError` (`ValueError`, `NotImplementedError`, `zipfile.BadZipFile`) would occur again.
     """
     if isinstance(error, _REFUSALS) or type(error).__name__ in _FINAL or not isinstance(error, Exception):
         return False
@@ -151,5 +151,5 @@ def _number(error: Exception) -> int:
 
 
 def _describe(error: BaseException | None) -> str:
-    words = " ".join(str(error).split())  # botocore writes some over several lines
+    words = " ".join(str(error).split())  # some messages of botocore have several lines
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -1,8 +1,7 @@
-"""CLIP's byte-pair tokenizer: ids equal to open_clip's `SimpleTokenizer`, computed much faster.
+"""CLIP's byte-pair tokenizer: its ids equal those of open_clip's `SimpleTokenizer`, but it is much faster.
 
-The speed comes from two observations. No token spans whitespace, so the ids of a whitespace-separated word
-can be remembered. And CLIP's cleaning (ftfy, then HTML unescaping twice) changes nothing in printable ASCII
-without `&`, which nearly every annotated sentence is.
+Two facts make it fast. No token spans white space, so the ids of each word can be cached. And CLIP's cleaning (ftfy,
+then HTML unescaping twice) does not change printable ASCII without `&`, which covers nearly every annotated sentence.
 
 Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 Sec. 2.4, and the code and vocabulary published with it (MIT).
@@ -24,32 +23,33 @@ import regex
 from refseg.errors import RefsegError, UsageError
 
 SOS_ID = 49406
-"""Starts every sentence."""
+"""Id of the token that starts every sentence."""
 EOS_ID = 49407
-"""Ends every sentence, also a cut one: CLIP reads the sentence's feature at its position."""
+"""Id of the token that ends every sentence, also a truncated one: CLIP takes the sentence feature at its position."""
 VOCAB_SIZE = 49408
+"""Number of token ids: 256 bytes, 256 bytes at the end of a word, the merges, SOS and EOS."""
 
 _VOCABULARY_NAME = "bpe_simple_vocab_16e6.txt.gz"
 _VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 IDENTITY = {"name": "clip-bpe", "vocab_sha256": _VOCABULARY_SHA256}
-"""What a dataset's descriptor says of the tokenizer behind its `token_ids`."""
+"""Identity of the tokenizer that produced `token_ids`, as a dataset's descriptor records it."""
 
 _NUM_MERGES = VOCAB_SIZE - 2 * 256 - 2
-# As in CLIP: contractions, runs of letters, single digits, runs of anything else. The two special tokens can
-# be written out in a sentence and then stand for themselves; open_clip does the same.
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters and symbols of Unicode that show nothing: Hangul fillers and the empty Braille pattern."""
+"""Letters and symbols of Unicode that are invisible: Hangul fillers and the empty Braille pattern."""
 _SPECIAL_IDS = {"<start_of_text>": SOS_ID, "<end_of_text>": EOS_ID}
+# As in CLIP, a token is a contraction, a run of letters, a single digit, or a run of other characters. The name of a
+# special token that is written out in a sentence becomes that token, as in open_clip.
 _TOKEN = regex.compile(
     "|".join(_SPECIAL_IDS) + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
 
 
 def encode(sentence: str) -> tuple[int, ...]:
-    """Turn a sentence into ids: SOS, the words, EOS; neither cut nor padded.
+    """Return the token ids of a sentence: SOS, the words, EOS. They are neither truncated nor padded.
 
-    The empty sentence gives `(SOS_ID, EOS_ID)`. Case, accents in several encodings, HTML entities and runs of
-    whitespace are normalised away as CLIP does.
+    The empty sentence gives `(SOS_ID, EOS_ID)`. Case, different encodings of accents, HTML entities and runs of white
+    space are normalised as in CLIP.
     """
     if not (sentence.isascii() and sentence.isprintable() and "&" not in sentence):
         sentence = html.unescape(html.unescape(ftfy.fix_text(sentence)))
@@ -61,11 +61,11 @@ def encode(sentence: str) -> tuple[int, ...]:
 
 
 def shows_words(sentence: str, token_ids: Sequence[int]) -> bool:
-    """False for a sentence without a visible character once it is cleaned: of zero-width spaces, or `&nbsp;`.
+    """Return False if the cleaned sentence has no visible character, for example one of zero-width spaces or `&nbsp;`.
 
     Args:
-        sentence: As it was encoded.
-        token_ids: Its ids.
+        sentence: The sentence that was encoded.
+        token_ids: Token ids that `encode` returned for it.
     """
     if sentence.isascii() and sentence.isprintable() and "&" not in sentence:
         return bool(sentence.strip())
@@ -73,9 +73,9 @@ def shows_words(sentence: str, token_ids: Sequence[int]) -> bool:
 
 
 def decode(token_ids: Iterable[int]) -> str:
-    """Turn ids back into text: lower case, one space after each word; SOS and EOS are left out.
+    """Return the text of token ids in lower case, with one space between words and without SOS and EOS.
 
-    Bytes that are no UTF-8 (half a character, where a sentence was cut) become U+FFFD.
+    Bytes that are not UTF-8 become U+FFFD; they occur where a sentence was truncated within a character.
 
     Raises:
         UsageError: If an id is not in the vocabulary.
@@ -91,33 +91,33 @@ def decode(token_ids: Iterable[int]) -> str:
 
 
 def group_words(token_ids: Sequence[int]) -> list[tuple[str, int]]:
-    """Put the pieces of each word together: its text and how many ids it took.
+    """Join the token ids of each word, and return each word's text with the number of its ids.
 
-    SOS and EOS are words of their own, written `[SOS]` and `[EOS]`. As CLIP counts, a contraction's end, a digit and a
-    run of punctuation are words too.
+    SOS and EOS are returned as the words `[SOS]` and `[EOS]`. As in CLIP, the end of a contraction, a digit and a run
+    of punctuation are words, too.
     """
     words: list[tuple[str, int]] = []
     first = 0
-    for place, token_id in enumerate(token_ids, 1):
+    for end, token_id in enumerate(token_ids, 1):
         if token_id in (SOS_ID, EOS_ID):
-            if first < place - 1:  # a word that was cut
-                words.append((decode(token_ids[first : place - 1]), place - 1 - first))
+            if first < end - 1:  # a word that was truncated before its last piece
+                words.append((decode(token_ids[first : end - 1]), end - 1 - first))
             words.append(("[SOS]" if token_id == SOS_ID else "[EOS]", 1))
-            first = place
+            first = end
         elif _vocabulary().pieces[token_id].endswith(b" "):
-            words.append((decode(token_ids[first:place]), place - first))
-            first = place
+            words.append((decode(token_ids[first:end]), end - first))
+            first = end
     return words
 
 
 def truncate(token_ids: Sequence[int], length: int) -> tuple[int, ...]:
-    """Cut ids to at most `length`, keeping EOS last.
+    """Truncate token ids to at most `length`; the last id remains EOS.
 
     Raises:
-        UsageError: If `length` has no room for SOS and EOS.
+        UsageError: If `length` is below 2, the number of SOS and EOS.
     """
     if length < 2:
-        raise UsageError(f"cannot cut a sentence to {length} tokens; expected at least 2 (SOS and EOS)")
+        raise UsageError(f"cannot truncate a sentence to {length} tokens; expected at least 2 (SOS and EOS)")
     if len(token_ids) <= length:
         return tuple(token_ids)
     return (*token_ids[: length - 1], EOS_ID)
@@ -125,12 +125,15 @@ def truncate(token_ids: Sequence[int], length: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """The published merges, by id. Ids grow with the merge's rank, so the lowest merged id is merged first.
+    """The published vocabulary by id. A merge of higher priority has a lower id, so the lowest merged id goes first.
+
+    Example: if `t h -> th` has id 514 and `th e</w> -> the</w>` has id 520, the bytes of "the" become
+    t h e</w>, then th e</w>, then the</w>.
 
     Attributes:
-        byte_ids: For each byte value, the id of the byte inside a word; 256 more: the byte that ends a word.
-        merges: Two adjacent ids to the id they merge into.
-        pieces: For each id, its bytes; the end of a word is written as a space.
+        byte_ids: The id of each byte value inside a word; the id plus 256 is the byte at the end of a word.
+        merges: Maps two adjacent ids to the id that replaces them.
+        pieces: The bytes of each id; the end of a word is written as a space.
     """
 
     byte_ids: tuple[int, ...]
@@ -151,7 +154,7 @@ def _vocabulary() -> _Vocabulary:
             f"refseg/assets/{_VOCABULARY_NAME}: found sha256 {found}, expected {_VOCABULARY_SHA256}; "
             "install refseg again"
         )
-    # CLIP numbers the bytes that can be printed first, and writes the others as characters from U+0100 on.
+    # CLIP's vocabulary lists the printable bytes first, and writes the other bytes as characters from U+0100 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     order = printable + [byte for byte in range(256) if byte not in set(printable)]
     letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
@@ -175,7 +178,7 @@ def _vocabulary() -> _Vocabulary:
 
 @lru_cache(maxsize=1 << 16)
 def _encode_word(word: str) -> tuple[int, ...]:
-    """Ids of a lower-case word without whitespace."""
+    """Return the token ids of a lower-case word without white space."""
     token_ids: list[int] = []
     for token in _TOKEN.findall(word):
         special = _SPECIAL_IDS.get(token)
@@ -184,7 +187,7 @@ def _encode_word(word: str) -> tuple[int, ...]:
 
 
 def _merge(token: bytes) -> list[int]:
-    """Merge the bytes of one token, best pair first, until no pair is in the vocabulary."""
+    """Merge adjacent pieces of one token, the pair of highest priority first, until no pair is in the vocabulary."""
     vocabulary = _vocabulary()
     ids = [vocabulary.byte_ids[byte] for byte in token]
     ids[-1] += 256

@@ -1,14 +1,15 @@
-"""Training from a recipe, by one process or many, on CPU or GPU.
+"""Entry point of training from a recipe, with one process or many, on CPU or GPU.
 
-`accelerate launch refseg/train.py RECIPE --out DIR`, `accelerate launch -m refseg.train` and `refseg train` start it.
+Three commands start it: `accelerate launch refseg/train.py RECIPE --out DIR`, `accelerate launch -m refseg.train` and
+`refseg train`.
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Started by path, Python puts this file's folder first on the import path: there `data`, `models`, `config` would
-    # shadow anybody's modules of those names. The folder above it is meant.
+    # When this file is started by its path, Python puts `refseg/` first on the import path. `refseg/data` or
+    # `refseg/config.py` would then hide other modules of these names. The parent folder takes its position.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -34,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and train.
 
     Returns:
-        As `run`; 2 where an argument is wrong.
+        The exit code, as `run` defines it.
+
+    Raises:
+        SystemExit: With code 2 if an argument is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="accelerate launch refseg/train.py",
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add recipe, folder and overrides."""
+    """Add the arguments of training to a parser: the recipe, the run's folder, and overrides of the recipe."""
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument(
         "--out",
@@ -67,10 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and report an error once, not once for each process.
+    """Train, and report an error that all processes share only once.
 
     Returns:
-        0 done, 1 the data or the run is at fault, 2 wrong usage, 75 asked to leave, 130 interrupted.
+        The exit code: 0 (done), 1 (the data or the run is wrong), 2 (wrong usage), 75 (stopped by SIGTERM), or 130
+        (interrupted by Ctrl-C).
     """
     return exit_code_of(
         lambda: _train(args), interrupted="interrupted; the same command resumes from the last checkpoint"
@@ -94,30 +99,33 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def leave_at_sigterm() -> None:
-    """Until training hears SIGTERM itself, end by it as a run that has saved its work does: here there is none to save.
+def exit_at_sigterm() -> None:
+    """End the process at SIGTERM with exit code 75, until training installs its own handling of the signal.
 
-    A thread does it at once: the main one may be in torch, waiting for other machines, and Python's handlers wait with
-    it. Only the main thread may call this.
+    Before the first step there is no work to save. A thread ends the process, because the main thread may be waiting
+    for other machines inside torch, and Python would run a signal handler only after that wait. Must be called from
+    the main thread.
     """
     from refseg.errors import PreemptedError
 
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
-    def listen() -> None:
+    def watch_for_sigterm() -> None:
         while os.read(reading, 1) != bytes([signal.SIGTERM]):
             pass
         if os.environ.get("RANK", "0") == "0":
-            said = "refseg: error: asked to leave (SIGTERM) while no step was under way; the same command goes on\n"
-            os.write(sys.stderr.fileno(), said.encode())
+            message = "refseg: error: stopped by SIGTERM while no step was running; the same command resumes the run\n"
+            os.write(sys.stderr.fileno(), message.encode())
         os._exit(PreemptedError.exit_code)
 
-    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=watch_for_sigterm, daemon=True).start()
+    # Python's C-level handler writes the signal's number into the pipe. It is installed only together with a Python
+    # handler, so this one does nothing.
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what writes to the pipe is what stands before such a handler
+    signal.signal(signal.SIGTERM, lambda *_: None)
 
 
 if __name__ == "__main__":
-    leave_at_sigterm()
+    exit_at_sigterm()
     sys.exit(main())

@@ -147,7 +147,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
-        patch.setattr("refseg.train.leave_at_sigterm", lambda: None)
+        patch.setattr("refseg.train.exit_at_sigterm", lambda: None)
         assert main(["train", "toy-quick", "--out", str(folder / "run"), "--set", *settings]) == 0
     return folder / "run"
 

@@ -109,7 +109,7 @@ def test_a_missing_key_is_named(recipe_file: Path) -> None:
     [
         ("data.expressions_per_image=2", "only with sampling = \"images\", not 'ref'"),
         ("model.dim=130", "dim 130 is not a multiple of num_heads 8"),
-        ("model.egm=false", "ecm: weighs what egm makes"),
+        ("model.egm=false", "ecm: weights the emphases that egm generates"),
         ("train.lr=nan", r"train\.lr: found nan"),
         ("train.lr", "expected section.key=value"),
         ("train.lr=1\ntrain.epochs=2", "found 2 settings, expected one"),
@@ -221,13 +221,13 @@ def test_what_two_keys_may_not_be_together_is_listed_with_all_other_mistakes(rec
         "  model.num_heads: dim 130 is not a multiple of num_heads 8",
         "  model.num_decoder_layers: found 0; input should be greater than or equal to 1",
         "  model.egm_heads: dim 130 is not a multiple of egm_heads 7",
-        "  model.ecm: weighs what egm makes: set egm = true, or both to false",
+        "  model.ecm: weights the emphases that egm generates: set egm = true, or both to false",
         "  data.root: missing; it has no default",
         "  data.expressions_per_image: has a meaning only with sampling = \"images\", not 'ref'",
-        '  data.cache_gigabytes: found 1, but images decoded with decode = "device" do not come back to a cache: '
-        'set it to 0, or decode = "cpu"',
+        '  data.cache_gigabytes: found 1, but decode = "device" cannot fill the cache of decoded images: '
+        'set this to 0, or decode = "cpu"',
         "  train.lr: found -1; input should be greater than 0",
-        "  train.patience: counts validations: set val_every_epochs, or leave it out",
+        "  train.patience: counts validations, but val_every_epochs is 0: set val_every_epochs, or leave this out",
     ]
 
 
@@ -241,7 +241,7 @@ def test_a_key_is_not_blamed_for_one_that_is_wrong_by_itself(recipe_file: Path, 
 
 def test_decoding_on_the_device_and_the_cache_of_decoded_images_exclude_each_other(recipe_file: Path) -> None:
     assert load_recipe(recipe_file, ["data.decode=device"]).data.decode == "device"
-    with pytest.raises(RecipeError, match=r"data\.cache_gigabytes: found 1, but images decoded .* do not come back"):
+    with pytest.raises(RecipeError, match=r"data\.cache_gigabytes: found 1, but decode = .* cannot fill the cache"):
         load_recipe(recipe_file, ["data.decode=device", "data.cache_gigabytes=1"])
 
 

@@ -82,7 +82,7 @@ SHIFTED = with_alpha(np.roll(DRAWN, 1) * 255, DRAWN * 255)
         (Image.effect_noise((20, 10), 99).convert("RGB").rotate(9, fillcolor="red"), r"values \(.*; save it in shades"),
         (CUT_OUT, "alpha channel that shows another shape .*--mask-channel alpha or colour"),
         (SHIFTED, "alpha channel that shows another shape"),
-        (palette(DRAWN, [255, 255, 255, 0, 0, 0]), r"a palette that shows 0, the background, as \(255, 255, 255\)"),
+        (palette(DRAWN, [255, 255, 255, 0, 0, 0]), r"palette that shows index 0, the background, as \(255, 255, 255\)"),
     ],
     ids=["edges", "labels", "many", "no zero", "colours", "cut out", "shifted alpha", "white background"],
 )
@@ -138,7 +138,7 @@ def test_rules_that_contradict_themselves_are_refused() -> None:
         ({"object_value": 65536}, "--mask-object-value 65536: expected 0 to 65535"),
         ({"ignore_value": -1}, "--mask-ignore-value -1"),
         ({"threshold": 1, "object_value": 1}, "expected one of them"),
-        ({"object_value": 4, "ignore_value": 4}, "--mask-ignore-value 4: is --mask-object-value too"),
+        ({"object_value": 4, "ignore_value": 4}, "--mask-ignore-value 4: is also --mask-object-value"),
         ({"channel": "red"}, "--mask-channel red: expected colour or alpha"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -29,8 +29,8 @@ def test_a_recipe_gives_every_option_of_reading_and_the_run_the_rest() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "ref", "expressions_per_image": 2}, "which has one per image; expected sampling 'images'"),
-        ({"decode": "device", "cache_gigabytes": 0.5}, "expected one of the two: decode on the CPU, or set the cache"),
+        ({"sampling": "ref", "expressions_per_image": 2}, "samples have one expression; expected sampling 'images'"),
+        ({"decode": "device", "cache_gigabytes": 0.5}, "not cached; decode on the CPU, or set cache_gigabytes to 0"),
         ({"cache_gigabytes": float("nan")}, "cache_gigabytes is nan; expected a number, at least 0"),
         ({"seed": -1}, "seed is -1; expected a whole number, at least 0"),
         ({"input_size": (32, 0)}, "a side of the input is 0; expected a whole number, at least 1"),

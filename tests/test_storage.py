@@ -192,7 +192,7 @@ def test_a_fault_that_stays_is_an_error_that_says_where_what_and_how_often(
     message = str(caught.value)
     assert message.startswith(f"{bucket}/set/a: reading failed 5 times in ")
     assert f" s, the last time with {found}" in message
-    assert message.endswith("check the network and the server, then run the same command again to go on")
+    assert message.endswith("check the network and the server, then run the same command again to resume")
     assert isinstance(caught.value, RefsegError)
     assert isinstance(caught.value, OSError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
@@ -284,7 +284,7 @@ def test_missing_credentials_are_an_error_at_once(
 
 def test_a_protocol_that_nobody_knows_is_named() -> None:
     with pytest.raises(
-        UsageError, match=r"^s4://bucket/set: Protocol not known: s4; expected a path or a URL such as s3://"
+        UsageError, match=r"^s4://bucket/set: found the unknown protocol s4; expected a path or a URL such as s3://"
     ):
         open_folder("s4://bucket/set").exists()
 

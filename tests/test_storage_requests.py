@@ -148,7 +148,7 @@ def test_the_hub_without_a_network_is_a_storage_error(monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_protocol_is_wrong_usage_with_a_guess() -> None:
-    with pytest.raises(UsageError, match=r"S3://bucket: Protocol not known: S3; did you mean s3\?"):
+    with pytest.raises(UsageError, match=r"S3://bucket: found the unknown protocol S3; did you mean s3\?"):
         open_folder("S3://bucket").read("x")
 
 

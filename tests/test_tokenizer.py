@@ -160,7 +160,7 @@ def test_pieces_are_grouped_to_words() -> None:
 
 
 def test_cutting_below_two_tokens_is_refused() -> None:
-    with pytest.raises(UsageError, match="cannot cut a sentence to 1 tokens; expected at least 2"):
+    with pytest.raises(UsageError, match="cannot truncate a sentence to 1 tokens; expected at least 2"):
         truncate(encode("cat"), 1)
 
 

@@ -80,7 +80,7 @@ def test_files_are_read_whole_and_in_part_whatever_their_names(serve: Callable[[
     with pytest.raises(FileNotFoundError):
         folder.read("gone")
     (tmp_path / "upload").touch()
-    with pytest.raises(StorageError, match="a web server is only read from"):
+    with pytest.raises(StorageError, match="a web server can only be read"):
         folder.publish(tmp_path / "upload", "x")
 
 

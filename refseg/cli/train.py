@@ -11,5 +11,5 @@ add_arguments = train.add_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    train.leave_at_sigterm()
+    train.exit_at_sigterm()
     return train.run(args)

@@ -138,7 +138,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     ):  # fmt: skip
         monkeypatch.setattr(heavy, _never)
     monkeypatch.setattr("refseg.training.launch.die_with_launcher", lambda: None)
-    monkeypatch.setattr("refseg.train.leave_at_sigterm", lambda: None)
+    monkeypatch.setattr("refseg.train.exit_at_sigterm", lambda: None)
     monkeypatch.setattr("refseg.storage_requests._FIRST_PAUSE_SECONDS", 0.0)
     yield tmp_path / "work"
     fsspec.filesystem("memory").store.clear()

@@ -159,7 +159,7 @@ def test_resizing_as_gpus_do_is_the_same_to_one_level(size: tuple[int, int]) -> 
 
 
 def test_a_cache_of_decoded_images_and_decoding_on_the_device_exclude_each_other(train_index: ManifestIndex) -> None:
-    with pytest.raises(UsageError, match=r"do not come back to this machine's cache.*expected one of the two"):
+    with pytest.raises(UsageError, match=r"decoded on the device are not cached; decode on the CPU"):
         make_loader(train_index, decode="device", cache_gigabytes=0.001)
 
 

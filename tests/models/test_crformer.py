@@ -454,7 +454,7 @@ def test_a_sentence_longer_than_the_table_of_positions_is_refused_with_the_remed
 
 
 def test_a_residual_between_queries_that_are_not_calibrated_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"residual\n.*no meaning with calibration = false"):
+    with pytest.raises(ValidationError, match=r"residual\n.*has no effect with calibration = false"):
         CRFormerConfig(name="crformer", image_encoder="tiny", calibration=False, residual=False)
 
 

@@ -83,10 +83,10 @@ def fits(model: FCNet, name: str, value: torch.Tensor) -> bool:
     ("changes", "message"),
     [
         ({"egm_heads": 7}, "dim 512 is not a multiple of egm_heads 7"),
-        ({"ecm": False, "alpha": "sigmoid"}, r"alpha\n.*no meaning with ecm = false; leave it out"),
+        ({"ecm": False, "alpha": "sigmoid"}, r"alpha\n.*has no effect with ecm = false; leave it out"),
         (
             {"ecm": False, "egm": False, "egm_heads": 1, "key_conv": "norm_relu"},
-            r"key_conv\n.*no meaning with egm = false(.|\n)*egm_heads\n.*no meaning with egm = false",
+            r"key_conv\n.*has no effect with egm = false(.|\n)*egm_heads\n.*has no effect with egm = false",
         ),
     ],
 )

@@ -283,7 +283,7 @@ def test_a_transformer_refuses_words_of_another_width_and_a_filter_does_not_mind
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"locator": "transformer", "filter_size": 3}, r"filter_size\n.*is the filter's: leave it out"),
+        ({"locator": "transformer", "filter_size": 3}, r"filter_size\n.*applies only to locator = "),
         ({"text_encoder": "bigru", "text_weights": "clip.safetensors"}, "a GRU .* has no published weights"),
         ({"filter_size": 2}, "filter_size"),
     ],

@@ -51,7 +51,7 @@ def test_a_run_that_is_asked_to_leave_while_it_starts_ends_with_75(
     code, output = ask_to_leave(tmp_path / "run", overrides, when=when)
 
     assert code == 75
-    assert output == ("refseg: error: asked to leave (SIGTERM) while no step was under way; the same command goes on\n")
+    assert output == "refseg: error: stopped by SIGTERM while no step was running; the same command resumes the run\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str
     )  # fmt: skip
 
     assert code == 75
-    assert "asked to leave (SIGTERM) while no step was under way" in output
+    assert "stopped by SIGTERM while no step was running" in output
 
 
 def test_who_heard_sigterm_before_hears_it_again_afterwards() -> None:
@@ -82,7 +82,7 @@ def test_who_heard_sigterm_before_hears_it_again_afterwards() -> None:
         signal.set_wakeup_fd(writing),
     )
     try:
-        with Preemption().listening():
+        with Preemption().catch_sigterm():
             signal.raise_signal(signal.SIGTERM)
         assert heard == []
         signal.raise_signal(signal.SIGTERM)
