@@ -1,19 +1,23 @@
-"""Models: images and token ids to mask logits, composed from a recipe's `[model]` section.
+"""Models compute mask logits from images and token ids; a recipe's `[model]` section says how they are composed.
 
-In the order in which data passes through them:
+The modules, in the order in which data passes through them:
 
-    image_encoder      images to feature maps at strides 8, 16 and 32
-    text_encoder       token ids to word features and one sentence feature
-    neck               the three maps to one at stride 16, gated by the sentence in LTS and CRIS
-    attention          the multi-head attention that all models use
-    mask_decoder       pixel features attend to tokens, then become mask logits
-    model              the interface of a model, and the states that its two sides give to its decoder
-    fcnet crformer lts cris    one paper per file
+    image_encoder      encodes images as feature maps at strides 8, 16 and 32
+    text_encoder       encodes token ids as word features and one sentence feature
+    neck               fuses the three maps into one at stride 16; in LTS and CRIS the sentence gates it
+    attention          multi-head attention, used by all models
+    mask_decoder       lets pixel features attend to tokens, and turns them into mask logits
+    model              defines the interface of a model, and the states that its two encoders pass to its decoder
+    fcnet crformer lts cris    implement one paper each
 
-    weight_files clip_archive convert    other projects' weight files, and what they become here
-    pretrained         encoders start from such a file
-    ancestry hub_folder    a model that weights come from; a published model's folder
-    text_cache folding cost    sentences encoded once; batch norms folded for inference; counts
+    weight_files       lists published weight files, and writes the project's own
+    clip_archive       reads OpenAI's TorchScript archives without running their code
+    convert            converts weight files of other projects to safetensors
+    pretrained         loads such a file into the encoders of a model
+    hub_folder         writes and reads a published model's folder
+    text_cache         encodes each distinct sentence once
+    folding            folds batch norms into convolutions for inference
+    cost               counts parameters and multiply-accumulates
 """
 
 from refseg.errors import RecipeError
@@ -30,10 +34,10 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> Segmenta
 
     Args:
         config: The recipe's `[model]` section.
-        input_size: `(height, width)` the model is made for, multiples of 32.
+        input_size: `(height, width)` in pixels for which the model is built, multiples of 32.
 
     Raises:
-        RecipeError: If its parts do not fit each other.
+        RecipeError: If the model's parts do not fit each other.
     """
     match config.name:
         case "fcnet":

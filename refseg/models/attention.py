@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention of queries over memory: W_o softmax(Q K^T / sqrt(d_head)) V, heads concatenated.
+    """Attention of queries over memory: W_o softmax(Q K^T / sqrt(d_head)) V, with concatenated heads.
 
-    Source: Vaswani et al. 2017, "Attention Is All You Need", Sec. 3.2.2. Computed by PyTorch's fused
-    scaled-dot-product attention, so the map (900 x 900 x 8 in FCNet's decoder) is never stored.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", Sec. 3.2.2. PyTorch's fused scaled-dot-product attention
+    computes it, so that the attention map (900 x 900 x 8 in FCNet's decoder) is never stored.
     """
 
     def __init__(
@@ -22,14 +22,14 @@ class MultiHeadAttention(nn.Module):
         memory_dim: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        """Build the four projections, each with a bias.
+        """Create the four projections, each with a bias.
 
         Args:
-            dim: Width inside and of the output.
-            num_heads: Must divide `dim`.
+            dim: Width of the projected queries, keys and values, and of the output.
+            num_heads: Number of heads, a divisor of `dim`.
             query_dim: Width of the queries; `dim` if None.
             memory_dim: Width of keys and values; `dim` if None.
-            dropout: On the attention weights, in training (CRIS's code; 0 to 1).
+            dropout: Dropout probability of the attention weights in training, 0 to 1, as in CRIS's code.
         """
         super().__init__()
         self.num_heads = num_heads
@@ -50,13 +50,13 @@ class MultiHeadAttention(nn.Module):
         value: Float[Tensor, "B M K"],
         key_mask: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend.
+        """Return the attended values of each query, projected to width D.
 
         Args:
             query: N queries.
             key: M keys.
             value: M values.
-            key_mask: True where a key may be attended to; None for all. Every row holds at least one True.
+            key_mask: True where a key may be attended to; None: everywhere. Every row holds at least one True.
         """
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(query)),
@@ -73,9 +73,9 @@ class MultiHeadAttention(nn.Module):
         key: Float[Tensor, "B M K"],
         key_mask: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B heads N M"]:
-        """The map that `forward` never stores, for people to look at: rows sum to 1, hidden keys have 0.
+        """Return the attention map, which `forward` never stores, for display: rows sum to 1, masked keys have 0.
 
-        Arguments as of `forward`; without dropout.
+        It is computed without dropout; `forward` describes the arguments.
         """
         queries, keys = self._heads(self.query(query)), self._heads(self.key(key))
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5

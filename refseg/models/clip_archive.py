@@ -1,8 +1,8 @@
-"""Tensors of a TorchScript archive, read without running anything that is in it.
+"""Reads the tensors of a TorchScript archive without running code from it.
 
 OpenAI publishes CLIP as TorchScript: a zip of `data.pkl` (a pickle of the module tree), `data/<key>` (the bytes of each
-storage) and code. `torch.load(weights_only=True)` refuses such files and `torch.jit.load` runs their code. Here an
-unpickler that knows a dozen names walks the tree, and the tensors are made of the bytes beside it.
+storage) and code. `torch.load(weights_only=True)` refuses such files, and `torch.jit.load` runs their code. This module
+uses an unpickler that accepts a dozen names only, and builds the tensors from the stored bytes.
 """
 
 import io
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from refseg.errors import CheckpointError
 
-_MAX_PICKLE_BYTES = 16 << 20  # ResNet-101's CLIP has less than one megabyte
+_MAX_PICKLE_BYTES = 16 << 20  # the pickle of CLIP's ResNet-101 has less than one megabyte
 _MAX_DIMS = 8
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -36,9 +36,9 @@ _STORAGES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-# Lists of numbers and of tensors that TorchScript tags with their type, such as a convolution's padding.
+# Functions by which TorchScript marks the type of a list of numbers or tensors, such as a convolution's padding.
 _TYPED_LISTS = {"build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag"}
-# What a damaged zip or pickle can make its reader raise, as far as that has no error of its own.
+# Errors that a damaged zip or pickle can raise in its reader, besides the readers' own error classes.
 _DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, RuntimeError),
     *(struct.error, zlib.error),
@@ -46,20 +46,20 @@ _DAMAGED = (
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a TorchScript archive by their dotted names, as they are stored (CLIP: mostly fp16).
+    """Read all tensors of a TorchScript archive by their dotted names, in their stored types (CLIP: mostly fp16).
 
-    For a module whose tensors are all parameters or buffers this is `torch.jit.load(path).state_dict()`, bit for bit;
-    a tensor that is a plain attribute of a module comes along with them, because only the code tells the two apart.
+    If all tensors are parameters or buffers, the result equals `torch.jit.load(path).state_dict()` bit for bit. A
+    tensor that is a plain attribute of a module is returned, too, because only the archive's code tells them apart.
 
     Raises:
-        CheckpointError: If it is no such archive, is truncated or damaged, or its pickle asks for anything besides
-            tensors, modules and plain values; what it asks for is named and has not run.
+        CheckpointError: If the file is not such an archive, is truncated or damaged, or its pickle asks for anything
+            besides tensors, modules and plain values. The message names what it asks for, which was not run.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             root = _Archive(path, archive).load()
         if not isinstance(root, _Module):
-            raise ValueError(f"data.pkl holds a {type(root).__name__}, no module")
+            raise ValueError(f"data.pkl holds a {type(root).__name__}, not a module")
         return dict(_named_tensors(root, "", set()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a TorchScript archive") from error
@@ -71,13 +71,13 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands for a TorchScript module of any class: its attributes and nothing else."""
+    """Stands for a TorchScript module of any class, and holds only its attributes."""
 
     attributes: dict[str, Any]
 
 
 class _Archive:
-    """The entries of one archive that hold data, checked against each other."""
+    """Reads the pickle and the storages of one archive, and checks that they agree."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path, self._zip = path, archive
@@ -88,7 +88,7 @@ class _Archive:
         self._storages: dict[str, tuple[torch.dtype, Tensor]] = {}
 
     def load(self) -> Any:
-        """Unpickle the module tree."""
+        """Unpickle the module tree and return its root."""
         info = self._zip.getinfo(f"{self._folder}data.pkl")
         if info.file_size > _MAX_PICKLE_BYTES:
             raise CheckpointError(
@@ -96,20 +96,20 @@ class _Archive:
             )
         data = self._zip.read(info)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged strings
+            warnings.simplefilter("ignore", DeprecationWarning)  # raised for escapes in damaged strings
             for opcode, argument, _ in pickletools.genops(data):
-                # The unpickler makes room for all places below one that is named: a few bytes could ask for 64 GB.
+                # The unpickler allocates its memo up to the largest index: a few bytes could ask for 64 GB.
                 if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
-                    raise ValueError(f"the pickle keeps a value at place {argument}")
+                    raise ValueError(f"the pickle stores a value at the memo index {argument}")
             return self._unpickler(io.BytesIO(data)).load()
 
     def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
-        """Make an unpickler of fresh functions and classes: a pickle may set attributes on what it is given."""
+        """Create an unpickler with functions and classes of its own, because a pickle may set attributes on them."""
 
         class Module(_Module):
             def __setstate__(self, state: Any) -> None:
                 if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-                    raise ValueError("a module's state is no dictionary by name")
+                    raise ValueError("a module's state is not a dictionary with names as keys")
                 self.attributes = state
 
         num_bytes = 0
@@ -118,8 +118,8 @@ class _Archive:
             nonlocal num_bytes
             tensor = _view(storage, offset, size, stride)
             num_bytes += tensor.nbytes
-            if num_bytes > file_bytes:  # many tensors over one storage would make much of little
-                raise ValueError(f"its tensors have more bytes than the file's {file_bytes:,}")
+            if num_bytes > file_bytes:  # many tensors that share one storage could use up all memory
+                raise ValueError(f"its tensors need more bytes than the {file_bytes:,} of the file")
             return tensor
 
         def keep(value: Any, *_tag: Any) -> Any:
@@ -140,8 +140,8 @@ class _Archive:
                 if module == "torch.jit._pickle" and name in _TYPED_LISTS:
                     return keep
                 raise CheckpointError(
-                    f"{path}: its pickle asks for {module}.{name}, expected tensors and modules alone; nothing of it "
-                    "was run; it may run code when loaded elsewhere, do not use it"
+                    f"{path}: its pickle asks for {module}.{name}, expected tensors and modules alone; none of its "
+                    "code was run; it may run code when loaded elsewhere, do not use it"
                 )
 
             def persistent_load(self, pid: Any) -> Any:
@@ -150,7 +150,7 @@ class _Archive:
         return Unpickler(file)
 
     def _read_storage(self, pid: Any) -> Tensor:
-        """A storage as a flat tensor; `pid` is ("storage", its type, key, device, number of elements)."""
+        """Return a storage as a flat tensor; `pid` is ("storage", type, key, device, number of elements)."""
         match pid:
             case ("storage", str(kind), str(key), str(), int(num_elements)) if kind in _STORAGES and key.isdecimal():
                 dtype = _STORAGES[kind]
@@ -158,7 +158,7 @@ class _Archive:
                 raise ValueError(f"unknown kind of storage {pid!r}")
         if key not in self._storages:
             info = self._zip.getinfo(f"{self._folder}data/{key}")
-            # Stored, not deflated: so no entry is larger than the file itself.
+            # Uncompressed entries are required: then no entry is larger than the file itself.
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"data/{key} is compressed")
             self._storages[key] = dtype, torch.frombuffer(bytearray(self._zip.read(info)), dtype=torch.uint8)
@@ -169,7 +169,10 @@ class _Archive:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A tensor of its own memory; `torch.as_strided` itself would read past the end of a storage's view."""
+    """Return a tensor with memory of its own, after checking its bounds.
+
+    `torch.as_strided` does not check them for the view of a storage and would read past its end.
+    """
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor without storage, size and stride")
     numbers = (offset, *size, *stride)
@@ -181,14 +184,14 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     num_elements = 1
     for n in size:
         num_elements *= n
-    if num_elements > len(storage):  # a stride of 0 would make much of little
+    if num_elements > len(storage):  # a stride of 0 could repeat few bytes until all memory is used up
         raise ValueError(f"a tensor of size {size} over a storage of {len(storage)}")
     return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
 def _named_tensors(module: _Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors below a module in the order of its attributes, its own before those of its children."""
-    if id(module) in seen:  # CLIP shares none; a pickle that nests one in itself would be walked for ever
+    """Yield the tensors of a module in the order of its attributes, then those of its child modules."""
+    if id(module) in seen:  # CLIP shares no module; a module that contains itself would lead to an endless recursion
         raise ValueError(f"the module {prefix.removesuffix('.')} has two names")
     seen.add(id(module))
     attributes = getattr(module, "attributes", {})

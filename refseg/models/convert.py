@@ -1,8 +1,8 @@
-"""Other projects' weight files to one safetensors file under published names, in fp32, every name accounted for.
+"""Converts weight files of other projects to safetensors files in fp32 with published names.
 
-Three families are known. `clip`: OpenAI's archives, names as they are. `cris`: a checkpoint of CRIS, whose backbone is
-a fine-tuned CLIP, to OpenAI's names. `lavt`: a checkpoint of LAVT, or Microsoft's Swin file it starts from, to timm's
-names. What is left out of a file is named in the result; a name that no rule knows is an error.
+Three families are supported. `clip`: OpenAI's archives, whose names are kept. `cris`: a checkpoint of CRIS, whose
+backbone is a fine-tuned CLIP; it gets OpenAI's names. `lavt`: a checkpoint of LAVT, or the Swin file by Microsoft that
+LAVT starts from; it gets timm's names. The result lists the tensors that were left out; an unknown name is an error.
 """
 
 import argparse
@@ -28,19 +28,19 @@ from refseg.models.weight_files import CLIP_FILES, file_sha256, save_weights
 
 Kind = Literal["clip", "cris", "lavt"]
 _CLIP_NAMES = r"(?=(visual|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection)$)"
-# Plain numbers that describe the model, and a mask that is the same for all.
+# Plain numbers that describe the model; an encoder does not need them.
 _CLIP_NUMBERS = r"(logit_scale|input_resolution|context_length|vocab_size)$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """How the names of a family are read; the first pattern that a name meets decides.
+    """The rules for the names of one family of files; the first pattern that matches a name decides.
 
     Attributes:
         sections: Keys under which its checkpoints may hold the weights.
-        left_out: Names that have no place in an encoder here.
-        kept: Names that are kept, the replaced part empty.
-        example: A name that any such file has.
+        left_out: Pattern of the names that an encoder does not use.
+        kept: Patterns of the names that are kept, each with the replacement of the matched part.
+        example: A name that every such file has, for messages.
     """
 
     sections: tuple[str, ...]
@@ -64,11 +64,12 @@ _FAMILIES: dict[Kind, _Family] = {
     ),
     "lavt": _Family(
         sections=("model", "state_dict"),
-        # Buffers that are computed; LAVT's fusion, gates, norms behind them, head and BERT; the head of classification.
+        # In this order: buffers that are computed; LAVT's fusion, its gates and norms; its head and BERT; Swin's
+        # classification head with its norm.
         left_out=r"(^|\.)(relative_position_index|attn_mask)$"
         r"|^backbone\.(layers\.\d\.(fusion|res_gate)\.|norm\d\.)|^(classifier|text_encoder)\.|^(norm|head)\.",
         kept=(
-            # The original merges patches at the end of a stage, timm at the start of the next.
+            # The original Swin merges patches at the end of a stage, timm's at the start of the next one.
             (r"^(backbone\.)?layers\.0\.downsample\.", "layers.1.downsample."),
             (r"^(backbone\.)?layers\.1\.downsample\.", "layers.2.downsample."),
             (r"^(backbone\.)?layers\.2\.downsample\.", "layers.3.downsample."),
@@ -81,16 +82,16 @@ _FAMILIES: dict[Kind, _Family] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What a conversion made.
+    """The result of a conversion.
 
     Attributes:
         out: The safetensors file.
-        kind: Family of the source.
-        source_sha256: Of the source's bytes.
-        num_tensors: In the file.
-        num_parameters: Numbers in them.
-        left_out: What of the source is not in it: how many tensors by the part of their names that tells (such as
-            `neck`), and the checkpoint's other entries (such as `optimizer`), each counted once.
+        kind: Family of the source file.
+        source_sha256: SHA-256 of the source file in hex.
+        num_tensors: Number of tensors in the safetensors file.
+        num_parameters: Number of elements of all these tensors.
+        left_out: Number of tensors of the source that were left out, by the part of their names that identifies them
+            (such as `neck`). Other entries of the checkpoint (such as `optimizer`) are listed with the number 1.
     """
 
     out: Path
@@ -104,18 +105,18 @@ class Converted:
 def convert_weights(
     kind: Kind, source: Path, out: Path, *, accepted_sha256: str = "", allow_namespace: bool = False
 ) -> Converted:
-    """Read a weight file without running code from it and write what an encoder needs as safetensors.
+    """Read a weight file without running code from it, and write the weights of an encoder as safetensors.
 
     Args:
-        kind: Family of the file.
-        source: The file.
-        out: Written whole or not at all; a file that an earlier call wrote is replaced.
-        accepted_sha256: Hash of a CLIP archive other than OpenAI's that is to be taken all the same.
-        allow_namespace: Let a checkpoint hold an `argparse.Namespace` (LAVT's does): nothing of it is used.
+        kind: Family of the source file.
+        source: The source file.
+        out: The safetensors file, which appears only when it is complete. A file of an earlier conversion is replaced.
+        accepted_sha256: SHA-256 of a CLIP archive that is not OpenAI's but is to be accepted.
+        allow_namespace: Accept a checkpoint that holds an `argparse.Namespace`, as LAVT's do; its values are not used.
 
     Raises:
-        UsageError: If something else is at `out`.
-        CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
+        UsageError: If a file exists at `out` that no conversion wrote.
+        CheckpointError: If the source is missing, damaged, of another hash or family, or asks to run code.
     """
     source, out = local_path(source), local_path(out)
     if not source.is_file():
@@ -150,7 +151,7 @@ def convert_weights(
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace what no earlier call wrote."""
+    """Refuse to replace a file that no earlier conversion wrote."""
     if not out.exists():
         return
     try:
@@ -163,7 +164,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
-    """fp32 of its own memory: what training starts from. Integers (counters of norms) stay what they are."""
+    """Return a contiguous copy in fp32, from which training starts; integers (counters of norms) keep their type."""
     return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
@@ -181,14 +182,14 @@ def _check_clip_hash(source: Path, sha256: str, accepted: str) -> None:
         raise CheckpointError(f"{source}: found SHA-256 {sha256}, expected the accepted {accepted.lower()}")
     published = "\n".join(f"  {file.model:8} {file.address}" for file in CLIP_FILES.values())
     raise CheckpointError(
-        f"{source}: found SHA-256 {sha256}, expected that of a published archive; a damaged download or another file. "
-        f"Fetch it again (the hash is in the address), or accept this one by its hash if you know where it is from:\n"
+        f"{source}: found SHA-256 {sha256}, expected that of a published archive; the download is damaged, or it is "
+        "another file. Fetch it again (the hash is in the address), or accept this one by its hash if you trust it:\n"
         f"{published}"
     )
 
 
 def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a file that `torch.save` wrote, without DataParallel's prefix, and the keys of the rest."""
+    """Read a file that `torch.save` wrote; return its weights without DataParallel's prefix, and its other keys."""
     allowed: list[Any] = [argparse.Namespace] if allow_namespace else []
     try:
         with torch.serialization.safe_globals(allowed):
@@ -208,7 +209,7 @@ def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> t
         plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
         if not isinstance(name, str) or not plain:
             raise CheckpointError(
-                f"{path}: found {name!r}, which is no plain tensor, expected weights by name "
+                f"{path}: found {name!r}, which is not a plain tensor, expected weights by name "
                 f"under {' or '.join(family.sections)}"
             )
     others = [] if section is None else [str(key) for key in content if key != section]
@@ -219,20 +220,20 @@ def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> t
 
 
 def _describe_refusal(error: Exception) -> str:
-    """What a checkpoint asks for, in our words: torch's advise to load it without the check."""
+    """Describe what a checkpoint asks for. Torch's own message is not used: it advises to load without the check."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
         return "not a file that torch.save wrote, or a truncated or damaged one; fetch it again"
     name = named[1]
     if name == "argparse.Namespace":
-        return "holds an argparse.Namespace besides weights; allow that by --allow-namespace (nothing of it is used)"
-    return f"its pickle asks for {name}, expected weights and plain values; nothing of it was run; do not use it"
+        return "holds an argparse.Namespace besides weights; allow it by --allow-namespace (its values are not used)"
+    return f"its pickle asks for {name}, expected weights and plain values; none of its code was run; do not use it"
 
 
 def _apply(
     family: _Family, found: Mapping[str, Any], source: Path, kind: Kind
 ) -> tuple[dict[str, Tensor], Counter[str]]:
-    """The tensors that are kept under their new names, and by what part of their names the others were left out."""
+    """Return the kept tensors under their new names, and the number of the others by the part that excluded them."""
     kept: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in found.items():
@@ -246,8 +247,8 @@ def _apply(
                 break
         else:
             raise CheckpointError(
-                f"{source}: found {name}, a name that no rule for {kind} knows; expected names such as "
-                f"{family.example}: is it a file of another family?"
+                f"{source}: found the name {name}, which does not occur in files of {kind}; expected names such as "
+                f"{family.example}; check that the file is of this family"
             )
     if not kept:
         raise CheckpointError(f"{source}: found no encoder weights, expected names such as {family.example}")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates, by part, and by what can be shared."""
+"""Counts the parameters and multiply-accumulates of a model: by part, and by what sentences of an image can share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from refseg.models import build_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of one image and one sentence. A part is a child of the model.
+    """The cost of one image with one sentence, by part; a part is a child module of the model.
 
     Attributes:
-        parameters: Of each part, every tensor once, token embedding included (CRIS's convention).
-        macs: Multiply-accumulates of each part: convolutions, linear layers and both products of every attention;
-            nothing elementwise, no norms, no resizing. What belongs to no part is `other`.
-        image_macs: Of them, those done once per image.
-        text_macs: Of them, those done once per sentence whatever the image.
-        expression_macs: Of them, those done for each pair of an image and a sentence.
+        parameters: Number of parameters of each part. Every tensor counts once, and the token embedding is included
+            (CRIS's convention).
+        macs: Multiply-accumulates of each part: convolutions, linear layers and both products of every attention.
+            Elementwise operations, norms and resizing are not counted. `other` holds those outside any part.
+        image_macs: Multiply-accumulates that are done once for each image.
+        text_macs: Multiply-accumulates that are done once for each sentence and do not depend on the image.
+        expression_macs: Multiply-accumulates that are done for each pair of an image and a sentence.
     """
 
     parameters: dict[str, int]
@@ -34,29 +35,29 @@ class Cost:
 
     @property
     def total_parameters(self) -> int:
-        """Of all parts."""
+        """Number of parameters of all parts."""
         return sum(self.parameters.values())
 
     @property
     def total_macs(self) -> int:
-        """Of one image with one sentence."""
+        """Multiply-accumulates of one image with one sentence."""
         return self.image_macs + self.text_macs + self.expression_macs
 
     def macs_per_expression(self, expressions_per_image: float) -> float:
-        """With the image's work shared by its sentences."""
+        """Return the multiply-accumulates of one sentence when `expressions_per_image` sentences share an image."""
         return self.image_macs / expressions_per_image + self.text_macs + self.expression_macs
 
 
 def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: int) -> Cost:
-    """Count, without weights and without computing anything.
+    """Count the cost of a model on fake tensors: no weights are allocated and nothing is computed.
 
-    Source: the counter is PyTorch's (two FLOP are one multiply-accumulate). It knows no fused attention on a CPU, so
-    attention is counted by its plain form.
+    Source: PyTorch's FLOP counter, where two FLOP are one multiply-accumulate. It cannot count fused attention on a
+    CPU, so attention runs in its unfused form here.
 
     Args:
         config: The recipe's `[model]` section.
         input_size: `(height, width)` in pixels, multiples of 32.
-        num_tokens: Token ids of the sentence, SOS and EOS included.
+        num_tokens: Number of token ids of the sentence, SOS and EOS included.
 
     Raises:
         RecipeError: If the model's parts do not fit each other.
@@ -65,7 +66,7 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
         model = build_model(config, input_size=input_size).eval()
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters = {name: count for name, count in counts.items() if count}
-    model.to_empty(device="cpu")  # reserved, never touched
+    model.to_empty(device="cpu")  # reserves address space; no page is ever written
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         images = torch.zeros(1, 3, *input_size)
         token_ids = torch.zeros(1, num_tokens, dtype=torch.int64)
@@ -73,7 +74,7 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
         image_index = torch.zeros(1, dtype=torch.int64)
         counter = FlopCounterMode(display=False)
         flop: dict[str, int] = {}
-        for step in ("encode_image", "encode_text", "decode_all"):  # which `forward` calls one after the other
+        for step in ("encode_image", "encode_text", "decode_all"):  # `forward` calls these three methods
             setattr(model, step, _counted(getattr(model, step), step, counter, flop))
         with counter:
             model(images, token_ids, token_mask, image_index)
@@ -92,7 +93,7 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
 def _counted(
     function: Callable[..., Any], name: str, counter: FlopCounterMode, flop: dict[str, int]
 ) -> Callable[..., Any]:
-    """The function, which notes in `flop` under its name how much the counter grew while it ran."""
+    """Wrap a function so that each call stores in `flop[name]` the FLOP that it took."""
 
     def run(*args: Any) -> Any:
         before = counter.get_total_flops()
@@ -104,7 +105,11 @@ def _counted(
 
 
 def _by_part(flop: dict[str, int], parts: list[str]) -> dict[str, int]:
-    """Sum the counts of called modules by the model's child they lie in; a list of layers is never called itself."""
+    """Sum the counts of the called modules by the child of the model that contains them.
+
+    A `ModuleList` is never called, so the counter has no entry for it. The sum therefore takes the outermost called
+    modules: of `layers.0` and `layers.0.attention` only the first, which includes the second.
+    """
     total = flop["Global"]
     inside = {tuple(name.split(".")[1:]): count for name, count in flop.items() if "." in name}
     outermost = {path for path in inside if not any(path[:depth] in inside for depth in range(1, len(path)))}

@@ -1,13 +1,14 @@
-"""CRFormer: language is fused into the encoder, queried anew after each decoder layer, and rebuilt at the end.
+"""CRFormer: language is fused into the image encoder, queried again after each decoder layer, and reconstructed.
 
 Source: Yan et al. 2024, "Calibration & Reconstruction: Deep Integrated Language for Referring Image Segmentation"
-(arXiv 2404.08281). No code was published and only its abstract and figure captions could be had.
+(arXiv 2404.08281). No code was published, and only the abstract and the figure captions were available.
 
-From the paper: a fusion module inside the image encoder; several language queries made from the image; a decoder that
-makes new queries from each layer's output and the original words; a loss on the words rebuilt from the last queries.
+From the paper: a fusion module inside the image encoder; several language queries generated from the image; a decoder
+that generates new queries from each layer's output and the original words; and a loss on the words that are
+reconstructed from the last queries.
 
-Ours: every equation below, all widths and counts, the loss's form and weight. FCNet, by the same first authors, lends
-neck, query generation, decoder layer and head. No score of the paper is claimed.
+Not from the paper: every equation below, all widths and counts, and the form and weight of the loss. Neck, query
+generation, decoder layer and head are those of FCNet, by the same first authors. No score of the paper is claimed.
 """
 
 from collections.abc import Sequence
@@ -37,33 +38,36 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class CRFormerImageState(NamedTuple):
-    """What CRFormer computes from I images alone; the encoder's later stages need language."""
+    """The part of CRFormer's computation that needs I images alone; the encoder's later stages need language."""
 
     features: Float[Tensor, "I C h w"]
-    """The encoder's map at stride 8, before any language; without fusion the neck's F_v at stride 16."""
+    """The encoder's map at stride 8, before any fusion; without fusion modules the neck's F_v at stride 16."""
 
 
 class VisionLanguageFusion(nn.Module):
-    """Adds to a map what its positions gather from the words: V + tanh(W_2 ReLU(W_1 f)) * f.
+    """Adds attended word features to the positions of a map: V + tanh(W_2 ReLU(W_1 f)) * f.
 
-    With IN the instance norm over positions, without weights, and d the channels of V:
+    IN is the instance norm over positions, without weights, and d is the number of channels of V:
 
         a = softmax(IN(V W_q) (F_t W_k)^T / sqrt(d)) F_t W_v
         f = GELU(W_m (GELU(V W_p) * IN(a W_o)))
 
-    Source: CRFormer (arXiv 2404.08281) Fig. 3 names the module; its equations could not be recovered. The form is
-    that of LAVT (Yang et al. 2022, "LAVT: Language-Aware Vision Transformer for Referring Image Segmentation", its
-    pixel-word attention and language gate) and of its code: one head, six projections with a bias and a gate
-    without (the biases of W_q, W_k, W_v and W_o vanish in IN or softmax, there as here). Two things differ from
-    LAVT: the decoder gets the gated map, not f, and W_2 starts at zero, so that a pretrained encoder starts as it
-    is. W_2 still has a gradient then; with W_m at zero instead, gate and f would both stay 0.
+    Source: CRFormer (arXiv 2404.08281), Fig. 3, names the module; its equations were not available. The form is the
+    pixel-word attention and the language gate of LAVT (Yang et al. 2022, "LAVT: Language-Aware Vision Transformer for
+    Referring Image Segmentation"), after LAVT's code: one head, six projections with a bias, and a gate without one.
+    The biases of W_q, W_k, W_v and W_o have no effect, because IN or the softmax removes them; this holds for LAVT,
+    too.
+
+    Two things differ from LAVT. The decoder receives the gated map, not f. And W_2 starts at zero, so that a
+    pretrained encoder is unchanged at the start. The gradient of W_2 is not zero then. If W_m started at zero instead,
+    both the gate and f would be 0 and would get no gradient.
     """
 
     def __init__(self, *, dim: int, word_dim: int) -> None:
-        """Build; at first it changes nothing.
+        """Create the projections and the gate, which at first leaves the map unchanged.
 
         Args:
-            dim: d, channels of the map.
+            dim: d, number of channels of the map.
             word_dim: E, width of the word features.
         """
         super().__init__()
@@ -83,10 +87,16 @@ class VisionLanguageFusion(nn.Module):
         words: Float[Tensor, "B L E"],
         token_mask: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B d h w"]:
-        """Fuse; the map has at least two positions, every row of `token_mask` at least one True."""
+        """Return the fused map.
+
+        Args:
+            features: Map V of each sentence, with at least two positions.
+            words: Word features F_t.
+            token_mask: True for words; each row holds at least one True.
+        """
         grid = (features.shape[2], features.shape[3])
         pixels = features.flatten(2).transpose(1, 2)  # (B, h*w, d)
-        attended = F.scaled_dot_product_attention(  # of one head, which ONNX wants to see
+        attended = F.scaled_dot_product_attention(  # with an explicit axis for the single head, which ONNX requires
             _normalise(self.query(pixels))[:, None],
             self.key(words)[:, None],
             self.value(words)[:, None],
@@ -94,38 +104,38 @@ class VisionLanguageFusion(nn.Module):
         )[:, 0]
         fused = F.gelu(self.mix(F.gelu(self.pixel(pixels)) * _normalise(self.out(attended))))
         gate = self.gate_out(F.relu(self.gate_in(fused))).tanh()
-        return features + (gate * fused).transpose(1, 2).unflatten(2, grid)  # in the layout that `features` has
+        return features + (gate * fused).transpose(1, 2).unflatten(2, grid)  # keeps the memory layout of `features`
 
 
 def _normalise(x: Float[Tensor, "B n d"]) -> Float[Tensor, "B n d"]:
-    """Each channel of each sample to mean 0 and variance 1 over the positions."""
+    """Normalise each channel of each sample to mean 0 and variance 1 over the positions."""
     return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 class QueryGeneration(nn.Module):
-    """Language queries from vision features: Q = CrossAttn(Flatten(Conv(V)), F_t, F_t).
+    """Generates language queries from vision features: Q = CrossAttn(Flatten(Conv(V)), F_t, F_t).
 
-    Source: CRFormer's abstract and Fig. 4 name the module; this is FCNet's emphasis generation (its Sec. 3.2,
-    Eq. (4)) with its key convolution: N_q channels are the tokens.
+    Source: CRFormer's abstract and Fig. 4 name the module. The form is FCNet's emphasis generation (FCNet Sec. 3.2,
+    Eq. (4)) with its key convolution, whose N_q output channels become the tokens.
     """
 
     def __init__(self, *, key_conv: nn.Module, emphasis_generation: EmphasisGeneration) -> None:
-        """Compose.
+        """Compose the module from its two parts.
 
         Args:
-            key_conv: V to N_q key maps.
-            emphasis_generation: Makes queries of key maps, which attend to the words.
+            key_conv: Convolution that computes N_q key maps from V.
+            emphasis_generation: Attention that turns the key maps into queries which have attended to the words.
         """
         super().__init__()
         self.key_conv = key_conv
         self.egm = emphasis_generation
 
     def forward(self, features: Float[Tensor, "B C h w"], text: TextState) -> Float[Tensor, "B N C"]:
-        """Give the queries."""
+        """Return the N queries of each sentence."""
         return self.egm(self.egm.flatten(self.key_conv(features)), text.words, text.token_mask)
 
     def explain(self, features: Float[Tensor, "B C h w"], text: TextState) -> Explanation:
-        """The key map of each query, and how much the query attends to each word."""
+        """Return the key map of each query, and the query's attention to each word."""
         keys = self.egm.flatten(self.key_conv(features))
         return Explanation(
             word_attention=self.egm.word_attention(keys, text.words, text.token_mask),
@@ -134,19 +144,19 @@ class QueryGeneration(nn.Module):
 
 
 class QueryCalibration(nn.Module):
-    """New queries after a decoder layer: Q_i = LN(Q_{i-1} + G_i(V_i, F_t)), or G_i(V_i, F_t) alone.
+    """Computes new queries after a decoder layer: Q_i = LN(Q_{i-1} + G_i(V_i, F_t)), or G_i(V_i, F_t) alone.
 
-    Source: CRFormer's abstract and Fig. 5: each layer's output and the original language features make new
-    queries, "which gradually updates the language features". The sum and its norm are ours.
+    Source: CRFormer's abstract and Fig. 5: new queries are generated from each layer's output and the original
+    language features, "which gradually updates the language features". The sum and its norm are not from the paper.
     """
 
     def __init__(self, *, generation: QueryGeneration, dim: int, residual: bool) -> None:
-        """Build.
+        """Compose the module from its query generation, and add a norm if `residual`.
 
         Args:
             generation: G_i, with weights of its own.
-            dim: C.
-            residual: Add to the queries before; else the new ones replace them, without a norm.
+            dim: C, width of the queries.
+            residual: Add the new queries to the previous ones; False: replace them, without a norm.
         """
         super().__init__()
         self.generation = generation
@@ -155,31 +165,32 @@ class QueryCalibration(nn.Module):
     def forward(
         self, queries: Float[Tensor, "B N C"], features: Float[Tensor, "B C h w"], text: TextState
     ) -> Float[Tensor, "B N C"]:
-        """Make Q_i of Q_{i-1} and V_i."""
+        """Return Q_i, computed from Q_{i-1} and V_i."""
         made = self.generation(features, text)
         return made if self.norm is None else self.norm(queries + made)
 
 
 class LanguageReconstruction(nn.Module):
-    """Rebuilds the word features from the last queries; the error says how much of the sentence they lost.
+    """Reconstructs the word features from the last queries; the error measures what the queries lost of the sentence.
 
         R = CrossAttn(P_1..L, Q, Q);  F^ = MLP(LN(R))
         error = mean over the sentence's tokens of || F^ / |F^| - stopgrad(F_t / |F_t|) ||^2
 
     Source: CRFormer (arXiv 2404.08281), abstract: the last layer's queries reconstruct the input language.
-    Learned positions P as queries, the MLP, unit lengths and the squared distance (0 to 4) are ours. So is
-    stopping the gradient at F_t: else the text encoder could make all words alike, which is easy to rebuild.
+    The learned positions P as queries, the MLP, the normalisation to unit length and the squared distance (0 to 4) are
+    not from the paper. Neither is the stopped gradient at F_t: without it, the text encoder could make all words
+    similar, which are easy to reconstruct.
     """
 
     def __init__(self, *, dim: int, word_dim: int, num_heads: int, ffn_dim: int, num_positions: int) -> None:
-        """Build.
+        """Create the position table, the attention and the MLP.
 
         Args:
             dim: C, width of the queries.
             word_dim: E, width of the word features.
-            num_heads: Must divide `dim`.
+            num_heads: Number of attention heads, a divisor of `dim`.
             ffn_dim: Hidden width of the MLP.
-            num_positions: Tokens of the longest sentence that can be rebuilt.
+            num_positions: Number of tokens of the longest sentence that can be reconstructed.
         """
         super().__init__()
         self.positions = nn.Parameter(torch.empty(num_positions, dim))
@@ -191,10 +202,10 @@ class LanguageReconstruction(nn.Module):
     def forward(
         self, queries: Float[Tensor, "B N C"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B"]:
-        """The error of each sentence; no gradient goes to `words`.
+        """Return the error of each sentence; no gradient flows to `words`.
 
         Raises:
-            RecipeError: If sentences are longer than the table of positions.
+            RecipeError: If a sentence has more tokens than the position table has rows.
         """
         length = words.shape[1]
         if length > len(self.positions):
@@ -209,10 +220,10 @@ class LanguageReconstruction(nn.Module):
 
 
 class CRFormer(SegmentationModel):
-    """CRFormer composed of its parts.
+    """The CRFormer model.
 
-    With fusion the image's own part ends at stride 8: the rest of the encoder runs once for each sentence. In
-    training its batch norms then see B maps, an image as often as it has sentences in the batch.
+    With fusion, `encode_image` ends at stride 8, and the rest of the encoder runs once for each sentence. In training
+    the batch norms of this rest then see B maps: each image occurs as often as it has sentences in the batch.
     """
 
     def __init__(
@@ -229,20 +240,21 @@ class CRFormer(SegmentationModel):
         reconstruction: LanguageReconstruction | None,
         codes: SineCodes,
     ) -> None:
-        """Compose.
+        """Compose the model from its parts.
 
         Args:
-            image_encoder: Images to maps at strides 8, 16 and 32, stage by stage.
-            text_encoder: Token ids to word features; its sentence projection has no use here and is frozen.
-            fusions: One for each of the three maps, or none.
-            neck: Maps to V_0, C wide, at stride 16.
-            generation: Makes Q_0.
-            calibrations: Make Q_1, Q_2, ... after the layers: none, so that Q_0 serves all; one fewer than layers;
-                or as many, if there is a reconstruction to read the last.
+            image_encoder: Computes maps at strides 8, 16 and 32 from images, stage by stage.
+            text_encoder: Computes word features from token ids. Its sentence projection is not used and is frozen.
+            fusions: One fusion module for each of the three maps, or none.
+            neck: Fuses the maps into V_0 with C channels at stride 16.
+            generation: Generates the queries Q_0.
+            calibrations: Modules that compute Q_1, Q_2, ... after the decoder layers. Either none, so that all layers
+                use Q_0; or one fewer than layers; or, with a reconstruction, which reads the last queries, one for
+                each layer.
             layers: Decoder layers, at least one.
-            head: Pixel features to mask logits.
-            reconstruction: Rebuilds the words in training; None for no such loss.
-            codes: Of the places of pixels and tokens, C wide.
+            head: Computes mask logits from pixel features.
+            reconstruction: Reconstructs the words in training; None: no reconstruction loss.
+            codes: Position codes of pixels and tokens, C wide.
         """
         super().__init__()
         assert len(fusions) in (0, 3)
@@ -262,13 +274,13 @@ class CRFormer(SegmentationModel):
         text_encoder.text_projection.requires_grad_(False)
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> CRFormerImageState:
-        """Encode normalised images whose sides are multiples of 32, as far as no language is needed."""
+        """Encode normalised images whose sides are multiples of 32, up to the first step that needs language."""
         if self.fusions:
             return CRFormerImageState(self.image_encoder.to_c2(images))
         return CRFormerImageState(self.neck(*self.image_encoder(images)))
 
     def decode_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> ModelOutput:
-        """Segment; in training, rebuild the words too. Arguments as in `SegmentationModel`."""
+        """Segment, and in training reconstruct the words; `SegmentationModel` describes the arguments."""
         fused = self._fuse(image_state.features, text_state)
         features, queries = self._until_last_layer(fused, text_state)
         features = self._decode_layer(len(self.layers) - 1, features, queries)
@@ -276,13 +288,13 @@ class CRFormer(SegmentationModel):
         mask_logits = self.head(normed)
         if self.reconstruction is None or not self.training:
             return ModelOutput(mask_logits)
-        if self.calibrations:  # the last queries are made for the reconstruction alone
+        if self.calibrations:  # only the reconstruction uses the queries after the last layer
             queries = self.calibrations[-1](queries, features, text_state)
         error = self.reconstruction(queries, text_state.words, text_state.token_mask)
         return ModelOutput(mask_logits, reconstruction_error=error)
 
     def explain_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> Explanation:
-        """How the queries of the last decoder layer were made; arguments as of `decode_pairs`."""
+        """Explain how the queries of the last decoder layer were generated; arguments as in `decode_pairs`."""
         features = self._fuse(image_state.features, text_state)
         generation, last = self.generation, len(self.layers) - 1
         if self.calibrations and last > 0:
@@ -291,7 +303,7 @@ class CRFormer(SegmentationModel):
         return generation.explain(features, text_state)
 
     def _fuse(self, features: Float[Tensor, "B C2 h2 w2"], text: TextState) -> Float[Tensor, "B C h w"]:
-        """V_0 of each sentence."""
+        """Return V_0 of each sentence."""
         if not self.fusions:
             return features
         fuse2, fuse3, fuse4 = self.fusions
@@ -303,7 +315,7 @@ class CRFormer(SegmentationModel):
     def _until_last_layer(
         self, features: Float[Tensor, "B C h w"], text: TextState
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B N C"]]:
-        """V_{n-1} and Q_{n-1}, which the last of n layers joins."""
+        """Return V_{n-1} and Q_{n-1}, the inputs of the last of n decoder layers."""
         queries = self.generation(features, text)
         for number in range(len(self.layers) - 1):
             features = self._decode_layer(number, features, queries)
@@ -314,7 +326,7 @@ class CRFormer(SegmentationModel):
     def _decode_layer(
         self, number: int, features: Float[Tensor, "B C h w"], queries: Float[Tensor, "B N C"]
     ) -> Float[Tensor, "B C h w"]:
-        """V_{number+1}: a decoder layer, FCNet Eq. (5)."""
+        """Run one decoder layer, FCNet Eq. (5), and return V_{number+1}."""
         layer = cast("DecoderLayer", self.layers[number])
         grid = (features.shape[2], features.shape[3])
         pixel_code = self.codes.of_pixels(grid, features)
@@ -329,7 +341,8 @@ def build_crformer(config: CRFormerConfig, *, input_size: tuple[int, int]) -> CR
 
     Args:
         config: The recipe's `[model]` section.
-        input_size: `(height, width)` the model is made for, multiples of 32: its native grid is a sixteenth of it.
+        input_size: `(height, width)` in pixels for which the model is built, multiples of 32. The native grid of the
+            key maps is a sixteenth of it.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = build_text_encoder(config.image_encoder, config.dim)

@@ -1,10 +1,11 @@
-"""CRIS in this framework: the baseline that FCNet and LTS are to be compared with, trained by the same code.
+"""CRIS in this framework: the baseline for FCNet and LTS, trained by the same code.
 
-Source: Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation" (CVPR), and its public code, whose parameter
-counts these are to the last (146,849,121 with ResNet-50, 161,251,681 with ResNet-101). The paper's text-to-pixel
-contrastive loss is the cross-entropy of each pixel's answer to the sentence, the loss that all models here have.
-Ours: any encoder, the sentence's width apart from the image's; padding is found by the end token and not by id 0, which
-is a word piece; and one image's work serves all its sentences.
+Source: Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation" (CVPR), and its public code. The parameter
+counts equal those of that code exactly (146,849,121 with ResNet-50, 161,251,681 with ResNet-101). The paper's
+text-to-pixel contrastive loss is the binary cross-entropy of each pixel's logit, which all models here use.
+
+Three things differ. Any encoder can be used, and the widths of sentence and image features are independent. Padding is
+found by the end token and not by id 0, which is a word piece. Each image is encoded once for all its sentences.
 """
 
 from jaxtyping import Float
@@ -19,18 +20,18 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder, refu
 
 
 class Projector(nn.Module):
-    """Pixel features at stride 16 to mask logits at stride 4: grown by convolutions, then filtered by the sentence.
+    """Computes mask logits at stride 4 from pixel features at stride 16, by a filter generated from the sentence.
 
-    Source: CRIS's text-to-pixel contrastive learning, in the form of its code (`Projector`): where the text has a
-    product of pixel and sentence, the code has a 3 x 3 filter made from the sentence.
+    Source: CRIS's text-to-pixel contrastive learning, in the form of its code (`Projector`). Where the paper has a
+    product of pixel and sentence features, the code has a 3 x 3 filter generated from the sentence.
     """
 
     def __init__(self, *, sentence_dim: int, dim: int) -> None:
-        """Build.
+        """Create the convolutions and the filter.
 
         Args:
             sentence_dim: Width of the sentence feature.
-            dim: C, channels of the pixel features; halved on the way.
+            dim: C, number of channels of the pixel features; the second convolution halves it.
         """
         super().__init__()
         self.refine = ConvNormReLU(dim, dim, 3)
@@ -39,14 +40,14 @@ class Projector(nn.Module):
         self.filter = SentenceFilter(sentence_dim=sentence_dim, dim=dim // 2, size=3)
 
     def forward(self, x: Float[Tensor, "B C h w"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B 1 4*h 4*w"]:
-        """Grow and filter."""
+        """Up-sample the features twice, and filter them by the sentence."""
         return self.filter(self.mix(self.narrow(upsample(self.refine(upsample(x))))), sentence)
 
 
 class CRIS(SegmentationModel):
-    """CRIS composed of its parts.
+    """The CRIS model.
 
-    Language enters in the neck, so that encoder and the neck's first convolutions are all that sentences can share.
+    Language enters in the neck. So the sentences of an image share the image encoder and the neck's first convolutions.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class CRIS(SegmentationModel):
         decoder: WordDecoder,
         projector: Projector,
     ) -> None:
-        """Compose.
+        """Compose the model from its parts.
 
         Args:
-            image_encoder: Images to maps at strides 8, 16 and 32.
-            text_encoder: Token ids to word features, as wide as the decoder, and sentence features.
-            neck: Maps and sentence to features at stride 16; with a gate.
-            decoder: Layers in which these attend to the words.
-            projector: To mask logits, by a filter made from the sentence.
+            image_encoder: Computes maps at strides 8, 16 and 32 from images.
+            text_encoder: Computes word features, as wide as the decoder, and sentence features from token ids.
+            neck: Fuses maps and sentence into features at stride 16; must have a gate.
+            decoder: Layers in which these features attend to the words.
+            projector: Computes mask logits by a filter generated from the sentence.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -80,13 +81,13 @@ class CRIS(SegmentationModel):
         return self.neck.levels(*self.image_encoder(images))
 
     def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
-        """Segment; arguments as in `SegmentationModel`."""
+        """Segment; `SegmentationModel` describes the arguments."""
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = self.decoder(fused, text_state.words, text_state.token_mask)
         return ModelOutput(self.projector(attended, text_state.sentence))
 
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
-        """What the picture attended to as a whole (N = 1): each word's attention, averaged over pixels and layers."""
+        """Return the attention to each word, averaged over pixels and layers: a single map for the image (N = 1)."""
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
         return Explanation(word_attention=attended[:, None])
@@ -97,10 +98,10 @@ def build_cris(config: CRISConfig, *, input_size: tuple[int, int]) -> CRIS:
 
     Args:
         config: The recipe's `[model]` section.
-        input_size: `(height, width)` the image encoder is made for, multiples of 32.
+        input_size: `(height, width)` in pixels for which the image encoder is built, multiples of 32.
 
     Raises:
-        RecipeError: If the words are not as wide as the decoder that attends to them.
+        RecipeError: If the word features and the decoder differ in width.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = build_text_encoder(config.image_encoder, config.dim)

@@ -1,8 +1,8 @@
-"""FCNet: vision guides the fusion, language guides the calibration.
+"""FCNet: the image guides the fusion of both modalities, and the sentence guides the calibration.
 
 Source: Yan et al. 2024, "Fuse & Calibrate: A bi-directional Vision-Language Guided Framework for Referring Image
-Segmentation" (arXiv 2405.11205). No code was published; what the text leaves open follows CRIS's code or was fixed
-by the published counts, and is named where it stands.
+Segmentation" (arXiv 2405.11205). No code was published. Choices that the paper leaves open follow CRIS's code or the
+published parameter counts; each is named in the docstring of its module.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,15 +33,15 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder, refu
 
 
 class EmphasisGeneration(nn.Module):
-    """Key vision features attend to the words: F_e = CrossAttn(F'_vk, F_t, F_t).
+    """Emphasis generation (EGM), in which key vision features attend to the words: F_e = CrossAttn(F'_vk, F_t, F_t).
 
-    Source: FCNet Sec. 3.2, Eq. (4). The K channels of the key map are the tokens, each a vector of all its
-    positions, so that the attention map is K x L as the paper says. No residual and no norm: the paper names none.
-    Ours: the heads (8, as in VLT's code; the paper's one map of K x L would also allow 1), and that maps of another
-    grid are resized to the one the queries' weights are made for.
+    Source: FCNet Sec. 3.2, Eq. (4). Each of the K channels of the key map is a token, whose vector holds the channel's
+    values at all positions; so the attention map is K x L, as the paper says. There is no residual and no norm, because
+    the paper names none. Two things are not from the paper. There are 8 heads, as in VLT's code; the paper's single map
+    of K x L would also allow 1. And key maps of another grid are resized to the grid of the queries' weights.
 
     Attributes:
-        grid: `(h, w)` the queries' weights are made for. A state dict holds it too, and is refused by another.
+        grid: `(h, w)` of the queries' weights. State dicts hold it, too, and one with another grid is refused.
     """
 
     native_grid: Tensor
@@ -49,14 +49,14 @@ class EmphasisGeneration(nn.Module):
     def __init__(
         self, *, grid: tuple[int, int], word_dim: int, dim: int, num_heads: int, word_code: bool = False
     ) -> None:
-        """Build.
+        """Create the attention, whose queries are as wide as the grid has positions.
 
         Args:
             grid: `(h, w)` of the key maps at the native size, 30 x 30 at 480 px: m = h * w.
             word_dim: E, width of the word features.
             dim: C, width of the emphasis features.
-            num_heads: Must divide `dim`.
-            word_code: Add a sine code of the word's place to the keys, as CRIS does in its decoder; Eq. (4) has none.
+            num_heads: Number of attention heads, a divisor of `dim`.
+            word_code: Add a sine code of the word's position to the keys, as CRIS's decoder does; Eq. (4) has none.
         """
         super().__init__()
         self.grid = grid
@@ -67,7 +67,7 @@ class EmphasisGeneration(nn.Module):
         )
 
     def flatten(self, key_maps: Float[Tensor, "I K h w"]) -> Float[Tensor, "I K m"]:
-        """Make tokens of key maps; those of another grid are resized to the native one, an approximation."""
+        """Flatten key maps to tokens; maps of another grid are first resized to the native one, an approximation."""
         if key_maps.shape[2:] != self.grid:
             key_maps = F.interpolate(key_maps, size=self.grid, mode="bilinear", antialias=True, align_corners=False)
         return key_maps.flatten(2)
@@ -75,23 +75,25 @@ class EmphasisGeneration(nn.Module):
     def forward(
         self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K C"]:
-        """Give the K emphasis features."""
-        return self.attention(keys, self._located(words), words, token_mask)
+        """Return the K emphasis features of each sentence."""
+        return self.attention(keys, self._with_positions(words), words, token_mask)
 
     def word_attention(
         self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K L"]:
-        """How much each emphasis attends to each word, averaged over heads: rows sum to 1, padding has 0."""
-        return self.attention.weights(keys, self._located(words), token_mask).mean(dim=1)
+        """Return the attention of each emphasis to each word, averaged over heads: rows sum to 1, padding has 0."""
+        return self.attention.weights(keys, self._with_positions(words), token_mask).mean(dim=1)
 
-    def _located(self, words: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
+    def _with_positions(self, words: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
         return words + sine_code_1d(words.shape[1], words.shape[2]).to(words) if self.word_code else words
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Refuse weights of another grid: 40 x 30 has as many positions as 30 x 40, and others differ in shape alone.
+        """Refuse weights of another grid and name both grids.
+
+        A comparison of shapes is not enough: grids of 40 x 30 and 30 x 40 have the same number of positions.
 
         Raises:
-            CheckpointError: With both grids.
+            CheckpointError: If the grids differ.
         """
         found = state_dict.get(f"{prefix}native_grid")
         if found is not None and tuple(found.tolist()) != self.grid:
@@ -108,21 +110,22 @@ def _grid_text(grid: Sequence[int]) -> str:
 
 
 def resize_native_grid(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """Make weights for another input size: each query kernel, a picture of the native grid, is resized to the new one.
+    """Convert weights to another input size by resizing each query kernel from the native grid to the new one.
 
-    Ours. A query is a sum over positions, so kernels are scaled by old over new positions: both sums approximate one
-    integral. An approximation, meant to start a training from: to evaluate trained weights at another size, leave
-    them as they are and let the model resize its key maps, which errs less.
+    This is not from the paper. A query is a sum over the positions of the grid, so each kernel is multiplied by the
+    old number of positions and divided by the new one: both sums then approximate the same integral. The result is an
+    approximation to start a training from. To evaluate trained weights at another size, keep them and let the model
+    resize its key maps, which has a smaller error.
 
     Args:
-        state: A model's state dict, with any number of `EmphasisGeneration`s in it.
-        grid: The new `(h, w)`: a sixteenth of the input's size.
+        state: A model's state dict with any number of `EmphasisGeneration` modules.
+        grid: The new `(h, w)`, a sixteenth of the input's size.
 
     Returns:
         A new state dict; all other tensors are the same.
 
     Raises:
-        CheckpointError: If nothing in it has a native grid.
+        CheckpointError: If the state dict has no native grid.
     """
     resized = dict(state)
     prefixes = [name.removesuffix("native_grid") for name in state if name.endswith("native_grid")]
@@ -138,12 +141,13 @@ def resize_native_grid(state: Mapping[str, Tensor], grid: tuple[int, int]) -> di
 
 
 class EmphasisCalibration(nn.Module):
-    """The sentence weighs the emphasis features: f_c = f_e + alpha * f_e.
+    """Emphasis calibration (ECM), in which the sentence weights the emphasis features: f_c = f_e + alpha * f_e.
 
-    Source: FCNet Sec. 3.3, Fig. 3. K copies of F_tg are joined to F_e along the channels (width 2C: it fits the
-    counts); self-attention; one linear score alpha per token, without a sigmoid. Joined as further tokens they
-    would be attended to by all emphases alike, at a quarter of the parameters.
-    The decoder must not normalise F_c: that would erase alpha up to its sign.
+    Source: FCNet Sec. 3.3, Fig. 3. K copies of F_tg are concatenated to F_e along the channels; the width of 2C is the
+    one that fits the published counts. Self-attention follows, then one linear score alpha per token, without a
+    sigmoid. If the copies were additional tokens instead, all emphases would attend to the same copies, and the module
+    would have a quarter of the parameters. The decoder must not normalise F_c: a norm would remove all of alpha except
+    its sign.
     """
 
     def __init__(
@@ -154,13 +158,13 @@ class EmphasisCalibration(nn.Module):
         concat: Literal["channel", "token"] = "channel",
         alpha: Literal["linear", "sigmoid"] = "linear",
     ) -> None:
-        """Build.
+        """Create the self-attention and the linear score.
 
         Args:
             dim: C, width of the emphasis features.
-            num_heads: Must divide `dim`.
-            concat: How the copies are joined: to each emphasis (2C wide), or as K more tokens.
-            alpha: As it comes, or between 0 and 1 (VLT's balance).
+            num_heads: Number of attention heads, a divisor of the attention's width.
+            concat: How the copies are joined: `channel` to each emphasis (2C wide), `token` as K additional tokens.
+            alpha: Range of alpha: `linear` is unbounded, `sigmoid` is between 0 and 1 (as in VLT's balance module).
         """
         super().__init__()
         self.concat = concat
@@ -170,7 +174,7 @@ class EmphasisCalibration(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def alpha(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
-        """The weight of each emphasis: unbounded where it is linear; 0 leaves the emphasis as it is."""
+        """Return the weight of each emphasis, unbounded if it is linear; 0 leaves the emphasis unchanged."""
         copies = sentence[:, None].expand_as(emphasis)
         if self.concat == "channel":
             queries = joined = torch.cat([emphasis, copies], dim=2)
@@ -180,24 +184,24 @@ class EmphasisCalibration(nn.Module):
         return alpha.sigmoid() if self.has_sigmoid else alpha
 
     def forward(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K C"]:
-        """Calibrate the K emphasis features."""
+        """Return the K calibrated emphasis features."""
         return emphasis + self.alpha(emphasis, sentence)[:, :, None] * emphasis
 
 
 class FCNetImageState(NamedTuple):
-    """All that FCNet computes from I images alone; h = H / 16, w = W / 16."""
+    """The part of FCNet's computation that needs I images alone; h = H / 16, w = W / 16."""
 
     pixels: Float[Tensor, "I h w C"]
     """Pixel features after the decoder's first self-attention, the last step that needs no language."""
     key_maps: Float[Tensor, "I K m"]
-    """Key vision features as K tokens of m = native h * w numbers; K = m = 0 without EGM."""
+    """Key vision features as K tokens of m = h * w values on the native grid; K = m = 0 without EGM."""
 
 
 class FCNet(SegmentationModel):
-    """FCNet composed of its parts.
+    """The FCNet model.
 
-    The image's part needs no language, up to and including the first decoder layer's self-attention; so one
-    `FCNetImageState` serves all sentences of an image, with the same result as encoding it for each.
+    No step up to and including the first decoder layer's self-attention needs language. So one `FCNetImageState` is
+    computed for all sentences of an image, with the same result as encoding the image again for each.
     """
 
     key_conv: nn.Module | None
@@ -219,26 +223,28 @@ class FCNet(SegmentationModel):
         head: nn.Module,
         codes: SineCodes,
     ) -> None:
-        """Compose.
+        """Compose the model from its parts.
 
         Args:
-            image_encoder: Images to maps at strides 8, 16 and 32.
-            text_encoder: Token ids to word and sentence features.
-            neck: Maps to F_v, C wide, at stride 16.
-            key_conv: F_v to the N_k key maps; None without EGM.
-            emphasis_generation: EGM; None for Table 2's row without it: the decoder then attends to the words.
-            global_projection: The sentence's feature to F_tg, C wide; None where it is taken as it is, or not at all.
-            emphasis_calibration: ECM; None for Table 2's row without it: F_c = F_e.
+            image_encoder: Computes maps at strides 8, 16 and 32 from images.
+            text_encoder: Computes word and sentence features from token ids.
+            neck: Fuses the maps into F_v with C channels at stride 16.
+            key_conv: Convolution that computes the N_k key maps from F_v; None without EGM.
+            emphasis_generation: EGM; None for the ablation of Table 2 without it, where the decoder attends to the
+                words.
+            global_projection: Linear map from the sentence feature to F_tg, C wide; None if the sentence feature is
+                used unchanged or not at all.
+            emphasis_calibration: ECM; None for the ablation of Table 2 without it, where F_c = F_e.
             layers: Decoder layers, at least one.
-            head: Pixel features to mask logits at four times their size.
-            codes: Of the places of pixels and tokens, C wide.
+            head: Computes mask logits at four times the size of the pixel features.
+            codes: Position codes of pixels and tokens, C wide.
         """
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_mean, self.image_std = image_encoder.image_mean, image_encoder.image_std
         self.neck = neck
-        # Parts that an ablation leaves without use are not built, or not trained: they would get no gradient.
+        # Parts that an ablation does not use are not built, or are frozen, because they would get no gradient.
         self.egm = emphasis_generation
         self.ecm = emphasis_calibration
         self.key_conv = key_conv
@@ -263,14 +269,14 @@ class FCNet(SegmentationModel):
         return FCNetImageState(pixels=pixels.unflatten(1, grid), key_maps=keys)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
+        """Encode sentences; removing columns that are padding in every row does not change the result."""
         state = super().encode_text(token_ids, token_mask)
         if self.global_projection is None:
             return state
         return state._replace(sentence=self.global_projection(state.sentence))
 
     def decode_pairs(self, image_state: FCNetImageState, text_state: TextState) -> ModelOutput:
-        """Segment; arguments as in `SegmentationModel`."""
+        """Segment; `SegmentationModel` describes the arguments."""
         grid = (image_state.pixels.shape[1], image_state.pixels.shape[2])
         pixels = image_state.pixels.flatten(1, 2)
         if self.egm is None:
@@ -282,14 +288,14 @@ class FCNet(SegmentationModel):
         pixel_code = self.codes.of_pixels(grid, pixels)
         token_code = self.codes.of_tokens(tokens)
         for number, layer in enumerate(self._decoder_layers):
-            if number > 0:  # the first layer's self-attention is the image's part
+            if number > 0:  # `encode_image` has already run the first layer's self-attention
                 pixels = layer.attend_to_pixels(pixels, pixel_code)
             pixels = layer.attend_to_tokens(pixels, pixel_code, tokens, token_code, mask)
         x = self.final_norm(pixels).transpose(1, 2).unflatten(2, grid)
         return ModelOutput(self.head(x))
 
     def explain_pairs(self, image_state: FCNetImageState, text_state: TextState) -> Explanation:
-        """Attention of the emphases over the words, alpha, and the key maps; what an ablation leaves out is None."""
+        """Return the emphases' attention to the words, alpha and the key maps; parts without a module are None."""
         if self.egm is None:
             return Explanation()
         arguments = (image_state.key_maps, text_state.words, text_state.token_mask)
@@ -309,10 +315,11 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
 
     Args:
         config: The recipe's `[model]` section.
-        input_size: `(height, width)` the model is made for, multiples of 32: FCNet's native grid is a sixteenth of it.
+        input_size: `(height, width)` in pixels for which the model is built, multiples of 32. FCNet's native grid is a
+            sixteenth of it.
 
     Raises:
-        RecipeError: If a feature of CLIP's is to be taken as it is and is not as wide as the decoder.
+        RecipeError: If a feature of CLIP that is used without a projection is not as wide as the decoder.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = build_text_encoder(config.image_encoder, config.dim)
@@ -321,10 +328,10 @@ def build_fcnet(config: FCNetConfig, *, input_size: tuple[int, int]) -> FCNet:
     keeps_sentence = config.sentence_projection == "clip"
     if keeps_sentence and text_encoder.output_dim != config.dim:
         raise RecipeError(
-            f'model.sentence_projection: found "clip", whose feature is {text_encoder.output_dim} wide beside '
+            f'model.sentence_projection: found "clip", whose feature is {text_encoder.output_dim} wide with '
             f'{config.image_encoder}; expected "linear", or model.dim = {text_encoder.output_dim}'
         )
-    # Modules are made in this order: it decides which random weights each gets.
+    # The order in which the modules are created decides which random weights each one gets.
     return FCNet(
         image_encoder=image_encoder,
         text_encoder=text_encoder,

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function at inference, with less to do."""
+"""Folds batch norms into the convolutions before them, which computes the same function faster at inference."""
 
 import copy
 from itertools import pairwise
@@ -12,17 +12,18 @@ from refseg.models.model import SegmentationModel
 
 
 def fold_batch_norms(model: SegmentationModel) -> SegmentationModel:
-    """Give a copy whose convolutions hold the batch norms that follow them.
+    """Return a copy of a model whose convolutions include the batch norms that follow them.
 
-    In evaluation a batch norm is a fixed scale and shift, so weights take it in; results differ by rounding alone.
-    A norm is folded where it is the next child after its convolution, in modules that call their children in order,
-    as all of ours and of timm's backbones do. An activation that a norm of timm brings with it stays.
+    In evaluation mode a batch norm is a fixed scale and shift, which the weights of the convolution can include. The
+    results differ only by rounding. A norm is folded if it is the next child after a convolution. This requires that
+    modules call their children in order, as those of this project and of timm's backbones do. If a norm of timm
+    includes an activation, the activation is kept.
 
     Args:
-        model: In evaluation mode; left as it is.
+        model: Model in evaluation mode; it is not changed.
 
     Raises:
-        ValueError: If the model is in training mode, where a batch norm is no fixed function.
+        ValueError: If the model is in training mode, where a batch norm depends on the batch.
     """
     if model.training:
         raise ValueError("found a model in training mode, expected one in evaluation mode: call model.eval() first")
@@ -37,11 +38,11 @@ def fold_batch_norms(model: SegmentationModel) -> SegmentationModel:
                     and conv.out_channels == norm.num_features
                 ):
                     setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                    setattr(parent, norm_name, _what_is_left(norm))
+                    setattr(parent, norm_name, _activation_of(norm))
     return folded
 
 
-def _what_is_left(norm: _BatchNorm) -> nn.Module:
-    """The activation inside timm's batch norms, or nothing."""
+def _activation_of(norm: _BatchNorm) -> nn.Module:
+    """Return the activation that timm's batch norm includes; the identity if there is none."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity()

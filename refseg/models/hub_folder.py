@@ -1,6 +1,7 @@
-"""A trained model as a folder of the Hugging Face Hub: `config.json`, `model.safetensors`, `README.md`.
+"""Writes and reads a trained model as a folder for the Hugging Face Hub.
 
-Such a folder holds what segmenting needs and what the model was made from, and no path of the machine that trained it.
+The folder has `config.json`, `model.safetensors` and `README.md`. It holds all that prediction needs and a record of
+the training, but no path of the machine on which the model was trained.
 """
 
 import dataclasses
@@ -26,22 +27,22 @@ from refseg.models.weight_files import file_sha256, save_weights
 from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 
 FOLDER_VERSION = 2
-"""Version of the folder's format: raised when an older reader could misread a newer folder."""
+"""Version of the folder's format; it is increased when older releases could misread a new folder."""
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT | ConfigDict(arbitrary_types_allowed=True))
 class PublishedModel:
-    """A model with its settings, what it was trained on, and how far.
+    """A trained model with its settings and a record of its training.
 
     Attributes:
-        model: Trained.
-        recipe: Settings of the run; of a folder that was read, without paths.
-        lineage: What it was trained on; of a folder that was read, without paths.
-        step: Optimiser steps done.
-        epoch: Epochs done.
-        num_processes: Ranks that trained.
+        model: The trained model.
+        recipe: Settings of the run; without paths if it was read from a published folder.
+        lineage: What the model was trained on; without paths if it was read from a published folder.
+        step: Number of optimiser steps.
+        epoch: Number of completed epochs.
+        num_processes: Number of processes that trained.
     """
 
     model: SegmentationModel
@@ -52,21 +53,21 @@ class PublishedModel:
     num_processes: Count
 
     def save_pretrained(self, folder: Path | str, *, card: str = "") -> Path:
-        """Write the folder, whole or not at all.
+        """Write the model as a new folder, which appears only when it is complete.
 
         Args:
-            folder: A new folder.
-            card: `README.md`, the Hub's model card, in Markdown; empty: none is written.
+            folder: Path of the folder, where nothing may exist.
+            card: The Hub's model card in Markdown, written as `README.md`; empty: none is written.
 
         Returns:
-            The folder.
+            The path of the folder.
 
         Raises:
-            UsageError: If there is something at its place.
+            UsageError: If something already exists at the path.
         """
         folder = Path(folder)
         if folder.exists():
-            raise UsageError(f"{folder}: there is something already; remove it or choose another folder")
+            raise UsageError(f"{folder}: already exists, expected a new folder; remove it or choose another path")
         with folder_aside(folder, synced=True) as aside:
             save_weights(aside / WEIGHTS_NAME, self.model.state_dict())
             config = self._config(weights_sha256=file_sha256(aside / WEIGHTS_NAME))
@@ -77,14 +78,15 @@ class PublishedModel:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> "PublishedModel":
-        """Read a folder that `save_pretrained` wrote, in evaluation mode.
+        """Read a folder that `save_pretrained` wrote; the model is in evaluation mode.
 
         Args:
-            folder: A local folder, such as `hf download OWNER/NAME --local-dir FOLDER` makes.
-            device: Where the model goes.
+            folder: A local folder, for example one that `hf download OWNER/NAME --local-dir FOLDER` made.
+            device: Device to which the model is moved.
 
         Raises:
-            CheckpointError: If it is no such folder, is damaged, or was made for other preprocessing than today's.
+            CheckpointError: If the folder is not a published model, is damaged, or was made for preprocessing that
+                differs from this release's.
         """
         folder = Path(folder)
         config = _read_config(folder / CONFIG_NAME)
@@ -101,7 +103,7 @@ class PublishedModel:
         except RecipeError as error:
             raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            # The last for sizes that no machine has.
+            # A RuntimeError is raised for layer sizes that exceed the memory of any machine.
             raise CheckpointError(f"{folder / CONFIG_NAME}: unexpected content ({error}); fetch it again") from error
         if preprocessing != _preprocessing(model):
             raise CheckpointError(
@@ -117,12 +119,14 @@ class PublishedModel:
                 )
             model.load_state_dict(load_file(weights))
         except (RuntimeError, SafetensorError, OSError) as error:
-            raise CheckpointError(f"{weights}: missing, or not of the model in {CONFIG_NAME} ({error})") from error
+            raise CheckpointError(
+                f"{weights}: missing, or not the weights of the model in {CONFIG_NAME} ({error}); fetch it again"
+            ) from error
         model.to(device).eval()
         return published
 
     def _config(self, *, weights_sha256: str) -> dict[str, Any]:
-        """The content of `config.json`: the recipe's sections, and what else the numbers depend on."""
+        """Return the content of `config.json`: the recipe's sections, and all else that predictions depend on."""
         fields = {
             "format": "refseg-model",
             "format_version": FOLDER_VERSION,
@@ -142,7 +146,7 @@ class PublishedModel:
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The recipe without the folders of the machine it ran on; start weights keep the last part of their name."""
+    """Return a recipe without paths of the training machine; of start weights, the last part of the path is kept."""
     data = dataclasses.replace(recipe.data, root="", val_root="")
     named = {key: Path(getattr(recipe.model, key)).name for key in ("image_weights", "text_weights")}
     train = recipe.train.model_copy(update={"init_from": Path(recipe.train.init_from).name})
@@ -150,7 +154,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 
 def _preprocessing(model: SegmentationModel) -> dict[str, Any]:
-    """What happens to an image and a sentence beside the recipe's `data.input_size`, `geometry` and `num_tokens`."""
+    """Return the preprocessing that the recipe's `data.input_size`, `geometry` and `num_tokens` do not describe."""
     return {
         "image_mean": list(model.image_mean),
         "image_std": list(model.image_std),
@@ -167,7 +171,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
     if config.get("format") != "refseg-model":
         raise CheckpointError(
-            f"{path}: not the config of a refseg model; expected a folder that `refseg publish` wrote"
+            f"{path}: not the configuration of a refseg model; expected a folder that `refseg publish` wrote"
         )
     if config.get("format_version") != FOLDER_VERSION:
         raise CheckpointError(

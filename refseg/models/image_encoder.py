@@ -1,4 +1,4 @@
-"""Image encoders: pictures to three feature maps at strides 8, 16 and 32. All backbones are timm's."""
+"""Image encoders compute three feature maps at strides 8, 16 and 32 from images. All backbones are timm's."""
 
 import timm
 from jaxtyping import Float
@@ -13,15 +13,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(nn.Module):
-    """What every encoder promises: three maps, at once or stage by stage.
+    """The interface of an image encoder, which computes its three maps at once or stage by stage.
 
-    A model that changes a map before the next stage sees it calls `to_c2`, `to_c3` and `to_c4` itself and gives
-    what it has to `finish`; `forward` is the four in a row.
+    `forward` calls `to_c2`, `to_c3`, `to_c4` and `finish`. A model that changes a map before the next stage reads it
+    calls these methods itself.
 
     Attributes:
-        channels: Of the maps at strides 8, 16 and 32.
-        image_mean: RGB mean the pictures are normalised with, of a range of 0 to 1.
-        image_std: RGB standard deviation they are normalised with.
+        channels: Numbers of channels of the maps at strides 8, 16 and 32.
+        image_mean: RGB mean that is subtracted from images with values from 0 to 1.
+        image_std: RGB standard deviation by which images are then divided.
     """
 
     channels: tuple[int, int, int]
@@ -29,19 +29,19 @@ class ImageEncoder(nn.Module):
     image_std: tuple[float, float, float]
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Normalised images, sides multiples of 32, to the map at stride 8 that the next stage reads."""
+        """Compute the map at stride 8 from normalised images, whose sides are multiples of 32."""
         raise NotImplementedError
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
-        """To the map at stride 16."""
+        """Compute the map at stride 16 from the map at stride 8."""
         raise NotImplementedError
 
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
-        """To the map at stride 32."""
+        """Compute the map at stride 32 from the map at stride 16."""
         raise NotImplementedError
 
     def finish(self, maps: FeatureMaps) -> FeatureMaps:
-        """What the stages made, as the encoder gives it out; the stages themselves never read this."""
+        """Return the maps as outputs of the encoder, for example normalised; no stage reads these outputs."""
         return maps
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
@@ -54,9 +54,10 @@ class ImageEncoder(nn.Module):
 class DenseAttentionPool(nn.Module):
     """CLIP's attention pool with one output per position instead of one per image, and a new residual branch.
 
-    Source: Radford et al. 2021 (CLIP) Sec. 2.4 for the pool; CRIS's code for the dense form: every position
-    queries all positions, no class token, plus a 1x1 convolution with batch norm of the input, then ReLU.
-    The position table keeps CLIP's class row, unused, so that CLIP's weights load as they are.
+    Source: Radford et al. 2021 (CLIP), Sec. 2.4, for the pool; CRIS's code for the dense form. In it, every position
+    attends to all positions, and there is no class token. A 1x1 convolution of the input with batch norm is added, and
+    a ReLU follows. The position table keeps CLIP's unused row of the class token, so that CLIP's weights can be loaded
+    unchanged.
     """
 
     def __init__(self, *, in_dim: int, out_dim: int, num_heads: int, table_side: int = 7) -> None:
@@ -72,7 +73,7 @@ class DenseAttentionPool(nn.Module):
         self.connect = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim))
 
     def forward(self, x: Float[Tensor, "I C h w"]) -> Float[Tensor, "I D h w"]:
-        """Pool densely; positions are resized (bicubic) from 7 x 7 to h x w."""
+        """Return the pooled map; the position table is resized bicubically from 7 x 7 to h x w."""
         grid = x.shape[2:]
         table = self.positional_embedding[1:].T.unflatten(1, (self.table_side, self.table_side))
         positions = F.interpolate(table[None], size=grid, mode="bicubic", align_corners=False)
@@ -88,19 +89,19 @@ class DenseAttentionPool(nn.Module):
 
 
 class ClipResNet(ImageEncoder):
-    """CLIP's modified ResNet-50 or -101 with the dense attention pool as its last map.
+    """CLIP's modified ResNet-50 or -101, whose last map is the output of the dense attention pool.
 
-    Source: Radford et al. 2021 Sec. 2.4; FCNet Sec. 3.1 (stages 2 to 4), the pool kept as in CRIS's code:
-    without it FCNet's parameter count misses the published one by 7 %.
+    Source: Radford et al. 2021, Sec. 2.4; FCNet Sec. 3.1 (stages 2 to 4). The pool is kept as in CRIS's code: without
+    it, FCNet's parameter count would differ from the published one by 7 %.
     """
 
     image_mean, image_std = CLIP_MEAN, CLIP_STD
 
     def __init__(self, *, depth: int) -> None:
-        """Build with random weights.
+        """Create the backbone and the pool with random weights.
 
         Args:
-            depth: 50 or 101.
+            depth: Depth of the ResNet, 50 or 101.
         """
         super().__init__()
         self.backbone = timm.create_model(f"resnet{depth}_clip", features_only=True, out_indices=(2, 3, 4))
@@ -108,40 +109,40 @@ class ClipResNet(ImageEncoder):
         self.channels = (512, 1024, {50: 1024, 101: 512}[depth])
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Stem, first and second stage."""
+        """Run the stem and the first two stages."""
         net, x = self.backbone, images
         for part in ("stem_conv1", "stem_conv2", "stem_conv3", "stem_pool", "stages_0", "stages_1"):
             x = net[part](x)
         return x
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
-        """Third stage."""
+        """Run the third stage."""
         return self.backbone["stages_2"](c2)
 
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
-        """Fourth stage and dense attention pool."""
+        """Run the fourth stage and the dense attention pool."""
         net = self.backbone
         return self.attnpool(net["final_conv"](net["stages_3"](c3)))
 
 
 class SwinBase(ImageEncoder):
-    """Swin-Base, window 12, with a fresh LayerNorm on each output.
+    """Swin-Base with window 12 and a newly initialised LayerNorm on each output.
 
-    Source: Liu et al. 2021; window, pretraining (ImageNet-22k at 384), output norms and drop path 0.3 as in
-    LAVT's code. timm rolls before it pads, LAVT's copy pads before it rolls: at 480 px the last two stages are
-    not equal between the two (15 x 15 padded to 24), so LAVT-style weights do not carry over exactly.
+    Source: Liu et al. 2021, "Swin Transformer". Window, pretraining (ImageNet-22k at 384 px), output norms and a drop
+    path of 0.3 are as in LAVT's code. timm shifts a map before padding it, LAVT's copy pads it first. At 480 px the
+    last two stages pad (15 x 15 to 24 x 24), so that weights trained with LAVT's code give other results here.
     """
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     channels = (256, 512, 1024)
 
     def __init__(self, *, input_size: tuple[int, int], pretrained: bool = False, drop_path: float = 0.3) -> None:
-        """Build for one input size; others are accepted at run time.
+        """Create the backbone for one input size; other sizes are accepted at run time.
 
         Args:
             input_size: `(height, width)` in pixels.
-            pretrained: Load timm's ImageNet-22k weights (downloaded by timm).
-            drop_path: Stochastic depth rate of the last block, growing linearly from 0.
+            pretrained: Load timm's ImageNet-22k weights, which timm downloads.
+            drop_path: Stochastic depth rate of the last block; the rate grows linearly from 0 at the first block.
         """
         super().__init__()
         self.backbone = timm.create_model(
@@ -156,31 +157,31 @@ class SwinBase(ImageEncoder):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.channels)
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Patches, first and second stage; each later stage begins by merging patches, as timm has it."""
+        """Run the patch embedding and the first two stages; in timm, each later stage begins by merging patches."""
         net = self.backbone
         return _channels_first(net["layers_1"](net["layers_0"](net["patch_embed"](images))))
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
-        """Third stage."""
+        """Run the third stage."""
         return _channels_first(self.backbone["layers_2"](_channels_last(c2)))
 
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
-        """Fourth stage."""
+        """Run the fourth stage."""
         return _channels_first(self.backbone["layers_3"](_channels_last(c3)))
 
     def finish(self, maps: FeatureMaps) -> FeatureMaps:
-        """Normalise each map; the stages read each other's results as they are."""
+        """Normalise each map for the output; the next stage has read it without this norm."""
         c2, c3, c4 = (_channels_first(norm(_channels_last(x))) for norm, x in zip(self.norms, maps, strict=True))
         return c2, c3, c4
 
 
 class DarkNet53(ImageEncoder):
-    """DarkNet-53 with its last three stages as maps; timm's.
+    """DarkNet-53, whose last three stages give the maps; the backbone is timm's.
 
-    Source: Redmon and Farhadi 2018, "YOLOv3". LTS is said to start from a detector trained on COCO. A trap: the
-    pictures of RefCOCO, RefCOCO+ and RefCOCOg are COCO's train2014, so a detector of all COCO has seen the pictures,
-    and the boxes, that val and test ask about. MCN's code (Luo et al. 2020) therefore trains one without them. Here
-    the weights start random.
+    Source: Redmon and Farhadi 2018, "YOLOv3". Later papers report that LTS starts from a detector trained on COCO. Such
+    a start leaks evaluation data: the pictures of RefCOCO, RefCOCO+ and RefCOCOg are those of COCO's train2014, so a
+    detector trained on all of COCO has seen the pictures and boxes of val and test. MCN's code (Luo et al. 2020)
+    therefore trains a detector without them. Here the weights start random.
     """
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
@@ -191,23 +192,23 @@ class DarkNet53(ImageEncoder):
         self.backbone = timm.create_model("darknet53", features_only=True, out_indices=(3, 4, 5))
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Stem and the stages to stride 8."""
+        """Run the stem and the stages up to stride 8."""
         x = images
         for part in ("stem_conv1", "stages_0", "stages_1", "stages_2"):
             x = self.backbone[part](x)
         return x
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
-        """The fourth stage."""
+        """Run the fourth stage."""
         return self.backbone["stages_3"](c2)
 
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
-        """The fifth stage."""
+        """Run the fifth stage."""
         return self.backbone["stages_4"](c3)
 
 
 class TinyResNet(ImageEncoder):
-    """A ResNet-10 of narrow stages: trains from scratch on a CPU in minutes. Ours, for the toy recipes."""
+    """A narrow ResNet-10 for the toy recipes, which trains from scratch on a CPU in minutes; not from a paper."""
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     channels = (48, 64, 96)
@@ -220,21 +221,29 @@ class TinyResNet(ImageEncoder):
         del self.backbone.global_pool, self.backbone.fc
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Stem, first and second stage."""
+        """Run the stem and the first two stages."""
         net = self.backbone
         return net.layer2(net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images))))))
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
-        """Third stage."""
+        """Run the third stage."""
         return self.backbone.layer3(c2)
 
     def to_c4(self, c3: Float[Tensor, "I C3 h3 w3"]) -> Float[Tensor, "I C4 h4 w4"]:
-        """Fourth stage."""
+        """Run the fourth stage."""
         return self.backbone.layer4(c3)
 
 
 def build_image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
-    """The image encoder of this name, made for `(height, width)` pixels."""
+    """Build an image encoder with random weights.
+
+    Args:
+        name: A name of `refseg.model_config.ImageEncoderName`.
+        input_size: `(height, width)` in pixels for which it is built, multiples of 32.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
     match name:
         case "clip_resnet50":
             return ClipResNet(depth=50)

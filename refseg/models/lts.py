@@ -1,11 +1,14 @@
-"""LTS: locate the object, then segment it.
+"""LTS ("Locate then Segment") first predicts where the object is, and then segments it.
 
 Source: Jing et al. 2021, "Locate then Segment: A Strong Pipeline for Referring Image Segmentation" (CVPR,
-arXiv 2103.16284), known here by its abstract and by what later papers say of it. From these are: fused features of both
-sides; a cross-modal interaction, by filtering or by a transformer, that gives a position prior; the prior joined to the
-fused features; a light segmentation network of convolutions; a loss on the prior beside the mask's; a ConvNet and a
-bidirectional GRU as encoders. Ours, after the code of its time (MCN) and of those who took up its fusion (CRIS): all
-widths and formulas, the encoders of the default, what the prior learns and how much that weighs.
+arXiv 2103.16284). Only its abstract and its descriptions in later papers were available.
+
+From these sources: features that fuse image and sentence; a cross-modal interaction, by filtering or by a transformer,
+that gives a position prior; the prior joined to the fused features; a light segmentation network of convolutions; a
+loss on the prior beside the loss on the mask; a ConvNet and a bidirectional GRU as encoders.
+
+Not from the paper: all widths and formulas, the default encoders, the target of the prior and the weight of its loss.
+They follow code of the same time (MCN) and code that adopted the fusion of LTS (CRIS).
 """
 
 import torch
@@ -21,63 +24,64 @@ from refseg.models.text_encoder import BiGruTextEncoder, ClipTextEncoder, build_
 
 
 class FilterLocator(nn.Module):
-    """Relevance filtering: a filter made from the sentence answers where the fused features suit it.
+    """Locates the object by relevance filtering: a filter generated from the sentence is applied to the fused features.
 
-    Source: LTS's abstract and those who cite it name the filtering; its form is that of CRIS's projector.
+    Source: LTS's abstract and papers that cite it name the filtering; its form is that of CRIS's projector.
     """
 
     def __init__(self, *, sentence_dim: int, dim: int, size: int) -> None:
-        """Build.
+        """Create the filter.
 
         Args:
             sentence_dim: Width of the sentence feature.
-            dim: C, channels of the fused features.
-            size: Side of the filter, odd.
+            dim: C, number of channels of the fused features.
+            size: Side of the filter, an odd number.
         """
         super().__init__()
         self.filter = SentenceFilter(sentence_dim=sentence_dim, dim=dim, size=size)
 
     def forward(self, fused: Float[Tensor, "B C h w"], text_state: TextState) -> Float[Tensor, "B 1 h w"]:
-        """Scores before the sigmoid."""
+        """Return the logits of the position prior."""
         return self.filter(fused, text_state.sentence)
 
 
 class TransformerLocator(nn.Module):
-    """A transformer: the pixels attend to each other and to the words, then each gets a score of its own.
+    """Locates the object by a transformer: pixels attend to each other and to the words, then each pixel is scored.
 
-    Source: LTS's abstract and those who cite it name the transformer; the layer is FCNet's and CRIS's.
+    Source: LTS's abstract and papers that cite it name the transformer; its layer is that of FCNet and CRIS.
     """
 
     def __init__(self, *, decoder: WordDecoder, dim: int) -> None:
-        """Compose.
+        """Compose the decoder with a linear score.
 
         Args:
             decoder: Layers in which the pixels attend to the words.
-            dim: C, its width.
+            dim: C, width of the decoder.
         """
         super().__init__()
         self.decoder = decoder
         self.score = nn.Conv2d(dim, 1, 1)
 
     def forward(self, fused: Float[Tensor, "B C h w"], text_state: TextState) -> Float[Tensor, "B 1 h w"]:
-        """Scores before the sigmoid."""
+        """Return the logits of the position prior."""
         return self.score(self.decoder(fused, text_state.words, text_state.token_mask))
 
 
 class PriorSegmenter(nn.Module):
-    """Fused features and position prior to mask logits at a quarter of the input's size.
+    """Computes mask logits at a quarter of the input's size from fused features and the position prior.
 
-    Source: LTS says that the prior is joined to the features and refined by convolutions. An atrous pyramid (Chen et
-    al. 2017, "Rethinking Atrous Convolution for Semantic Image Segmentation") with the rates of MCN's code, then x2,
-    3x3, x2, 3x3, is ours. In training, the batch norm of its image branch needs two sentences or more in a process.
+    Source: LTS says that the prior is joined to the features and refined by convolutions. The rest is not from the
+    paper: an atrous pyramid (Chen et al. 2017, "Rethinking Atrous Convolution for Semantic Image Segmentation") with
+    the rates of MCN's code, and then twice an up-sampling by 2 with a 3x3 convolution. In training, the batch norm of
+    the pyramid's image branch needs at least two sentences per process.
     """
 
     def __init__(self, *, dim: int, rates: tuple[int, ...] = (6, 12, 18)) -> None:
-        """Build.
+        """Create the pyramid and the convolutions after it.
 
         Args:
-            dim: C, channels of the fused features; the pyramid is half as wide.
-            rates: Of the 3 x 3 convolutions.
+            dim: C, number of channels of the fused features; the pyramid is half as wide.
+            rates: Dilation rates of the pyramid's 3 x 3 convolutions.
         """
         super().__init__()
         width = dim // 2
@@ -93,11 +97,11 @@ class PriorSegmenter(nn.Module):
         self.predict = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, fused: Float[Tensor, "B C h w"], prior: Float[Tensor, "B 1 h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
-        """Segment.
+        """Return the mask logits.
 
         Args:
-            fused: Features.
-            prior: 0 to 1.
+            fused: Fused features of image and sentence.
+            prior: Position prior, 0 to 1.
         """
         x = torch.cat([fused, prior], dim=1)
         image = self.image_branch(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
@@ -106,11 +110,11 @@ class PriorSegmenter(nn.Module):
 
 
 class LTS(SegmentationModel):
-    """LTS composed of its parts.
+    """The LTS model.
 
-    The sentence feature is CLIP's projection as it is (512 wide beside ResNet-101, 1024 beside ResNet-50): one more
-    linear map before the gate's and the locator's own would add nothing.
-    Language enters in the neck, so that encoder and the neck's first convolutions are all that sentences can share.
+    The sentence feature is CLIP's projection without a further layer (512 wide with ResNet-101, 1024 with ResNet-50).
+    A linear layer would add nothing, because the gate and the locator begin with a linear map of their own.
+    Language enters in the neck. So the sentences of an image share the image encoder and the neck's first convolutions.
     """
 
     def __init__(
@@ -122,14 +126,14 @@ class LTS(SegmentationModel):
         locator: FilterLocator | TransformerLocator,
         segmenter: PriorSegmenter,
     ) -> None:
-        """Compose.
+        """Compose the model from its parts.
 
         Args:
-            image_encoder: Images to maps at strides 8, 16 and 32.
-            text_encoder: Token ids to word and sentence features.
-            neck: Maps and sentence to fused features at stride 16; with a gate.
-            locator: Where the object is.
-            segmenter: What the object is, given where.
+            image_encoder: Computes maps at strides 8, 16 and 32 from images.
+            text_encoder: Computes word and sentence features from token ids.
+            neck: Fuses maps and sentence into features at stride 16; must have a gate.
+            locator: Computes the logits of the position prior from the fused features and the sentence.
+            segmenter: Computes mask logits from the fused features and the position prior.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -144,13 +148,20 @@ class LTS(SegmentationModel):
         return self.neck.levels(*self.image_encoder(images))
 
     def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
-        """Locate and segment; arguments as in `SegmentationModel`. The mask's loss reaches the locator, too."""
+        """Locate and segment; `SegmentationModel` describes the arguments.
+
+        The gradient of the mask's loss flows into the locator, too.
+        """
         fused = self.neck.fuse(image_state, text_state.sentence)
         location_logits = self.locator(fused, text_state)
         return ModelOutput(self.segmenter(fused, location_logits.sigmoid()), location_logits)
 
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
-        """The prior, and (N = 1) the words that the pixels attended to, or that the bi-GRU's sentence is made of."""
+        """Return the position prior and a single map of word weights (N = 1).
+
+        With the transformer locator the weights are the pixels' attention to each word. Else, with the bidirectional
+        GRU, they are the shares of the words in the sentence feature; with the filter and CLIP there are none.
+        """
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = None
         if isinstance(self.locator, TransformerLocator):
@@ -160,7 +171,7 @@ class LTS(SegmentationModel):
         return Explanation(word_attention=attended, location=self.locator(fused, text_state).sigmoid()[:, 0])
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """As for every model, but a bi-GRU starts from nothing and is no backbone."""
+        """Return the parameter groups; a bidirectional GRU has no pretrained weights, so it belongs to `rest`."""
         groups = super().parameter_groups()
         if isinstance(self.text_encoder, BiGruTextEncoder):
             groups["rest"] += [entry for entry in groups["backbone"] if entry[0].startswith("text_encoder.")]
@@ -173,10 +184,10 @@ def build_lts(config: LTSConfig, *, input_size: tuple[int, int]) -> LTS:
 
     Args:
         config: The recipe's `[model]` section.
-        input_size: `(height, width)` the image encoder is made for, multiples of 32.
+        input_size: `(height, width)` in pixels for which the image encoder is built, multiples of 32.
 
     Raises:
-        RecipeError: If a transformer is to attend to words that are not as wide as it is.
+        RecipeError: If the locator is a transformer and differs in width from the word features.
     """
     image_encoder = build_image_encoder(config.image_encoder, input_size)
     text_encoder = (

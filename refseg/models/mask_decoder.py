@@ -1,4 +1,4 @@
-"""The mask decoder: pixel features attend to tokens, then become mask logits at a quarter of the input's size."""
+"""The mask decoder: pixel features attend to tokens, and a head turns them into logits at a quarter of the input."""
 
 from typing import cast
 
@@ -13,14 +13,20 @@ from refseg.models.neck import ConvNormReLU, upsample
 
 
 def sine_code_1d(length: int, dim: int) -> Float[Tensor, "n C"]:
-    """Sine and cosine of integer positions, interleaved, base 10000 (Vaswani et al. 2017, Sec. 3.5)."""
+    """Return interleaved sines and cosines of the positions 0 to `length - 1`, C = `dim` wide.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", Sec. 3.5, with base 10000.
+    """
     rate = torch.exp(torch.arange(0, dim, 2) * (-torch.log(torch.tensor(10000.0)) / dim))
     angle = torch.arange(length)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 
 def sine_code_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "n C"]:
-    """Sine codes of `(h, w)` positions in row order: the first half of the channels from x, the second from y."""
+    """Return sine codes of all positions of an `(h, w)` grid in row order.
+
+    The first half of the `dim` channels encodes the column x, the second half the row y.
+    """
     h, w = grid
     x = sine_code_1d(w, dim // 2)[None].expand(h, -1, -1)
     y = sine_code_1d(h, dim // 2)[:, None].expand(-1, w, -1)
@@ -28,21 +34,22 @@ def sine_code_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "n C"]:
 
 
 class SineCodes(nn.Module):
-    """The codes of a model's native grid and of its first tokens, computed once and moved with the model.
+    """Keeps the sine codes of a model's native grid and of its first tokens as buffers.
 
-    CRIS's code makes them on the CPU in each step. Another grid, or more tokens, are computed where they are needed.
+    They are computed once and move with the model; CRIS's code computes them on the CPU in each step. The codes of
+    another grid, or of more tokens, are computed on each call.
     """
 
     pixel_code: Tensor
     token_code: Tensor
 
     def __init__(self, *, grid: tuple[int, int], dim: int, num_tokens: int = 77) -> None:
-        """Compute.
+        """Compute the codes to keep.
 
         Args:
-            grid: `(h, w)` that most inputs have.
-            dim: C, a multiple of 4.
-            num_tokens: Codes of tokens kept.
+            grid: Native grid `(h, w)`, which most inputs have.
+            dim: C, width of the codes, a multiple of 4.
+            num_tokens: Number of tokens whose codes are kept.
         """
         super().__init__()
         self.grid, self.dim = grid, dim
@@ -50,21 +57,24 @@ class SineCodes(nn.Module):
         self.register_buffer("token_code", sine_code_1d(num_tokens, dim), persistent=False)
 
     def of_pixels(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "n C"]:
-        """Codes of `(h, w)` positions in row order, of the device and type of `like`."""
+        """Return the codes of all positions of an `(h, w)` grid in row order, with the device and type of `like`."""
         return (self.pixel_code if grid == self.grid else sine_code_2d(grid, self.dim)).to(like)
 
     def of_tokens(self, tokens: Float[Tensor, "B n C"]) -> Float[Tensor, "n C"]:
-        """Codes of as many tokens, of their device and type."""
+        """Return the codes of n tokens, with the device and type of `tokens`."""
         length = tokens.shape[1]
         kept = length <= self.token_code.shape[0]
         return (self.token_code[:length] if kept else sine_code_1d(length, self.dim)).to(tokens)
 
 
 class DecoderLayer(nn.Module):
-    """Pixels attend to each other, then to tokens, then an MLP: pre-norm, position codes on queries and keys.
+    """A decoder layer: pixels attend to each other, then to tokens, and pass through an MLP.
 
-    Source: FCNet Sec. 3.4, Eq. (5). CRIS's code has three more LayerNorms, on each branch's output or inside the
-    MLP (`extra_norms`); the paper does not draw them, its counts need the layer, not them.
+    Each branch begins with a norm, and position codes are added to queries and keys.
+
+    Source: FCNet Sec. 3.4, Eq. (5). CRIS's code has three more LayerNorms (`extra_norms`): after each attention and
+    inside the MLP. The paper does not show them, and its parameter counts, which fix the number of layers, do not
+    decide the question.
     """
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, dropout: float, extra_norms: bool) -> None:
@@ -88,10 +98,10 @@ class DecoderLayer(nn.Module):
     def attend_to_pixels(
         self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]
     ) -> Float[Tensor, "B n C"]:
-        """Self-attention with its residual: needs no language."""
+        """Apply self-attention with its residual; this step needs no language."""
         x = self.self_norm(pixels)
-        located = x + pixel_code
-        return pixels + self.dropout(self.self_out_norm(self.self_attention(located, located, x)))
+        with_positions = x + pixel_code
+        return pixels + self.dropout(self.self_out_norm(self.self_attention(with_positions, with_positions, x)))
 
     def attend_to_tokens(
         self,
@@ -101,27 +111,35 @@ class DecoderLayer(nn.Module):
         token_code: Float[Tensor, "K C"],
         token_mask: Bool[Tensor, "B K"] | None,
     ) -> Float[Tensor, "B n C"]:
-        """Cross-attention and MLP with their residuals; the tokens are used as they come, never normalised."""
+        """Apply cross-attention and MLP with their residuals; the tokens are not normalised.
+
+        Args:
+            pixels: Pixel features.
+            pixel_code: Position codes of the pixels.
+            tokens: Tokens to attend to.
+            token_code: Position codes of the tokens.
+            token_mask: True where a token may be attended to; None: everywhere.
+        """
         attended = self.cross_attention(self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask)
         pixels = pixels + self.dropout(self.cross_out_norm(attended))
         return pixels + self.dropout(self.mlp(self.mlp_norm(pixels)))
 
 
 class WordDecoder(nn.Module):
-    """Decoder layers whose memory is the words: FCNet's layers, with CRIS's memory.
+    """A stack of decoder layers whose pixels attend to the words.
 
-    Source: CRIS's vision-language decoder (Wang et al. 2022), by its code (`TransformerDecoder`): sine codes of a
-    pixel's place on queries and of a word's place on keys, never on values; the words as the text encoder gives them;
-    padding gets no attention.
+    Source: CRIS's vision-language decoder (Wang et al. 2022), after its code (`TransformerDecoder`). Sine codes of
+    pixel positions are added to the queries and those of word positions to the keys, but not to the values. The word
+    features are not projected, and padding gets no attention.
     """
 
     def __init__(self, *, layers: list[DecoderLayer], codes: SineCodes, has_final_norm: bool) -> None:
-        """Build.
+        """Compose the decoder from its layers.
 
         Args:
-            layers: At least one.
+            layers: Decoder layers, at least one.
             codes: Position codes of pixels and words, each C wide.
-            has_final_norm: End with a LayerNorm, as CRIS does.
+            has_final_norm: Apply a LayerNorm after the last layer, as CRIS does.
         """
         super().__init__()
         self.codes = codes
@@ -131,14 +149,14 @@ class WordDecoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C h w"]:
-        """Let the pixels attend to each other and to the words."""
+        """Return the pixel features after they attended to each other and to the words in each layer."""
         pixels, _ = self._run(x, words, token_mask, with_attention=False)
         return self.final_norm(pixels).transpose(1, 2).unflatten(2, x.shape[2:])
 
     def word_attention(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
-        """How much attention each word gets, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
+        """Return the attention to each word, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
         _, attended = self._run(x, words, token_mask, with_attention=True)
         return sum(attended[1:], attended[0]) / len(attended)
 
@@ -150,7 +168,7 @@ class WordDecoder(nn.Module):
         *,
         with_attention: bool,
     ) -> tuple[Float[Tensor, "B n C"], list[Float[Tensor, "B L"]]]:
-        """Pixels after the last layer, and the attention to each word by layer where `with_attention` is set."""
+        """Return the pixels after the last layer, and with `with_attention` each layer's attention to the words."""
         pixels = x.flatten(2).transpose(1, 2)
         pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
         word_code = self.codes.of_tokens(words)
@@ -165,9 +183,12 @@ class WordDecoder(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Pixel features at stride 16 to mask logits at stride 4: x2, 3x3 to C/2, x2, 3x3 to one.
+    """Computes mask logits at stride 4 from pixel features at stride 16.
 
-    Source: FCNet Sec. 3.4 names one 3x3 convolution; the first is ours, fixed by the published counts.
+    The steps are: up-sampling by 2, a 3x3 convolution to C/2 channels, up-sampling by 2, a 3x3 convolution to one.
+
+    Source: FCNet Sec. 3.4 names one 3x3 convolution. The other one is added here, because the published parameter
+    counts require it.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -176,14 +197,14 @@ class MaskHead(nn.Module):
         self.predict = nn.Conv2d(dim // 2, 1, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
-        """Grow and predict."""
+        """Return the mask logits."""
         return self.predict(upsample(self.refine(upsample(x))))
 
 
 class PlainMaskHead(nn.Module):
-    """The paper's words alone: x4, then one 3x3 convolution. Fits the published counts beside four decoder layers.
+    """Computes mask logits by up-sampling by 4 and one 3x3 convolution, which is all that the paper names.
 
-    Source: FCNet Sec. 3.4.
+    Source: FCNet Sec. 3.4. This head with four decoder layers fits the published parameter counts, too.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -191,34 +212,37 @@ class PlainMaskHead(nn.Module):
         self.predict = nn.Conv2d(dim, 1, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 4*h 4*w"]:
-        """Grow and predict."""
+        """Return the mask logits."""
         return self.predict(F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False))
 
 
 class SentenceFilter(nn.Module):
-    """One response per position: conv(x, K(s)) + b(s), where K(s) and b(s) are one linear map of the sentence.
+    """Filters features by a kernel generated from the sentence: conv(x, K(s)) + b(s).
 
-    Source: CRIS's code (`Projector.txt`, and its order of numbers: channels, rows, columns, then the bias); LTS's
-    abstract and later papers name "relevance filtering" without a formula. CRIS runs it as one grouped convolution over
-    all B * C channels; here each tap is a product with all positions, and the taps are added, shifted: the same sum.
+    K(s) and b(s) are one linear map of the sentence feature s.
+
+    Source: CRIS's code (`Projector.txt`), including the order of the map's outputs: channels, rows, columns, then the
+    bias. LTS's abstract and later papers name "relevance filtering" without a formula. CRIS computes a grouped
+    convolution over all B * C channels. Here each tap of the kernel is multiplied with all positions at once, and the
+    results are shifted by the tap's offset and added, which gives the same sum.
     """
 
     def __init__(self, *, sentence_dim: int, dim: int, size: int) -> None:
-        """Build.
+        """Create the linear map that generates the kernel and the bias.
 
         Args:
             sentence_dim: Width of the sentence feature.
-            dim: C, channels of the features.
-            size: Side of the filter, odd.
+            dim: C, number of channels of the features.
+            size: Side of the kernel, an odd number.
         """
         super().__init__()
         self.size = size
         self.generate = nn.Linear(sentence_dim, dim * size**2 + 1)
 
     def forward(self, x: Float[Tensor, "B C h w"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B 1 h w"]:
-        """Respond; beyond the edges there are zeros."""
-        made = self.generate(sentence)
-        taps = made[:, :-1].unflatten(1, (x.shape[1], -1)).transpose(1, 2)  # (B, size * size, C)
+        """Return one response per position; the features are padded with zeros."""
+        generated = self.generate(sentence)
+        taps = generated[:, :-1].unflatten(1, (x.shape[1], -1)).transpose(1, 2)  # (B, size * size, C)
         h, w = x.shape[2:]
         responses = F.pad((taps @ x.flatten(2)).unflatten(2, (h, w)), [self.size // 2] * 4)
         shifted = [
@@ -226,11 +250,11 @@ class SentenceFilter(nn.Module):
             for row in range(self.size)
             for column in range(self.size)
         ]
-        return (torch.stack(shifted).sum(dim=0) + made[:, -1, None, None])[:, None]
+        return (torch.stack(shifted).sum(dim=0) + generated[:, -1, None, None])[:, None]
 
 
 def build_decoder_layers(config: ModelConfig) -> list[DecoderLayer]:
-    """As many layers as the recipe says, with random weights."""
+    """Build the decoder layers of a recipe's `[model]` section, with random weights."""
     return [
         DecoderLayer(
             dim=config.dim,
@@ -244,10 +268,10 @@ def build_decoder_layers(config: ModelConfig) -> list[DecoderLayer]:
 
 
 def feature_grid(input_size: tuple[int, int]) -> tuple[int, int]:
-    """`(h, w)` of the features a decoder sees: a sixteenth of the input."""
+    """Return `(h, w)` of the decoder's features, a sixteenth of the input's size."""
     return input_size[0] // 16, input_size[1] // 16
 
 
 def build_codes(config: ModelConfig, input_size: tuple[int, int]) -> SineCodes:
-    """Position codes of the native grid."""
+    """Build the position codes of the native grid for a recipe's `[model]` section."""
     return SineCodes(grid=feature_grid(input_size), dim=config.dim)

@@ -1,4 +1,4 @@
-"""The interface of every model: an image side, a sentence side, a decoder that joins them, and the states between."""
+"""The interface of every model: an image encoder, a text encoder, a decoder, and the states that connect them."""
 
 from typing import Any, NamedTuple
 
@@ -9,38 +9,38 @@ from refseg.models.image_encoder import ImageEncoder
 
 
 class TextState(NamedTuple):
-    """All that a model computes from B sentences alone; the same for every model."""
+    """The features that a model computes from B sentences alone; all models use this type."""
 
     words: Float[Tensor, "B L E"]
     """Features of SOS, words and EOS (F_t)."""
     sentence: Float[Tensor, "B C"]
     """Global feature of the sentence (F_tg)."""
     token_mask: Bool[Tensor, "B L"]
-    """True from SOS to EOS."""
+    """True from SOS to EOS, False for padding."""
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass gives: the scores, and what a paper's further losses need."""
+    """The result of a forward pass: the mask logits, and the inputs of a paper's additional losses."""
 
     mask_logits: Float[Tensor, "B 1 h4 w4"]
     """Scores before the sigmoid at a quarter of the input's size."""
     location_logits: Float[Tensor, "B 1 h w"] | None = None
-    """LTS: the position prior before its sigmoid, at a sixteenth of the input's size."""
+    """LTS: logits of the position prior at a sixteenth of the input's size."""
     reconstruction_error: Float[Tensor, "B"] | None = None
-    """CRFormer, in training: how far the sentence rebuilt from the last queries is from its words."""
+    """CRFormer, in training: distance between the word features and those reconstructed from the last queries."""
 
 
 class Explanation(NamedTuple):
-    """What a model attended to, for people; a part that the model does not have is None."""
+    """What a model attended to, for display; a field that the model does not have is None."""
 
     word_attention: Float[Tensor, "B N L"] | None = None
-    """How much each of N tokens attends to each word, averaged over heads: rows sum to 1, padding has 0."""
+    """Attention of each of N tokens to each word, averaged over heads: rows sum to 1, padding has 0."""
     alpha: Float[Tensor, "B N"] | None = None
-    """FCNet: the weight that calibration gives each emphasis (unbounded; 0 leaves it as it is)."""
+    """FCNet: the weight that calibration gives each emphasis (unbounded; 0 leaves the emphasis unchanged)."""
     location: Float[Tensor, "B h w"] | None = None
     """LTS: the position prior, 0 to 1, at a sixteenth of the input's size."""
     key_maps: Float[Tensor, "B N gh gw"] | None = None
-    """The key map of which each of the N tokens is the query: unbounded, at the grid of its weights."""
+    """The key map from which each of the N tokens was made: unbounded values on the native grid."""
 
 
 def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
@@ -54,21 +54,21 @@ def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
 
 
 class SegmentationModel(nn.Module):
-    """A referring segmentation model in three calls, so that one image's work serves all its sentences.
+    """A referring segmentation model in three calls, so that an image is encoded once for all its sentences.
 
-    `encode_image` gives an image state, `encode_text` a `TextState`, and `decode` joins the two. A state is a
-    NamedTuple of tensors and of nothing else, and the first axis of each of its tensors counts the images of an image
-    state or the sentences of a text state. So a state is indexed, kept and exported by code that does not know the
-    model. Each model has an image state of its own, which holds all that needs no language.
+    `encode_image` returns an image state, `encode_text` a `TextState`, and `decode` combines the two. A state is a
+    NamedTuple that holds only tensors. The first axis of each tensor counts the images of an image state, or the
+    sentences of a text state. So any code can index, cache and export a state without knowing the model. Each model
+    defines an image state of its own, which holds everything that needs no language.
 
-    A model defines `encode_image`, `decode_pairs` and `explain_pairs`. The last two get an image state with a row for
-    each sentence: `decode` and `explain` have selected the image of each sentence by then.
+    A model implements `encode_image`, `decode_pairs` and `explain_pairs`. The last two receive an image state with one
+    row for each sentence, because `decode` and `explain` first select the image of each sentence.
 
     Attributes:
-        image_mean: RGB mean its pictures are normalised with, of a range of 0 to 1.
-        image_std: RGB standard deviation they are normalised with.
-        image_encoder: Pretrained, trained at the backbone's rate.
-        text_encoder: The same.
+        image_mean: RGB mean that is subtracted from images with values from 0 to 1.
+        image_std: RGB standard deviation by which images are then divided.
+        image_encoder: Image encoder; usually pretrained, and trained with the backbone's learning rate.
+        text_encoder: Text encoder; usually pretrained, and trained with the backbone's learning rate.
     """
 
     image_mean: tuple[float, float, float]
@@ -81,12 +81,12 @@ class SegmentationModel(nn.Module):
         raise NotImplementedError
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; columns that are padding for the whole batch may be cut without any change."""
+        """Encode sentences; removing columns that are padding in every row does not change the result."""
         words, sentence = self.text_encoder(token_ids, token_mask)
         return TextState(words=words, sentence=sentence, token_mask=token_mask)
 
     def decode_pairs(self, image_state: Any, text_state: TextState) -> ModelOutput:
-        """Segment, with all that training needs.
+        """Segment B pairs of an image and a sentence, and return all outputs that the losses need.
 
         Args:
             image_state: State of B images: row b is the image of sentence b.
@@ -95,11 +95,11 @@ class SegmentationModel(nn.Module):
         raise NotImplementedError
 
     def explain_pairs(self, image_state: Any, text_state: TextState) -> Explanation:
-        """Return what the model attended to; arguments as of `decode_pairs`."""
+        """Return what the model attended to; `decode_pairs` describes the arguments."""
         raise NotImplementedError
 
     def decode_all(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> ModelOutput:
-        """Segment, with all that training needs.
+        """Segment B sentences about I images, and return all outputs that the losses need.
 
         Args:
             image_state: State of I images.
@@ -111,11 +111,11 @@ class SegmentationModel(nn.Module):
     def decode(
         self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> Float[Tensor, "B 1 h4 w4"]:
-        """Mask logits at a quarter of the input's size; arguments as of `decode_all`."""
+        """Return mask logits at a quarter of the input's size; `decode_all` describes the arguments."""
         return self.decode_all(image_state, text_state, image_index).mask_logits
 
     def explain(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
-        """Return what the model attended to; arguments as of `decode_all`."""
+        """Return what the model attended to; `decode_all` describes the arguments."""
         return self.explain_pairs(select_images(image_state, image_index), text_state)
 
     def forward(
@@ -125,13 +125,21 @@ class SegmentationModel(nn.Module):
         token_mask: Bool[Tensor, "B L"],
         image_index: Int64[Tensor, "B"],
     ) -> ModelOutput:
-        """Encode both sides and decode."""
+        """Encode images and sentences, and decode them.
+
+        Args:
+            images: Normalised images, whose sides are multiples of 32.
+            token_ids: SOS, words, EOS, then padding.
+            token_mask: True from SOS to EOS.
+            image_index: The image of each sentence, 0 to I - 1.
+        """
         return self.decode_all(self.encode_image(images), self.encode_text(token_ids, token_mask), image_index)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trainable parameters by how they are trained: `backbone` (pretrained encoders) and `rest`.
+        """Return the trainable parameters in two groups by learning rate: `backbone` (both encoders) and `rest`.
 
-        CRIS's rule: both encoders are the backbone, what is new in them too, except what its name says is a position.
+        As in CRIS's code, the backbone includes layers that were added to the encoders, but not their positional
+        embeddings, which are found by name.
         """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "rest": []}
         for name, parameter in self.named_parameters():

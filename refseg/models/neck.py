@@ -1,4 +1,4 @@
-"""The neck: three feature maps to one at stride 16 that knows its coordinates, gated by a sentence where wanted."""
+"""The neck fuses three feature maps into one at stride 16 and adds coordinates; in LTS and CRIS a sentence gates it."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ConvNormReLU(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU; the size is kept."""
+    """A convolution without bias, a batch norm and a ReLU; the map keeps its size."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, *, dilation: int = 1) -> None:
         super().__init__(
@@ -20,31 +20,31 @@ class ConvNormReLU(nn.Sequential):
 
 
 class NeckLevels(NamedTuple):
-    """What a neck makes of I images before the gate: the image state of LTS and CRIS, where a sentence gates it."""
+    """Three levels that a neck computes from I images before the gate; the image state of LTS and CRIS."""
 
     level3: Float[Tensor, "I C3 h w"]
-    """From stride 8, pooled to stride 16."""
+    """Level from the map at stride 8, pooled to stride 16."""
     level4: Float[Tensor, "I C4 h w"]
-    """From stride 16."""
+    """Level from the map at stride 16."""
     level5: Float[Tensor, "I C5 h2 w2"]
-    """From stride 32; the level that is gated."""
+    """Level from the map at stride 32, which the sentence gates."""
 
 
 class TextGate(nn.Module):
-    """The sentence opens and shuts channels: ReLU(BN(x * ReLU(BN(W s)))).
+    """Multiplies each channel of a map by a gate computed from the sentence: ReLU(BN(x * ReLU(BN(W s)))).
 
-    Source: the cross-modal neck of CRIS (Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation", F_m4), by
-    its code (`FPN.txt_proj`, `FPN.norm_layer`). There W takes as many numbers as the last map has channels, which is
-    the sentence's width for CLIP's ResNets alone; here the sentence's own width. In training, batch norm needs two
-    sentences or more in a process.
+    Source: the cross-modal neck of CRIS (Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation", F_m4),
+    after its code (`FPN.txt_proj`, `FPN.norm_layer`). There the input width of W is the number of channels of the last
+    map, which equals the sentence's width only for CLIP's ResNets; here it is the sentence's width. In training, batch
+    norm needs at least two sentences per process.
     """
 
     def __init__(self, *, sentence_dim: int, dim: int) -> None:
-        """Build.
+        """Create the projection of the sentence and the norms.
 
         Args:
             sentence_dim: Width of the sentence feature.
-            dim: Channels of the map that is gated.
+            dim: Number of channels of the gated map.
         """
         super().__init__()
         self.project = nn.Sequential(
@@ -58,22 +58,23 @@ class TextGate(nn.Module):
 
 
 class VisionNeck(nn.Module):
-    """Fuses the maps at strides 8, 16, 32 into one at stride 16.
+    """Fuses the maps at strides 8, 16 and 32 into one at stride 16.
 
-    Source: FCNet Sec. 3.2, Eqs. (1) to (3), with the widths and the batch norms of CRIS's code, from which CRIS's
-    text gate is removed (Eq. 1 has no text). F_m4 is 2C wide: only that fits the published counts. With `gate` it is
-    CRIS's own neck: `levels` is the image's part (8.6 of 19.9 GMAC at 480 px), and `fuse` the sentence's.
+    Source: FCNet Sec. 3.2, Eqs. (1) to (3), with the widths and batch norms of CRIS's code but without its text gate,
+    because Eq. (1) has no text. F_m4 is 2C wide, the only width that fits the published parameter counts. With `gate`
+    this is CRIS's own neck: `levels` depends on the image alone (8.6 of 19.9 GMAC at 480 px), and `fuse` also on the
+    sentence.
     """
 
     gate: TextGate | None
 
     def __init__(self, *, in_dims: tuple[int, int, int], dim: int, gate: TextGate | None = None) -> None:
-        """Build.
+        """Create the convolutions that reduce, merge and aggregate the maps.
 
         Args:
-            in_dims: Channels of the maps at strides 8, 16 and 32.
-            dim: C, channels of the fused map.
-            gate: Lets a sentence weigh the 2C channels of the level at stride 32; None for FCNet's neck.
+            in_dims: Numbers of channels of the maps at strides 8, 16 and 32.
+            dim: C, number of channels of the fused map.
+            gate: Gate by which a sentence weights the 2C channels of the level at stride 32; None for FCNet's neck.
         """
         super().__init__()
         self.gate = gate
@@ -94,7 +95,13 @@ class VisionNeck(nn.Module):
         c3: Float[Tensor, "I C3 h w"],
         c4: Float[Tensor, "I C4 h4 w4"],
     ) -> Float[Tensor, "I C h w"]:
-        """Fuse without a sentence; the sides of `c3` are twice those of `c4` (input sides are multiples of 32)."""
+        """Fuse the maps without a sentence.
+
+        Args:
+            c2: Map at stride 8.
+            c3: Map at stride 16; its sides are twice those of `c4`, because input sides are multiples of 32.
+            c4: Map at stride 32.
+        """
         return self.fuse(self.levels(c2, c3, c4))
 
     def levels(
@@ -103,14 +110,14 @@ class VisionNeck(nn.Module):
         c3: Float[Tensor, "I C3 h w"],
         c4: Float[Tensor, "I C4 h4 w4"],
     ) -> NeckLevels:
-        """All that comes before a gate; arguments as of `forward`."""
+        """Compute the levels, which do not depend on a sentence; `forward` describes the arguments."""
         return NeckLevels(level3=F.avg_pool2d(self.reduce3(c2), 2), level4=self.reduce4(c3), level5=self.reduce5(c4))
 
     def fuse(self, levels: NeckLevels, sentence: Float[Tensor, "B S"] | None = None) -> Float[Tensor, "B C h w"]:
-        """The rest.
+        """Gate the level at stride 32 if there is a gate, fuse the levels, and add coordinates.
 
         Args:
-            levels: Of each sentence's image.
+            levels: Levels of each sentence's image.
             sentence: Features of the B sentences, for a neck with a gate.
         """
         f5 = levels.level5 if self.gate is None else self.gate(levels.level5, sentence)
@@ -122,12 +129,12 @@ class VisionNeck(nn.Module):
 
 
 def upsample(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C 2*h 2*w"]:
-    """Bilinear, twice as large, corners not aligned."""
+    """Double the size of a map by bilinear interpolation without aligned corners."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def coordinate_maps(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 2 h w"]:
-    """Horizontal, then vertical place of each position, -1 to 1 from edge to edge, both included (CRIS's CoordConv)."""
+    """Return the x and y coordinate of each position, from -1 at the first to 1 at the last (CRIS's CoordConv)."""
     h, w = x.shape[2:]
     y, xs = torch.meshgrid(
         torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype),

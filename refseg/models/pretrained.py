@@ -1,4 +1,4 @@
-"""Pretrained encoder weights: published names to ours, strictly, with every name accounted for."""
+"""Loads published weights into the encoders. Every name in the file and in the encoder must be covered by a rule."""
 
 import logging
 import re
@@ -44,13 +44,13 @@ _TIMM_SWIN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rules:
-    """What becomes of the names of a published file.
+    """Rules that map the names of a published file to those of an encoder.
 
     Attributes:
-        renames: Pattern and replacement; the first that a name meets decides.
-        ignored: Names that have no place in the encoder.
-        new: The encoder's own names that a file need not have.
-        remedy: How to get the file that fits, for errors.
+        renames: Patterns with replacements; the first pattern that matches a name decides.
+        ignored: Pattern of names that the encoder does not use.
+        new: Pattern of the encoder's names that the file need not have.
+        remedy: How to get the right file, for errors.
     """
 
     renames: tuple[tuple[str, str], ...]
@@ -60,15 +60,15 @@ class _Rules:
 
 
 def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
-    """Start the encoders from the files that the recipe names; an empty name leaves them random.
+    """Load the weight files that a recipe names into the encoders; an encoder without a file keeps random weights.
 
-    `image_weights` of a CLIP ResNet and `text_weights` are safetensors with OpenAI's names (one file serves both), made
-    by `refseg convert-weights clip` or `cris`. `image_weights` of Swin-Base has timm's names: made by
-    `refseg convert-weights lavt`, or timm's own `model.safetensors`, by its path or by its name (`timm:` and one of
-    `SWIN_NAMES`), which is looked for in Hugging Face's cache of this machine and else downloaded.
+    `text_weights`, and `image_weights` of a CLIP ResNet, are safetensors files with OpenAI's names. One file holds
+    both encoders; `refseg convert-weights clip` or `cris` makes it. `image_weights` of Swin-Base is a file with timm's
+    names, which `refseg convert-weights lavt` makes, or timm's own `model.safetensors`. The latter is given by its path
+    or as `timm:` with one of `SWIN_NAMES`; it is then taken from this machine's Hugging Face cache or downloaded.
 
     Raises:
-        CheckpointError: If a file is missing, is no safetensors file, or its names or shapes do not fit.
+        CheckpointError: If a file is missing, is not a safetensors file, or its names or shapes do not fit.
     """
     if config.image_weights:
         encoder = model.image_encoder
@@ -76,7 +76,7 @@ def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
             rules = _Rules(
                 renames=_CLIP_IMAGE,
                 ignored=rf"{_CLIP_IGNORED}|^(transformer|token_embedding|ln_final)\.|^(positional_embedding|text_projection)$",
-                new=r"^attnpool\.connect\.",  # CRIS's residual branch is in none of OpenAI's files
+                new=r"^attnpool\.connect\.",  # OpenAI's files do not hold CRIS's residual branch
                 remedy=_clip_remedy(config),
             )
         elif isinstance(encoder, SwinBase):
@@ -105,21 +105,21 @@ def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
 
 
 def _clip_remedy(config: ModelConfig) -> str:
-    """Where the CLIP file comes from that goes with an image encoder; ResNet-101's text side goes with Swin, too."""
+    """Say how to get the CLIP file for an image encoder; Swin is used with the text encoder of ResNet-101's file."""
     file = CLIP_FILES["RN50" if config.image_encoder == "clip_resnet50" else "RN101"]
     out = f"clip-{file.model.lower()}.safetensors"
     return f"fetch {file.address} by hand, then refseg convert-weights clip {file.file_name} --out {out}"
 
 
 def _find(weights: str, encoder: nn.Module) -> Path:
-    """The local file of `image_weights`."""
+    """Return the local path of `image_weights`; a file named by `timm:` is downloaded if it is not cached."""
     if not weights.startswith("timm:"):
         return Path(weights)
     name = weights.removeprefix("timm:")
     known = SWIN_NAMES if isinstance(encoder, SwinBase) else ()
     if name not in known:
         raise CheckpointError(
-            f"image_weights = {weights!r}: no name of weights that fit a {type(encoder).__name__}; expected "
+            f"image_weights = {weights!r}: does not name weights that fit a {type(encoder).__name__}; expected "
             + (", ".join(f"timm:{each}" for each in known) or "a safetensors file of `refseg convert-weights clip`")
         )
     from huggingface_hub import hf_hub_download
@@ -130,16 +130,16 @@ def _find(weights: str, encoder: nn.Module) -> Path:
     except (OSError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"image_weights = {weights!r}: not on this machine, and not to be downloaded now ({reason}); fetch "
+            f"image_weights = {weights!r}: not on this machine, and the download failed ({reason}); fetch "
             f"{swin_address(name)} by hand and give the file's path"
         ) from error
 
 
 def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
-    """Load a file into a module: each of its names is renamed or ignored, each of the module's found or new."""
+    """Load a file into a module, and refuse names that are missing, unknown, or of another shape or type."""
     published, metadata = _read(path, rules)
     state: dict[str, Tensor] = {}
-    names: dict[str, str] = {}  # ours to the file's
+    names: dict[str, str] = {}  # name in the file, by name in the module
     unknown: list[str] = []
     for name, tensor in published.items():
         if not re.search(rules.ignored, name):
@@ -147,11 +147,11 @@ def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
             if own_name is None:
                 unknown.append(name)
             elif own_name in state:
-                raise CheckpointError(f"{path}: {names[own_name]} and {name} are one weight; expected each once")
+                raise CheckpointError(f"{path}: {names[own_name]} and {name} are the same weight; expected each once")
             else:
                 state[own_name], names[own_name] = tensor, name
     own = module.state_dict()
-    # Counters of batch norms are in no rule of ours and change nothing at a fixed momentum.
+    # The counters of batch norms are not in the files, and have no effect because the momentum is fixed.
     missing = [
         n for n in own if n not in state and not re.search(rules.new, n) and not n.endswith("num_batches_tracked")
     ]
@@ -185,18 +185,18 @@ def _load(module: nn.Module, path: Path, rules: _Rules) -> None:
 
 
 def _read(path: Path, rules: _Rules) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
+    """Read the tensors and the metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {rules.remedy}") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: found no safetensors file ({error}); {rules.remedy}") from error
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); {rules.remedy}") from error
 
 
 def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
-    """Our name for a published one; None if no rule knows it."""
+    """Return the encoder's name for a published one; None if no rule matches."""
     for pattern, replacement in renames:
         renamed, hits = re.subn(pattern, replacement, name)
         if hits:
@@ -205,5 +205,5 @@ def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _stage_from_zero(name: str) -> str:
-    """CLIP counts stages from 1, timm from 0."""
+    """Decrease the number of a stage by 1, because CLIP counts stages from 1 and timm from 0."""
     return re.sub(r"(?<=backbone\.stages_)\d", lambda digit: str(int(digit[0]) - 1), name)

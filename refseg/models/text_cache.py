@@ -1,4 +1,4 @@
-"""Text states kept by token ids: many sentences of a dataset are written more than once."""
+"""Caches text states by token ids, because many sentences occur more than once in a dataset."""
 
 from collections import OrderedDict
 
@@ -11,33 +11,34 @@ from refseg.models.model import SegmentationModel, TextState
 
 
 class TextCache:
-    """`encode_text` of a model that does not change, asked once for each sentence.
+    """Computes `encode_text` of a fixed model once for each distinct sentence.
 
-    A state does not depend on the padding beside it, so what was encoded in one batch serves in another.
+    The features of a sentence do not depend on its padding, so those from one batch can be reused in another.
     """
 
     def __init__(self, model: SegmentationModel, *, max_sentences: int = 8192) -> None:
-        """Wrap.
+        """Create an empty cache for a model.
 
         Args:
-            model: In evaluation mode, its weights fixed.
-            max_sentences: Kept at most, those used last; at 512 x 17 numbers each takes 35 kB.
+            model: Model in evaluation mode, whose weights do not change.
+            max_sentences: Largest number of cached sentences; those that were used last are kept. With 17 words of
+                512 features, a sentence takes 35 kB.
         """
         self._model = model
         self._max_sentences = max_sentences
         self._rows: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode what was not encoded before, and put the batch together."""
+        """Return the text state of a batch, and encode only sentences that are not cached."""
         lengths = token_mask.sum(1).tolist()
         keys = [tuple(ids[:length]) for ids, length in zip(token_ids.tolist(), lengths, strict=True)]
         new = {key: row for row, key in enumerate(keys) if key not in self._rows}
         if new:
             rows = list(new.values())
             state: TextState = self._model.encode_text(token_ids[rows], token_mask[rows])
-            for place, key in enumerate(new):
-                # Copies: a view would keep the whole batch.
-                self._rows[key] = state.words[place, : len(key)].clone(), state.sentence[place].clone()
+            for row, key in enumerate(new):
+                # The rows are copied, because a view would keep the tensors of the whole batch in memory.
+                self._rows[key] = state.words[row, : len(key)].clone(), state.sentence[row].clone()
         words, sentences = zip(*(self._rows[key] for key in keys), strict=True)
         for key in keys:
             self._rows.move_to_end(key)

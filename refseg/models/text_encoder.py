@@ -1,4 +1,4 @@
-"""Text encoders: token ids to word features and one sentence feature, by CLIP's transformer or a bidirectional GRU."""
+"""Text encoders compute word features and a sentence feature: CLIP's transformer, or a bidirectional GRU."""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -29,7 +29,7 @@ class TextBlock(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
-        """Let each token attend to itself and to those before it."""
+        """Return the tokens after each attended to itself and to those before it, and passed through the MLP."""
         q, k, v = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -38,10 +38,10 @@ class TextBlock(nn.Module):
 
 
 class ClipTextEncoder(nn.Module):
-    """CLIP's text transformer, with the features of all words given out beside the sentence's.
+    """CLIP's text transformer, which returns the features of all words besides the sentence feature.
 
-    Source: Radford et al. 2021 Sec. 2.4; FCNet Sec. 3.1 takes its words as F_t and its [EOS] token as the
-    global feature. Padding needs no mask inside: attention is causal and padding comes last.
+    Source: Radford et al. 2021 (CLIP), Sec. 2.4. FCNet Sec. 3.1 uses the words as F_t and the [EOS] token as the global
+    feature. No mask for padding is needed, because attention is causal and padding comes last.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class ClipTextEncoder(nn.Module):
         context_length: int = 77,
         vocab_size: int = 49408,
     ) -> None:
-        """Build with CLIP's initial distribution.
+        """Create the transformer with random weights from CLIP's initial distribution.
 
         Args:
-            width: Of the word features.
-            num_layers: Transformer layers.
-            num_heads: Must divide `width`.
-            output_dim: Of the sentence feature: 1024 beside CLIP's ResNet-50, 512 beside ResNet-101.
-            context_length: Rows of the position table, the longest sentence that can be read.
-            vocab_size: Rows of the token table.
+            width: Width of the word features.
+            num_layers: Number of transformer layers.
+            num_heads: Number of attention heads, a divisor of `width`.
+            output_dim: Width of the sentence feature: 1024 for CLIP's ResNet-50, 512 for ResNet-101.
+            context_length: Number of rows of the position table, which limits the length of a sentence.
+            vocab_size: Number of rows of the token table.
         """
         super().__init__()
         self.width, self.output_dim = width, output_dim
@@ -84,11 +84,11 @@ class ClipTextEncoder(nn.Module):
         """Encode sentences.
 
         Args:
-            token_ids: SOS, words, EOS, then anything; L up to `context_length`.
-            token_mask: True from SOS to EOS; says where EOS is.
+            token_ids: SOS, words, EOS, then padding with any ids; L is at most `context_length`.
+            token_mask: True from SOS to EOS; the last True gives the position of EOS.
 
         Returns:
-            Word features (B, L, W), and the sentence features (B, D): the [EOS] token's, projected.
+            Word features (B, L, W), and sentence features (B, D), which are the projected features of [EOS].
         """
         x = self.token_embedding(token_ids) + self.positional_embedding[: token_ids.shape[1]]
         for block in self.resblocks:
@@ -100,24 +100,26 @@ class ClipTextEncoder(nn.Module):
 
 
 class BiGruTextEncoder(nn.Module):
-    """Token ids to word features by two GRUs, one from each end, and their weighted mean as the sentence.
+    """Encodes words by two GRUs, one in each direction, and the sentence as a weighted mean of its words.
 
-    Source: LTS names a bidirectional GRU (later papers say so; its text is not at hand). From MCN's code (Luo et al.
-    2020, of the same time) are 300 numbers per word vector, the sum of both directions, and a sentence that is the
-    words weighed by attention; there each channel has weights of its own, padding included, here one weight per word,
-    which can be shown, and none for padding. Ours: the vectors start random, for our shards hold CLIP's byte-pair ids
-    and not the words that published vectors (GloVe) are of; SOS and EOS are words among the others.
+    Source: according to later papers, LTS uses a bidirectional GRU; its own text was not available. MCN's code (Luo et
+    al. 2020), of the same time, gives word vectors of 300 values, the sum of both directions, and a sentence feature
+    that weights the words by attention. There, each channel has weights of its own and padding has weights, too. Here,
+    each word has a single weight, which can be displayed, and padding has none.
 
-    The second GRU reads each sentence from its own end, so that padding comes last for both and changes nothing.
+    Two choices are not from these sources. The word vectors start random, because shards hold CLIP's byte-pair ids,
+    while published vectors (GloVe) belong to whole words. SOS and EOS are treated as words.
+
+    The second GRU reads each sentence from its last word, so that padding comes last for both GRUs and has no effect.
     """
 
     def __init__(self, *, dim: int, vector_dim: int = 300, vocab_size: int = 49408) -> None:
-        """Build.
+        """Create the word vectors, the two GRUs and the score of a word.
 
         Args:
-            dim: Hidden width of each direction, and width of words and sentence.
+            dim: Hidden width of each GRU, and width of word and sentence features.
             vector_dim: Width of the word vectors.
-            vocab_size: Rows of the table of vectors: CLIP's vocabulary.
+            vocab_size: Number of word vectors; by default the size of CLIP's vocabulary.
         """
         super().__init__()
         self.width = self.output_dim = dim
@@ -132,49 +134,57 @@ class BiGruTextEncoder(nn.Module):
         """Encode sentences.
 
         Args:
-            token_ids: SOS, words, EOS, then anything.
+            token_ids: SOS, words, EOS, then padding with any ids.
             token_mask: True from SOS to EOS.
 
         Returns:
-            Word features, and the sentences' features.
+            Word features (B, L, W), and sentence features (B, W).
         """
         vectors = self.token_embedding(token_ids)
         mirror = _mirror(token_mask)
-        forth, _ = self.from_start(vectors)
-        back, _ = self.from_end(_take(vectors, mirror))
-        words = forth + _take(back, mirror)
+        forward, _ = self.from_start(vectors)
+        backward, _ = self.from_end(_take(vectors, mirror))
+        words = forward + _take(backward, mirror)
         weights = self.word_weights(words, token_mask)
         return words, (weights[:, None] @ words)[:, 0]
 
     def word_weights(self, words: Float[Tensor, "B L W"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Share of each word in its sentence: rows sum to 1, padding has 0."""
+        """Return the weight of each word in its sentence feature: rows sum to 1, padding has 0."""
         return self.score(words)[:, :, 0].masked_fill(~token_mask, -torch.inf).softmax(dim=1)
 
 
 def refuse_other_width(text_encoder: ClipTextEncoder | BiGruTextEncoder, dim: int, *, reader: str) -> None:
-    """Refuse words that a module attends to as they are, without a projection, although it has another width.
+    """Refuse word features whose width differs from that of a module that attends to them without a projection.
 
     Args:
-        text_encoder: Gives the words.
+        text_encoder: Encoder that computes the word features.
         dim: Width of the module.
-        reader: The module, for the message.
+        reader: Name of the module, for the message.
 
     Raises:
         RecipeError: If the widths differ.
     """
     if text_encoder.width != dim:
         raise RecipeError(
-            f"model.dim: found {dim}, expected {text_encoder.width}: {reader} attends to the words as they are"
+            f"model.dim: found {dim}, expected {text_encoder.width}: {reader} attends to the words without a projection"
         )
 
 
 def build_text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
-    """The text transformer that goes with an image encoder: FCNet does not name Swin's, we take ResNet-101's."""
+    """Build the text transformer that is used with an image encoder, with random weights.
+
+    FCNet does not name the one for Swin; ResNet-101's is used.
+
+    Args:
+        image_encoder: Name of the image encoder.
+        dim: Width of the words and the sentence with the `tiny` image encoder.
+    """
     match image_encoder:
         case "tiny":
             encoder = ClipTextEncoder(width=dim, num_layers=2, num_heads=4, output_dim=dim)
-            # Random words, far apart, and kept so. From CLIP's small start (0.02) a large learning rate moves all
-            # colours alike before the pixels tell them apart, and then neither side ever does.
+            # The word vectors are random, far apart and frozen. From CLIP's small standard deviation (0.02), a large
+            # learning rate changes the vectors of all colours in the same way before the image features separate
+            # the colours, and training then fails.
             nn.init.normal_(encoder.token_embedding.weight)
             encoder.token_embedding.requires_grad_(False)
             return encoder
@@ -184,10 +194,13 @@ def build_text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
 
 
 def _mirror(token_mask: Bool[Tensor, "B L"]) -> Int64[Tensor, "B L"]:
-    """Where each place lies when the words alone change their order to its reverse; its own inverse."""
-    places = torch.arange(token_mask.shape[1], device=token_mask.device)
-    return torch.where(token_mask, token_mask.sum(dim=1, keepdim=True) - 1 - places, places)
+    """Return indices that reverse the words of each sentence and keep the padding: T T T F gives 2 1 0 3.
+
+    Applying the indices twice restores the order.
+    """
+    positions = torch.arange(token_mask.shape[1], device=token_mask.device)
+    return torch.where(token_mask, token_mask.sum(dim=1, keepdim=True) - 1 - positions, positions)
 
 
-def _take(x: Float[Tensor, "B L W"], places: Int64[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
-    return x.gather(1, places[:, :, None].expand_as(x))
+def _take(x: Float[Tensor, "B L W"], positions: Int64[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+    return x.gather(1, positions[:, :, None].expand_as(x))

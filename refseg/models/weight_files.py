@@ -1,4 +1,4 @@
-"""Weight files: where published ones are fetched from and the hashes they have, and how ours are written."""
+"""Lists the addresses and hashes of published weight files, and writes this project's weight files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class ClipFile:
 
     Attributes:
         model: OpenAI's name of the model.
-        file_name: Of the archive.
-        sha256: Of its bytes.
+        file_name: Name of the archive.
+        sha256: SHA-256 of the archive in hex.
     """
 
     model: str
@@ -27,7 +27,7 @@ class ClipFile:
 
     @property
     def address(self) -> str:
-        """Where OpenAI keeps it; the hash is part of it."""
+        """URL of the archive at OpenAI, which contains the hash."""
         return f"{_OPENAI}/{self.sha256}/{self.file_name}"
 
 
@@ -51,42 +51,42 @@ SWIN_NAMES = (
     "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
     "swin_base_patch4_window12_384.ms_in1k",
 )
-"""timm's names of the Swin-Base weights that fit; the first is what LAVT starts from."""
+"""timm's names of the Swin-Base weights that fit the encoder; LAVT starts from the first one."""
 
 
 def swin_repository(name: str) -> str:
-    """Hugging Face repository of one of `SWIN_NAMES`."""
+    """Return the Hugging Face repository of one of `SWIN_NAMES`."""
     return f"timm/{name}"
 
 
 def swin_address(name: str) -> str:
-    """Where the file of one of `SWIN_NAMES` is fetched by hand."""
+    """Return the URL from which the file of one of `SWIN_NAMES` can be downloaded by hand."""
     return f"https://huggingface.co/{swin_repository(name)}/resolve/main/model.safetensors"
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex.
+    """Return the SHA-256 of a file in hex.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name, from whatever device they are on.
+    """Write named tensors from any device to a safetensors file.
 
     Args:
-        path: A file that is not there yet.
-        weights: For example a state dict.
-        metadata: For the file's head.
+        path: Path of the file, which must not exist.
+        weights: Tensors by name, for example a state dict.
+        metadata: Additional texts for the file's header.
 
     Raises:
-        OSError, SafetensorError: If the disk refuses.
+        OSError, SafetensorError: If the file cannot be written.
     """
     path.touch()
-    rights = path.stat().st_mode
+    permissions = path.stat().st_mode
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
-    path.chmod(rights)  # safetensors gives its files to their owner alone
+    path.chmod(permissions)  # safetensors makes a file that only its owner can read

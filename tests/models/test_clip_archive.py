@@ -118,7 +118,7 @@ def test_a_pickle_that_runs_code_is_refused_by_name_and_has_not_run(
     names = {named, named.replace("builtins", "__builtin__"), "pathlib.Path.touch", "pathlib.PosixPath"}
     names |= {"__builtin__.getattr", "builtins.getattr"} if "pathlib" in named else set()
 
-    with pytest.raises(CheckpointError, match=r"its pickle asks for .*nothing of it was run") as raised:
+    with pytest.raises(CheckpointError, match=r"its pickle asks for .*none of its code was run") as raised:
         read_archive(with_pickle(archive, tmp_path / "crafted.pt", data))
 
     assert any(f"asks for {name}," in str(raised.value) for name in names)
@@ -255,7 +255,7 @@ def test_many_tensors_over_one_storage_are_refused(
     with zipfile.ZipFile(crafted, "a") as zipped:
         zipped.writestr("cell/data/90", torch.zeros(50_000).numpy().tobytes())
 
-    with pytest.raises(CheckpointError, match="its tensors have more bytes than the file's"):
+    with pytest.raises(CheckpointError, match="its tensors need more bytes than the"):
         read_archive(crafted)
 
 
@@ -282,14 +282,14 @@ def test_modules_within_themselves_and_things_that_are_none_are_refused(
         read_archive(circle)
 
     plain = with_pickle(archive, tmp_path / "plain.pt", pickle.dumps({"weight": 1}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"data\.pkl holds a dict, no module"):
+    with pytest.raises(CheckpointError, match=r"data\.pkl holds a dict, not a module"):
         read_archive(plain)
 
 
 def test_a_pickle_that_asks_for_much_memory_is_refused(archive: Path, tmp_path: Path) -> None:
     data = b"\x80\x02Nr\xff\xff\xff\xff."  # None, kept at place 4,294,967,295 of the memo
 
-    with pytest.raises(CheckpointError, match="the pickle keeps a value at place 4294967295"):
+    with pytest.raises(CheckpointError, match="the pickle stores a value at the memo index 4294967295"):
         read_archive(with_pickle(archive, tmp_path / "crafted.pt", data))
 
 

@@ -151,7 +151,7 @@ def lavt_file(path: Path) -> dict[str, torch.Tensor]:
 def test_lavts_arguments_are_let_in_by_name_alone(tmp_path: Path) -> None:
     state = lavt_file(tmp_path / "lavt.pth")
     out = tmp_path / "lavt.safetensors"
-    with pytest.raises(CheckpointError, match=r"lavt\.pth: holds an argparse\.Namespace .*allow that by --allow-names"):
+    with pytest.raises(CheckpointError, match=r"lavt\.pth: holds an argparse\.Namespace .*allow it by --allow-names"):
         convert_weights("lavt", tmp_path / "lavt.pth", out)
     assert not out.exists()
 
@@ -204,15 +204,18 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, num_bytes: int, new_f
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {"module.fc.weight": torch.zeros(1)}}, "found fc.weight, a name that no rule for cris knows"),
+        (
+            {"state_dict": {"module.fc.weight": torch.zeros(1)}},
+            "found the name fc.weight, which does not occur",
+        ),
         ({"state_dict": {"neck.x": torch.zeros(1)}}, "found no encoder weights, expected names such as backbone.vis"),
-        ({"state_dict": {"backbone.visual.x": 1}}, "found 'backbone.visual.x', which is no plain tensor"),
-        ({"state_dict": {"backbone.visual.x": torch.ones(2, dtype=torch.complex64)}}, "which is no plain tensor"),
+        ({"state_dict": {"backbone.visual.x": 1}}, "found 'backbone.visual.x', which is not a plain tensor"),
+        ({"state_dict": {"backbone.visual.x": torch.ones(2, dtype=torch.complex64)}}, "which is not a plain tensor"),
         (
             {"state_dict": {"module.backbone.visual.x": torch.ones(1), "backbone.visual.x": torch.ones(1)}},
             "holds backbone.visual.x twice, with and without a prefix",
         ),
-        ({"epoch": 1}, "found 'epoch', which is no plain tensor, expected weights by name under state_dict"),
+        ({"epoch": 1}, "found 'epoch', which is not a plain tensor, expected weights by name under state_dict"),
         ([1, 2], "found no weights by name, expected them under state_dict"),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_config_holds_what_the_numbers_depend_on_and_no_path(published: Publ
 def test_nothing_is_written_over(published: PublishedModel, tmp_path: Path) -> None:
     (tmp_path / "fcnet").mkdir()
 
-    with pytest.raises(UsageError, match=r"fcnet: there is something already; remove it or choose another folder"):
+    with pytest.raises(UsageError, match=r"fcnet: already exists, expected a new folder; remove it or choose"):
         published.save_pretrained(tmp_path / "fcnet")
 
 
@@ -93,7 +93,7 @@ def _set(keys: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("format", "pt"), "config.json: not the config of a refseg model"),
+        (_set("format", "pt"), "config.json: not the configuration of a refseg model"),
         (_set("format_version", 1), "found format version 1, expected 2; use the refseg release that wrote it: "),
         (_set("model.depth", 3), r"model.depth: unknown key(.|\n)*use the refseg release that wrote it"),
         (lambda config: config.pop("origin"), "unexpected content ('origin'); fetch it again"),
@@ -105,7 +105,10 @@ def _set(keys: str, value: Any) -> Any:
         (_set("origin.step", "12"), "config.json: unexpected content ("),
         (_set("origin", []), "config.json: unexpected content ("),
         (_set("weights_sha256", "0"), "config.json expects 0; fetch it again"),
-        (_set("model.ffn_dim", 32), "model.safetensors: missing, or not of the model in config.json (Error(s) in"),
+        (
+            _set("model.ffn_dim", 32),
+            "model.safetensors: missing, or not the weights of the model in config.json",
+        ),
     ],
 )
 def test_a_config_of_another_make_is_refused(
@@ -148,7 +151,7 @@ def test_damaged_and_missing_weights_are_refused(published: PublishedModel, tmp_
         PublishedModel.from_pretrained(tmp_path / "fcnet")
 
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing, or not of the model"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing, or not the weights of the model"):
         PublishedModel.from_pretrained(tmp_path / "fcnet")
 
 

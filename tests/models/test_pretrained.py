@@ -204,7 +204,7 @@ def test_a_missing_or_unconverted_file_is_told_with_its_address(
         load(tmp_path / "none.safetensors", key, image_encoder)
 
     (tmp_path / "RN50.pt").write_bytes(b"PK" * 100)
-    with pytest.raises(CheckpointError, match=rf"RN50\.pt: found no safetensors file \(.*\); {remedy}"):
+    with pytest.raises(CheckpointError, match=rf"RN50\.pt: not a safetensors file \(.*\); {remedy}"):
         load(tmp_path / "RN50.pt", key, image_encoder)
 
 
