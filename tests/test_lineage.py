@@ -27,13 +27,15 @@ def test_a_checkpoints_state_is_read_and_written_in_its_form() -> None:
     state = {
         "recipe": recipe.to_dict(), "step": 12, "epoch": 1, "window": {}, "best": None, "num_processes": 1,
         "cursor": Cursor(digest="d" * 64, seed=0, epoch=1, samples_done=0, order="images all").to_dict(),
-        "dataset_folder": "/home/me/toy", "val_dataset_digest": "", "owes_validation": False,
+        "dataset_folder": "/home/me/toy", "val_dataset_digest": "", "validation_due": False,
         "refseg_version": "0.1.0", **RECORDED,
     }  # fmt: skip
 
     found = CheckpointState.from_dict(state, where="state.json")
 
     assert found.to_dict() == state
+    renamed = {"owes_validation" if key == "validation_due" else key: value for key, value in state.items()}
+    assert CheckpointState.from_dict(renamed, where="state.json") == found  # the key's name in earlier releases
     own, before = found.lineage.training_sets
     assert own.roots == ("/home/me/toy", "shards")
     assert (own.dataset, own.split) == ("toy/refseg", "train")

@@ -1,12 +1,12 @@
-"""Checkpoints and how they are read: a damaged one is never loaded, the one before is.
+"""Finds, checks and reads checkpoints. A damaged checkpoint is never loaded; the one before it is loaded instead.
 
 OUT/checkpoints/
   step-00000120/
     model.safetensors    weights and buffers
-    average.safetensors  the same, averaged over steps, where the recipe asks for it: what evaluation takes
-    optimizer.pt         the optimiser's state and the fp16 scaler's (read with weights_only)
-    state.json           `CheckpointState` with size and hash of the other files, and a hash of its own content
-  best                   name of the best checkpoint by validation, for people; `state.json` of the newest one decides
+    average.safetensors  weights averaged over steps, if the recipe asks for it; evaluation uses these
+    optimizer.pt         state of the optimiser and of the fp16 scaler (read with weights_only)
+    state.json           `CheckpointState`, size and hash of the other files, and a hash of its own content
+  best                   name of the best checkpoint by validation, for users; programs read the newest state.json
 """
 
 import logging
@@ -36,7 +36,7 @@ from refseg.wording import counted
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 2
-"""Version of the checkpoint format: raised when an older reader could misread a newer checkpoint."""
+"""Version of the checkpoint format; it is increased when older releases could misread a new checkpoint."""
 
 MODEL_NAME, AVERAGE_NAME, OPTIMIZER_NAME = "model.safetensors", "average.safetensors", "optimizer.pt"
 STATE_NAME, BEST_NAME = "state.json", "best"
@@ -45,17 +45,17 @@ _FILES = TypeAdapter(dict[str, dict[str, int | str]])
 
 
 class TornCheckpointError(CheckpointError):
-    """A checkpoint lost a file or bytes after it was written."""
+    """A checkpoint is damaged: a file is missing, or its content changed after it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A trained model with what it was made from.
+    """A trained model and the state of the run that trained it.
 
     Attributes:
-        model: In evaluation mode, on the device asked for.
-        state: Its `state.json`.
-        folder: Where it lies.
+        model: The model in evaluation mode, on the requested device.
+        state: Content of `state.json`.
+        folder: Folder of the checkpoint or of the published model.
     """
 
     model: SegmentationModel
@@ -69,22 +69,22 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
+        """Number of completed optimiser steps."""
         return self.state.step
 
     @property
     def dataset_digest(self) -> str:
-        """Digest of the dataset it was trained on."""
+        """Digest of the dataset that the model was trained on."""
         return self.state.lineage.dataset_digest
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` steps."""
+    """Return the folder name of the checkpoint after `step` steps."""
     return f"step-{step:08d}"
 
 
 def list_checkpoints(out: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first, torn ones included."""
+    """List the checkpoint folders of a run from the oldest to the newest, damaged ones included."""
     checkpoints = out / "checkpoints"
     if not checkpoints.is_dir():
         return []
@@ -92,12 +92,12 @@ def list_checkpoints(out: Path) -> list[Path]:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest sound checkpoint of a run; None if the run has none at all.
+    """Find the newest undamaged checkpoint of a run; None if the run has no checkpoint.
 
-    Damaged ones are passed over with a warning.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
-        CheckpointError: If there are checkpoints but all are damaged, or one is of another format or cannot be read.
+        CheckpointError: If all checkpoints are damaged, or one has another format or cannot be read.
     """
     newest = _latest(out)
     return None if newest is None else newest[0]
@@ -109,7 +109,7 @@ def _latest(out: Path) -> tuple[Path, CheckpointState] | None:
         try:
             return folder, read_state(folder)
         except TornCheckpointError as error:
-            logger.warning("%s; going back to the one before", error)
+            logger.warning("%s; trying the checkpoint before it", error)
     if folders:
         raise CheckpointError(
             f"{out / 'checkpoints'}: all {len(folders)} checkpoints are damaged; restore one or choose another --out"
@@ -118,11 +118,11 @@ def _latest(out: Path) -> tuple[Path, CheckpointState] | None:
 
 
 def read_state(folder: Path) -> CheckpointState:
-    """Read `state.json`; check it and the files beside it against the hashes they were written with.
+    """Read `state.json`, and compare it and the checkpoint's other files with their recorded hashes.
 
     Raises:
-        TornCheckpointError: If anything is missing or changed.
-        CheckpointError: If it is not a checkpoint of ours, is of another format version, or cannot be read.
+        TornCheckpointError: If a file is missing or was changed.
+        CheckpointError: If another program wrote the checkpoint, it has another format version, or it cannot be read.
     """
     path = folder / STATE_NAME
     try:
@@ -156,21 +156,21 @@ def read_state(folder: Path) -> CheckpointState:
 
 
 def _compare_step(folder: Path, state: CheckpointState) -> None:
-    """Compare the step with the folder's name, where it has such a name, and with the fields that go with it."""
+    """Compare the step with the folder's name (if it is a checkpoint's name), the epoch and the best step."""
     named = _FOLDER.fullmatch(folder.name)
     if named and int(named[1]) != state.step:
-        found = f"the folder is that of step {int(named[1])}"
+        found = f"the folder is named after step {int(named[1])}"
     elif state.cursor is None or state.cursor.epoch != state.epoch:
-        found = f"epoch {state.epoch} does not go with the cursor {state.cursor}"
+        found = f"epoch {state.epoch} does not agree with the cursor {state.cursor}"
     elif state.best is not None and state.best.step > state.step:
-        found = f"the best checkpoint is of the later step {state.best.step}"
+        found = f"the best checkpoint is that of the later step {state.best.step}"
     else:
         return
     raise TornCheckpointError(f"{folder / STATE_NAME}: damaged checkpoint, found step {state.step}, but {found}")
 
 
 def _compare_file(path: Path, expected: Mapping[str, int | str] | None) -> None:
-    """Compare a file of a checkpoint with what `state.json` says of it; None: that there is no such file."""
+    """Compare a file of a checkpoint with the size and hash in `state.json`; None: the file must not exist."""
     try:
         found = file_facts(path)
     except FileNotFoundError:
@@ -181,24 +181,25 @@ def _compare_file(path: Path, expected: Mapping[str, int | str] | None) -> None:
         return
     if found is None:
         raise TornCheckpointError(f"{path.parent}: damaged checkpoint, {path.name} is missing")
-    raise TornCheckpointError(f"{path.parent}: damaged checkpoint, {path.name} is not what was written")
+    raise TornCheckpointError(f"{path.parent}: damaged checkpoint, {path.name} was changed after it was written")
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    """What a checkpoint that may be sound is refused with: nothing says that its content was lost."""
-    return CheckpointError(f"{path}: cannot be read ({error.strerror}); see to its permissions and its disk")
+    """Return the error for a file that cannot be read; its checkpoint may be undamaged, so it is not skipped."""
+    return CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk")
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a trained model.
 
     Args:
-        path: A checkpoint's folder, or a run's: its best checkpoint by validation, or else its newest; or a folder that
-            `refseg publish` wrote: its recipe has no paths.
-        device: Where the model goes.
+        path: A checkpoint's folder, a run's folder, or a folder that `refseg publish` wrote, whose recipe has no paths.
+            From a run, the best checkpoint by validation is loaded, or the newest one if there was no validation.
+        device: Device to which the model is moved.
 
     Raises:
-        CheckpointError: If there is none, or it is torn, foreign, or does not fit the model of its recipe.
+        CheckpointError: If there is no checkpoint, or it is damaged, was written by another program, or does not fit
+            the model of its recipe.
     """
     path = local_path(path)
     if (path / CONFIG_NAME).is_file():
@@ -222,10 +223,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
 
 
 def weights_file(path: Path) -> Path:
-    """The file of the weights that `load_checkpoint` takes from a folder: averaged ones where there are such.
+    """Return the weight file that `load_checkpoint` reads from a folder: averaged weights if there are any.
 
     Raises:
-        CheckpointError: As `load_checkpoint`.
+        CheckpointError: If `load_checkpoint` would find no checkpoint.
     """
     folder = path if (path / CONFIG_NAME).is_file() else _resolve(path)
     average = folder / AVERAGE_NAME
@@ -233,7 +234,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False) -> None:
-    """Put a checkpoint's weights, or their average, into a model of the same recipe.
+    """Load a checkpoint's weights, or their average, into a model of the same recipe.
 
     Raises:
         CheckpointError: If names or shapes differ.
@@ -250,16 +251,16 @@ def _load(model: torch.nn.Module, path: Path) -> None:
 
 
 def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where: str, remedy: str) -> None:
-    """Put weights into a model that has exactly these.
+    """Load weights into a model whose names, shapes and types must equal theirs.
 
     Args:
-        model: Built, on any device.
-        weights: By name.
-        where: They are from, for the error.
-        remedy: What to do if they do not fit.
+        model: Model on any device.
+        weights: Tensors by name.
+        where: Source of the weights, for the message.
+        remedy: What to do if they do not fit, for the message.
 
     Raises:
-        CheckpointError: If names, shapes or types differ; torch would cast values silently.
+        CheckpointError: If names, shapes or types differ. Without this check torch would cast values silently.
     """
     own = model.state_dict()
     common = own.keys() & weights.keys()
@@ -279,13 +280,13 @@ def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where:
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:
-    """Read `optimizer.pt`, on the CPU, without running code from it."""
+    """Read `optimizer.pt` to the CPU without running code from it."""
     states: dict[str, Any] = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
     return states
 
 
 def _resolve(path: Path) -> Path:
-    """The folder of the checkpoint that is meant: that of a run is its best, or else its newest."""
+    """Return the checkpoint's folder: the path itself, or of a run the best checkpoint, or else the newest."""
     if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
         return path
     if not path.is_dir():
@@ -304,14 +305,14 @@ def _resolve(path: Path) -> Path:
     best = folder.with_name(checkpoint_name(state.best.step))
     if not best.is_dir():
         raise CheckpointError(
-            f"{best}: no such folder, but it is the best checkpoint of the run; restore it, or name another one, "
+            f"{best}: the folder of the run's best checkpoint does not exist; restore it, or name another checkpoint, "
             f"such as {folder}"
         )
     return best
 
 
 def file_facts(path: Path) -> dict[str, int | str]:
-    """Size and hash of a file, as `state.json` has them."""
+    """Return the size and the hash of a file, as `state.json` records them."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

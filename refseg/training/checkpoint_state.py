@@ -1,4 +1,4 @@
-"""What `state.json` of a checkpoint holds: all that a run must know to resume, besides tensors."""
+"""Defines the content of a checkpoint's `state.json`: everything besides tensors that a run needs to resume."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Best:
 
     Attributes:
         overall_iou: oIoU, 0 to 1.
-        step: After which it was reached.
+        step: Optimiser step after which the validation took place.
     """
 
     overall_iou: float
@@ -28,20 +28,20 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CheckpointState:
-    """The content of `state.json`: what a run must know to resume, besides tensors. Types are checked when it is made.
+    """The content of `state.json`. Types are checked when an instance is created.
 
     Attributes:
         recipe: Resolved settings of the run.
-        step: Optimiser steps done.
-        epoch: Epochs done.
-        cursor: The loader's position in the data; None for a published model, which is not resumed.
-        window: What has been summed up since the last line of `metrics.jsonl`.
-        best: The best validation, this step's included; None before the first.
-        lineage: What was trained on, and the models that the weights come from.
-        val_dataset_digest: Digest of what was validated on; empty without validation.
-        num_processes: Ranks that trained.
-        owes_validation: True if the run was asked to leave when a validation was due: it comes first.
-        refseg_version: Version of the package that wrote it.
+        step: Number of completed optimiser steps.
+        epoch: Number of completed epochs.
+        cursor: The loader's position in the data; None for a published model, which cannot be resumed.
+        window: Sums over the steps since the last line of `metrics.jsonl`.
+        best: The best validation up to and including this step; None before the first one.
+        lineage: The training set, and the models that the weights come from.
+        val_dataset_digest: Digest of the dataset that was validated on; empty without validation.
+        num_processes: Number of processes that trained.
+        validation_due: True if SIGTERM stopped the run when a validation was due; the resumed run validates first.
+        refseg_version: Version of the package that wrote the checkpoint.
     """
 
     recipe: Recipe
@@ -53,11 +53,11 @@ class CheckpointState:
     lineage: Lineage
     num_processes: Count
     val_dataset_digest: str = ""
-    owes_validation: bool = False
+    validation_due: bool = False
     refseg_version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types; the lineage's fields stand among the others."""
+        """Return the fields as JSON types; those of the lineage are merged with the others."""
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         lineage: Lineage = fields.pop("lineage")
         return {
@@ -71,15 +71,15 @@ class CheckpointState:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, where: str) -> "CheckpointState":
-        """Undo `to_dict`.
+        """Read a state from the fields that `to_dict` returned.
 
         Args:
-            fields: As `to_dict` gave them.
-            where: Named in errors about the recipe.
+            fields: Fields of `state.json`.
+            where: Source of the fields, for errors about the recipe.
 
         Raises:
-            RecipeError: If the recipe is not one of this release.
-            DatasetError: If the cursor is not one.
+            RecipeError: If the recipe is not valid in this release.
+            DatasetError: If the cursor is not valid.
             KeyError, TypeError, ValueError: If another field is missing, unknown or of another type.
         """
         recipe = make_recipe(fields["recipe"], where=where)
@@ -90,7 +90,12 @@ class CheckpointState:
             root=fields.get("dataset_folder", ""),
             recipe_root=recipe.data.root,
         )
-        others = {key: value for key, value in fields.items() if key not in (*RECORDED, "dataset_folder")}
+        others = {
+            # Checkpoints of earlier releases use the name `owes_validation`.
+            "validation_due" if key == "owes_validation" else key: value
+            for key, value in fields.items()
+            if key not in (*RECORDED, "dataset_folder")
+        }
         return cls(
             **{
                 **others,

@@ -1,4 +1,4 @@
-"""Writes checkpoints aside, syncs and renames them, so that each exists whole or not at all."""
+"""Writes checkpoints under a temporary name, flushes and renames them, so that no unfinished one is ever visible."""
 
 import json
 import shutil
@@ -35,30 +35,31 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint so that it exists whole or not at all, then remove the old ones.
+    """Write a checkpoint, which becomes visible only when it is complete, and then remove old ones.
 
     Args:
         checkpoints: The run's `checkpoints` folder.
-        state: For `state.json`.
+        state: Content of `state.json`.
         weights: State dicts by file name: the model's, and that of the average if there is one.
-        optimizer: State dicts for `optimizer.pt`: tensors, numbers, strings and containers only.
-        keep: Newest checkpoints to keep; the best is kept besides.
+        optimizer: State dicts for `optimizer.pt`, which may hold tensors, numbers, strings and containers.
+        keep: Number of newest checkpoints to keep; the best one is kept in addition.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: If the disk refuses; what was written of it is gone, the ones before are untouched.
+        CheckpointError: If the checkpoint cannot be written. Its unfinished files are removed, and earlier checkpoints
+            are not changed.
     """
     folder = checkpoints / checkpoint_name(state.step)
     try:
-        # It replaces one of the same step that was written before the validation it owed.
+        # It may replace a checkpoint of the same step that was written before a due validation.
         with folder_aside(folder, synced=True, replace=True) as aside:
             _write(aside, state, weights=weights, optimizer=optimizer)
         write_best(checkpoints, state)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own for a full disk
         raise CheckpointError(
-            f"{folder}: cannot be written ({error}); make room, then resume from the one before"
+            f"{folder}: cannot be written ({error}); free disk space, then resume from the checkpoint before it"
         ) from error
     _drop_old(checkpoints, state, keep=keep)
     return folder
@@ -71,7 +72,7 @@ def _write(
     weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: Mapping[str, Any],
 ) -> None:
-    """Write all files of a checkpoint."""
+    """Write all files of a checkpoint into a folder."""
     for name, named in weights.items():
         save_weights(aside / name, named)
     torch.save(dict(optimizer), aside / OPTIMIZER_NAME)
@@ -82,11 +83,11 @@ def _write(
 
 
 def write_best(checkpoints: Path, state: CheckpointState) -> None:
-    """Write the name of the best checkpoint into `best`, where a person looks for it; readers take `state.json`'s."""
+    """Write the name of the best checkpoint into the file `best` for users; readers take it from `state.json`."""
     if state.best is None:
         return
     text = checkpoint_name(state.best.step) + "\n"
-    with suppress(OSError, UnicodeDecodeError):  # it is not there, or damaged
+    with suppress(OSError, UnicodeDecodeError):  # raised if the file is missing or damaged
         if (checkpoints / BEST_NAME).read_text(encoding="utf-8") == text:
             return
     write_aside(checkpoints / BEST_NAME, text, synced=True)
@@ -101,7 +102,7 @@ def _drop_old(checkpoints: Path, state: CheckpointState, *, keep: int) -> None:
 
 
 def drop_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; it stops being one at the first moment, so that no half of it is ever found."""
+    """Remove a checkpoint. It is renamed first, so that a reader never finds a partly removed checkpoint."""
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)

@@ -1,4 +1,4 @@
-"""How this process came up: with as many others as were asked for, on which device, with how many threads."""
+"""Joins the processes of a run, chooses device and threads, and checks that the launcher started what was asked for."""
 
 import ctypes
 import logging
@@ -21,22 +21,22 @@ logger = logging.getLogger(__name__)
 
 CPU_COMMAND = "accelerate launch --config_file refseg/configs/accelerate_cpu2.yaml refseg/train.py ..."
 SMALL_ENCODERS = {"", "tiny"}
-"""Image encoders made for a CPU; empty: the model is not known."""
+"""Image encoders that are made for a CPU; the empty name stands for an unknown model."""
 
 
 def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_encoder: str = "") -> Accelerator:
-    """Join the other processes and choose device and precision.
+    """Join the other processes, and choose device and precision.
 
-    The recipe's precision holds, whatever the launcher's environment says: a run is what its recipe says.
+    The precision is that of the recipe, even if the launcher's environment names another one.
 
     Args:
         config: The recipe's `[train]` section.
-        out: The run's folder, in which trackers leave their files; None: without trackers.
-        image_encoder: The recipe's, which says whether a GPU is meant; empty: not known.
+        out: The run's folder, in which trackers write their files; None: no trackers are started.
+        image_encoder: The recipe's image encoder, which tells whether a GPU is expected; empty: unknown.
 
     Raises:
-        TrainingError: If fewer processes came up than were asked for, or there are more than GPUs.
-        RecipeError: If the recipe asks for what this machine cannot do, or for trackers that are not installed.
+        TrainingError: If fewer processes started than were asked for, or there are more processes than GPUs.
+        RecipeError: If this machine cannot do what the recipe asks for, or a tracker is not installed.
     """
     if out:
         refuse_missing_trackers(config.trackers)
@@ -47,7 +47,7 @@ def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_enc
             f"{num_local} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one per "
             f"GPU, or train on the CPU: {CPU_COMMAND}"
         )
-    # A 1 x 1 convolution's gradient may have other strides than its weight; copying it costs next to nothing.
+    # The gradient of a 1 x 1 convolution may have other strides than its weight; the copy that torch warns of is cheap.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator = Accelerator(
         cpu=cpu,
@@ -64,33 +64,34 @@ def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_enc
         threads = cpu_threads(os.environ, num_cores=len(os.sched_getaffinity(0)), num_local=num_local)
         torch.set_num_threads(threads)
         _repeat_every_bit()
-        logger.info("%d CPU processes here, %d threads each", num_local, threads)
+        logger.info("running %d CPU processes on this machine with %d threads each", num_local, threads)
     return accelerator
 
 
 def refuse_missing_trackers(trackers: Sequence[str]) -> None:
-    """Refuse trackers whose packages are not installed; Accelerate would pass them over with a warning.
+    """Refuse trackers whose packages are not installed; Accelerate would skip them with a warning.
 
     Args:
-        trackers: By Accelerate's names.
+        trackers: Accelerate's names of the trackers.
 
     Raises:
-        RecipeError: With all that are missing.
+        RecipeError: If a package is missing; the message lists all of them.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in dict.fromkeys(trackers) if name not in available]:
-        packages = " ".join("'aim<4'" if name == "aim" else name for name in missing)  # Accelerate takes no later aim
+        # Accelerate supports no later version of aim than 3.
+        packages = " ".join("'aim<4'" if name == "aim" else name for name in missing)
         raise RecipeError(
-            f"train.trackers: found {', '.join(map(repr, missing))}, not installed here; "
-            f"pip install {packages}, or leave them out"
+            f"train.trackers: found {', '.join(map(repr, missing))}, which is not installed; "
+            f"pip install {packages}, or leave it out"
         )
 
 
 def warn_about_missing_gpu(environ: Mapping[str, str], *, image_encoder: str) -> None:
-    """Report that a run which is meant for a GPU runs on the CPU, unless the user asked for the CPU.
+    """Warn if a run that is meant for a GPU runs on the CPU, unless the user asked for the CPU.
 
     The user asks for it by `accelerate launch --cpu`, ACCELERATE_USE_CPU=true or CUDA_VISIBLE_DEVICES=-1. An empty
-    CUDA_VISIBLE_DEVICES does not count: schedulers set it where no GPU was requested.
+    CUDA_VISIBLE_DEVICES does not count, because schedulers set it if no GPU was requested.
 
     Args:
         environ: Environment of this process, which runs on the CPU.
@@ -114,28 +115,28 @@ def warn_about_missing_gpu(environ: Mapping[str, str], *, image_encoder: str) ->
 
 
 def warn_about_other_precision(environ: Mapping[str, str], precision: str) -> None:
-    """Report a precision of `accelerate launch` that is not used, since the recipe's holds.
+    """Warn about a precision that was given to `accelerate launch` but is not used.
 
     Args:
         environ: Environment of this process.
-        precision: That holds.
+        precision: Precision that is used, which is the recipe's.
     """
     launched = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", precision):
         logger.warning(
-            "accelerate was started with mixed precision %s, which is not used: the precision here is %s (training has "
-            "that of its recipe, train.precision; an evaluation has none)",
+            "accelerate was started with mixed precision %s, which is not used: the precision is %s (training uses "
+            "train.precision of its recipe; an evaluation uses no mixed precision)",
             launched, precision,
         )  # fmt: skip
 
 
 def die_with_launcher() -> None:
-    """Ask Linux to end this process when the launcher ends, even by SIGKILL.
+    """Ask Linux to end this process when its launcher ends, even if the launcher is killed.
 
-    The launchers start their processes in sessions of their own. Without this, these would go on training after the
-    launcher is killed, and the same command given again would make two runs in one folder. The launcher of one process
-    does not pass SIGTERM on and dies of it: its process gets SIGTERM, so that the run can save. A process that no
-    launcher started outlives its parent: that is a shell, which may end before the run.
+    The launchers start their processes in separate sessions. Without this request, the processes would continue after
+    the launcher is killed, and repeating the command would start a second run in the same folder. The launcher of a
+    single process does not forward SIGTERM but ends by it. Its process then receives SIGTERM, so that the run can save
+    its work. A process without a launcher is not ended with its parent, a shell that may end before the run.
     """
     if _is_launched(os.environ) and sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -144,18 +145,18 @@ def die_with_launcher() -> None:
 
 
 def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> None:
-    """Refuse to train alone where several were asked for.
+    """Refuse to train with one process if several were asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one process and no other, and says nothing (accelerate 1.15).
-    Its launcher for one process sets MASTER_ADDR exactly if more than one process or machine was asked for, but
-    never WORLD_SIZE, which every launcher of several processes sets.
+    `accelerate launch --cpu --num_processes 2` silently starts a single process (accelerate 1.15). Its launcher for one
+    process sets MASTER_ADDR exactly if more than one process or machine was asked for. It never sets WORLD_SIZE, which
+    every launcher of several processes sets.
 
     Args:
-        num_processes: That came up.
-        environ: Of this process.
+        num_processes: Number of processes that started.
+        environ: Environment of this process.
 
     Raises:
-        TrainingError: With the command that does start several.
+        TrainingError: If processes are missing; the message names the command that starts several.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environ
     if num_processes == 1 and by_accelerate and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
@@ -166,33 +167,33 @@ def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> 
 
 
 def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -> int:
-    """Threads of this process: OMP_NUM_THREADS if a person set it, else the cores shared out evenly.
+    """Return the number of threads: OMP_NUM_THREADS if the user set it, else this process's share of the cores.
 
-    Launchers set OMP_NUM_THREADS where it was not set: torchrun to 1, accelerate to 1 or to its own share of the
-    machine's cores. That would leave most of a machine idle, or use cores that this process may not run on. So in a
-    process that a launcher started, the variable counts only if the launcher's own environment or command line has
-    it. Where these cannot be seen (outside Linux), any number but 1 counts.
+    Launchers set OMP_NUM_THREADS if the user did not: torchrun to 1, accelerate to 1 or to a share of the machine's
+    cores. That would leave most of a machine idle, or use cores that this process may not run on. So in a launched
+    process, the variable counts only if it is in the launcher's own environment or command line. Where these cannot be
+    read (outside Linux), any number except 1 counts.
 
     Args:
-        environ: Of this process.
-        num_cores: That this process may run on.
-        num_local: Processes on this machine.
+        environ: Environment of this process.
+        num_cores: Number of cores that this process may run on.
+        num_local: Number of processes of the run on this machine.
     """
     wanted = re.match(r"\s*([1-9][0-9]*)", environ.get("OMP_NUM_THREADS", ""))  # "4,2": 4, and 2 in nested regions
     if wanted:
-        was_told = _launcher_was_told() if _is_launched(environ) else True
-        if was_told or (was_told is None and int(wanted[1]) > 1):
+        set_by_user = _set_for_launcher() if _is_launched(environ) else True
+        if set_by_user or (set_by_user is None and int(wanted[1]) > 1):
             return int(wanted[1])
     return max(1, num_cores // num_local)
 
 
 def _is_launched(environ: Mapping[str, str]) -> bool:
-    """Whether torchrun or `accelerate launch` started this process: detected by variables that only launchers set."""
+    """Return True if torchrun or `accelerate launch` started this process, which their environment variables show."""
     return "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_DYNAMO_MODE" in environ
 
 
-def _launcher_was_told() -> bool | None:
-    """Whether the number of threads was given to the launcher, which is the parent; None: that cannot be seen."""
+def _set_for_launcher() -> bool | None:
+    """Return True if the user gave the launcher (the parent) a number of threads; None if this cannot be read."""
     process = Path(f"/proc/{os.getppid()}")
     try:
         variables = (process / "environ").read_bytes().split(b"\0")
@@ -205,13 +206,15 @@ def _launcher_was_told() -> bool | None:
 
 
 def _repeat_every_bit() -> None:
-    """Have torch take the same sums in the same order each time, also with several threads.
+    """Make torch add numbers in the same order each time, even with several threads.
 
-    Else the gradient of an image that several sentences share is added up by the threads as they come (the backward
-    pass of `features[image_index]`): equal runs, and a resumed one and an unbroken one, differ in the last bits.
+    Otherwise threads add the gradients of an image that several sentences share in a random order (in the backward
+    pass of `features[image_index]`). Two equal runs, or a resumed and an uninterrupted one, would differ in the last
+    bits.
     """
     torch.use_deterministic_algorithms(True)
-    # A help to find faults, at a price for each tensor. (The module stands behind a class that type checkers miss.)
+    # Deterministic mode also fills uninitialised memory, a debugging aid that costs time for each tensor. (Type
+    # checkers do not find the attribute, because a class stands in for the module.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""The training loss, scaled so that the mean over the ranks is the mean over all samples."""
+"""Computes the training loss, scaled so that the mean over the ranks is the mean over all samples."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +16,13 @@ LocationTarget = Literal["area", "gaussian", "ellipse"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """What is added to the cross-entropy of the mask, each 0 where a recipe does not want it.
+    """Weights of the losses that are added to the cross-entropy of the mask; 0: the loss is not computed.
 
     Attributes:
-        dice: Of the Dice loss; no paper here has one.
-        location: Of LTS's loss on the position prior.
-        location_target: What that prior learns.
-        reconstruction: Of CRFormer's language reconstruction.
+        dice: Weight of the Dice loss, which none of the implemented papers uses.
+        location: Weight of LTS's loss on the position prior.
+        location_target: Target of the position prior.
+        reconstruction: Weight of CRFormer's language reconstruction loss.
     """
 
     dice: float = 0.0
@@ -32,7 +32,7 @@ class LossWeights:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "LossWeights":
-        """What a recipe asks for."""
+        """Return the weights of a recipe."""
         model = recipe.model
         return cls(
             dice=recipe.train.dice_weight,
@@ -51,28 +51,26 @@ def training_loss(
     num_global: Int64[Tensor, ""],
     num_processes: int,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy at the decoder's resolution, plus what `weights` asks for.
+    """Return this rank's share of the loss: binary cross-entropy at the decoder's resolution, plus weighted losses.
 
-    Source: FCNet Sec. 3.4 names the loss; CRIS's code takes it at a quarter of the input and keeps soft edges.
-    There the mask is warped softly and sampled at every fourth pixel; here a target pixel is the object's share
-    of the pixels it stands for, which is what soft edges mean. The Dice loss (Milletari et al. 2016, V-Net, Sec. 3;
-    sums instead of squares, 1 added to both terms) is not in the paper: from random weights cross-entropy alone
-    first calls everything background, as small objects are 3 % of the pixels.
+    Source: FCNet Sec. 3.4 names the cross-entropy; CRIS's code computes it at a quarter of the input's size with soft
+    edges. There the mask is warped by interpolation and sampled at every fourth pixel. Here each target pixel is the
+    object's share of the pixels that it covers. The Dice loss (Milletari et al. 2016, V-Net, Sec. 3; with sums instead
+    of squares, and 1 added to both terms) is not in the paper. It helps from random weights: small objects cover 3 % of
+    the pixels, so that cross-entropy alone first predicts background everywhere.
 
-    DistributedDataParallel takes the mean of the gradients over the ranks. A rank that holds n of N samples
-    therefore gives its sum times `num_processes` / N: the mean over ranks is then the mean over the N samples,
-    however unevenly they are spread, and one process gets the same value as many.
+    DistributedDataParallel averages the gradients over the ranks. A rank with n of all N samples therefore returns its
+    sum times `num_processes` / N. The mean over the ranks is then the mean over the N samples, even if the ranks have
+    different numbers of them. Example: two ranks hold 3 and 1 of N = 4 samples, all with loss 1. They return
+    3 * 2 / 4 = 1.5 and 1 * 2 / 4 = 0.5, whose mean is 1.
 
     Args:
-        output: What the model gave; h and w of its mask logits divide H and W.
-        masks: Targets at the network's size, 1 where the object is, else 0.
-        weights: Of the further losses.
-        is_pad: Repeats that fill the last batch; they add nothing.
-        num_global: N, the samples of the whole global batch that are not padding.
-        num_processes: Ranks the gradients are averaged over.
-
-    Returns:
-        The rank's share of the loss.
+        output: Output of the model; h and w of its mask logits divide H and W.
+        masks: Targets at the network's input size, 1 on the object, else 0.
+        weights: Weights of the additional losses.
+        is_pad: True for repeated samples that fill the last batch; they do not contribute.
+        num_global: N, number of samples in the global batch that are not padding.
+        num_processes: Number of ranks over which the gradients are averaged.
     """
     mask_logits = output.mask_logits.float()
     stride = (masks.shape[1] // mask_logits.shape[2], masks.shape[2] // mask_logits.shape[3])
@@ -88,7 +86,7 @@ def training_loss(
         per_sample = per_sample + weights.location * _cross_entropy(location, blobs[:, None])
     if output.reconstruction_error is not None and weights.reconstruction > 0:
         per_sample = per_sample + weights.reconstruction * output.reconstruction_error.float()
-    # `where` and not a product: a pad's infinity times zero would be NaN.
+    # `where` is used instead of a product, because an infinite loss of a padding sample times zero would be NaN.
     total = torch.where(is_pad, 0.0, per_sample).sum()
     return total * (num_processes / num_global)
 
@@ -96,16 +94,16 @@ def training_loss(
 def location_target(
     masks: UInt8[Tensor, "B H W"], grid: tuple[int, int], kind: LocationTarget
 ) -> Float[Tensor, "B h w"]:
-    """Targets on a coarse grid, 0 to 1; zero everywhere for an empty mask.
+    """Return the targets of the position prior on a coarse grid, 0 to 1; all zero for an empty mask.
 
-    Source: ours, for no source says which LTS takes. `area` is the object's share of each cell. On the box around
-    the mask, `ellipse` is 1 at cells whose centre lies in the ellipse that the box holds, and `gaussian` falls from 1
-    at the box's centre, its standard deviation a quarter of the box's side.
+    Source: no source says which target LTS uses, so these definitions are not from a paper. `area` is the object's
+    share of each cell. `ellipse` is 1 in cells whose centre lies in the ellipse inscribed in the mask's box.
+    `gaussian` is 1 at the centre of the box and decreases with a standard deviation of a quarter of the box's side.
 
     Args:
-        masks: 1 where the object is, else 0.
-        grid: `(h, w)`, which divide H and W.
-        kind: Kind of the blob.
+        masks: Masks, 1 on the object, else 0.
+        grid: `(h, w)` of the targets; h divides H and w divides W.
+        kind: Kind of the target.
     """
     height, width = masks.shape[1:]
     h, w = grid
@@ -122,7 +120,11 @@ def _cross_entropy(logits: Float[Tensor, "B 1 h w"], targets: Float[Tensor, "B 1
 
 
 def _squared_distance(occupied: Bool[Tensor, "B N"], cells: int) -> Float[Tensor, "B n"]:
-    """Of each cell's centre from the middle of the occupied range along one side, in half lengths of that range."""
+    """Return each cell centre's squared distance from the middle of the occupied range, in half lengths of that range.
+
+    Example: of N = 8 pixels, 2 to 5 are occupied, so that the range is 2 to 6 with middle 4 and half length 2. Of 4
+    cells, the centres are 1, 3, 5 and 7, and the squared distances 2.25, 0.25, 0.25 and 2.25.
+    """
     size = occupied.shape[1]
     first = occupied.int().argmax(1)
     end = size - occupied.flip(1).int().argmax(1)

@@ -1,4 +1,4 @@
-"""Optimiser groups, and the learning rate as a pure function of the step."""
+"""Builds the optimiser with its parameter groups, and computes the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +15,20 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 def build_optimizer(
     config: TrainConfig, groups: Mapping[str, NamedParameters], *, device: str = "cpu"
 ) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over a model's parameter groups, fused into one kernel on CUDA.
+    """Build Adam or AdamW over a model's parameter groups; on CUDA it is fused into one kernel.
 
-    Not fused on a CPU: there that kernel pairs weights and gradients by place in memory, which is wrong where one of
-    the two is channels_last and the other is not, and says nothing. On CUDA it refuses such pairs: see `match_layouts`.
+    It is not fused on a CPU. There the fused kernel pairs weights and gradients by their order in memory, which is
+    silently wrong if only one of the two is channels_last. On CUDA the kernel refuses such pairs; `match_layouts`
+    avoids them.
 
-    Each group of the optimiser holds its own `base_lr`; `set_learning_rate` multiplies it. CRIS's code means to
-    give the backbone a tenth of the rate but sets `initial_lr` alone, so that its first epoch runs at the full one;
-    here the tenth holds from the first step, as was meant.
+    Each group of the optimiser holds its own `base_lr`, which `set_learning_rate` multiplies. CRIS's code is meant to
+    give the backbone a tenth of the learning rate. It sets only `initial_lr`, so that its first epoch uses the full
+    rate. Here the tenth applies from the first step.
 
     Args:
         config: The recipe's `[train]` section.
-        groups: `backbone` and `rest`, as a model's `parameter_groups` gives them.
-        device: Kind of the device that the parameters are on.
+        groups: Named parameters of `backbone` and `rest`, as a model's `parameter_groups` returns them.
+        device: Type of the parameters' device, for example `cuda`.
     """
     scales = {"backbone": config.backbone_lr_scale, "rest": 1.0}
     settings = [
@@ -46,9 +47,10 @@ def build_optimizer(
 
 
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Give gradients the strides of their weights, as the fused kernel wants them.
+    """Copy gradients into memory with the strides of their weights, as the fused kernel requires.
 
-    autograd lets the gradient of a 1 x 1 convolution differ, whose strides say the same in two ways.
+    Autograd may return other strides for a 1 x 1 convolution: for a shape (D, C, 1, 1), the strides (C, 1, 1, 1) and
+    (C, 1, C, C) describe the same layout.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -57,13 +59,14 @@ def match_layouts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Go on with the state of an optimiser, which another kind of device may have left.
+    """Load the state of an optimiser, which may have been saved on another type of device.
 
-    torch takes over the groups' settings with it, `fused` among them, and the strides that the state had.
+    With the state, torch would also load the groups' setting `fused` and the strides of the saved tensors. This
+    function keeps `fused` of the given optimiser, and uses the strides of its weights.
 
     Args:
-        optimizer: Of the same parameters in the same groups.
-        state: Its `state_dict`, on the CPU.
+        optimizer: Optimiser over the same parameters in the same groups.
+        state: Saved `state_dict`, on the CPU.
     """
     saved = state["param_groups"]
     groups = [{**old, "fused": own["fused"]} for old, own in zip(saved, optimizer.param_groups, strict=True)]
@@ -76,7 +79,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
 
 def _laid_out_as(weight: Tensor, values: Tensor) -> Tensor:
-    """Values in new memory with the weight's strides."""
+    """Copy values into new memory with the strides of the weight."""
     return torch.empty_like(weight, requires_grad=False).copy_(values)
 
 
@@ -84,20 +87,20 @@ def _by_decay(named: NamedParameters, weight_decay: float) -> Iterable[tuple[flo
     if weight_decay == 0:
         yield 0.0, [parameter for _, parameter in named]
         return
-    # Norms and biases are vectors; to pull them to zero regularises nothing.
+    # Norms and biases are vectors; they are not decayed, because decay would not regularise the model.
     yield weight_decay, [parameter for _, parameter in named if parameter.ndim > 1]
     yield 0.0, [parameter for _, parameter in named if parameter.ndim <= 1]
 
 
 def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int) -> float:
-    """The factor on every group's base rate.
+    """Return the factor by which every group's base learning rate is multiplied.
 
-    `max_steps` has no part in it: a run that stops early has followed the same curve.
+    It does not depend on `max_steps`: a run that stops early has used the same learning rates until then.
 
     Args:
         config: The recipe's `[train]` section.
-        step: The step about to be taken, from 0.
-        steps_per_epoch: Optimiser steps of an epoch.
+        step: Number of the step about to be taken, from 0.
+        steps_per_epoch: Number of optimiser steps in an epoch.
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "multistep":
@@ -108,6 +111,6 @@ def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to its base rate times `factor`."""
+    """Set every group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

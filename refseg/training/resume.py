@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, and whether it is the same run."""
+"""Finds the checkpoint from which a run resumes, and refuses to resume a run of another recipe or other data."""
 
 from pathlib import Path
 
@@ -19,15 +19,18 @@ _MAY_CHANGE = {
     "train.divergence_factor", "train.init_from",
     "eval.images_per_batch",
 }  # fmt: skip
-"""Keys that may differ on resume: none of them moves a weight any more, except that batch norms see the parts in which
-a batch is accumulated. (That the data is the same, its digest says; that it began from the same weights, theirs.)"""
+"""Keys that may differ on resume, because none of them affects the weights any more. The exception is
+`accumulate_steps`, which changes the parts of a batch that batch norms see. Paths may differ, because digests show
+whether the data are the same, and hashes whether the start weights are."""
 
 
 def find_checkpoint(out: Path, accelerator: Accelerator) -> Path | None:
-    """The newest sound checkpoint of a run, None for a new one; rank 0 looks, so that all ranks take the same.
+    """Find the newest undamaged checkpoint of a run; None for a new run.
+
+    Rank 0 searches and tells the other ranks, so that all ranks resume from the same checkpoint.
 
     Raises:
-        CheckpointError: If there are checkpoints but no sound one, or this machine does not see rank 0's.
+        CheckpointError: If all checkpoints are damaged, or this machine cannot see the checkpoint that rank 0 found.
     """
     found: list[Path | None] = [None]
     if accelerator.is_main_process:
@@ -37,30 +40,33 @@ def find_checkpoint(out: Path, accelerator: Accelerator) -> Path | None:
     if folder is None:
         return None
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: rank 0 sees this checkpoint and this machine does not; share --out")
+        raise CheckpointError(
+            f"{folder}: rank 0 found this checkpoint, but it does not exist on this machine; all machines must share "
+            "the folder --out"
+        )
     return folder
 
 
 def refuse_another_run(state: CheckpointState, recipe: Recipe, *, out: Path, digest: str, val_digest: str) -> None:
-    """Refuse to go on with a run of other settings or other data.
+    """Refuse to resume a run that has other settings or other data.
 
     Args:
-        state: Of the checkpoint.
-        recipe: Of this call.
+        state: State of the checkpoint.
+        recipe: Recipe of the current command.
         out: The run's folder.
-        digest: Of the dataset of this call.
-        val_digest: Of the dataset it validates on; empty without validation.
+        digest: Digest of the dataset of the current command.
+        val_digest: Digest of the dataset that the current command validates on; empty without validation.
 
     Raises:
-        RecipeError: If anything differs that moves a weight.
+        RecipeError: If a setting that affects the weights, the dataset or the start weights differ.
     """
     differing = [key for key in recipe_differences(state.recipe, recipe) if key not in _MAY_CHANGE]
     if recipe.train.schedule == "multistep" and "train.epochs" in differing:
-        differing.remove("train.epochs")  # that schedule does not know where the end is
+        differing.remove("train.epochs")  # the multistep schedule does not depend on the number of epochs
     if differing:
         raise RecipeError(
             f"{out} holds a run of another recipe ({', '.join(differing)} differ); "
-            "choose another --out, or the same settings to go on"
+            "choose another --out, or the same settings to resume it"
         )
     refuse_another_start(state, recipe, out=out)
     if state.lineage.dataset_digest != digest:
@@ -71,6 +77,6 @@ def refuse_another_run(state: CheckpointState, recipe: Recipe, *, out: Path, dig
     if state.val_dataset_digest and val_digest not in ("", state.val_dataset_digest):
         raise RecipeError(
             f"{out} holds a run validated on the dataset with digest {state.val_dataset_digest[:12]}, but "
-            f"{recipe.data.val_root or recipe.data.root} has {val_digest[:12]}: its best could not "
-            "be told; choose another --out"
+            f"{recipe.data.val_root or recipe.data.root} has {val_digest[:12]}: the validations could not be compared "
+            "to find the best; choose another --out"
         )

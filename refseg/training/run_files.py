@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: the resolved recipe, its surroundings, and `metrics.jsonl`."""
+"""Writes and reads a run's files besides checkpoints: `metrics.jsonl`, `recipe.json` and `environment.json`."""
 
 import errno
 import importlib.metadata
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 METRICS_NAME, RECIPE_NAME, ENVIRONMENT_NAME = "metrics.jsonl", "recipe.json", "environment.json"
 DAMAGED_METRICS_NAME = "metrics.damaged.jsonl"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk without room."""
+"""Errors of a disk without free space."""
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pyarrow", "pycocotools", "pydantic",
     "safetensors",
@@ -36,38 +36,42 @@ _PACKAGES = (
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, each with `kind` and `step`, in the order of the steps.
+    """Appends to `metrics.jsonl`, which has one JSON object per line with `kind` and `step`, in the order of the steps.
 
-    Opening it at a step drops what was written after that step: a resumed run writes those lines again, and the
-    file is that of a run that was never interrupted. A file with damaged lines is copied before they are dropped.
+    Opening the file at a step drops the lines of later steps. A resumed run writes those lines again, so that the file
+    becomes that of an uninterrupted run. If lines are damaged, the file is copied before they are dropped.
     """
 
     def __init__(self, out: Path, *, step: int) -> None:
-        """Open for appending.
+        """Open the file for appending, and drop later lines and an incomplete last line.
 
         Args:
             out: The run's folder.
-            step: Steps done; later lines, and a line torn by a crash, are cut off.
+            step: Number of completed steps; lines of later steps are dropped.
 
         Raises:
-            TrainingError: If the disk refuses.
+            TrainingError: If the file cannot be written.
         """
         self.path = out / METRICS_NAME
         lines, damaged = _parse_metrics(self.path)
         if damaged:
             shutil.copyfile(self.path, out / DAMAGED_METRICS_NAME)
             logger.warning(
-                "%s: %s damaged, dropped here and kept in %s", self.path, _lines(damaged), DAMAGED_METRICS_NAME
+                "%s: %s damaged and dropped; a copy of the file is in %s",
+                self.path,
+                _lines(damaged),
+                DAMAGED_METRICS_NAME,
             )
         kept = [line for line in lines if line["step"] <= step]
         _write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("ab", buffering=0)  # a buffer would write again what a full disk has refused
+        # The file is unbuffered: a buffer would keep data that a full disk has refused, and write them again later.
+        self._file = self.path.open("ab", buffering=0)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line and hand it to the system.
+        """Append a line, without a buffer in this process.
 
         Raises:
-            TrainingError: If the disk refuses.
+            TrainingError: If the line cannot be written.
         """
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
         try:
@@ -77,7 +81,7 @@ class MetricsLog:
             raise _unwritable(self.path, error) from error
 
     def sync(self) -> None:
-        """Make the lines so far outlive a power cut; called before a checkpoint that counts on them."""
+        """Flush the lines to the disk, so that they survive a power failure; called before a checkpoint is written."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -86,7 +90,7 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Lines of a run's `metrics.jsonl`; empty if there is no file. Damaged ones are left out with a warning."""
+    """Read the lines of a run's `metrics.jsonl`, empty if the file does not exist; damaged ones cause a warning."""
     lines, damaged = _parse_metrics(out / METRICS_NAME)
     if damaged:
         logger.warning("%s: %s damaged and left out", out / METRICS_NAME, _lines(damaged))
@@ -94,7 +98,10 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def _parse_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The lines, and the numbers of damaged ones; a last line without its end, as a crash leaves it, is neither."""
+    """Return the valid lines, and the numbers of damaged ones.
+
+    A last line without a newline, which a crash may leave, counts as neither.
+    """
     lines: list[dict[str, Any]] = []
     damaged: list[int] = []
     if not path.is_file():
@@ -113,7 +120,7 @@ def _parse_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _is_metrics_line(line: dict[str, Any]) -> bool:
-    """Whether a line has its kind, its step, and numbers; only the name of a split is a word."""
+    """Return True if a line has its kind, its step and otherwise numbers; the name of a split may be a text."""
     words, step = [line.get("kind"), line.get("split", "")], line.get("step")
     numbers = [value for key, value in line.items() if key not in ("kind", "split")]
     is_step = type(step) is int and step >= 0
@@ -121,7 +128,7 @@ def _is_metrics_line(line: dict[str, Any]) -> bool:
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    """For example `line 3 is`, `lines 3, 4 and 5 more are`."""
+    """Return the subject of a message, for example `line 3 is` or `lines 3, 4, 5 and 2 more are`."""
     if len(numbers) == 1:
         return f"line {numbers[0]} is"
     more = f" and {len(numbers) - 3} more" if numbers[3:] else ""
@@ -129,33 +136,35 @@ def _lines(numbers: Sequence[int]) -> str:
 
 
 def read_facts(path: Path, *, sections: Sequence[str] | None) -> dict[str, Any]:
-    """What `recipe.json` or `environment.json` holds, for people; empty if there is no such file.
+    """Read `recipe.json` or `environment.json` for display; empty if the file does not exist.
 
     Args:
-        path: The file.
-        sections: Keys whose values are objects, if they are there; None: all are.
+        path: Path of the file.
+        sections: Keys whose values must be objects if they are present; None: all values must be objects.
 
     Raises:
-        UsageError: If it cannot be read.
+        UsageError: If the file cannot be read, or a value is not an object.
     """
     try:
         facts = parse_object(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, BrokenSealError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); restore it, or remove it to do without") from error
+        raise UsageError(
+            f"{path}: cannot be read ({error}); restore it, or remove it to continue without it"
+        ) from error
     wrong = [key for key in (facts if sections is None else sections) if not isinstance(facts.get(key, {}), dict)]
     if wrong:
-        raise UsageError(f"{path}: {wrong[0]} is not an object; restore the file, or remove it to do without")
+        raise UsageError(f"{path}: {wrong[0]} is not an object; restore the file, or remove it to continue without it")
     return facts
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
-    """Write `recipe.json`: the settings of the run, resolved.
+    """Write `recipe.json`, which holds the resolved settings of the run.
 
     Args:
         out: The run's folder.
-        recipe: Of the last start that had steps to make.
+        recipe: Recipe of the last start that had steps to train.
     """
     _write(out / RECIPE_NAME, json.dumps(recipe.to_dict(), indent=1) + "\n")
 
@@ -168,14 +177,14 @@ def write_environment(
     num_processes: int,
     device: str,
 ) -> None:
-    """Write `environment.json`: what the run is made of and where it ran last.
+    """Write `environment.json`, which records versions, machine, command and training set of the run's last start.
 
     Args:
         out: The run's folder.
-        lineage: What is trained on, and the models that the start weights come from.
-        val_digest: Of the dataset validated on; empty without validation.
-        num_processes: Ranks.
-        device: Kind of device.
+        lineage: The training set, and the models that the start weights come from.
+        val_digest: Digest of the dataset validated on; empty without validation.
+        num_processes: Number of processes.
+        device: Type of the device, for example `cuda`.
     """
     facts = {
         "refseg": __version__,
@@ -197,24 +206,26 @@ def write_environment(
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file, which becomes visible only when it is complete.
 
     Raises:
-        TrainingError: If the disk refuses.
+        TrainingError: If the file cannot be written.
     """
     try:
         write_aside(path, text)
-    except OSError as error:  # a full disk names no file
+    except OSError as error:  # the error of a full disk does not name the file
         raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> TrainingError:
-    remedy = "make room" if error.errno in _FULL else "see to its permissions and its disk"
-    return TrainingError(f"{path}: cannot be written ({error.strerror}); {remedy}, and the same command resumes")
+    remedy = "free disk space" if error.errno in _FULL else "check its permissions and its disk"
+    return TrainingError(
+        f"{path}: cannot be written ({error.strerror}); {remedy}, then run the same command again to resume"
+    )
 
 
 def _cpu_name() -> str:
-    """The processor's name; Python itself knows it on few systems."""
+    """Return the processor's name; Python's own function returns it on few systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -224,7 +235,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with `-dirty` where files differ; None outside a checkout."""
+    """Return the commit of this package's checkout, with `-dirty` if files were changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

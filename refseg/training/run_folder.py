@@ -1,4 +1,4 @@
-"""A run's folder: whether it may be written into, and that one process at a time trains into it."""
+"""Checks that a run's folder may be used, and locks it so that one process at a time trains into it."""
 
 import errno
 import logging
@@ -20,36 +20,36 @@ _LOCK_NAME = ".lock"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a folder that this process may not write to."""
 _BEFORE_THE_RECIPE = {_LOCK_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.part"}
-"""What a run leaves that is killed before it has written its recipe."""
+"""Files that a run leaves behind if it is killed before it has written its recipe."""
 
 
 def refuse_other_contents(out: Path) -> None:
-    """Refuse a folder that holds something and is not the folder of a run: checkpoints would be mixed into it.
+    """Refuse a folder with other files, so that no checkpoints are mixed into it.
 
-    A run's folder is recognised by its checkpoints or its recipe.
+    An empty folder and the folder of a run, which is recognised by its checkpoints or its recipe, are accepted.
 
     Raises:
-        UsageError: If `out` is a file, or such a folder.
+        UsageError: If `out` is a file, or a folder that holds something other than a run.
     """
     if not out.exists():
         return
     if not out.is_dir():
         raise UsageError(f"--out {out}: is a file, expected a folder for the run")
-    ours = {*_BEFORE_THE_RECIPE, *([ENVIRONMENT_NAME] if _is_object(out / ENVIRONMENT_NAME, _OF_ENVIRONMENT) else [])}
+    ours = {*_BEFORE_THE_RECIPE, *([ENVIRONMENT_NAME] if _is_object(out / ENVIRONMENT_NAME, _ENVIRONMENT_KEYS) else [])}
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    if others and not list_checkpoints(out) and not _is_object(out / RECIPE_NAME, _OF_RECIPE):
+    if others and not list_checkpoints(out) and not _is_object(out / RECIPE_NAME, _RECIPE_KEYS):
         raise UsageError(
-            f"--out {out}: holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''} and no run of ours; "
-            "expected a new or empty folder, or that of a run to resume"
+            f"--out {out}: holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, but not a run of "
+            "refseg; expected a new or empty folder, or that of a run to resume"
         )
 
 
-_OF_RECIPE = {"model", "data", "train"}
-_OF_ENVIRONMENT = {"refseg", "packages", "dataset_digest"}
+_RECIPE_KEYS = {"model", "data", "train"}
+_ENVIRONMENT_KEYS = {"refseg", "packages", "dataset_digest"}
 
 
 def _is_object(path: Path, keys: set[str]) -> bool:
-    """Whether a file is a JSON object with these keys, as a run writes it."""
+    """Return True if a file is a JSON object with these keys."""
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError):
@@ -59,13 +59,13 @@ def _is_object(path: Path, keys: set[str]) -> bool:
 
 @contextmanager
 def lock_run(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock ends with the process, however that ends.
+    """Lock the folder against a second run until this process ends for any reason.
 
-    A run that is refused before it has written anything leaves no new folder. A folder that cannot be written to needs
-    no lock: a finished run writes nothing, and any other one fails at its first file.
+    If a run is refused before it has written anything, a newly made folder is removed. A folder that cannot be written
+    to needs no lock: a finished run writes nothing, and any other run fails at its first file.
 
     Raises:
-        TrainingError: If another process trains into it.
+        TrainingError: If another process trains into the folder.
     """
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def lock_run(out: Path) -> Iterator[None]:
     with opened as file:
         try:
             if not lock(file, wait=False):
-                logger.warning("%s: this file system has no locks; start no second run in this folder", out)
+                logger.warning("%s: this file system has no locks; do not start a second run in this folder", out)
         except BlockingIOError as error:
             file.seek(0)
             raise TrainingError(
                 f"{out}: process {file.read().strip() or 'unknown'} is training into this folder; "
-                "let it finish, end it, or choose another --out"
+                "wait for it, end it, or choose another --out"
             ) from error
-        with suppress(OSError):  # a full disk: the lock holds without the name of its holder
+        with suppress(OSError):  # on a full disk the lock works, but does not name its holder
             file.truncate(0)
             os.write(file.fileno(), f"{os.getpid()} on {platform.node()}\n".encode())
         try:

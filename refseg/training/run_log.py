@@ -1,4 +1,7 @@
-"""The log of a run: sums between two of its lines, `metrics.jsonl`, Accelerate's trackers, a progress bar or text."""
+"""Writes the log of a run to `metrics.jsonl`, to Accelerate's trackers, and to a progress bar or lines of text.
+
+`MetricsWindow` sums the values of the steps between two lines of the log.
+"""
 
 import logging
 import sys
@@ -21,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsWindow:
-    """Sums since the last line of the log. What is summed on the device is brought over only when it is needed."""
+    """Sums the values of all steps since the last line of the log.
+
+    Values stay on the device until they are needed, because copying them waits for the device.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -31,24 +37,24 @@ class MetricsWindow:
         self._loss_sum = 0.0
         self._num_steps = 0
         self.first_loss: float | None = None
-        """Mean loss of the run's first window, None before its end."""
+        """Mean loss of the run's first window; None before its end."""
         self._started = time.perf_counter()
-        self._forget_rates()
+        self._reset_rates()
 
     def add(self, loss: Tensor, num_samples: Tensor) -> None:
-        """Take a step's share of the loss and its number of samples over all ranks."""
+        """Add this rank's share of a step's loss, and the step's number of samples over all ranks."""
         self._losses.append(loss)
         self._nums.append(num_samples)
 
     def add_gradient_norm(self, norm: Tensor) -> None:
-        """Take a step's norm of the gradient, which is the same on all ranks."""
+        """Add the norm of a step's gradient, which is the same on all ranks."""
         self._norms.append(norm)
 
     def flush(self) -> tuple[float, float]:
-        """Sum over steps and ranks; called by all ranks together.
+        """Sum the values over steps and ranks; all ranks must call this together.
 
         Returns:
-            The losses that came in since the last time, and the norms.
+            The sum of the losses, and of the gradient norms, that were added since the last call.
         """
         if not self._losses:
             return 0.0, 0.0
@@ -66,11 +72,14 @@ class MetricsWindow:
 
     @property
     def mean_loss(self) -> float:
-        """Of the window's steps that have been flushed; at least one has."""
+        """Mean loss of the flushed steps of the window; there must be at least one."""
         return self._loss_sum / self._num_steps
 
     def summarise(self) -> dict[str, float]:
-        """Means of the window, which then starts again; the rates leave out validation, saving and earlier runs."""
+        """Return the means of the window and start a new one.
+
+        The rates do not include the time of validation and saving, and steps before a resume.
+        """
         seconds = max(self._seconds, 1e-9)
         if self.first_loss is None:
             self.first_loss = self.mean_loss
@@ -81,38 +90,38 @@ class MetricsWindow:
             "data_wait_share": round(min(1.0, self._waited / seconds), 4),
         }
         self._loss_sum, self._num_steps = 0.0, 0
-        self._forget_rates()
+        self._reset_rates()
         return line
 
     def to_dict(self) -> dict[str, float]:
-        """For a checkpoint."""
+        """Return the sums for a checkpoint."""
         first = {} if self.first_loss is None else {"first_loss": self.first_loss}
         return {"loss_sum": self._loss_sum, "num_steps": self._num_steps, **first}
 
     def load(self, fields: dict[str, float]) -> None:
-        """Undo `to_dict`."""
+        """Set the sums to those that `to_dict` returned."""
         self._loss_sum, self._num_steps = fields["loss_sum"], int(fields["num_steps"])
         self.first_loss = fields.get("first_loss")
 
-    def forget_time(self) -> None:
-        """Leave the time since the last flush out."""
+    def restart_clock(self) -> None:
+        """Exclude the time since the last flush from the rates."""
         self._started = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time the wait for data."""
+        """Measure the time of a wait for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
-    def _forget_rates(self) -> None:
+    def _reset_rates(self) -> None:
         self._seconds = self._waited = 0.0
         self._num_samples = self._timed_steps = 0
         self._started = time.perf_counter()
 
 
 class RunLog:
-    """Of the main process; those of the others stay silent."""
+    """The log of the main process; in other processes it writes nothing."""
 
     def __init__(self, accelerator: Accelerator, metrics: MetricsLog | None, bar: "tqdm[Any]") -> None:
         self._accelerator = accelerator
@@ -120,11 +129,11 @@ class RunLog:
         self._bar = bar
 
     def advance(self) -> None:
-        """A step is done."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
     def training(self, step: int, line: dict[str, float]) -> None:
-        """Write the means of a window: loss, rates, samples per second, share of the time spent waiting for data."""
+        """Write the means of a window: loss, learning rates, samples per second, share of time waiting for data."""
         self._write("train", step, line)
         wait = 100 * line["data_wait_share"]
         if not self._bar.disable:
@@ -149,7 +158,7 @@ class RunLog:
             )  # fmt: skip
 
     def sync(self) -> None:
-        """Make what was written outlive a power cut; called before a checkpoint that counts on it."""
+        """Flush `metrics.jsonl` to the disk; called before a checkpoint is written."""
         if self._metrics is not None:
             self._metrics.sync()
 
@@ -164,14 +173,14 @@ class RunLog:
 def open_run_log(
     accelerator: Accelerator, out: Path, recipe: Recipe, *, step: int, total_steps: int
 ) -> Iterator[RunLog]:
-    """Open all of them, and close them at the end.
+    """Open `metrics.jsonl`, the trackers and the progress bar, and close them at the end.
 
     Args:
-        accelerator: Knows the trackers.
+        accelerator: Accelerator of the run, which holds the trackers.
         out: The run's folder.
-        recipe: Its settings go to the trackers too.
-        step: Steps done.
-        total_steps: Where the run ends.
+        recipe: Recipe of the run; its settings are sent to the trackers.
+        step: Number of completed steps.
+        total_steps: Number of steps at the end of the run.
     """
     is_main = accelerator.is_main_process
     metrics = MetricsLog(out, step=step) if is_main else None
@@ -189,7 +198,7 @@ def open_run_log(
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Settings by key path; trackers take numbers and strings alone."""
+    """Return the settings by key path, as numbers and strings, because trackers accept no other types."""
     return {
         f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)
         for section, settings in recipe.to_dict().items()

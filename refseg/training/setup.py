@@ -1,4 +1,4 @@
-"""What a run trains, and on what, made from its recipe: the model on its device, the loader of this rank's batches."""
+"""Builds the model on its device and the loader of this rank's batches, and refuses recipes that cannot be trained."""
 
 import torch
 from accelerate import Accelerator
@@ -20,32 +20,32 @@ from refseg.training.start_weights import StartWeights
 def refuse_random_start(recipe: Recipe) -> None:
     """Refuse a new run whose encoders would start from random weights although the recipe does not ask for it.
 
-    LTS's GRU is left out: it has no published weights and is always learnt from random ones.
+    LTS's GRU is exempt, because it has no published weights and always starts from random ones.
 
     Args:
         recipe: Recipe of a run that neither resumes nor has `train.init_from`.
 
     Raises:
-        RecipeError: With the keys to set.
+        RecipeError: If weights are missing; the message names the keys to set.
     """
     model = recipe.model
     keys = ["image_weights"] + ["text_weights"] * (getattr(model, "text_encoder", "clip") != "bigru")
     missing = [f"model.{key}" for key in keys if not getattr(model, key)]
     if missing and not model.random_start:
         raise RecipeError(
-            f"{' and '.join(missing)}: not set, so the run would start from random weights, from which published "
-            f"scores are not reached; name the files (docs/weights.md says where they come from): --set "
-            f"{' '.join(f'{key}=FILE' for key in missing)}; or say that random weights are meant: --set "
+            f"{' and '.join(missing)}: not set, so the run would start from random weights and not reach the published "
+            f"scores; name the files (docs/weights.md says where to get them): --set "
+            f"{' '.join(f'{key}=FILE' for key in missing)}; or ask for random weights: --set "
             "model.random_start=true"
         )
 
 
 def refuse_unknown_splits(recipe: Recipe) -> None:
-    """Refuse a split to train or validate on that its dataset has not.
+    """Refuse a training or validation split that does not exist in its dataset.
 
     Raises:
         DatasetError: If a dataset is unfinished or damaged.
-        RecipeError: With one line per such split.
+        RecipeError: If a split does not exist; the message has a line for each.
     """
     data = recipe.data
     asked = [("train_split", data.root, data.train_split, "name one with data.train_split=")]
@@ -62,24 +62,24 @@ def refuse_unknown_splits(recipe: Recipe) -> None:
 
 
 def build_start_model(
-    recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, goes_on: bool
+    recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, is_resumed: bool
 ) -> SegmentationModel:
-    """Build the model with its start weights on the device, the same on every rank.
+    """Build the model on the device with its start weights, which are the same on every rank.
 
     Args:
-        recipe: Of the run.
-        accelerator: Knows the device.
-        start: Weights of another training; None: pretrained ones that the recipe names, and random ones.
-        goes_on: A checkpoint's weights will follow: none are read.
+        recipe: Recipe of the run.
+        accelerator: Accelerator of the run, which names the device.
+        start: Weights of another run; None: the pretrained weights that the recipe names, and random weights.
+        is_resumed: True if a checkpoint's weights will be loaded afterwards; then no pretrained weights are read.
 
     Raises:
-        CheckpointError: If weights do not fit.
+        CheckpointError: If weights do not fit the model.
     """
     torch.manual_seed(recipe.train.seed)
     model = build_model(recipe.model, input_size=recipe.data.input_size)
     if start is not None:
         start.put_into(model)
-    elif not goes_on:
+    elif not is_resumed:
         load_pretrained(model, recipe.model)
     if recipe.train.batchnorm == "sync" and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model)
@@ -93,19 +93,19 @@ def build_loader(recipe: Recipe, index: ManifestIndex, geometry: Geometry, accel
 
     Raises:
         RecipeError: If the processes cannot share a batch evenly.
-        UsageError: If there are fewer samples than a batch has.
+        UsageError: If the split has fewer samples than a batch.
     """
     config = recipe.train
     if config.global_batch % accelerator.num_processes:
         raise RecipeError(
             f"train.global_batch: {config.global_batch} cannot be shared evenly by {accelerator.num_processes} "
-            "processes; take a multiple"
+            f"processes; take a multiple of {accelerator.num_processes}"
         )
     reading = Reading.of(
         recipe.data,
         global_batch=config.global_batch,
         seed=config.seed,
-        trim_tokens=not config.compile,  # exact: text is causal and padding is masked
+        trim_tokens=not config.compile,  # does not change results: text attention is causal and padding is masked
         image_mean=geometry.mean,
     )
     return RefLoader(index, reading, rank=accelerator.process_index, world_size=accelerator.num_processes)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the weights of another training that a run starts from, and what those were trained on."""
+"""Reads the weights of another run that a fine-tuning starts from, and records what they were trained on."""
 
 import json
 import logging
@@ -20,20 +20,20 @@ from refseg.training.checkpoint_state import CheckpointState
 
 logger = logging.getLogger(__name__)
 
-_NO_ARCHITECTURE = {
+_NOT_ARCHITECTURE = {
     "image_weights", "text_weights", "random_start", "dropout", "location_weight", "location_target",
 }  # fmt: skip
-"""Keys of `[model]` that change how a model is trained and not what its weights mean."""
+"""Keys of `[model]` that affect the training but not the architecture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartWeights:
-    """What a run starts from.
+    """The weights that a run starts from.
 
     Attributes:
-        tensors: By name; averaged ones where that training kept an average.
-        ancestors: The model they are of, and those that it came from itself; the nearest first.
-        path: The folder they were read from.
+        tensors: Tensors by name; averaged weights if the earlier run kept an average.
+        ancestors: The model that the weights belong to, then the models that it started from, the nearest first.
+        path: The folder from which they were read.
     """
 
     tensors: Mapping[str, Tensor]
@@ -41,27 +41,27 @@ class StartWeights:
     path: Path
 
     def put_into(self, model: SegmentationModel) -> None:
-        """Start a model with them.
+        """Load the weights into a model.
 
         Raises:
-            CheckpointError: If it has other weights, as Swin may at another input size.
+            CheckpointError: If names or shapes differ, which happens with Swin at another input size.
         """
         fit_weights(
-            model, self.tensors, where=str(self.path), remedy="set data.input_size and [model] as they are there"
+            model, self.tensors, where=str(self.path), remedy="set data.input_size and [model] to that run's values"
         )
 
 
 def load_start_weights(recipe: Recipe) -> StartWeights:
-    """Read the weights that `train.init_from` names, found as `refseg predict` finds them.
+    """Read the weights that `train.init_from` names; a run's folder means its best checkpoint.
 
-    Weights of another input size are taken: where they hold a native grid, they are resized to the recipe's.
+    Weights of another input size are accepted. If they have a native grid, it is resized to that of the recipe.
 
     Args:
-        recipe: Of the run; `train.init_from` is set.
+        recipe: Recipe of the run, with `train.init_from` set.
 
     Raises:
-        CheckpointError: If there is no model, or it is torn or foreign.
-        RecipeError: If it is of another architecture than the recipe's; each key is named.
+        CheckpointError: If there is no model, or it is damaged or was written by another program.
+        RecipeError: If its architecture differs from the recipe's; the message names each differing key.
     """
     given = recipe.train.init_from
     found = load_checkpoint(Path(given))
@@ -72,12 +72,12 @@ def load_start_weights(recipe: Recipe) -> StartWeights:
     if any(other != grid for other in grids):
         tensors = resize_native_grid(tensors, grid)
         logger.info(
-            "%s was trained at %s pixels, this run at %s: its native grid is resized",
+            "%s was trained at %s pixels and this run uses %s: the native grid of its weights is resized",
             given, found.recipe.data.input_size, recipe.data.input_size,
         )  # fmt: skip
     idle = [key for key in ("image_weights", "text_weights") if getattr(recipe.model, key)]
     if idle:
-        logger.info("train.init_from gives all weights: model.%s is not read", " and model.".join(idle))
+        logger.info("train.init_from gives all weights, so model.%s is not read", " and model.".join(idle))
     ancestor = found.state.lineage.as_ancestor(
         path=given, weights_sha256=file_sha256(weights_file(found.folder)), step=found.step
     )
@@ -89,52 +89,56 @@ def load_start_weights(recipe: Recipe) -> StartWeights:
 
 
 def refuse_another_start(state: CheckpointState, recipe: Recipe, *, out: Path) -> None:
-    """Refuse to go on with a run that began from other weights than the recipe names now.
+    """Refuse to resume a run that started from other weights than those the recipe names now.
 
-    A run that goes on has weights of its own: what it began from may be moved or gone, and only a file that is there
-    and another one is refused.
+    A resumed run has weights of its own, so its start weights may have been moved or removed. Only an existing file
+    with other content is refused.
 
     Raises:
-        RecipeError: If the run began from other weights, or from none.
+        RecipeError: If the run started from other weights, or without `train.init_from`.
     """
     given = recipe.train.init_from
     if not given:
         return
     if not state.lineage.ancestors:
         raise RecipeError(
-            f"{out} holds a run that began without train.init_from, which only a new run can begin with: choose "
-            "another --out, or leave it out to go on"
+            f"{out} holds a run that started without train.init_from, and only a new run can start with it: choose "
+            "another --out, or leave train.init_from out to resume"
         )
-    began = state.lineage.ancestors[0]
-    if given == began.path:
+    start = state.lineage.ancestors[0]
+    if given == start.path:
         return
     try:
         sha256 = file_sha256(weights_file(Path(given)))
     except (CheckpointError, OSError):
         return
-    if sha256 != began.weights_sha256:
+    if sha256 != start.weights_sha256:
         raise RecipeError(
-            f"{out} holds a run that began from {began.path} (weights with SHA-256 {began.weights_sha256[:12]}), but "
-            f"train.init_from names {given} ({sha256[:12]}); choose another --out, or leave it as it was to go on"
+            f"{out} holds a run that started from {start.path} (weights with SHA-256 {start.weights_sha256[:12]}), but "
+            f"train.init_from names {given} ({sha256[:12]}); choose another --out, or set train.init_from to "
+            f"{start.path} to resume"
         )
 
 
 def _refuse_another_architecture(found: Checkpoint, recipe: Recipe) -> None:
     theirs, ours = found.recipe.to_dict()["model"], recipe.to_dict()["model"]
-    ignored = set(_NO_ARCHITECTURE)
-    if theirs.get("reconstruction_weight") and ours.get("reconstruction_weight"):  # with 0 its module is not built
+    ignored = set(_NOT_ARCHITECTURE)
+    if theirs.get("reconstruction_weight") and ours.get("reconstruction_weight"):  # with 0 the module is not built
         ignored.add("reconstruction_weight")
     differing = [key for key in {**theirs, **ours} if key not in ignored and theirs.get(key) != ours.get(key)]
     if not differing:
         return
-    said = [f"model.{key} is {_shown(theirs.get(key))} there, {_shown(ours.get(key))} here" for key in differing]
+    listed = [
+        f"model.{key} is {_shown(theirs.get(key))} in that model, {_shown(ours.get(key))} in the recipe"
+        for key in differing
+    ]
     wanted = [f"model.{key}={json.dumps(theirs[key])}" for key in differing if theirs.get(key) is not None]
     unwanted = [f"model.{key}" for key in differing if theirs.get(key) is None]
     advice = [f"--set {' '.join(wanted)}" if wanted else "", f"leave out {', '.join(unwanted)}" if unwanted else ""]
     raise RecipeError(
         f"train.init_from: {found.folder} holds a model of another architecture than the recipe's:\n"
-        + "".join(f"  {line}\n" for line in said)
-        + f"  take what is there ({'; '.join(part for part in advice if part)}), or train without it"
+        + "".join(f"  {line}\n" for line in listed)
+        + f"  use that architecture ({'; '.join(part for part in advice if part)}), or leave out train.init_from"
     )
 
 

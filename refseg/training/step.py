@@ -1,6 +1,6 @@
-"""One step of the optimiser: a pure function of weights, optimiser state, batch, seed, step and rank.
+"""Takes one optimiser step, which is a pure function of weights, optimiser state, batch, seed, step and rank.
 
-`OptimizerStep` takes the step; `split_batch`, `CompiledModel` and `WeightAverage` are what a recipe may add to it.
+`OptimizerStep` takes the step. `split_batch`, `CompiledModel` and `WeightAverage` implement optional settings of it.
 """
 
 import copy
@@ -34,23 +34,23 @@ from refseg.training.optim import (
 
 
 class OptimizerStep:
-    """All that a step changes: the model's weights, their average, the state of optimiser and scaler.
+    """Holds everything that a step changes: the model's weights, their average, and the states of optimiser and scaler.
 
     Attributes:
-        model: The model itself, for checkpoints.
-        average: Of its weights, where the recipe wants one.
+        model: The model without wrappers, for checkpoints.
+        average: Average of the model's weights; None if the recipe does not ask for it.
     """
 
     def __init__(
         self, recipe: Recipe, model: SegmentationModel, accelerator: Accelerator, *, steps_per_epoch: int
     ) -> None:
-        """Wrap a model for training.
+        """Prepare a model for training: build its optimiser, compile it if asked, and wrap it for several processes.
 
         Args:
-            recipe: Of the run.
-            model: With the weights to start from, on the device.
-            accelerator: Of this process.
-            steps_per_epoch: For the schedule.
+            recipe: Recipe of the run.
+            model: Model with its start weights, on the device.
+            accelerator: Accelerator of this process.
+            steps_per_epoch: Number of optimiser steps in an epoch, for the learning rate schedule.
         """
         self.model = model
         self._recipe = recipe
@@ -66,18 +66,19 @@ class OptimizerStep:
 
     @property
     def result(self) -> SegmentationModel:
-        """What is validated and kept as the result: the average where there is one."""
+        """The model that is validated and is the result of the run: the average if there is one."""
         return self.model if self.average is None else self.average.model
 
     def take(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
         """Take a step.
 
         Args:
-            batch: This rank's share.
-            step: Its number, from 0.
+            batch: This rank's share of the global batch.
+            step: Number of the step, from 0.
 
         Returns:
-            The rank's share of the loss; and the gradient's norm, where it is clipped and must be finite.
+            The rank's share of the loss, and the norm of the gradient. The norm is None without clipping and with a
+            gradient scaler, with which it may be infinite.
         """
         config = self._recipe.train
         torch.manual_seed(step_seed(config.seed, step, self._accelerator.process_index))
@@ -85,7 +86,7 @@ class OptimizerStep:
         parts = split_batch(batch, config.accumulate_steps)
         total = torch.zeros((), device=self._accelerator.device)
         for number, part in enumerate(parts, 1):
-            # Gradients are exchanged once a step, with the last part.
+            # The ranks exchange gradients once per step, after the last part.
             with nullcontext() if number == len(parts) else self._accelerator.no_sync(self._wrapped):
                 total += self._backward(part)
         if self._accelerator.device.type == "cuda":
@@ -97,11 +98,11 @@ class OptimizerStep:
         self._optimizer.zero_grad(set_to_none=True)
         if self.average is not None and was_taken:
             self.average.update(self.model)
-        # With a scaler an infinite norm only lowers the scale, and the step is left out.
+        # With a scaler, an infinite norm is not an error: the scaler skips the step and lowers its scale.
         return total, norm if self._accelerator.scaler is None else None
 
     def train_mode(self) -> None:
-        """Go to training mode, in which frozen batch norms keep their statistics."""
+        """Set the model to training mode, except for frozen batch norms, which keep their statistics."""
         self._wrapped.train()
         if self._recipe.train.batchnorm == "frozen":
             for module in self.model.modules():
@@ -109,14 +110,14 @@ class OptimizerStep:
                     module.eval()
 
     def learning_rates(self, step: int) -> dict[str, float]:
-        """`lr` and `lr_backbone` of a step, counted from 0."""
+        """Return the learning rates `lr` and `lr_backbone` of a step, counted from 0."""
         config, factor = self._recipe.train, self._learning_rate_factor(step)
         return {"lr": config.lr * factor, "lr_backbone": config.lr * config.backbone_lr_scale * factor}
 
     def share_buffers(self) -> None:
-        """Give all ranks rank 0's BatchNorm statistics, as each step of DistributedDataParallel does at its start.
+        """Copy rank 0's batch norm statistics to all ranks, as DistributedDataParallel does at the start of each step.
 
-        They are those of rank 0's samples, and what checkpoints hold; the ranks differ by the last step's update.
+        Rank 0's statistics are those that checkpoints hold. The ranks differ only by the update of the last step.
         """
         if self._accelerator.num_processes > 1:
             averaged = [] if self.average is None else self.average.model.buffers()
@@ -124,14 +125,14 @@ class OptimizerStep:
                 torch.distributed.broadcast(buffer, src=0)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """State dicts by the file of a checkpoint that holds them."""
+        """Return the state dicts by the name of the checkpoint's file that holds them."""
         named: dict[str, Mapping[str, Tensor]] = {MODEL_NAME: self.model.state_dict()}
         if self.average is not None:
             named[AVERAGE_NAME] = self.average.model.state_dict()
         return named
 
     def optimizer_states(self) -> dict[str, Any]:
-        """State dicts of optimiser and scaler."""
+        """Return the state dicts of optimiser and scaler."""
         scaler = self._accelerator.scaler
         return {
             "optimizer": self._optimizer.state_dict(),
@@ -139,10 +140,10 @@ class OptimizerStep:
         }
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint, whose weights the model has already.
+        """Load the average, the optimiser and the scaler from a checkpoint, whose weights the model already has.
 
         Raises:
-            CheckpointError: If the average does not fit.
+            CheckpointError: If the average does not fit the model.
         """
         if self.average is not None:
             load_weights(self.average.model, folder, averaged=True)
@@ -152,7 +153,7 @@ class OptimizerStep:
             self._accelerator.scaler.load_state_dict(states["scaler"])
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Add the gradients of a batch or a part of it; returns its share of the loss."""
+        """Compute and add the gradients of a batch or a part of it; return its share of the loss."""
         images = normalise(batch.images, self.model.image_mean, self.model.image_std)
         output = self._wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
         loss = training_loss(
@@ -167,11 +168,11 @@ class OptimizerStep:
         return loss.detach()
 
     def _update_weights(self) -> bool:
-        """Let the optimiser change the weights; False if the scaler left the step out.
+        """Update the weights; return False if the scaler skipped the update.
 
-        accelerate's `step_was_skipped` is wrong for a fused optimiser: torch's scaler calls it in any case, and its
-        kernel leaves the weights alone. The scaler lowers its scale after such a step and after no other. Reading the
-        scale waits for the device, so it is read only where there is an average.
+        accelerate's `step_was_skipped` is wrong for a fused optimiser, which torch's scaler always calls; its kernel
+        then skips the update. The scaler lowers its scale after a skipped update and at no other time, so the scale is
+        compared. Reading the scale waits for the device, so it is read only if there is an average.
         """
         scaler = self._accelerator.scaler
         if scaler is None or self.average is None:
@@ -186,14 +187,14 @@ class OptimizerStep:
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Split by images, so that expressions stay with the image they share.
+    """Split a batch by images, so that all expressions of an image are in the same part.
 
-    `num_global` stays that of the whole step, so the parts' losses add up to the step's. What differs from the
-    whole batch is what a batch norm sees: the images of a part.
+    `num_global` remains that of the whole step, so the losses of the parts add up to the loss of the step. Only batch
+    norms give another result than for the whole batch, because they see the images of one part.
 
     Args:
         batch: Batch of one rank, with `image_index` in ascending order.
-        parts: How many; fewer where there are fewer images.
+        parts: Number of parts; there are fewer if the batch has fewer images.
     """
     if parts == 1:
         return [batch]
@@ -218,20 +219,21 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 
 
 class CompiledModel(nn.Module):
-    """A model's forward pass with `encode_image` and `decode_all` compiled, each as one graph without a break.
+    """A model's forward pass in which `encode_image` and `decode_all` are each compiled as one graph.
 
-    The sentence side stays as it is: it is 4 % of a pair's work. Shapes are taken as fixed, so recipes with
-    `train.compile` do not trim tokens. The model itself is not changed: validation runs it uncompiled, with batches of
-    other sizes.
+    The text encoder is not compiled, because it takes only 4 % of the work for a pair. Shapes are assumed to be fixed,
+    so recipes with `train.compile` do not trim tokens. The model itself is not changed: validation runs it uncompiled
+    with batches of other sizes.
     """
 
     def __init__(self, model: SegmentationModel, *, fixed_sentences: bool, backend: str = "inductor") -> None:
-        """Wrap; compilation comes with the first call.
+        """Wrap a model; compilation happens at the first call.
 
         Args:
-            model: Holds the parameters.
-            fixed_sentences: Each batch has as many sentences; False compiles the decoder for any number of them.
-            backend: As of `torch.compile`; tests take one that needs no C++ compiler.
+            model: Model that holds the parameters.
+            fixed_sentences: True if every batch has the same number of sentences; False compiles the decoder for any
+                number of them.
+            backend: Backend of `torch.compile`; tests use one that needs no C++ compiler.
         """
         super().__init__()
         self.model = model
@@ -247,30 +249,29 @@ class CompiledModel(nn.Module):
         token_mask: Bool[Tensor, "B L"],
         image_index: Int64[Tensor, "B"],
     ) -> ModelOutput:
-        """As the model's own."""
+        """Run the forward pass; `SegmentationModel.forward` describes the arguments."""
         text_state = self.model.encode_text(token_ids, token_mask)
         output: ModelOutput = self._decode_all(self._encode_image(images), text_state, image_index)
         return output
 
 
 class WeightAverage:
-    """After each step: average = decay * average + (1 - decay) * weights.
+    """Averages the weights of a model after each step: average = decay * average + (1 - decay) * weights.
 
-    Parameters are averaged, and so are the floating-point buffers that are saved with them: the statistics of batch
-    norms, which belong to the averaged weights. All other buffers are copied. Whole numbers (a grid, an index, a
-    counter) have no mean, and a buffer that is not saved is built anew by a reader of the weights, so that only a copy
-    gives the model that is read from a checkpoint.
+    Parameters are averaged, and so are the floating-point buffers of the state dict, which are the statistics of batch
+    norms. All other buffers are copied. Whole numbers (a grid, an index, a counter) have no mean. A buffer outside the
+    state dict is computed again when a checkpoint is read, so only a copy gives the same model.
 
     Attributes:
         model: The averaged model.
     """
 
     def __init__(self, model: SegmentationModel, *, decay: float) -> None:
-        """Begin with the weights as they are.
+        """Start the average with the current weights.
 
         Args:
-            model: Stays as it is; the average is a copy of it.
-            decay: Between 0 and 1.
+            model: Model whose weights are averaged; it is copied and not changed.
+            decay: Decay of the average per step, between 0 and 1.
         """
         self.model = copy.deepcopy(model)
         self._average = get_ema_multi_avg_fn(decay)
@@ -278,7 +279,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: SegmentationModel) -> None:
-        """Take in the weights after a step that was taken."""
+        """Update the average with the weights after a step."""
         averages: list[Tensor] = []
         values: list[Tensor] = []
         for (name, average), (_, value) in zip(_tensors(self.model), _tensors(model), strict=True):
@@ -295,6 +296,6 @@ def _tensors(model: SegmentationModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the random generators in one step of one rank: unrelated for neighbours, equal on every machine."""
+    """Return the random seed of one step on one rank: the same on every machine, unrelated between steps and ranks."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:7], "little")

@@ -1,4 +1,4 @@
-"""Why a run ends before its last step: it diverged, it was asked to leave, or another of its processes is gone."""
+"""Ends a run before its last step if it diverged, SIGTERM stops it, or another of its processes has ended."""
 
 import math
 import re
@@ -15,20 +15,21 @@ from refseg.errors import RefsegError, TrainingError
 from refseg.training.checkpoint import list_checkpoints
 
 _RANK_DEATH_SIGNS = re.compile(r"gloo|nccl|peer|socket|broken pipe|store", re.IGNORECASE)
-"""What the errors of torch's collectives have in common: gloo's are plain RuntimeErrors, NCCL's a kind of them."""
+"""Words in the errors of torch's collectives. Gloo raises plain RuntimeErrors, NCCL a subclass of it, so the type alone
+does not tell them from other errors."""
 
 
 def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int) -> None:
-    """Look at what a window of steps summed up.
+    """End the run if the sums over a window of steps are not finite.
 
     Args:
-        loss_sum: Of the losses.
-        norm_sum: Of the gradient's norms.
-        out: The run's folder, whose last checkpoint is named.
-        step: Steps done.
+        loss_sum: Sum of the losses.
+        norm_sum: Sum of the gradient norms.
+        out: The run's folder; the message names its last checkpoint.
+        step: Number of completed steps.
 
     Raises:
-        TrainingError: If one of them is no number.
+        TrainingError: If a sum is infinite or NaN.
     """
     if not math.isfinite(loss_sum):
         raise _divergence(f"the loss became {loss_sum}", out, step)
@@ -37,77 +38,82 @@ def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int)
 
 
 def refuse_divergence(loss: float, first_loss: float | None, *, factor: float, out: Path, step: int) -> None:
-    """Compare a window's mean loss with that of the run's first.
+    """End the run if the mean loss of a window is many times that of the run's first window.
 
-    A first loss below 1 counts as 1, about what a model that knows nothing has: fine-tuning begins with losses so low
-    that one odd batch is many times as much.
+    A first loss below 1 counts as 1, about the loss of an untrained model. Fine-tuning starts with such low losses that
+    a single difficult batch may have a loss many times as high.
 
     Args:
-        loss: Mean of the steps since the last line of the log.
-        first_loss: Mean of the run's first window; None: that has not ended.
-        factor: How many times as much is a divergence; 0: nothing is.
-        out: As of `refuse_non_finite`.
-        step: As of `refuse_non_finite`.
+        loss: Mean loss of the steps since the last line of the log.
+        first_loss: Mean loss of the run's first window; None if that has not ended.
+        factor: Factor above which the loss counts as diverged; 0: no loss does.
+        out: The run's folder; the message names its last checkpoint.
+        step: Number of completed steps.
 
     Raises:
-        TrainingError: If the loss is more than that.
+        TrainingError: If the loss has diverged.
     """
     if factor and first_loss is not None and loss > factor * max(first_loss, 1.0):
         raise _divergence(
-            f"the loss became {loss:.4g} from {first_loss:.4g} in the beginning (train.divergence_factor {factor:g})",
+            f"the loss rose from {first_loss:.4g} at the start to {loss:.4g} (train.divergence_factor {factor:g})",
             out,
             step,
         )
 
 
 def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step: int) -> None:
-    """Look at the weights that a checkpoint is to hold; the rest as of `refuse_non_finite`.
+    """End the run before it writes a checkpoint with weights that are not finite.
+
+    Args:
+        weights: Weights of the checkpoint, by name.
+        out: The run's folder; the message names its last checkpoint.
+        step: Number of completed steps.
 
     Raises:
-        TrainingError: If one of them is no number.
+        TrainingError: If a weight is infinite or NaN.
     """
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise _divergence(f"weights stopped being numbers ({name})", out, step)
+            raise _divergence(f"weights became infinite or NaN ({name})", out, step)
 
 
 class Preemption:
-    """Whether this run has been asked to leave."""
+    """Records whether SIGTERM has asked this run to stop."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._is_requested = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a request to leave as long as this is entered; then the handler from before is back."""
-        before = signal.signal(signal.SIGTERM, lambda *_: self._note_request()), signal.set_wakeup_fd(-1)
+    def catch_sigterm(self) -> Iterator[None]:
+        """Record SIGTERM as a request to stop while the context is entered; then restore the earlier handler."""
+        before = signal.signal(signal.SIGTERM, lambda *_: self._record_request()), signal.set_wakeup_fd(-1)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before[0])
             signal.set_wakeup_fd(before[1])
 
-    def is_asked(self, accelerator: Accelerator) -> bool:
-        """True if any process was asked; called by all of them together, so that all leave after the same step."""
-        asked = torch.tensor(float(self._asked), device=accelerator.device)
-        return bool(accelerator.reduce(asked, reduction="sum") > 0)
+    def is_requested(self, accelerator: Accelerator) -> bool:
+        """Return True if any process received SIGTERM; all must call this together, so that all stop at one step."""
+        requested = torch.tensor(float(self._is_requested), device=accelerator.device)
+        return bool(accelerator.reduce(requested, reduction="sum") > 0)
 
-    def _note_request(self) -> None:
-        self._asked = True
+    def _record_request(self) -> None:
+        self._is_requested = True
 
 
 @contextmanager
 def report_rank_death(num_processes: int) -> Iterator[None]:
-    """Raise one error for what the death of another process makes of the collective that this one is in.
+    """Turn the errors of collectives that the death of another process causes into one `TrainingError`.
 
-    The connections of a process that ends are cut at once, whatever ended it, and all others are in a collective with
-    it at the latest at the end of their step.
+    When a process ends, its connections are closed at once. The other processes take part in a collective with it no
+    later than the end of their step, and that collective then fails.
 
     Args:
-        num_processes: Processes of the run; with 1 no error is taken for the death of another process.
+        num_processes: Number of processes of the run; with 1, no error is attributed to another process.
 
     Raises:
-        TrainingError: If another process is gone.
+        TrainingError: If another process has ended.
     """
     try:
         yield
@@ -119,15 +125,15 @@ def report_rank_death(num_processes: int) -> Iterator[None]:
             raise
         raise TrainingError(
             f"another process of the run ended or cannot be reached ({text.splitlines()[0][:300]}); look for its own "
-            "message or the system's (memory); the same command goes on from the newest checkpoint"
+            "message, or the system's message about memory; the same command resumes from the newest checkpoint"
         ) from error
 
 
 def _divergence(what: str, out: Path, step: int) -> TrainingError:
     folders = list_checkpoints(out)
     last = "there is no checkpoint yet"
-    remedy = "begin again in another --out, with a smaller train.lr or with train.clip_norm"
+    remedy = "start again in another --out, with a smaller train.lr or with train.clip_norm"
     if folders:
-        last = f"the last good checkpoint is {folders[-1]}"
-        remedy += ", from its weights by train.init_from or, if they had gone astray by then, from the start"
+        last = f"the last checkpoint is {folders[-1]}"
+        remedy += ", from its weights by train.init_from or, if they had already diverged, from the beginning"
     return TrainingError(f"{what} at or shortly before step {step}; {last}; {remedy}")

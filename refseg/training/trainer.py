@@ -1,8 +1,8 @@
-"""The training loop: the same code for one process and many, and the same trace whether or not it was interrupted.
+"""The training loop, which is the same for one process and many. An interrupted run gives the same result as others.
 
-No state hides between two steps. The order of samples is a function of (digest, seed, epoch), the learning rate one of
-the step, and before each step the random generators are seeded from (seed, step, rank): so weights, optimiser state and
-the number of steps done are all that a checkpoint needs.
+There is no hidden state between two steps. The order of samples is a function of (digest, seed, epoch), and the
+learning rate a function of the step. Before each step, the random generators are seeded from (seed, step, rank). A
+checkpoint therefore needs only the weights, the optimiser's state and the number of completed steps.
 """
 
 import dataclasses
@@ -51,12 +51,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        checkpoint: The last checkpoint.
-        step: Optimiser steps done.
-        best: The best validation, None without one.
+        checkpoint: Folder of the last checkpoint.
+        step: Number of completed optimiser steps.
+        best: The best validation; None without validation.
     """
 
     checkpoint: Path
@@ -65,21 +65,21 @@ class TrainResult:
 
 
 def train(recipe: Recipe, out: Path) -> TrainResult:
-    """Train; resume from the newest checkpoint in `out` if there is one. Called by every process.
+    """Train a model, and resume from the newest checkpoint in `out` if there is one; every process must call this.
 
     Args:
         recipe: Settings of the run.
-        out: The run's folder, made if absent and seen by all machines: `checkpoints/`, `metrics.jsonl`,
-            `recipe.json`, `environment.json`.
+        out: The run's folder, which all machines share; it is made if absent. The run writes `checkpoints/`,
+            `metrics.jsonl`, `recipe.json` and `environment.json`.
 
     Raises:
-        UsageError: If `out` holds something else than a run.
-        RecipeError: If the recipe asks for what cannot be, `out` holds a run of another recipe, or a new run would
-            start from random weights without saying so.
-        CheckpointError: If `out` holds checkpoints but no sound one, or weights to start from cannot be used.
-        DatasetError: If the dataset is unusable, or not the one the run began with.
-        TrainingError: If processes are missing, another run trains into `out`, or the loss stops being a number.
-        PreemptedError: If SIGTERM came; the work is saved.
+        UsageError: If `out` holds something other than a run.
+        RecipeError: If this machine or dataset cannot run the recipe, if `out` holds a run of another recipe, or if a
+            new run would start from random weights although the recipe does not ask for it.
+        CheckpointError: If all checkpoints in `out` are damaged, or the weights to start from cannot be used.
+        DatasetError: If the dataset is unusable, or is not the one with which the run started.
+        TrainingError: If processes are missing, another run trains into `out`, or the loss diverges.
+        PreemptedError: If SIGTERM stopped the run; its work is saved.
     """
     refuse_other_contents(out)
     accelerator = start_accelerator(recipe.train, out, image_encoder=recipe.model.image_encoder)
@@ -87,12 +87,12 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
     with others, report_worker_death(), lock_run(out) if accelerator.is_main_process else nullcontext():
         trainer = _Trainer(recipe, out, accelerator)
         preemption = Preemption()
-        with preemption.listening():  # from here on there is work to save
+        with preemption.catch_sigterm():  # from here on there is work to save
             return trainer.run(preemption)
 
 
 def leave_process_group() -> None:
-    """Wait for the others and take the processes apart; without it some runs hang or abort at exit."""
+    """Wait for the other processes and destroy the process group; without this, some runs hang or abort at exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -132,7 +132,7 @@ class _Trainer:
         )
         if self.is_main:
             self.validation.warn_about_leaks(self.lineage)
-        model = build_start_model(recipe, accelerator, start, goes_on=state is not None)
+        model = build_start_model(recipe, accelerator, start, is_resumed=state is not None)
         self.geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
         self.loader = build_loader(recipe, self.index, self.geometry, accelerator)
         self.batches = prepare_loader(accelerator, self.loader)
@@ -144,17 +144,17 @@ class _Trainer:
         self.stepping = OptimizerStep(recipe, model, accelerator, steps_per_epoch=self.steps_per_epoch)
         self.step = 0
         self.best: Best | None = None
-        self.owes_validation = False
+        self.validation_due = False
         self.window = MetricsWindow(accelerator)
         if resumed is not None and state is not None:
             self._restore(resumed, state)
 
     def run(self, preemption: Preemption) -> TrainResult:
-        """Train to the end. A finished run is left as it is, also on read-only storage."""
+        """Train to the end; a finished run is not changed and may lie on read-only storage."""
         if self.is_main:
             self._warn_about_leaks()
-        if self.step >= self.total_steps and not self.owes_validation:
-            logger.info("%s is trained: %d steps are done, none is left", self.out, self.step)
+        if self.step >= self.total_steps and not self.validation_due:
+            logger.info("%s is complete: all %d steps are done", self.out, self.step)
             return self._result()
         if self.is_main:
             self._log_run_facts()
@@ -163,8 +163,8 @@ class _Trainer:
             self.accelerator, self.out, self.recipe, step=self.step, total_steps=self.total_steps
         )  # fmt: skip
         with opened as log:
-            if self.owes_validation:  # the run was asked to leave when it was due
-                self.owes_validation = False
+            if self.validation_due:  # SIGTERM stopped the run before this validation
+                self.validation_due = False
                 self._validate(log)
                 self._end_by_patience()
                 self._save(log)
@@ -172,24 +172,28 @@ class _Trainer:
                 self.window.add(self._train_step(batch), batch.num_global)
                 self.step += 1
                 log.advance()
-                self._do_what_is_due(log, preemption)
+                self._finish_step(log, preemption)
         return self._result()
 
     def _result(self) -> TrainResult:
         checkpoint = self.out / "checkpoints" / checkpoint_name(self.step)
         return TrainResult(checkpoint=checkpoint, step=self.step, best=self.best)
 
-    def _do_what_is_due(self, log: RunLog, preemption: Preemption) -> None:
-        """After a step: a line of the log, a validation, a checkpoint; the last step has all three."""
+    def _finish_step(self, log: RunLog, preemption: Preemption) -> None:
+        """Write a line of the log, validate and save a checkpoint if they are due after this step.
+
+        The last step has a line of the log and a checkpoint, and a validation if there are any.
+        """
         config = self.recipe.train
         is_last = self.step == self.total_steps
         log_due = is_last or self.step % config.log_every_steps == 0
         save_due = is_last or self.step % config.checkpoint_every_steps == 0
         val_due = self.validation.is_due(self.step, steps_per_epoch=self.steps_per_epoch)
-        # On a GPU the question waits for all steps in flight: there it is asked with the log alone.
-        may_ask = log_due or self.accelerator.device.type == "cpu"
-        leave = may_ask and not is_last and preemption.is_asked(self.accelerator)
-        if log_due or save_due or val_due or leave:
+        # The request is exchanged between ranks. On a GPU this waits for all queued steps, so there it is checked only
+        # together with the log.
+        is_checked = log_due or self.accelerator.device.type == "cpu"
+        stop = is_checked and not is_last and preemption.is_requested(self.accelerator)
+        if log_due or save_due or val_due or stop:
             refuse_non_finite(*self.window.flush(), out=self.out, step=self.step)
             refuse_divergence(
                 self.window.mean_loss,
@@ -200,37 +204,38 @@ class _Trainer:
             )
         if log_due:
             self._log(log)
-        self.owes_validation = val_due and leave  # it may take longer than there is time
-        if val_due and not leave:
+        # After SIGTERM a validation is postponed, because it may take longer than the time until the process is killed.
+        self.validation_due = val_due and stop
+        if val_due and not stop:
             save_due = self._validate(log) or save_due
             save_due = self._end_by_patience() or save_due
-        if save_due or leave:
+        if save_due or stop:
             self._save(log)
-        if leave:
+        if stop:
             raise PreemptedError(
-                f"{self.out}: asked to leave (SIGTERM) after step {self.step} of {self.total_steps}; all is saved, "
-                "and the same command goes on"
+                f"{self.out}: stopped by SIGTERM after step {self.step} of {self.total_steps}; all work is saved, "
+                "and the same command resumes the run"
             )
 
     # Setting up
 
     def _restore(self, folder: Path, state: CheckpointState) -> None:
-        self.step, self.best, self.owes_validation = state.step, state.best, state.owes_validation
+        self.step, self.best, self.validation_due = state.step, state.best, state.validation_due
         self.window.load(state.window)
         self.stepping.restore(folder)
-        self._place_loader(folder, state.cursor)
+        self._set_loader_position(folder, state.cursor)
         if self.is_main:
-            for torn in list_checkpoints(self.out):
-                if torn.name > folder.name:  # its name will be needed again
-                    drop_checkpoint(torn)
-            write_best(folder.parent, state)  # a crash may have come between the checkpoint and its mark
-        if not self.owes_validation:
+            for damaged in list_checkpoints(self.out):
+                if damaged.name > folder.name:  # the resumed run will write a checkpoint of the same name
+                    drop_checkpoint(damaged)
+            write_best(folder.parent, state)  # a crash may have happened between the checkpoint and the file `best`
+        if not self.validation_due:
             self._end_by_patience()
         if self.step < self.total_steps:
-            logger.info("going on from %s: step %d of %d", folder, self.step, self.total_steps)
+            logger.info("resuming from %s: step %d of %d", folder, self.step, self.total_steps)
 
-    def _place_loader(self, folder: Path, cursor: Cursor | None) -> None:
-        """Let the loader resume at the cursor, which is that of the step if nothing is wrong."""
+    def _set_loader_position(self, folder: Path, cursor: Cursor | None) -> None:
+        """Set the loader to the checkpoint's cursor, after checking that it is the cursor of the checkpoint's step."""
         if cursor is None or (cursor.epoch, cursor.samples_done) != (self._cursor().epoch, self._cursor().samples_done):
             raise CheckpointError(
                 f"{folder}: found the cursor {cursor} after step {self.step}, expected {self._cursor()}; restore the "
@@ -239,12 +244,12 @@ class _Trainer:
         self.loader.load_cursor(cursor)
 
     def _cursor(self) -> Cursor:
-        """Where the run stands in its data, as a function of the step."""
+        """Compute the run's position in its data, which is a function of the step."""
         epoch, steps_done = divmod(self.step, self.steps_per_epoch)
         return dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch)
 
     def _log_run_facts(self) -> None:
-        """Write down what the run is, and where it goes on."""
+        """Write `environment.json` and, unless all steps are done, `recipe.json` and a line of the log."""
         device = self.accelerator.device.type
         write_environment(
             self.out,
@@ -253,7 +258,7 @@ class _Trainer:
             num_processes=self.num_processes,
             device=device,
         )
-        if self.step < self.total_steps:  # else the steps are those of the recipe that is there
+        if self.step < self.total_steps:  # else all steps were trained by the recipe that is already there
             write_recipe(self.out, self.recipe)
             logger.info(
                 "training %s on %s: %s epochs of %d steps, %d processes on %s",
@@ -264,17 +269,17 @@ class _Trainer:
     def _warn_about_leaks(self) -> None:
         if self.lineage.leaks_allowed:
             logger.warning(
-                "%s was mixed with leaks allowed: %s; checkpoints and reports will say so",
+                "%s was mixed with leaks allowed: %s; checkpoints and reports will record this",
                 self.recipe.data.root, describe_leaks(self.lineage.leaks),
             )  # fmt: skip
 
     # Steps
 
     def _steps(self) -> Iterator[Batch]:
-        """Batches from where the run stands to its end; the caller counts `self.step`."""
+        """Yield the batches from the current step to the end of the run; the caller increments `self.step`."""
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.steps_per_epoch)
-            if steps_done == 0:  # else the cursor has put the loader where it must be
+            if steps_done == 0:  # within an epoch, the cursor has already set the loader's position
                 self.loader.set_epoch(epoch)
             batches = iter(self.batches)
             while True:
@@ -287,13 +292,13 @@ class _Trainer:
                     return
 
     def _train_step(self, batch: Batch) -> Tensor:
-        """One step of the optimiser; returns the rank's share of the loss."""
+        """Take one optimiser step; return this rank's share of the loss."""
         loss, norm = self.stepping.take(batch, self.step)
         if norm is not None:
             self.window.add_gradient_norm(norm)
         return loss
 
-    # What is due after a step
+    # After a step
 
     def _log(self, log: RunLog) -> None:
         line = self.window.summarise()
@@ -302,14 +307,14 @@ class _Trainer:
         log.training(self.step, {"epoch": epoch, "loss": line.pop("loss"), **lr, **line})
 
     def _end_by_patience(self) -> bool:
-        """Let the run end where it stands if the last validations were not better; called after one."""
+        """End the run at this step if the last validations did not improve; return True if it ends."""
         if self.validation.is_out_of_patience(self.step, self.best, steps_per_epoch=self.steps_per_epoch):
             self.total_steps = self.step
             return True
         return False
 
     def _validate(self, log: RunLog) -> bool:
-        """Score the validation split on all processes; True if it is the best so far."""
+        """Score the validation split on all processes; return True if the score is the best so far."""
         self.stepping.share_buffers()
         scores, line = self.validation.score(self.stepping.result, self.geometry)
         self.stepping.train_mode()
@@ -317,7 +322,7 @@ class _Trainer:
         if improved:
             self.best = Best(overall_iou=scores.overall_iou, step=self.step)
         log.validation(self.step, {"epoch": round(self.step / self.steps_per_epoch, 4), **line}, improved=improved)
-        self.window.forget_time()
+        self.window.restart_clock()
         return improved
 
     def _save(self, log: RunLog) -> None:
@@ -334,7 +339,7 @@ class _Trainer:
                     cursor=self._cursor(),
                     window=self.window.to_dict(),
                     best=self.best,
-                    owes_validation=self.owes_validation,
+                    validation_due=self.validation_due,
                     lineage=self.lineage,
                     val_dataset_digest=self.validation.digest,
                     num_processes=self.num_processes,
@@ -344,4 +349,4 @@ class _Trainer:
                 keep=self.recipe.train.keep_checkpoints,
             )
         self.accelerator.wait_for_everyone()
-        self.window.forget_time()
+        self.window.restart_clock()

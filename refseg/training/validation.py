@@ -1,4 +1,4 @@
-"""Validation while training goes on: when it is due, how it is done, and when there is no more to hope for."""
+"""Validates during training: decides when a validation is due, computes scores, and ends runs without improvement."""
 
 import logging
 import time
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 class Validation:
-    """The recipe's validation of a run.
+    """The validation that a run's recipe asks for.
 
     Attributes:
-        digest: Of the dataset; empty where the recipe wants no validation.
+        digest: Digest of the dataset to validate on; empty if the recipe asks for no validation.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Open what is validated on, if anything is.
+        """Open the validation split, if the recipe asks for validation.
 
         Raises:
             DatasetError: If the dataset is unusable.
-            UsageError: If it has no such split.
+            UsageError: If the dataset does not have the split.
         """
         self._recipe = recipe
         self._accelerator = accelerator
@@ -46,35 +46,36 @@ class Validation:
         self.digest = "" if self._index is None else self._index.descriptor.digest
 
     def warn_about_leaks(self, trained_on: TrainingSet) -> None:
-        """Warn if images that are trained on are to be validated on: the best is then the one that remembers."""
+        """Warn if the validation split has images that the run trains on, because its scores then reward memorising."""
         if self._index is None:
             return
         found = check_leaks([trained_on], self._index)
         if found.num_shared:
             logger.warning(
-                "%s of the %s images of data.val_split %s are trained on (%s): validation says how well they are "
-                "remembered, and so does the best checkpoint; name another data.val_split, or train.val_every_epochs=0",
+                "%s of the %s images of data.val_split %s are training images (%s): validation, and the choice of the "
+                "best checkpoint, would measure memorised images; name another data.val_split, or set "
+                "train.val_every_epochs=0",
                 f"{found.num_shared:,}", f"{found.num_images:,}", self._recipe.data.val_split, found.says,
             )  # fmt: skip
 
     def is_due(self, step: int, *, steps_per_epoch: int) -> bool:
-        """Whether it comes after a step."""
+        """Return True if a validation is due after this number of steps."""
         every = self._recipe.train.val_every_epochs
         epoch, into_epoch = divmod(step, steps_per_epoch)
         return every > 0 and into_epoch == 0 and (epoch % every == 0 or epoch == self._recipe.train.epochs)
 
     def is_out_of_patience(self, step: int, best: Best | None, *, steps_per_epoch: int) -> bool:
-        """Whether the last validations were not better, as of a step after which there was one."""
+        """Return True if the last `train.patience` validations, up to the one after this step, did not improve."""
         config = self._recipe.train
         if not config.patience or best is None or not self.is_due(step, steps_per_epoch=steps_per_epoch):
             return False
         if (step - best.step) // (steps_per_epoch * config.val_every_epochs) < config.patience:
             return False
-        logger.info("no better validation for %d: the run ends here", config.patience)
+        logger.info("the last %d validations did not improve: the run ends here", config.patience)
         return True
 
     def score(self, model: SegmentationModel, geometry: Geometry) -> tuple[Scores, dict[str, Any]]:
-        """Score a model, which is the same on all processes, on all of them together.
+        """Score a model on all processes together; its weights must be the same in each.
 
         Returns:
             The scores, and their line of `metrics.jsonl`.
@@ -105,16 +106,16 @@ class Validation:
 
 
 def choose_images(index: ManifestIndex, num_images: int) -> NDArray[np.int64] | None:
-    """Choose images by a hash of their ids, so that neither seed nor order nor processes move them.
+    """Choose images by a hash of their ids, which does not depend on seed, order or number of processes.
 
-    Of two numbers the smaller one's images are among the larger one's.
+    The images chosen for a smaller number are a subset of those for a larger number.
 
     Args:
         index: Index of the split.
-        num_images: How many; 0 or more than there are: all.
+        num_images: Number of images; 0, or more than the split has: all.
 
     Returns:
-        Their positions in the index, ascending; None: all.
+        Positions of the images in the index, ascending; None: all.
     """
     if not 0 < num_images < index.num_images:
         return None

@@ -111,7 +111,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
 
     assert latest_checkpoint(tmp_path) == before
     assert "damaged checkpoint" in caplog.text
-    assert "going back to the one before" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
     with pytest.raises(CheckpointError, match="damaged checkpoint"):
         load_checkpoint(torn)
 
@@ -242,17 +242,17 @@ def test_no_edit_of_a_field_of_the_state_is_accepted(tmp_path: Path, recipe: Rec
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("step",), 4, "found step 4, but the folder is that of step 3"),
+        (("step",), 4, "found step 4, but the folder is named after step 3"),
         (("step",), "3", "valid integer"),
-        (("epoch",), 1, "epoch 1 does not go with the cursor"),
-        (("cursor", "epoch"), 1, "epoch 0 does not go with the cursor"),
+        (("epoch",), 1, "epoch 1 does not agree with the cursor"),
+        (("cursor", "epoch"), 1, "epoch 0 does not agree with the cursor"),
         (("cursor",), None, "unexpected content"),
         (("cursor", "samples_done"), -4, "whole"),
-        (("best", "step"), 5, "the best checkpoint is of the later step 5"),
+        (("best", "step"), 5, "the best checkpoint is that of the later step 5"),
         (("best",), [], "unexpected content"),
         (("ancestors", 0), {}, "Missing required argument|Field required"),
         (("files",), [], "valid dictionary"),
-        (("files",), {}, "model.safetensors is not what was written"),
+        (("files",), {}, "model.safetensors was changed after it was written"),
         (("num_processes",), 0, "greater than or equal to 1"),
     ],
 )
@@ -280,7 +280,7 @@ def test_averaged_weights_that_the_state_does_not_know_are_not_taken(tmp_path: P
     folder = save(tmp_path, recipe, SMALL, 2)
     (folder / "average.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
 
-    with pytest.raises(TornCheckpointError, match=r"average\.safetensors is not what was written"):
+    with pytest.raises(TornCheckpointError, match=r"average\.safetensors was changed after it was written"):
         read_state(folder)
 
 
@@ -312,6 +312,6 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_another(tmp_path: Pat
     best, newest = save(tmp_path, recipe, SMALL, 4, best=4), save(tmp_path, recipe, SMALL, 8, best=4)
     best.rename(tmp_path / "elsewhere")
 
-    with pytest.raises(CheckpointError, match=rf"no such folder, but it is the best checkpoint.*such as {newest}"):
+    with pytest.raises(CheckpointError, match=rf"folder of the run's best checkpoint does not.*such as {newest}"):
         weights_file(tmp_path)
     assert read_state(tmp_path / "elsewhere").step == 4  # a copy by any name

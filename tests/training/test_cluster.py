@@ -86,7 +86,7 @@ def test_a_preempted_job_saves_and_is_queued_again(overrides: list[str], tmp_pat
     output, _ = job.communicate(timeout=300)
 
     assert job.returncode == 75, output
-    assert "asked to leave (SIGTERM) after step" in output
+    assert "stopped by SIGTERM after step" in output
     assert re.fullmatch(r"requeue \d+\n", (tmp_path / "requeued").read_text())
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
 

@@ -116,9 +116,9 @@ def test_a_model_of_another_architecture_is_refused_with_what_to_set(fine_tune: 
         trainer.train(other, tmp_path / "run")
 
     assert str(error.value).splitlines()[1:] == [
-        "  model.egm_heads is absent there, 2 here",
-        '  model.alpha is "linear" there, "sigmoid" here',
-        '  take what is there (--set model.alpha="linear"; leave out model.egm_heads), or train without it',
+        "  model.egm_heads is absent in that model, 2 in the recipe",
+        '  model.alpha is "linear" in that model, "sigmoid" in the recipe',
+        '  use that architecture (--set model.alpha="linear"; leave out model.egm_heads), or leave out train.init_from',
     ]
     assert "step-00000002 holds a model of another architecture" in str(error.value)
 
@@ -151,7 +151,7 @@ def test_what_is_no_model_is_refused(fine_tune: list[str], tmp_path: Path, what:
         (place / "config.json").write_text('{"format": "another"}')
     recipe = load_recipe("toy-quick", [*fine_tune, f"train.init_from={place}"])
 
-    with pytest.raises(CheckpointError, match=r"found no checkpoint, expected a run's folder|not the config of"):
+    with pytest.raises(CheckpointError, match=r"found no checkpoint, expected a run's folder|not the configuration of"):
         trainer.train(recipe, tmp_path / "run")
 
 
@@ -183,7 +183,7 @@ def test_a_run_that_began_from_other_weights_is_not_gone_on_with(
 ) -> None:
     plain = [*overrides, *QUIET, *STILL]
     trainer.train(load_recipe("toy-quick", plain), tmp_path / "plain")
-    with pytest.raises(RecipeError, match=r"holds a run that began without train.init_from, .* choose another --out"):
+    with pytest.raises(RecipeError, match=r"holds a run that started without train.init_from, .* choose another --out"):
         trainer.train(load_recipe("toy-quick", fine_tune), tmp_path / "plain")
 
     trainer.train(load_recipe("toy-quick", fine_tune), tmp_path / "tuned")
@@ -203,9 +203,7 @@ def test_images_that_an_ancestor_was_trained_on_are_a_leak(
 
     train = check_leaks(trained_on, ManifestIndex.open(toy_shards, ["train"]))
     assert train.num_shared == train.num_images == 24
-    assert train.says.endswith(
-        f"toy/refseg train is what was trained on (by {ancestor}, whose weights it started from)"
-    )
+    assert train.says.endswith(f"toy/refseg train is the training set (by {ancestor}, whose weights it started from)")
     with pytest.raises(UsageError, match=r"24 of its 24 images were trained on .* say --allow-leak"):
         refuse_leaks(train, where="toy train")
     assert check_leaks(trained_on[:1], ManifestIndex.open(toy_shards, ["train"])).num_shared == 0
@@ -234,7 +232,9 @@ def test_an_ancestors_mix_with_leaks_stands_beside_every_score() -> None:
     honest = replace(model, ancestors=(replace(mix, leaks_allowed=False),))
     assert leak_warning(honest, None, scored="refcocog/umd val") == ""
     warning = leak_warning(replace(model, ancestors=(mix,)), None, scored="refcocog/umd val")
-    assert warning.startswith("LEAKS ALLOWED: mix/all was mixed with training images that members evaluate on")
+    assert warning.startswith(
+        "LEAKS ALLOWED: mix/all was mixed with training images that are in evaluation splits of its members"
+    )
     assert "images of refcocog/umd val trained on: 3 by way of refcoco/unc" in warning
 
 

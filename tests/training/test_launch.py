@@ -41,7 +41,7 @@ ACCELERATE = {**ALONE, "ACCELERATE_DYNAMO_MODE": "default"}
 
 
 @pytest.mark.parametrize(
-    ("environ", "was_told", "expected"),
+    ("environ", "set_by_user", "expected"),
     [
         ({}, False, 4),
         ({"OMP_NUM_THREADS": "1"}, False, 1),  # from a shell: nobody but a person can have set it
@@ -61,9 +61,9 @@ ACCELERATE = {**ALONE, "ACCELERATE_DYNAMO_MODE": "default"}
     ],
 )
 def test_cores_are_shared_out_unless_a_person_set_the_threads(
-    environ: dict[str, str], was_told: bool | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], set_by_user: bool | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_launcher_was_told", lambda: was_told)
+    monkeypatch.setattr(launch, "_set_for_launcher", lambda: set_by_user)
 
     assert launch.cpu_threads(environ, num_cores=9, num_local=2) == expected
 
@@ -77,7 +77,7 @@ def test_cores_are_shared_out_unless_a_person_set_the_threads(
         ({}, ["--num_cpu_threads_per_process", "1"], True),
     ],
 )
-def test_what_a_launcher_was_told_is_read_from_its_environment_and_command_line(
+def test_what_a_set_for_launcher_is_read_from_its_environment_and_command_line(
     variables: dict[str, str], arguments: list[str], told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["sh", "-c", "echo begun; read line", "launcher", *arguments]
@@ -85,7 +85,7 @@ def test_what_a_launcher_was_told_is_read_from_its_environment_and_command_line(
         assert sh.stdout is not None
         sh.stdout.readline()  # until then the system may show a process without its arguments
         monkeypatch.setattr("os.getppid", lambda: sh.pid)
-        assert launch._launcher_was_told() is told
+        assert launch._set_for_launcher() is told
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_precision_of_the_launcher_that_is_not_the_recipes_is_reported(caplog:
     assert caplog.text == ""
 
     warn_about_other_precision({"ACCELERATE_MIXED_PRECISION": "fp16"}, "no")
-    assert "mixed precision fp16, which is not used: the precision here is no" in caplog.text
+    assert "mixed precision fp16, which is not used: the precision is no" in caplog.text
 
 
 def test_synchronised_batchnorm_without_gpus_is_refused_for_several_processes() -> None:
@@ -176,8 +176,8 @@ def test_trackers_that_are_not_installed_are_all_named_before_the_run_begins(
 
     assert main(["toy", "--out", str(tmp_path / "run"), "--set", trackers]) == 2
     assert capsys.readouterr().err == (
-        "refseg: error: train.trackers: found 'wandb', 'aim', not installed here; "
-        "pip install wandb 'aim<4', or leave them out\n"
+        "refseg: error: train.trackers: found 'wandb', 'aim', which is not installed; "
+        "pip install wandb 'aim<4', or leave it out\n"
     )
     assert not (tmp_path / "run").exists()
 

@@ -81,7 +81,7 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     assert main(["report", str(out)]) == 0
     page = (out / "report.html").read_text()
     assert f"LEAKS ALLOWED: {coco.leaked_images} of " in page
-    assert f"mix/leaky was mixed with training images that members evaluate on; {warning}" in page
+    assert f"mix/leaky was mixed with training images that are in evaluation splits of its members; {warning}" in page
 
     # The best checkpoint is the best on one validation set, wherever that lies.
     shutil.copytree(shards / "toy-refseg", tmp_path / "moved")

@@ -38,7 +38,7 @@ def test_a_damaged_line_of_the_metrics_costs_that_line_alone_and_is_named(
     MetricsLog(tmp_path, step=3).close()
     assert path.read_text() == f"{first}\n{third}\n"
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == before
-    assert "line 2 is damaged, dropped here and kept in metrics.damaged.jsonl" in caplog.text
+    assert "line 2 is damaged and dropped; a copy of the file is in metrics.damaged.jsonl" in caplog.text
 
 
 def test_a_last_line_that_a_crash_has_cut_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_a_read_only_file_system_is_not_called_full(
 
     for name in ("write_text", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    message = r"recipe\.json: cannot be written \(Read-only file system\); see to its permissions"
+    message = r"recipe\.json: cannot be written \(Read-only file system\); check its permissions"
     with pytest.raises(TrainingError, match=message):
         write_recipe(tmp_path, recipe)
 
@@ -104,7 +104,7 @@ def test_a_folder_that_holds_something_else_than_a_run_is_refused(tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    with pytest.raises(UsageError, match=r"--out .*: holds .* and no run of ours; expected a new or empty folder"):
+    with pytest.raises(UsageError, match=r"--out .*: holds .*, but not a run of refseg; expected a new or empty"):
         refuse_other_contents(tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_reported_and_used(
 
     with lock_run(tmp_path):
         pass
-    assert "this file system has no locks; start no second run in this folder" in caplog.text
+    assert "this file system has no locks; do not start a second run in this folder" in caplog.text
 
 
 @pytest.mark.parametrize("was_there", [False, True])

@@ -76,7 +76,7 @@ def test_sigkill_and_the_same_command_give_the_unbroken_trace(
     assert run.wait() == -signal.SIGKILL
     assert not (tmp_path / "checkpoints" / "step-00000024").exists(), "killed too late to test anything"
 
-    assert "going on from" in finish(num_processes, tmp_path, settings)
+    assert "resuming from" in finish(num_processes, tmp_path, settings)
     assert_same_run(tmp_path, unbroken(num_processes))
 
 

@@ -136,8 +136,8 @@ def test_a_validation_that_was_due_when_the_run_left_comes_first(
     trainer.train(load_recipe("toy-quick", settings), tmp_path / "whole")
     asked = iter([False] * 5 + [True])  # after step 6, the end of an epoch
     with monkeypatch.context() as patch:
-        patch.setattr(Preemption, "is_asked", lambda self, accelerator: next(asked))
-        with pytest.raises(PreemptedError, match="after step 6 of 18; all is saved"):
+        patch.setattr(Preemption, "is_requested", lambda self, accelerator: next(asked))
+        with pytest.raises(PreemptedError, match="after step 6 of 18; all work is saved"):
             trainer.train(load_recipe("toy-quick", settings), tmp_path / "left")
     trainer.train(load_recipe("toy-quick", settings), tmp_path / "left")
 
@@ -158,7 +158,7 @@ def test_a_run_that_ended_by_patience_is_left_as_it_is(
 
     assert first.step == again.step == 12
     said = [record.getMessage() for record in caplog.records if record.name == "refseg.training.trainer"]
-    assert said == [f"{tmp_path} is trained: 12 steps are done, none is left"]
+    assert said == [f"{tmp_path} is complete: all 12 steps are done"]
     kept = json.loads((tmp_path / "recipe.json").read_text())
     assert kept["train"]["log_every_steps"] == 1  # no step was made with 7
     assert not (tmp_path / "environment.json").is_file()

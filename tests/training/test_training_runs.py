@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
 
     with pytest.raises(
         TrainingError,
-        match=r"became nan at or shortly before step 7; the last good checkpoint is .*04; begin again in another --out",
+        match=r"became nan at or shortly before step 7; the last checkpoint is .*04; start again in another --out",
     ):
         trainer.train(recipe, tmp_path)
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_knows_from_any_folder_what_it_was_trained_on(
     changes = [*overrides, "data.root=shards", "data.val_split=train", "train.max_steps=1", "train.trackers=[]"]
     trainer.train(load_recipe("toy-quick", changes), tmp_path)
 
-    assert "24 of the 24 images of data.val_split train are trained on (toy/refseg train is what was" in caplog.text
+    assert "24 of the 24 images of data.val_split train are training images (toy/refseg train is the" in caplog.text
     monkeypatch.chdir(tmp_path)
     assert load_checkpoint(tmp_path).state.lineage.roots == (str(toy_shards), "shards")
 
