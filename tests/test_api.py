@@ -62,7 +62,7 @@ def test_scores_that_nobody_asked_to_keep_are_not_written(
 
 
 def test_what_cannot_be_scored_is_refused(toy_run: Path) -> None:
-    with pytest.raises(UsageError, match=r"were trained on .* another split, or say --allow-leak"):
+    with pytest.raises(UsageError, match=r"were trained on .* another split, or add --allow-leak"):
         refseg.evaluate(toy_run, split="train")
     with pytest.raises(UsageError, match=r"unknown protocol 'criss'; .* did you mean"):
         refseg.evaluate(toy_run, protocols="criss")

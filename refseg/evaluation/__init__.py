@@ -1,16 +1,30 @@
-"""Scores: what a model or another project predicted is compared with the targets of a split, and reported.
+"""Evaluation compares predicted masks with the targets of a split, computes scores and writes reports.
 
-The files in the order of the data:
+The modules, in the order in which data passes through them:
 
-- `options.py`: what a caller asks for; `protocols.py`: the rules by which masks are made and compared.
-- `leak_check.py`: whether a model was trained on images of the split.
-- `inference.py`: mask logits to binary masks; `ground_truth.py`: the targets they are compared with.
-- `evaluate.py`: one pass of a model over a split, with `partial.py`: what it counted so far, for an interrupted pass.
-- `predictions.py`, `score_masks.py`: masks of other projects, read and counted instead of such a pass.
-- `rows.py`: the table of pixel counts, one row per sentence.
-- `metrics.py`, `no_target.py`: a score's definition; `scores.py`: all scores of a table by one protocol.
-- `bootstrap.py`: how sure a score or a difference is; `breakdown.py`: scores by group.
-- `origin.py`, `results.py`: what was scored, and rows and scores on disk.
-- `explanation.py`, `heat_maps.py`, `overlay.py`: what a model looked at, and masks, drawn over a picture.
-- `examples.py`, `curves.py`, `report.py`, `comparison.py`, `pages.py`: the page of a run, or of several side by side.
+    options        the arguments of an evaluation, of scored masks and of a report
+    protocols      the rules by which masks are made, compared and scored
+    leak_check     finds images of the split that a model was trained on
+    evaluate       runs a model over a split and counts pixels
+    inference      turns mask logits into binary masks
+    ground_truth   draws the target masks
+    partial        saves the counts of an unfinished evaluation, so that it can resume
+    predictions    reads predicted masks of other projects
+    score_masks    counts the pixels of such masks
+    rows           defines the table of pixel counts, which has one row per sentence
+    metrics        defines scores as ratios of sums over sentences
+    no_target      defines the scores for sentences that refer to nothing in their image
+    scores         computes all scores of a table by one protocol
+    bootstrap      computes confidence intervals of scores and of differences between runs
+    breakdown      computes scores by groups of sentences
+    origin         records what was scored
+    results        writes and reads rows and scores
+    explanation    computes what a model attended to
+    overlay        draws masks over a picture
+    heat_maps      draws attention maps over a picture
+    examples       chooses and draws examples for a report
+    curves         lays out curves over training steps
+    report         builds the report of a run
+    comparison     builds the comparison of several runs
+    pages          renders reports as HTML and Markdown
 """

@@ -1,8 +1,8 @@
-"""How far scores would move on other images: confidence intervals, and the difference of two runs, image by image.
+"""Computes confidence intervals of scores, and of the difference of two runs on the same images, by bootstrap.
 
-Sentences of one image are not independent, so images are drawn again, with replacement, and all their sentences with
-them (Efron 1979; the cluster bootstrap). Every score is a ratio of sums (`metrics.Ratio`), so a draw is a weight for
-each image.
+The sentences of one image are not independent. So images are drawn with replacement, each with all its sentences
+(Efron 1979; the cluster bootstrap). Every score is a ratio of sums (`metrics.Ratio`), so a draw is a weight for each
+image. Example: a draw that takes image A twice and image B never gives them the weights 2 and 0.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from refseg.wording import counted
 NUM_DRAWS = 1000
 LEVEL = 0.95
 _SEED = 0
-_DRAWS_AT_ONCE = 100  # bounds the memory of large splits
+_DRAWS_AT_ONCE = 100  # limits the memory for large splits
 
 _Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The middle share `LEVEL` of a score over the draws, as fractions."""
+    """The interval that holds the middle share `LEVEL` of a score's values over the draws, as fractions."""
 
     low: float
     high: float
@@ -35,15 +35,15 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One score of two runs over the same sentences, as fractions.
+    """One score of two runs on the same sentences, as fractions.
 
     Attributes:
-        name: Of the score.
-        first: Of the first run.
-        second: Of the second run.
-        interval: Of second minus first, over draws of the same images for both.
-        p_value: Two-sided: twice the share of draws in which the difference is not on the side that it is on, 1 at
-            most; never below 2 / (`NUM_DRAWS` + 1).
+        name: Name of the score.
+        first: Score of the first run.
+        second: Score of the second run.
+        interval: Interval of second minus first, where each draw takes the same images for both runs.
+        p_value: Two-sided p-value: twice the share of draws in which the difference is zero or has the opposite sign.
+            It is at most 1 and never below 2 / (`NUM_DRAWS` + 1).
     """
 
     name: str
@@ -54,20 +54,20 @@ class Difference:
 
 
 def confidence_intervals(table: pa.Table, protocol: Protocol) -> dict[str, Interval]:
-    """Intervals of all scores of a protocol, by name. The draws are seeded: the same rows give the same intervals."""
+    """Return the intervals of all scores of a protocol, by name; equal rows give equal intervals (fixed seed)."""
     return {name: _interval(values) for name, values in _draw(table, ratios(table, protocol)).items()}
 
 
 def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Difference]:
-    """Compare two runs on the same sentences: what a difference of scores is worth.
+    """Compare the scores of two runs on the same sentences, with intervals and p-values of the differences.
 
     Args:
-        first: Rows of one run.
-        second: Rows of the other, of the same split of the same dataset.
-        protocol: Both tables hold masks of it.
+        first: Rows of the first run.
+        second: Rows of the second run, on the same split of the same dataset.
+        protocol: Protocol of the scores; both tables must hold masks of it.
 
     Raises:
-        UsageError: If the tables are not of the same sentences and targets.
+        UsageError: If the tables do not have the same sentences and targets.
     """
     if not are_of_same_sentences(first, second):
         raise UsageError(
@@ -94,14 +94,17 @@ def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Diffe
 
 
 def are_of_same_sentences(first: pa.Table, second: pa.Table) -> bool:
-    """Whether two tables hold rows of the same sentences and targets, in the same order."""
+    """Return True if two tables hold rows of the same sentences and targets in the same order."""
     keys = ["dataset", "split", "ref_id", "sent_id", "target_ref_id", "no_target"]
     ours, theirs = (table.select(keys).replace_schema_metadata(None) for table in (first, second))
     return bool(ours.equals(theirs))
 
 
 def _draw(table: pa.Table, scores: dict[str, Ratio]) -> dict[str, _Floats]:
-    """Each score over `NUM_DRAWS` draws of images, shape (draws,). A draw depends on the number of images alone."""
+    """Return the values of each score over `NUM_DRAWS` draws of images, shape (draws,).
+
+    The draws depend only on the number of images, so two runs on the same images are drawn in the same way.
+    """
     _, image = np.unique(table.column("image_id").to_numpy(), return_inverse=True)
     image = image.reshape(-1)
     num_images = int(image.max()) + 1
@@ -120,7 +123,7 @@ def _draw(table: pa.Table, scores: dict[str, Ratio]) -> dict[str, _Floats]:
 
 
 def _interval(values: _Floats) -> Interval:
-    """NaN where no draw has a value: no sentence counts."""
+    """Return the interval of the finite values; NaN if there are none, because no sentence counts for the score."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(float("nan"), float("nan"))
@@ -129,5 +132,5 @@ def _interval(values: _Floats) -> Interval:
 
 
 def _describe(table: pa.Table) -> str:
-    places = {f"{row['dataset']} {row['split']}" for row in table.select(["dataset", "split"]).slice(0, 1).to_pylist()}
-    return f"{counted(len(table), 'sentence')} of {', '.join(places) or 'nothing'}"
+    splits = {f"{row['dataset']} {row['split']}" for row in table.select(["dataset", "split"]).slice(0, 1).to_pylist()}
+    return f"{counted(len(table), 'sentence')} of {', '.join(splits) or 'nothing'}"

@@ -1,4 +1,4 @@
-"""Where a model is good and where not: scores by group of sentences, and how the IoUs spread."""
+"""Computes scores by groups of sentences, and the histogram of their IoUs."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,21 +23,22 @@ LOCATION_WORDS = {
     "far", "farthest", "furthest", "foreground", "background", "corner", "side", "edge", "leftmost",
     "rightmost", "topmost", "bottommost", "lefthand", "righthand",
 }  # fmt: skip
-"""Words that say where an object is, in the picture or beside another: those that RefCOCO+ forbade, and their kin."""
+"""Words that say where an object is, in the picture or relative to another: those that RefCOCO+ forbids, and similar
+ones."""
 
 NUM_CATEGORIES = 12
-"""Categories with a group of their own; the rest share one."""
+"""Number of categories with a group of their own; all others share one group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Scores of some of the sentences, as fractions.
+    """Scores of a group of sentences, as fractions.
 
     Attributes:
-        name: What they have in common.
-        num_sentences: How many; never 0.
-        mean_iou: mIoU.
-        overall_iou: oIoU.
+        name: What the sentences have in common.
+        num_sentences: Number of sentences that count; never 0.
+        mean_iou: mIoU of the group.
+        overall_iou: oIoU of the group.
     """
 
     name: str
@@ -47,13 +48,13 @@ class Group:
 
 
 def by_sentence_length(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Groups by the number of words between spaces; empty groups are left out."""
+    """Group the sentences by their number of words, separated by white space; empty groups are left out."""
     num_words = np.array([len(sentence.split()) for sentence in table.column("sentence").to_pylist()])
     return _cut(table, protocol, num_words, _WORDS)
 
 
 def by_target_size(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Groups by the target's share of the image; sentences without a target and empty groups are left out."""
+    """Group the sentences by the target's share of the image; those without a target and empty groups are left out."""
     table = table.filter(pa.array(counts(table, protocol, "target_area") > 0))
     height, width = (table.column(side).to_numpy().astype(np.int64) for side in ("height", "width"))
     area = height * width if protocol.size is None else protocol.size[0] * protocol.size[1]
@@ -61,9 +62,9 @@ def by_target_size(table: pa.Table, protocol: Protocol) -> list[Group]:
 
 
 def by_category(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Groups by the target's category, the most frequent first, those after `NUM_CATEGORIES` together.
+    """Group the sentences by the target's category, from the most to the least frequent.
 
-    Sentences whose target has no category are left out.
+    Categories after the first `NUM_CATEGORIES` share a group. Sentences whose target has no category are left out.
     """
     categories = np.array(table.column("category").to_pylist(), dtype=object)
     names, numbers = np.unique(categories[categories != ""].astype(str), return_counts=True)
@@ -74,21 +75,24 @@ def by_category(table: pa.Table, protocol: Protocol) -> list[Group]:
 
 
 def by_distractors(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Groups by the number of other targets of the same category in the image; no-target sentences are left out."""
+    """Group the sentences by the number of other targets of the same category in the image.
+
+    Sentences without a target are left out.
+    """
     table = table.filter(pa.array(~_flags(table, "no_target")))
     return _cut(table, protocol, table.column("num_distractors").to_numpy().astype(np.int64), _DISTRACTORS)
 
 
 def by_location_words(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Two groups: sentences with and without one of `LOCATION_WORDS`."""
-    speaks = np.array(
+    """Group the sentences into those with and those without one of `LOCATION_WORDS`."""
+    has_location = np.array(
         [
             not LOCATION_WORDS.isdisjoint(re.findall(r"[a-z]+", sentence.lower()))
             for sentence in table.column("sentence").to_pylist()
         ],
         np.bool_,
     )
-    return _score(table, protocol, [("with location words", speaks), ("without", ~speaks)])
+    return _score(table, protocol, [("with location words", has_location), ("without", ~has_location)])
 
 
 BREAKDOWNS: dict[str, Callable[[pa.Table, Protocol], list[Group]]] = {
@@ -98,11 +102,11 @@ BREAKDOWNS: dict[str, Callable[[pa.Table, Protocol], list[Group]]] = {
     "Words of location": by_location_words,
     "Category": by_category,
 }
-"""All of them, by the title of a report."""
+"""All groupings by their titles in a report."""
 
 
 def iou_histogram(table: pa.Table, protocol: Protocol, *, num_bins: int = 20) -> list[int]:
-    """Sentences per equal step of IoU from 0 to 1; the last step holds 1 itself."""
+    """Count the sentences in `num_bins` equal bins of IoU from 0 to 1; the last bin includes 1."""
     histogram, _ = np.histogram(row_ious(table, protocol), bins=num_bins, range=(0, 1))
     return [int(number) for number in histogram]
 
@@ -113,13 +117,13 @@ def _cut(
     values: NDArray[np.int64] | NDArray[np.float64],
     starts: Sequence[tuple[str, float]],
 ) -> list[Group]:
-    """Cut rows by a value; each group reaches from its start to the next's."""
-    place = np.searchsorted([start for _, start in starts], values, side="right") - 1
-    return _score(table, protocol, [(name, place == number) for number, (name, _) in enumerate(starts)])
+    """Group rows by a value; each group reaches from its start up to, but not including, the start of the next."""
+    group = np.searchsorted([start for _, start in starts], values, side="right") - 1
+    return _score(table, protocol, [(name, group == number) for number, (name, _) in enumerate(starts)])
 
 
 def _score(table: pa.Table, protocol: Protocol, groups: Sequence[tuple[str, Flags]]) -> list[Group]:
-    """Score the groups that hold any sentence that counts."""
+    """Score all groups with at least one sentence that counts."""
     if not len(table):
         return []
     scores = ratios(table, protocol)

@@ -1,6 +1,6 @@
-"""Several runs side by side: each against the first, image by image, on every split that both were scored on.
+"""Compares several runs with the first one, image by image, on every split and protocol that both were scored on.
 
-What cannot be compared is named with its reason, beside what can.
+Scores that cannot be compared are listed with the reason.
 """
 
 import logging
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run's results.
+    """The results of one run.
 
     Attributes:
-        name: For the page.
-        results: Of its splits; controls among them are not compared.
+        name: Name of the run on the page.
+        results: Results of its splits; shuffled controls among them are not compared.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A run on one split under one protocol.
+    """The scores of a run on one split under one protocol.
 
     Attributes:
-        name: Of the run.
-        results: What was scored.
-        scores: By the protocol.
-        differences: From the first run, by score; None: this is the first.
+        name: Name of the run.
+        results: Results of the run on the split.
+        scores: Scores under the protocol.
+        differences: Differences from the first run, by the name of the score; None for the first run.
     """
 
     name: str
@@ -52,24 +52,24 @@ class Column:
 
     @property
     def leak_warning(self) -> str:
-        """What must stand beside the scores of a model trained with leaks; empty for others."""
+        """Warning to show with the scores of a model that was trained with leaks; empty for others."""
         return self.results.origin.leak_warning
 
     @property
     def subject(self) -> str:
-        """What was scored, and what it was trained on as far as that is known."""
+        """Description of what was scored and, if recorded, of its training set."""
         origin = self.results.origin
         return origin.subject + (f", trained on {origin.lineage.dataset}" if isinstance(origin, OriginOfModel) else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One split under one protocol.
+    """The comparison on one split under one protocol.
 
     Attributes:
         title: Dataset, split and protocol.
-        columns: Of each run that was scored so, the first run's first.
-        missing: The runs without a column, each with the reason.
+        columns: Columns of the runs that have such scores; that of the first run comes first.
+        missing: Messages about runs without a column, with the reasons.
     """
 
     title: str
@@ -78,8 +78,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """What scores must share to be compared: split and rules."""
+class _Setting:
+    """The split and protocol that scores must share to be compared."""
 
     dataset: str
     split: str
@@ -89,51 +89,51 @@ class _Place:
         return f"{self.dataset} {self.split} under {self.protocol.name}"
 
 
-_Scored = Mapping[_Place, Results]
+_Scored = Mapping[_Setting, Results]
 
 
 def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
-    """Put the scores of several runs beside each other.
+    """Build the page that compares several runs.
 
     Args:
-        runs: At least two; differences are from the first.
-        written_at: For the foot of the page.
+        runs: At least two runs; differences are computed from the first one.
+        written_at: Time for the foot of the page.
 
     Returns:
-        The page. What is not compared stands there with its reason, and is logged as a warning.
+        The page. Scores that are not compared are listed with the reason, and logged as warnings.
 
     Raises:
-        UsageError: If no other run shares a split and a protocol with the first, a run is given twice, or one holds
-            several scores of one split under one protocol that are not the same.
+        UsageError: If no other run shares a split and a protocol with the first, a run is given twice, or a run has
+            two different sets of scores of one split under one protocol.
     """
-    scored = {run.name: _by_place(run) for run in runs}
+    scored = {run.name: _by_setting(run) for run in runs}
     if len(scored) < len(runs):
         raise UsageError(f"found {', '.join(run.name for run in runs)}; expected each run once")
     (first, ours), *others = scored.items()
     comparisons = []
     left_out = []
-    for place, own in ours.items():
-        columns = [Column(name=first, results=own, scores=score(own.rows, place.protocol), differences=None)]
+    for setting, own in ours.items():
+        columns = [Column(name=first, results=own, scores=score(own.rows, setting.protocol), differences=None)]
         missing = []
         for name, theirs in others:
-            if reason := _why_not(first, own, name, theirs, place):
+            if reason := _why_not(first, own, name, theirs, setting):
                 missing.append(f"{name} is not compared: {reason}")
             else:
-                columns.append(_column(own, name, theirs[place], place.protocol))
+                columns.append(_column(own, name, theirs[setting], setting.protocol))
         if len(columns) > 1:
-            title = f"{place.dataset} {place.split}, protocol {place.protocol.name}"
+            title = f"{setting.dataset} {setting.split}, protocol {setting.protocol.name}"
             comparisons.append(Comparison(title=title, columns=tuple(columns), missing=tuple(missing)))
         else:
-            left_out += [f"{place}: {reason}" for reason in missing]
+            left_out += [f"{setting}: {reason}" for reason in missing]
     for name, theirs in others:
-        left_out += [f"{place}: {name} has scores, {first} has none" for place in theirs if place not in ours]
+        left_out += [f"{setting}: {name} has scores, {first} has none" for setting in theirs if setting not in ours]
     if not comparisons:
         raise UsageError(
             f"found nothing to compare with {first}: {'; '.join(left_out) or f'{first} has no scores'}; evaluate them "
             "on the same split of one build under the same protocol"
         )
     left_out += [
-        f"{run.name} {found.origin.scored_on}: a shuffled control, which is no score"
+        f"{run.name} {found.origin.scored_on}: a shuffled control, which is not a score of the model"
         for run in runs
         for found in run.results
         if found.is_control
@@ -144,29 +144,27 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
     for reason in left_out:
         logger.warning("not compared: %s", reason)
     rule = (
-        f"differences from {first}, each with {LEVEL:.0%} of {NUM_DRAWS:,} draws of the images, the same for both "
-        "runs, and p: twice the share of draws on the other side of zero"
+        f"differences from {first}, each with the interval of {LEVEL:.0%} of {NUM_DRAWS:,} draws of images, the same "
+        "for both runs, and p: twice the share of draws on the other side of zero"
     )
     values = {"runs": runs, "comparisons": comparisons, "left_out": left_out, "difference_rule": rule}
     return render("comparison", values, written_at=written_at)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the results of runs, each named by its folder.
+    """Read the results of runs; each run is named after its folder.
 
     Raises:
-        UsageError: If a folder has no results, or two have the same ones, however their paths are written.
+        UsageError: If a folder has no results, or two paths lead to the same results.
     """
-    places = [find_results(folder) for folder in folders]
-    if len({place.resolve() for place in places}) < len(places):
+    found = [find_results(folder) for folder in folders]
+    if len({path.resolve() for path in found}) < len(found):
         raise UsageError(f"found {', '.join(map(str, folders))}; expected each run once")
-    return [
-        Run(name=name, results=load_results(place)) for name, place in zip(short_names(folders), places, strict=True)
-    ]
+    return [Run(name=name, results=load_results(path)) for name, path in zip(short_names(folders), found, strict=True)]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """As many last parts of each path as it takes to tell them apart."""
+    """Shorten each path to its last parts, as many as are needed to tell the paths apart."""
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, paths))):
         names = ["/".join(path[-length:]) for path in paths]
@@ -175,34 +173,35 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _by_place(run: Run) -> dict[_Place, Results]:
-    """A run's scores by split and rules; controls are none."""
-    found: dict[_Place, Results] = {}
+def _by_setting(run: Run) -> dict[_Setting, Results]:
+    """Return a run's results by split and protocol, without controls."""
+    found: dict[_Setting, Results] = {}
     for results in run.results:
         for protocol in () if results.is_control else results.protocols:
-            place = _Place(results.origin.dataset, results.origin.split, protocol)
-            known = found.setdefault(place, results)
+            setting = _Setting(results.origin.dataset, results.origin.split, protocol)
+            known = found.setdefault(setting, results)
             if known is not results and score(known.rows, protocol).values != score(results.rows, protocol).values:
                 raise UsageError(
-                    f"{run.name} has other scores of {place} in scores-{results_name(known)}.json ({known.subject}) "
-                    f"than in scores-{results_name(results)}.json ({results.subject}); remove the one that is not meant"
+                    f"{run.name} has different scores of {setting} in scores-{results_name(known)}.json "
+                    f"({known.subject}) and in scores-{results_name(results)}.json ({results.subject}), expected one "
+                    "set of scores; remove the file that is not meant"
                 )
     return found
 
 
-def _why_not(first: str, own: Results, name: str, theirs: _Scored, place: _Place) -> str:
-    """Why a run cannot stand beside the first; empty if it can."""
-    where = f"{place.dataset} {place.split}"
-    of_split = [other.protocol for other in theirs if (other.dataset, other.split) == (place.dataset, place.split)]
+def _why_not(first: str, own: Results, name: str, theirs: _Scored, setting: _Setting) -> str:
+    """Return the reason why a run cannot be compared with the first; empty if it can."""
+    where = f"{setting.dataset} {setting.split}"
+    of_split = [other.protocol for other in theirs if (other.dataset, other.split) == (setting.dataset, setting.split)]
     if not of_split:
         return f"{name} has no scores of {where} (it has {', '.join(map(str, theirs)) or 'none'})"
-    if place.protocol not in of_split:
+    if setting.protocol not in of_split:
         for protocol in of_split:
-            if protocol.name == place.protocol.name:
-                apart = _rules_apart(place.protocol, protocol)
-                return f"{name} was scored by other rules of {protocol.name}: {apart}"
-        return f"{name} has {where} under {', '.join(protocol.name for protocol in of_split)} alone"
-    found = theirs[place]
+            if protocol.name == setting.protocol.name:
+                differing = _differing_rules(setting.protocol, protocol)
+                return f"{name} was scored by other rules of {protocol.name}: {differing}"
+        return f"{name} has {where} only under {', '.join(protocol.name for protocol in of_split)}"
+    found = theirs[setting]
     builds = [
         f"{results.origin.dataset_digest[:12]} (mask rule {RowFacts.of(results.rows).mask_rule}, "
         f"{len(results.rows):,} sentences)"
@@ -211,11 +210,11 @@ def _why_not(first: str, own: Results, name: str, theirs: _Scored, place: _Place
     if own.origin.dataset_digest != found.origin.dataset_digest:
         return f"{first} was scored on the build {builds[0]}, {name} on {builds[1]}; evaluate both on one build"
     if not are_of_same_sentences(own.rows, found.rows):
-        return f"the sentences are not the same: {len(own.rows):,} of {first}, {len(found.rows):,} of {name}"
+        return f"the sentences differ: {len(own.rows):,} of {first}, {len(found.rows):,} of {name}"
     return ""
 
 
-def _rules_apart(first: Protocol, second: Protocol) -> str:
+def _differing_rules(first: Protocol, second: Protocol) -> str:
     ours, theirs = asdict(first), asdict(second)
     return ", ".join(f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if ours[key] != theirs[key])
 

@@ -1,4 +1,4 @@
-"""Curves over training steps, laid out for SVG: paths, ticks and a description in words."""
+"""Lays out curves over training steps for SVG: paths, axis ticks, and a description in words."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ WIDTH, HEIGHT = 340, 200
 """Size of the drawing in SVG units."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
 _MAX_POINTS = 240
-"""More than this cannot be told apart at this width."""
+"""Largest number of points of a curve; more cannot be distinguished at this width."""
 
 _Points = Sequence[tuple[float, float]]
 
@@ -18,9 +18,9 @@ class Line:
     """One curve of a chart.
 
     Attributes:
-        name: For the legend.
+        name: Name of the curve in the legend.
         path: SVG path data.
-        dots: `(x, y, text)` of each point; only where there are few.
+        dots: `(x, y, text)` of each point; empty if there are many points.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Chart:
     """Everything a template needs to draw one chart.
 
     Attributes:
-        title: What is shown.
-        description: The same in words, for those who do not see it.
-        lines: Curves.
-        x_ticks: `(x, text)`.
-        y_ticks: `(y, text)`.
-        left: Where the plot begins, in SVG units, as `right`, `top`, `bottom`.
-        right: Where it ends.
-        top: Its upper edge.
-        bottom: Its lower edge.
+        title: Title of the chart.
+        description: Description of the curves in words, for screen readers.
+        lines: The curves.
+        x_ticks: Position and text of each tick of the x axis.
+        y_ticks: Position and text of each tick of the y axis.
+        left: Left edge of the plot in SVG units.
+        right: Right edge of the plot in SVG units.
+        top: Upper edge of the plot in SVG units.
+        bottom: Lower edge of the plot in SVG units.
     """
 
     title: str
@@ -59,12 +59,12 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
     """Lay out curves over a shared axis of steps; both axes start at 0.
 
     Args:
-        title: What is shown.
-        curves: By name: `(step, value)` in the order of the steps.
-        percent: Values are fractions, shown as percent.
+        title: Title of the chart.
+        curves: Points `(step, value)` of each curve in the order of the steps, by the name of the curve.
+        percent: True if values are fractions that are shown as percent.
 
     Returns:
-        None if no value is left once those that are not finite are left out.
+        The chart; None if there are no finite values.
     """
     finite = {
         name: _thin([(float(step), value) for step, value in points if math.isfinite(value)])
@@ -77,19 +77,19 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
     y_values = _ticks(max(value for points in finite.values() for _, value in points))
     x_values = [step for step in _ticks(last_step) if step <= last_step]
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def to_svg(step: float, value: float) -> tuple[float, float]:
         x = _LEFT + step / max(last_step, 1) * (WIDTH - _LEFT - _RIGHT)
         y = HEIGHT - _BOTTOM - value / y_values[-1] * (HEIGHT - _TOP - _BOTTOM)
         return round(x, 1), round(y, 1)
 
-    def say(value: float) -> str:
+    def format_value(value: float) -> str:
         return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
 
     lines = tuple(
         Line(
             name=name,
-            path="M" + "L".join(f"{x} {y}" for x, y in (place(*point) for point in points)),
-            dots=tuple((*place(step, value), f"step {step:g}: {say(value)}") for step, value in points)
+            path="M" + "L".join(f"{x} {y}" for x, y in (to_svg(*point) for point in points)),
+            dots=tuple((*to_svg(step, value), f"step {step:g}: {format_value(value)}") for step, value in points)
             if len(points) <= 20
             else (),
         )
@@ -98,17 +98,17 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
     return Chart(
         title=title,
         description="; ".join(
-            f"{name} from {say(first)} at step {start:g} to {say(last)} at step {end:g}"
+            f"{name} from {format_value(first)} at step {start:g} to {format_value(last)} at step {end:g}"
             for name, ((start, first), *_, (end, last)) in ((name, [*p[:1], *p[-1:]]) for name, p in finite.items())
         ),
         lines=lines,
-        x_ticks=tuple((place(step, 0.0)[0], _short(step)) for step in x_values),
-        y_ticks=tuple((place(0.0, y)[1], f"{100 * y:g}" if percent else _short(y)) for y in y_values),
+        x_ticks=tuple((to_svg(step, 0.0)[0], _short(step)) for step in x_values),
+        y_ticks=tuple((to_svg(0.0, y)[1], f"{100 * y:g}" if percent else _short(y)) for y in y_values),
     )
 
 
 def _ticks(highest: float) -> list[float]:
-    """Three to six round values from 0 to at least `highest`."""
+    """Return three to six round values from 0 to at least `highest`: for 0.7 these are 0, 0.2, 0.4, 0.6 and 0.8."""
     if highest <= 0:
         return [0.0, 1.0]
     rough = highest / 4
@@ -118,7 +118,7 @@ def _ticks(highest: float) -> list[float]:
 
 
 def _thin(points: _Points) -> _Points:
-    """At most `_MAX_POINTS` points, each the mean of its neighbours; the first and last step keep their place."""
+    """Reduce a curve to at most `_MAX_POINTS` points, each the mean of a group at the group's last step."""
     if len(points) <= _MAX_POINTS:
         return points
     size = math.ceil(len(points) / _MAX_POINTS)

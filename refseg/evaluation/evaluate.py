@@ -1,4 +1,4 @@
-"""One prediction pass over a dataset: one row of pixel counts per sentence, by any protocols, on any processes."""
+"""Evaluates a model on a dataset: predicts each sentence once, and counts pixels by each protocol."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ from refseg.run_lengths import encode_runs
 logger = logging.getLogger(__name__)
 
 MAX_EXPRESSIONS = 32
-"""Sentences decoded at once: bounds the memory of images with many."""
+"""Largest number of sentences that are decoded at once, which limits the memory for images with many sentences."""
 
 
 @torch.inference_mode()
@@ -55,37 +55,39 @@ def evaluate_model(
 ) -> pa.Table:
     """Predict every sentence of an index and count pixels against its target, by the rules of each protocol.
 
-    Each image is encoded once for all its sentences, and each sentence decoded once for all protocols. Batches hold the
-    same images whatever the number of processes, so the rows are the same too. Every process calls this, and every
-    process gets all rows.
+    Each image is encoded once for all its sentences, and each sentence is decoded once for all protocols. Batches hold
+    the same images for any number of processes, so the rows are also the same. Every process must call this function,
+    and each receives all rows.
 
     Args:
-        model: On the accelerator's device, not wrapped for gradients; its mode (training or not) is restored.
-        index: The split or splits to score.
-        accelerator: Names device, rank and number of processes.
-        geometry: To the network's input; the one the model was trained with.
-        num_tokens: Longer sentences are cut to this.
-        images_per_batch: Images encoded at once by each process.
-        num_workers: Reading processes per rank.
-        decode: Where images are decoded: on the CPU for scores that are the same on every machine.
-        protocols: How masks are made and what they are compared with; the headline's first.
-        sentence_order: `shuffled`: the control that shows whether language is read.
+        model: Model on the accelerator's device, not wrapped for training; its mode (training or evaluation) is
+            restored at the end.
+        index: Index of the split or splits to score.
+        accelerator: Accelerator that names device, rank and number of processes.
+        geometry: Geometry with which the model was trained.
+        num_tokens: Number of token ids to which longer sentences are truncated.
+        images_per_batch: Number of images that each process encodes at once.
+        num_workers: Number of workers per rank that read images.
+        decode: Where images are decoded; on the CPU the scores are the same on every machine.
+        protocols: Protocols by which masks are made and compared, that of the headline first.
+        sentence_order: `own`, or `shuffled` for the control that shows whether the model uses language.
         save_predictions: Keep the predicted masks, each at its protocol's size.
         only_images: Positions of the images to score, ascending; None: all.
-        parts: Keeps what is counted as the pass goes, and leaves out what it kept of an interrupted one, on a file
-            system that all processes see; the caller removes it once the rows are safe. None: begin anew.
+        parts: Saves counts during the evaluation, and provides those of an interrupted one, on a file system that all
+            processes share. The caller removes it once the rows are saved. None: nothing is saved or resumed.
 
     Returns:
-        Rows (`refseg.evaluation.rows`) in the order of the index, carrying `RowFacts`.
+        Rows (`refseg.evaluation.rows`) in the order of the index, with `RowFacts` in the table's metadata.
 
     Raises:
         DatasetError: If an image cannot be read.
-        TrainingError: If the processes together did not see every sentence exactly once, or `parts` cannot be written.
+        TrainingError: If the processes together did not score every sentence exactly once, or `parts` cannot be
+            written.
     """
     targets = target_rows(index, sentence_order)
     is_scored = np.repeat(targets >= 0, np.diff(index.sentence_start))
     if sentence_order != "own":
-        is_scored &= index.sentence_exists  # a sentence that names nothing shows nothing about reading
+        is_scored &= index.sentence_exists  # a sentence without a target does not test whether language is used
     if only_images is not None:
         of_sentence = np.repeat(index.row_image, np.diff(index.sentence_start))
         is_scored &= np.isin(of_sentence, only_images)
@@ -106,12 +108,12 @@ def evaluate_model(
             "versions": [__version__, torch.__version__],
         }
         parts.open(settings)
-        if accelerator.is_main_process:  # alone: others may see other files, later
+        if accelerator.is_main_process:  # other processes would read later and might find other files
             wanted = np.arange(index.num_images) if only_images is None else only_images
             found = parts.read()
             images_left = _images_left(found, index, wanted, images_per_batch, is_scored)
             if found.rows:
-                logger.info("going on: %d of %d sentences were counted", len(found.rows), np.count_nonzero(is_scored))
+                logger.info("resuming: %d of %d sentences are done", len(found.rows), np.count_nonzero(is_scored))
         (images_left,) = broadcast_object_list([images_left])
         parts.skip(found)
     reading = Reading(
@@ -123,7 +125,7 @@ def evaluate_model(
         index, reading, rank=accelerator.process_index, world_size=accelerator.num_processes, only=images_left
     )
     ground_truth = GroundTruth(index, protocols)
-    # Another's model may have states of any kind; ours are known.
+    # The cache needs a `TextState`, which only the models of this project are known to return.
     encode_text = TextCache(model) if isinstance(model, SegmentationModel) else model.encode_text
     was_training = model.training
     model.train(False)
@@ -171,11 +173,12 @@ def evaluate_model(
 
 
 def target_rows(index: ManifestIndex, order: SentenceOrder) -> NDArray[np.int64]:
-    """The row whose target each row's sentences are scored against, shape (rows,); -1: they are left out.
+    """Return for each row the row whose target its sentences are scored against, shape (rows,); -1: left out.
 
-    Shuffled, the targets of an image move on by one in a circle, so each sentence meets a target that is not its own:
-    a model that finds salient objects without reading keeps its score, one that reads loses most of it. Refs with the
-    same mask count as one target and move together. Refs without a target, and images with a single one, are left out.
+    In shuffled order, each target of an image is replaced by the next one in a circle, so that no sentence is scored
+    against its own target: of the targets A, B and C, the sentences of A get B, those of B get C, those of C get A. A
+    model that finds salient objects without using language keeps its score; a model that uses language loses most of
+    it. Refs with equal masks count as one target. Refs without a target, and images with a single target, are left out.
     """
     if order == "own":
         return np.arange(index.num_rows)
@@ -199,22 +202,22 @@ def _images_left(
     images_per_batch: int,
     is_scored: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Positions of the images that an interrupted pass has left, in their order.
+    """Return the positions of the images that an interrupted evaluation has not scored, in their order.
 
-    Those of whole batches, as parts hold whole ones, so that the batches left are those of an unbroken pass: a
-    convolution's last bit may depend on how many images go through it together.
+    All images of an incomplete batch are returned, so that the remaining batches equal those of an uninterrupted
+    evaluation. This matters because the last bit of a convolution may depend on the number of images in a batch.
 
     Args:
-        found: Of the interrupted pass.
-        index: What is scored.
-        images: All that are to be scored.
-        images_per_batch: Of one process.
-        is_scored: Whether a sentence is, shape (sentences,).
+        found: Counts of the interrupted evaluation.
+        index: Index of the splits that are scored.
+        images: Positions of all images to score.
+        images_per_batch: Number of images in a batch of one process.
+        is_scored: True for sentences to score, shape (sentences,).
     """
     of_sentence = np.repeat(index.row_image, np.diff(index.sentence_start))
-    places = np.array([row[:2] for row in found.rows], np.int64).reshape(-1, 2)
+    counted = np.array([row[:2] for row in found.rows], np.int64).reshape(-1, 2)
     is_left = is_scored.copy()
-    is_left[index.sentence_start[places[:, 0]] + places[:, 1]] = False
+    is_left[index.sentence_start[counted[:, 0]] + counted[:, 1]] = False
     batch = np.arange(len(images)) // images_per_batch
     return images[np.isin(batch, batch[np.isin(images, of_sentence[is_left])])]
 
@@ -233,7 +236,7 @@ def _evaluate_batch(
     found: Found,
     save_predictions: bool,
 ) -> None:
-    """Encode the images of a batch once, decode its sentences a chunk at a time, and count."""
+    """Encode the images of a batch once, decode its sentences in chunks, and count pixels."""
     index = ground_truth.index
     positions = index.sentence_start[batch.row_index.cpu().numpy()] + batch.sentence_index.cpu().numpy()
     scored = ~batch.is_pad.cpu().numpy() & is_scored[positions]
@@ -246,10 +249,11 @@ def _evaluate_batch(
         mask_logits = model.decode(image_state, text_state, batch.image_index[chunk])
         of_image = batch.image_index[chunk].cpu().numpy()
         rows, sentences = batch.row_index[chunk].tolist(), batch.sentence_index[chunk].tolist()
-        for places in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(of_image)) + 1):
-            first, end = int(places[0]), int(places[-1]) + 1
-            pixels: list[list[int]] = [[] for _ in places]
-            runs: list[list[NDArray[np.uint32]]] = [[] for _ in places]
+        # Sentences of one image are consecutive: of_image 4 4 7 gives the groups 0 1 and 2.
+        for group in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(of_image)) + 1):
+            first, end = int(group[0]), int(group[-1]) + 1
+            pixels: list[list[int]] = [[] for _ in group]
+            runs: list[list[NDArray[np.uint32]]] = [[] for _ in group]
             for protocol in protocols:
                 masks = compared_masks(
                     mask_logits[first:end],
@@ -257,30 +261,32 @@ def _evaluate_batch(
                     geometry=geometry,
                     protocol=protocol,
                 )
-                for number, (mask, place) in enumerate(zip(masks, places.tolist(), strict=True)):
-                    row = int(targets[rows[place]])
-                    own_sentence = sentences[place] if row == rows[place] else None
+                for number, (mask, position) in enumerate(zip(masks, group.tolist(), strict=True)):
+                    row = int(targets[rows[position]])
+                    own_sentence = sentences[position] if row == rows[position] else None
                     target = torch.from_numpy(np.ascontiguousarray(ground_truth.mask(protocol, row, own_sentence)))
                     pixels[number] += _count(mask, target.to(mask.device))
                     if save_predictions:
                         runs[number].append(encode_runs(mask.cpu().numpy()))
             found.rows += [
-                (rows[place], sentences[place], *counts) for place, counts in zip(places.tolist(), pixels, strict=True)
+                (rows[position], sentences[position], *counts)
+                for position, counts in zip(group.tolist(), pixels, strict=True)
             ]
             if save_predictions:
                 found.predictions += runs
 
 
 def _count(mask: Tensor, target: Tensor) -> list[int]:
-    """Intersection, predicted area, target area, in pixels."""
+    """Count intersection, predicted area and target area in pixels."""
     counts: list[int] = torch.stack([(mask & target).sum(), mask.sum(), target.sum()]).tolist()
     return counts
 
 
 def _gather(found: Found, *, num_protocols: int, save_predictions: bool) -> Counted:
-    """Put the findings of all processes together, in the order of the index.
+    """Join the counts of all processes in the order of the index.
 
-    Objects are gathered, of any length on each rank; accelerate's `gather_for_metrics` would trim by its own count.
+    They are gathered as objects, which may have another length on each rank. accelerate's `gather_for_metrics` would
+    trim them to its own count of samples.
     """
     parts = gather_object([(np.array(found.rows, np.int64).reshape(-1, 2 + 3 * num_protocols), found.predictions)])
     rows = np.concatenate([part for part, _ in parts])
@@ -291,7 +297,7 @@ def _gather(found: Found, *, num_protocols: int, save_predictions: bool) -> Coun
         row=rows[:, 0],
         sentence=rows[:, 1],
         pixels=rows[:, 2:].reshape(-1, num_protocols, 3),
-        predictions=[[predictions[place][number] for place in order] for number in range(num_protocols)]
+        predictions=[[predictions[position][number] for position in order] for number in range(num_protocols)]
         if save_predictions
         else (),
     )

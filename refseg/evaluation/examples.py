@@ -1,4 +1,4 @@
-"""Examples for the report: which sentences are shown, and their pictures."""
+"""Chooses the example sentences of a report, and draws their pictures."""
 
 import base64
 import hashlib
@@ -26,26 +26,26 @@ from refseg.run_lengths import draw_runs
 logger = logging.getLogger(__name__)
 
 _MISSING = 102
-"""Grey of a picture that cannot be shown, 0 to 255."""
+"""Grey value, 0 to 255, that is shown instead of a picture that cannot be read."""
 _LONGEST_SIDE = 512
-"""Pixels of an example's longer side in the page."""
+"""Length of an example's longer side on the page in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredExample:
-    """One sentence with its picture.
+    """One scored sentence with its picture.
 
     Attributes:
-        sentence: As the model read it.
-        iou: 0 to 1.
-        ref_id: Of the ref.
-        image_id: Of the image.
-        sent_id: Of the sentence.
-        picture: `data:` URL of the JPEG with target and prediction drawn in.
-        alt: The picture in words.
-        target_share: Part of the picture that the target covers, 0 to 1.
-        predicted_share: Part of the picture that the prediction covers, 0 to 1.
-        words: Where asked for: each word the model read and its share of the attention; empty for models without.
+        sentence: The sentence.
+        iou: IoU of prediction and target, 0 to 1.
+        ref_id: Id of the ref.
+        image_id: Id of the image.
+        sent_id: Id of the sentence.
+        picture: `data:` URL of a JPEG that shows the picture with target and prediction.
+        alt: Description of the picture in words.
+        target_share: Share of the picture that the target covers, 0 to 1.
+        predicted_share: Share of the picture that the prediction covers, 0 to 1.
+        words: Each word with its share of the attention; empty if not asked for, or if the model has none.
         location: `data:` URL of LTS's position prior over the picture; empty for other models.
         key_maps: `data:` URL of FCNet's key maps over the picture; empty for other models.
     """
@@ -66,7 +66,7 @@ class ScoredExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleGroup:
-    """Examples chosen alike: `Best`, `Worst` or `Random`."""
+    """Examples that were chosen by one criterion: `Best`, `Worst` or `Random`."""
 
     name: str
     examples: tuple[ScoredExample, ...]
@@ -83,16 +83,17 @@ def choose_examples(
 ) -> list[ExampleGroup]:
     """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
 
-    Of those as bad, the largest targets come first: they should have been easy. Chance is a hash of the ids, so a
-    report made again shows the same. A table without predictions gives none.
+    Among equally bad sentences, those with the largest targets come first, because these should be easy. The random
+    choice is made by a hash of the ids, so that a report of the same rows shows the same examples. A table without
+    predictions gives no examples.
 
     Args:
         table: Rows of a split of the index.
-        protocol: For the IoU.
-        index: The split's images.
-        number: Examples per group.
-        num_worst: Examples of the worst; None: `number`.
-        explain: Asked for each example, so that its words can be shaded and its maps shown; None: they are not.
+        protocol: Protocol by which the IoU is computed.
+        index: Index of the split's images.
+        number: Number of examples per group.
+        num_worst: Number of the worst examples; None: `number`.
+        explain: Function that explains each example, for the weights of words and the maps; None: these are not shown.
     """
     if not has_predictions(table, protocol):
         return []
@@ -144,16 +145,16 @@ def _draw(
         picture = stored.permute(1, 2, 0).numpy()
         explanation = explain(stored, str(row["sentence"]), size) if explain else None
     except DatasetError as error:
-        logger.warning("%s: this example is shown without its picture", error)
+        logger.warning("%s: the example is shown without its picture", error)
         picture = np.full((*size, 3), _MISSING, np.uint8)
-    if picture.shape[:2] != size:  # stored smaller than it was
+    if picture.shape[:2] != size:  # the dataset stores the picture smaller than the original
         picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     predicted = draw_runs(
         np.array(row[column_name(protocol, "predicted_counts")], np.uint32), protocol.compared_size(size)
     )
     sent_ids = index.sent_id[index.sentence_start[ref] : index.sentence_start[ref + 1]]
     target = ground_truth.mask(protocol, int(ref), sent_ids.tolist().index(row["sent_id"]))
-    # Drawn at the size it is shown at, so that lines keep their width; small pictures are enlarged, unblurred.
+    # The overlay is drawn at the displayed size, so that lines have the same width in all pictures.
     scale = _LONGEST_SIDE / max(size)
     shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC

@@ -1,4 +1,4 @@
-"""What a model looked at for one sentence, in the sentence's words and over the picture."""
+"""Computes what a model attended to for one sentence: weights of its words, and maps over the picture."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,20 @@ from refseg.data.transforms import Geometry, normalise
 from refseg.models.model import SegmentationModel
 
 LONGEST_SIDE = 256
-"""Pixels of the longer side of maps."""
+"""Length of the longer side of a map in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SentenceExplanation:
-    """One sentence explained; what the model has not is None. N tokens (FCNet's emphases) hear W words.
+    """The explanation of one sentence, for N tokens (FCNet's emphases) that attend to W words.
+
+    A field that the model does not have is None.
 
     Attributes:
-        words: As the model read them, `[SOS]` and `[EOS]` included; pieces of a word are put together.
-        word_weights: How much each token heard each word, averaged over heads: rows sum to 1.
-        alpha: The weight that FCNet's calibration gives each emphasis: it is multiplied by 1 + alpha.
-        key_maps: Where in the picture each token asks from, scaled to 0 to 1 each.
+        words: The words that the model read, with `[SOS]` and `[EOS]`; the pieces of a word are joined.
+        word_weights: Attention of each token to each word, averaged over heads: rows sum to 1.
+        alpha: Weight that FCNet's calibration gives each emphasis, which is multiplied by 1 + alpha.
+        key_maps: Key map of each token over the picture, each scaled to the range from 0 to 1.
         location: LTS's position prior, 0 to 1.
     """
 
@@ -38,18 +40,21 @@ class SentenceExplanation:
 
     @property
     def mean_weights(self) -> list[float] | None:
-        """Of each word over all tokens; they sum to 1."""
+        """Mean weight of each word over all tokens; the weights sum to 1."""
         return None if self.word_weights is None else [float(weight) for weight in self.word_weights.mean(axis=0)]
 
     @property
     def order(self) -> list[int]:
-        """Tokens by falling alpha; as they are numbered where there is none."""
+        """Numbers of the tokens by decreasing alpha; in ascending order if there is no alpha."""
         if self.alpha is not None:
             return np.argsort(-self.alpha, kind="stable").tolist()
         return [] if self.word_weights is None else list(range(len(self.word_weights)))
 
     def table(self, *, num_tokens: int = 8) -> str:
-        """Words against the tokens of highest alpha, in percent, as lines of text; empty without word weights."""
+        """Return a text table of the weights of words for the tokens of highest alpha, in percent.
+
+        The text is empty if the model has no word weights.
+        """
         if self.word_weights is None:
             return ""
         shown = self.order[:num_tokens] if len(self.word_weights) > 1 else []
@@ -62,7 +67,7 @@ class SentenceExplanation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Words, weights and alpha as JSON types; maps are pictures and stay out."""
+        """Return words, weights and alpha as JSON types; the maps are not included."""
         return {
             "words": list(self.words),
             "word_weights": None if self.word_weights is None else np.round(self.word_weights, 4).tolist(),
@@ -72,7 +77,7 @@ class SentenceExplanation:
 
 
 Explain = Callable[[UInt8[Tensor, "3 h w"], str, tuple[int, int]], SentenceExplanation]
-"""Explains a sentence about a stored picture whose original had the given size: an `Explainer`."""
+"""A function that explains a sentence about a stored picture; its third argument is the size of the original."""
 
 
 @torch.inference_mode()
@@ -84,13 +89,13 @@ def explain_sentence(
     geometry: Geometry,
     picture_size: tuple[int, int],
 ) -> SentenceExplanation:
-    """Ask a model what it looked at.
+    """Compute what a model attended to for a sentence.
 
     Args:
-        model: In evaluation mode.
-        image_state: Of one image, from `model.encode_image`.
-        token_ids: The sentence with SOS and EOS, no longer than the model reads.
-        geometry: How the picture was brought to the input.
+        model: Model in evaluation mode.
+        image_state: State of one image, from `model.encode_image`.
+        token_ids: Token ids of the sentence with SOS and EOS, no longer than the model accepts.
+        geometry: Geometry by which the picture was fitted into the network's input.
         picture_size: `(height, width)` of the picture in pixels.
     """
     device = next(model.parameters()).device
@@ -124,9 +129,9 @@ class Explainer:
     """Explains sentences about any picture.
 
     Attributes:
-        model: In evaluation mode.
-        geometry: To the network's input; the one the model was trained with.
-        num_tokens: Longer sentences are cut to this.
+        model: Model in evaluation mode.
+        geometry: Geometry with which the model was trained.
+        num_tokens: Number of token ids to which longer sentences are truncated.
     """
 
     model: SegmentationModel
@@ -137,12 +142,12 @@ class Explainer:
     def __call__(
         self, picture: UInt8[Tensor, "3 h w"], sentence: str, picture_size: tuple[int, int]
     ) -> SentenceExplanation:
-        """Encode and explain.
+        """Encode the picture and explain the sentence.
 
         Args:
-            picture: RGB, 0 to 255.
-            sentence: What to look for.
-            picture_size: `(height, width)` of the original, where the picture was stored smaller.
+            picture: RGB image, 0 to 255.
+            sentence: Sentence to explain.
+            picture_size: `(height, width)` of the original picture, which may have been stored smaller.
         """
         resized = self.geometry.apply_image(picture, picture_size)[None]
         device = next(self.model.parameters()).device
@@ -159,7 +164,10 @@ class Explainer:
 def _over_picture(
     maps: Float[Tensor, "N gh gw"], geometry: Geometry, picture_size: tuple[int, int]
 ) -> Float[np.ndarray, "N h w"]:
-    """Maps of the whole input, without its border, at the picture's shape and `LONGEST_SIDE`."""
+    """Cut the letterbox border from maps of the network's input, and resize them to the picture's aspect ratio.
+
+    The longer side of the result has `LONGEST_SIDE` pixels.
+    """
     at_input = F.interpolate(maps[None].float(), geometry.size, mode="bilinear", align_corners=False)[0]
     top, left, height, width = geometry.placed(picture_size)
     inside = at_input[None, :, top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""Target masks by the rule of each protocol, from a dataset's masks or, where they do not tell, its annotations."""
+"""Draws the target masks by the rule of each protocol, from a dataset's masks or, if needed, from its annotations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,15 @@ from refseg.storage import open_folder
 
 Runs = NDArray[np.uint32]
 Parts = Sequence[Mapping[str, Any]]
-"""Annotations as the manifest has them: `segmentation` with `polygons` and `rles`, `box_xywh`, `iscrowd`."""
+"""Annotations as stored in the manifest: `segmentation` with `polygons` and `rles`, `box_xywh`, `iscrowd`."""
 
 
 class GroundTruth:
-    """The targets of a dataset's sentences under some protocols.
+    """Draws the targets of a dataset's sentences under some protocols.
 
-    A dataset holds one mask per ref, built by one rule. Another rule differs only where a target has several parts,
-    whose annotations are read when this is made; polygons are drawn when a target is asked for.
+    A dataset holds one mask per ref, built by one rule. Other rules, except `scaled`, give another mask only if a
+    target has several parts. The annotations of such targets are read when an instance is created, and their polygons
+    are drawn when a target is needed.
     """
 
     def __init__(self, index: ManifestIndex, protocols: Sequence[Protocol]) -> None:
@@ -32,15 +33,16 @@ class GroundTruth:
         rules = {_rule(protocol, index) for protocol in protocols}
         self._parts = _read_parts(index, every="scaled" in rules) if rules - {"dataset"} else {}
         self._last: tuple[str, int, NDArray[np.bool_]] | None = None
-        """What was drawn last: the next sentence is mostly of the same ref."""
+        """The last drawn mask with its protocol and row, because the next sentence is usually one of the same ref."""
 
     def mask(self, protocol: Protocol, row: int, sentence: int | None) -> Bool[np.ndarray, "H W"]:
-        """The target of a sentence at the protocol's size.
+        """Return the target of a sentence at the protocol's size.
 
         Args:
-            protocol: One of those this was made for.
-            row: Of the ref whose target it is.
-            sentence: Its target, which is empty if it names nothing; None: the ref's.
+            protocol: One of the protocols that were given to the constructor.
+            row: Row of the ref in the index.
+            sentence: Position of the sentence within the ref; its target is empty if it refers to nothing. None: the
+                target of the ref.
         """
         size = protocol.compared_size(self.index.size(row))
         if sentence is not None and not self.index.sentence_exists[self.index.sentence_start[row] + sentence]:
@@ -63,7 +65,7 @@ class GroundTruth:
         return stretch(runs, self.index.size(row), size).astype(np.bool_)
 
     def dataset_runs(self, protocol: Protocol, row: int, sentence: int | None) -> Runs | None:
-        """Run lengths of the target at the image's size if the dataset's own mask is the one; None: it is not."""
+        """Return the run lengths of the dataset's own mask at the image's size; None if the protocol needs another."""
         rule = _rule(protocol, self.index)
         if rule == "scaled" or (rule != "dataset" and row in self._parts):
             return None
@@ -74,10 +76,10 @@ def draw_parts(annotations: Parts, size: tuple[int, int], rule: str) -> Bool[np.
     """Draw a target from its annotations at the image's size.
 
     Args:
-        annotations: At least one, none empty of parts.
+        annotations: Annotations of the target; at least one, each with at least one part.
         size: `(height, width)` of the image in pixels.
-        rule: `union`: pixels of any part. `legacy`: pixels of exactly one, as `refer.py` sums the parts of a mask and
-            LAVT and its forks keep those that are 1.
+        rule: `union`: pixels that at least one part covers. `legacy`: pixels that exactly one part covers, because
+            `refer.py` sums the parts, and LAVT and its forks keep the pixels whose sum is 1.
     """
     covered = np.zeros(size, np.int32)
     for annotation in annotations:
@@ -87,10 +89,10 @@ def draw_parts(annotations: Parts, size: tuple[int, int], rule: str) -> Bool[np.
 
 
 def draw_scaled(annotations: Parts, original_size: tuple[int, int], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Draw the union of a target's parts whose polygons were stretched to a size first, crowds left out.
+    """Draw the union of a target's parts after stretching their polygons to a size; crowd annotations are left out.
 
-    Source: ReLA's `refcoco_mapper.py`: polygons go through detectron2's resize transform, then through pycocotools.
-    Parts that are run lengths are drawn at the image's size and brought there by nearest pixels.
+    Source: ReLA's `refcoco_mapper.py`, which resizes polygons by detectron2's transform and then draws them by
+    pycocotools. Parts that are run lengths are drawn at the image's size and resized by nearest pixels.
     """
     drawn = np.zeros(size, np.bool_)
     for annotation in annotations:
@@ -101,12 +103,12 @@ def draw_scaled(annotations: Parts, original_size: tuple[int, int], size: tuple[
 
 
 def stretch(runs: Runs, original_size: tuple[int, int], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """Draw a mask of an image's size at another by nearest pixels, as Pillow does, without keeping the aspect."""
+    """Draw a mask at another size by nearest pixels, as Pillow resizes, without keeping the aspect ratio."""
     return Geometry(kind="stretch", size=size).apply_mask(runs, original_size)
 
 
 def _runs_of(annotation: Mapping[str, Any], original_size: tuple[int, int], size: tuple[int, int]) -> list[Any]:
-    """Compressed run lengths at `size` of each part of an annotation; its box is its part if it has no shape."""
+    """Return the compressed run lengths of each part at `size`; without a shape, the annotation's box is the part."""
     shape = annotation["segmentation"]
     polygons = shape["polygons"]
     if not polygons and not shape["rles"]:
@@ -130,12 +132,12 @@ def _runs_of(annotation: Mapping[str, Any], original_size: tuple[int, int], size
 
 
 def _rule(protocol: Protocol, index: ManifestIndex) -> str:
-    """The protocol's rule; `dataset` where the dataset's masks were built by it."""
+    """Return the protocol's mask rule, or `dataset` if the dataset's masks were built by this rule."""
     return "dataset" if protocol.mask_rule == index.descriptor.mask_rule else protocol.mask_rule
 
 
 def _read_parts(index: ManifestIndex, *, every: bool) -> dict[int, Parts]:
-    """Annotations of the refs, by row: of every one, or of those with several parts."""
+    """Read the annotations of the refs by row: of every ref, or only of those with several parts."""
     dataset = BuiltDataset(place=open_folder(index.folder), descriptor=index.descriptor, splits=index.splits)
     found: dict[int, Parts] = {}
     first = 0

@@ -1,4 +1,4 @@
-"""Maps drawn over a picture: where a model looked, with a caption under each."""
+"""Draws maps of what a model attended to over a picture, each with a caption."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,11 +15,11 @@ _PAPER, _INK = (255, 255, 255), (28, 29, 33)
 
 
 def draw_heat_map(picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture in dim grey with yellow where the map is high.
+    """Draw a map in yellow over a dimmed grey version of the picture.
 
     Args:
-        picture: RGB; it is scaled to the map's size.
-        heat: 0 to 1.
+        picture: RGB image, which is scaled to the map's size.
+        heat: Map, 0 to 1.
     """
     grey = Image.fromarray(picture).convert("L").resize((heat.shape[1], heat.shape[0]), Image.Resampling.LANCZOS)
     dim = 0.7 * np.asarray(grey, np.float64)[:, :, None]
@@ -30,13 +30,13 @@ def draw_heat_map(picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "
 def draw_explanation(
     picture: UInt8[np.ndarray, "H W 3"], explanation: SentenceExplanation
 ) -> UInt8[np.ndarray, "h w 3"] | None:
-    """All maps of an explanation as tiles, FCNet's by falling alpha; None where it has no map.
+    """Draw all maps of an explanation as tiles, those of FCNet by decreasing alpha; None if there are no maps.
 
-    Under a key map stand the number and alpha of its emphasis, and the three words it heard most.
+    The caption of a key map shows the number and alpha of its emphasis, and the three words with the largest weights.
 
     Args:
-        picture: RGB.
-        explanation: Of a sentence about the picture.
+        picture: RGB image.
+        explanation: Explanation of a sentence about the picture.
     """
     tiles: list[tuple[Float[np.ndarray, "h w"], tuple[str, ...]]] = []
     if explanation.location is not None:
@@ -47,7 +47,7 @@ def draw_explanation(
         return None
     font = ImageFont.load_default(_FONT_SIZE)
     height, width = tiles[0][0].shape
-    width_of_tile = max(width, 160)  # room for the caption of a tall picture
+    width_of_tile = max(width, 160)  # leaves space for the caption of a tall picture
     height_of_tile = height + _LINE * max(len(lines) for _, lines in tiles)
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -72,7 +72,7 @@ def _caption(explanation: SentenceExplanation, token: int) -> tuple[str, ...]:
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, cut with an ellipsis where it is wider than the tile."""
+    """Truncate a text with an ellipsis if it is wider than the tile."""
     shown = text
     while shown and font.getlength(shown) > width:
         text = text[:-1]

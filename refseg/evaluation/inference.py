@@ -1,4 +1,4 @@
-"""From a model's scores to binary masks, by a protocol's rules."""
+"""Turns a model's mask logits into binary masks by the rules of a protocol."""
 
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -14,12 +14,12 @@ from refseg.evaluation.protocols import Protocol
 
 @runtime_checkable
 class ReferringModel(Interface):
-    """What is asked of a model: the three calls of `refseg.models`, and its normalisation.
+    """The interface that a model needs for evaluation: the three calls of `refseg.models`, and its normalisation.
 
     Attributes:
-        training: As in `nn.Module`.
-        image_mean: RGB mean of its input, of a range of 0 to 1.
-        image_std: RGB standard deviation.
+        training: True in training mode, as in `nn.Module`.
+        image_mean: RGB mean that is subtracted from images with values from 0 to 1.
+        image_std: RGB standard deviation by which images are then divided.
     """
 
     training: bool
@@ -27,28 +27,28 @@ class ReferringModel(Interface):
     image_std: tuple[float, float, float]
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As in `nn.Module`."""
+        """Set training or evaluation mode, as `nn.Module.train` does."""
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> Any:
-        """Normalised images to an image state."""
+        """Compute an image state from normalised images."""
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> Any:
-        """Sentences to a text state."""
+        """Compute a text state from sentences."""
 
     def decode(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> Float[Tensor, "B 1 h w"]:
-        """Both states to mask logits; `image_index` names the image of each sentence."""
+        """Compute mask logits from both states; `image_index` gives the image of each sentence."""
 
 
 def compared_masks(
     mask_logits: Float[Tensor, "n 1 h w"], *, original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
 ) -> Bool[Tensor, "n H W"]:
-    """Binary masks of sentences of one image, at the size at which the protocol compares them.
+    """Return the binary masks of sentences of one image, at the size at which the protocol compares masks.
 
     Args:
-        mask_logits: Of n sentences, at any fraction of the input's size.
+        mask_logits: Mask logits of n sentences, at any fraction of the input's size.
         original_size: `(height, width)` of the image in pixels.
-        geometry: How the image was brought to the network's input.
-        protocol: Names size, interpolation and threshold.
+        geometry: Geometry by which the image was fitted into the network's input.
+        protocol: Protocol that gives size, interpolation and threshold.
     """
     return _masks(mask_logits, protocol.compared_size(original_size), original_size, geometry, protocol)
 
@@ -56,9 +56,9 @@ def compared_masks(
 def masks_at_original_size(
     mask_logits: Float[Tensor, "n 1 h w"], *, original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
 ) -> Bool[Tensor, "n H W"]:
-    """Binary masks of sentences of one image, at the image's own size whatever the protocol compares.
+    """Return the binary masks of sentences of one image at the image's own size, even if the protocol has another.
 
-    Arguments as of `compared_masks`.
+    `compared_masks` describes the arguments.
     """
     return _masks(mask_logits, original_size, original_size, geometry, protocol)
 
@@ -81,15 +81,16 @@ def _masks(
 def _warp(
     values: Float[Tensor, "n 1 H W"], placed: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Float[Tensor, "n h w"]:
-    """Sample the input at the places where the picture's pixels came to lie, bicubically (a = -0.75), zeros around.
+    """Sample the input at the positions of the picture's pixels, bicubically (a = -0.75), with zeros around the input.
 
-    What OpenCV's `warpAffine` does with `INTER_CUBIC` and `borderValue=0`, whose places are rounded to 1/32 pixel.
+    OpenCV's `warpAffine` computes the same with `INTER_CUBIC` and `borderValue=0`, except that it rounds positions to
+    1/32 pixel.
     """
     top, left, height, width = placed
     rows, columns = (
         ((torch.arange(number, device=values.device) + 0.5) * (length / number) + start) * (2 / whole) - 1
         for number, length, start, whole in zip(size, (height, width), (top, left), values.shape[-2:], strict=True)
     )
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
-    grid = places[None].expand(len(values), -1, -1, -1)
+    positions = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)  # (h, w, 2), x first
+    grid = positions[None].expand(len(values), -1, -1, -1)
     return F.grid_sample(values, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[:, 0]

@@ -1,4 +1,4 @@
-"""Whether a model was trained on the images of the split that it is to be scored on."""
+"""Finds out whether a model was trained on images of the split on which it is to be scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from refseg.storage import open_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakCheck:
-    """What was found.
+    """The result of comparing a model's training images with a split.
 
     Attributes:
-        num_shared: Images of the split that were trained on, at the least; None: could not all be looked at, and none
-            was found.
-        num_images: Images of the split.
-        says: What was compared with what, or why nothing was.
+        num_shared: Smallest possible number of images of the split that the model was trained on. None: not all
+            training images could be compared, and no shared one was found.
+        num_images: Number of images of the split.
+        says: Text that describes what was compared, or why nothing was compared.
     """
 
     num_shared: int | None
@@ -34,21 +34,21 @@ class LeakCheck:
 def check_leaks(trained: Sequence[TrainingSet], index: ManifestIndex) -> LeakCheck:
     """Compare the images that a model was trained on with those of a split.
 
-    Two images are the same if their bytes are, or if both datasets have COCO's ids and these are equal: the rule of
-    `refseg mix`, since copies that were resized or saved again have other bytes. Of training data that are not at
-    hand, only their names are known and what a mix said of itself: a split of the same dataset and name counts as
-    trained on.
+    Two images are the same if their bytes are equal, or if both datasets have COCO's ids and the ids are equal. This
+    is the rule of `refseg mix`; it uses ids because resized or re-encoded copies have other bytes. If the training
+    data are not available, only their recorded names and the recorded leaks of a mix can be used. A split of the same
+    dataset and name then counts as trained on.
 
     Args:
-        trained: All that the weights were trained on (`Lineage.training_sets`).
-        index: The split or splits to score.
+        trained: All training sets of the weights (`Lineage.training_sets`).
+        index: Index of the split or splits to score.
 
     Raises:
-        DatasetError: If a manifest is another than was built.
+        DatasetError: If a manifest differs from the one that was built.
     """
     mine = _read_images(index.folder, index.descriptor, index.splits)
     num_images = _count(mine)
-    shared = pc.is_null(mine["image_id"])  # none so far
+    shared = pc.is_null(mine["image_id"])  # at first False for every row
     most, numbers, says = 0, [], []
     for each in trained:
         found, said = _compare(each, index, mine)
@@ -58,30 +58,34 @@ def check_leaks(trained: Sequence[TrainingSet], index: ManifestIndex) -> LeakChe
         most = max(most, found or 0)
         numbers.append(found)
         says.append(f"{said} (by {each.path}, whose weights it started from)" if isinstance(each, Ancestor) else said)
-    if most:  # what found nothing would only hide what did
+    if most:  # of several comparisons, only those that found shared images are reported
         says = [said for said, number in zip(says, numbers, strict=True) if number]
     num_shared = max(most, _count(mine.filter(shared))) if most or None not in numbers else None
     return LeakCheck(num_shared=num_shared, num_images=num_images, says="; ".join(says))
 
 
 def _compare(trained: TrainingSet, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
-    """Which rows of `mine` were trained on (or how many images a mix told of, or None: not known), and in words."""
-    place = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
+    """Find the rows of `mine` that were trained on, and describe the comparison.
+
+    If the training data are not available, the first value is the number of shared images that a mix recorded, or None
+    if it is unknown.
+    """
+    scored = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
     if index.descriptor.digest == trained.dataset_digest and trained.split in index.splits:
-        return pc.is_valid(mine["image_id"]), f"{place} is what was trained on"
-    at_hand = _find(trained, index)
-    if isinstance(at_hand, str):
+        return pc.is_valid(mine["image_id"]), f"{scored} is the training set"
+    available = _find(trained, index)
+    if isinstance(available, str):
         if trained.dataset == index.descriptor.dataset and trained.split in index.splits:
-            says = f"{trained.dataset} {trained.split} is what was trained on, by its name; not compared: {at_hand}"
+            says = f"{trained.dataset} {trained.split} is the training set by its name; not compared: {available}"
             return pc.is_valid(mine["image_id"]), says
-        known = max((splits[place] for splits in trained.leaks.values() if place in splits), default=None)
-        says = f"not compared with the training images of {trained.dataset}: {at_hand}"
+        known = max((splits[scored] for splits in trained.leaks.values() if scored in splits), default=None)
+        says = f"not compared with the training images of {trained.dataset}: {available}"
         if known is not None:
-            says = f"as {trained.dataset} said when it was mixed ({at_hand})"
+            says = f"as {trained.dataset} recorded when it was mixed ({available})"
         return known, says
-    theirs = _read_images(*at_hand, [trained.split])
+    theirs = _read_images(*available, [trained.split])
     return find_same_images(mine, theirs), (
-        f"the {_count(mine):,} images of {place} against the {_count(theirs):,} of {trained.dataset} "
+        f"the {_count(mine):,} images of {scored} against the {_count(theirs):,} of {trained.dataset} "
         f"{trained.split}, by bytes and COCO's ids"
     )
 
@@ -90,44 +94,45 @@ def refuse_leaks(check: LeakCheck, *, where: str) -> None:
     """Refuse to score a model on images that it was trained on.
 
     Args:
-        check: Of the model and the split.
-        where: The split, for the message.
+        check: Result of `check_leaks` for the model and the split.
+        where: Name of the split, for the message.
 
     Raises:
-        UsageError: If there are any.
+        UsageError: If the model was trained on at least one image of the split.
     """
     if check.num_shared:
         raise UsageError(
             f"{where}: {check.num_shared:,} of its {check.num_images:,} images were trained on ({check.says}); score "
-            "another split, or say --allow-leak, and the report says so in red"
+            "another split, or add --allow-leak, with which the report shows a warning in red"
         )
 
 
 def leak_warning(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
-    """Say what stands beside every score of a model that was, or may have been, trained on images of the split.
+    """Return the warning for the scores of a model that was, or may have been, trained on images of the split.
 
-    That is one scored with `--allow-leak`, one of a leaky mix, and one whose training images could not be compared.
+    There is a warning if the model was scored with `--allow-leak`, was trained on a mix with leaks, or if its training
+    images could not be compared.
 
     Args:
         lineage: What the model was trained on.
-        check: Result of comparing the model with the split; None: nothing was compared, as in
-            results of earlier releases.
+        check: Result of comparing the model with the split; None: nothing was compared, as in results of earlier
+            releases.
         scored: The split, as `<dataset id> <split>`.
 
     Returns:
-        One sentence; empty where nothing leaked.
+        One sentence; empty if there are no leaks.
     """
-    said = []
+    leaks = []
     if check is not None and check.num_shared:
-        said.append(f"{check.num_shared:,} of {check.num_images:,} images were trained on ({check.says})")
-    said += [_describe_mix(trained, scored) for trained in lineage.training_sets if trained.leaks_allowed]
-    if said:
-        return f"LEAKS ALLOWED: {'; '.join(said)}"
+        leaks.append(f"{check.num_shared:,} of {check.num_images:,} images were trained on ({check.says})")
+    leaks += [_describe_mix(trained, scored) for trained in lineage.training_sets if trained.leaks_allowed]
+    if leaks:
+        return f"LEAKS ALLOWED: {'; '.join(leaks)}"
     return f"LEAKS NOT RULED OUT: {check.says}" if check is not None and check.num_shared is None else ""
 
 
 def leak_statement(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
-    """Say what was compared where nothing was found; empty where `leak_warning` speaks or there was no check."""
+    """Return a statement of what was compared if no leak was found; empty if there is a warning or was no check."""
     if check is None or leak_warning(lineage, check, scored=scored):
         return ""
     return f"trained on none of these images: {check.says}"
@@ -137,14 +142,14 @@ def _describe_mix(mix: TrainingSet, scored: str) -> str:
     own = {dataset: splits[scored] for dataset, splits in mix.leaks.items() if scored in splits}
     here = ", ".join(f"{number:,} by way of {dataset}" for dataset, number in own.items())
     return (
-        f"{mix.dataset} was mixed with training images that members evaluate on; "
+        f"{mix.dataset} was mixed with training images that are in evaluation splits of its members; "
         + (f"images of {scored} trained on: {here}; " if here else f"none of {scored} is known to be among them; ")
         + f"in all, {describe_leaks(mix.leaks)}"
     )
 
 
 def _find(trained: TrainingSet, index: ManifestIndex) -> tuple[str, Descriptor] | str:
-    """Folder and descriptor of the training data, or why they cannot be had."""
+    """Return folder and descriptor of the training data, or the reason why they are not available."""
     if index.descriptor.digest == trained.dataset_digest:
         return index.folder, index.descriptor
     why_not = []
@@ -152,20 +157,20 @@ def _find(trained: TrainingSet, index: ManifestIndex) -> tuple[str, Descriptor] 
         try:
             descriptor = load_descriptor(root)
         except (DatasetError, StorageError):
-            why_not.append(f"{root} is not at hand")
+            why_not.append(f"{root} is not available")
             continue
         if descriptor.digest == trained.dataset_digest:
             return root, descriptor
-        why_not.append(f"{root} holds another dataset now")
-    return ", ".join(why_not) or "a published model names no folder"
+        why_not.append(f"{root} now holds another dataset")
+    return ", ".join(why_not) or "a published model does not name the folder of its training data"
 
 
 def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:
-    """The images of the rows of some splits, whose manifests suffice."""
+    """Read the images of the rows of some splits from their manifests; the tars are not needed."""
     built = BuiltDataset(place=open_folder(folder), descriptor=descriptor, splits=tuple(splits), with_tars=False)
     return image_identities(built.read(IDENTITY_COLUMNS))
 
 
 def _count(rows: pa.Table) -> int:
-    """Distinct images; ids are unique within a dataset, and within a mix together with the bytes."""
+    """Count distinct images. Ids are unique within a dataset; within a mix, ids together with bytes are unique."""
     return unique_images(rows).num_rows

@@ -1,4 +1,4 @@
-"""Metrics where a sentence may name nothing in its image: gRefCOCO's, RefSegformer's and Ref-ZOM's."""
+"""Metrics of gRefCOCO, RefSegformer and Ref-ZOM for sentences that may refer to nothing in their image."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from refseg.evaluation.metrics import Counts, Flags, Ratio, mean_iou, share
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """What is known of N sentences, all of shape (N,).
+    """Counts and flags of N sentences; all arrays have shape (N,).
 
     Attributes:
-        intersection: Pixels in both prediction and target.
-        union: Pixels in either.
-        predicted_area: Pixels of the predicted mask.
-        target_area: Pixels of the target.
-        ious: IoU of the masks.
-        no_target: The sentence names nothing.
-        predicted_none: The model says so: by an output of its own, or, where it has none, by an empty mask.
-        ref: Which ref a sentence is of: any number, the same for all of a ref.
+        intersection: Number of pixels in both prediction and target.
+        union: Number of pixels in prediction or target.
+        predicted_area: Number of pixels of the predicted mask.
+        target_area: Number of pixels of the target.
+        ious: IoU of prediction and target.
+        no_target: True if the sentence refers to nothing in its image.
+        predicted_none: True if the model predicts this: by an output of its own, or else by an empty mask.
+        ref: Number that is the same for all sentences of a ref and differs between refs.
     """
 
     intersection: Counts
@@ -33,20 +33,21 @@ class Answers:
 
 
 def generalised_iou(answers: Answers) -> Ratio:
-    """gIoU: mean IoU over all sentences; a no-target sentence that is known as one is worth 1, a missed one 0.
+    """Return gIoU: the mean IoU over all sentences, where recognised no-target sentences count 1 and missed ones 0.
 
-    A target that the model denies has IoU 0, whatever its mask. Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and
-    its `refer_evaluation.py`.
+    If the model predicts "no target" for a sentence with a target, the IoU is 0 regardless of its mask.
+    Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and its `refer_evaluation.py`.
     """
     ious = np.where(answers.no_target, answers.predicted_none, np.where(answers.predicted_none, 0.0, answers.ious))
     return mean_iou(ious, np.ones_like(answers.no_target))
 
 
 def cumulative_iou(answers: Answers) -> Ratio:
-    """cIoU: sum of intersections over sum of unions, to which a missed no-target sentence adds its predicted pixels.
+    """Return cIoU: the sum of intersections over the sum of unions, including no-target sentences.
 
-    One that is known as such adds nothing; a target that the model denies adds no intersection, and its union.
-    Source: as above.
+    A missed no-target sentence adds its predicted pixels to the unions; a recognised one adds nothing. If the model
+    predicts "no target" for a sentence with a target, the union is added, but no intersection.
+    Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and its `refer_evaluation.py`.
     """
     return Ratio(
         numerator=np.where(answers.no_target | answers.predicted_none, 0, answers.intersection),
@@ -55,27 +56,31 @@ def cumulative_iou(answers: Answers) -> Ratio:
 
 
 def no_target_accuracy(answers: Answers) -> Ratio:
-    """N-acc: share of the no-target sentences that the model knows as such. Source: as above."""
+    """Return N-acc: the share of the no-target sentences that the model recognises. Source: ReLA, Sec. 3.3."""
     return share(answers.predicted_none, answers.no_target)
 
 
 def target_accuracy(answers: Answers) -> Ratio:
-    """T-acc: share of the sentences with a target whose target the model does not deny. Source: as above."""
+    """Return T-acc: the share of the sentences with a target that get a target predicted. Source: ReLA, Sec. 3.3."""
     return share(~answers.predicted_none, ~answers.no_target)
 
 
 def empty_mask_accuracy(answers: Answers) -> Ratio:
-    """Acc: share of the no-target sentences whose predicted mask is empty. Source: DMMI (Hu et al. 2023), Ref-ZOM."""
+    """Return Acc: the share of the no-target sentences whose predicted mask is empty.
+
+    Source: DMMI (Hu et al. 2023), for the dataset Ref-ZOM.
+    """
     return share(answers.predicted_area == 0, answers.no_target)
 
 
 def robust_iou(answers: Answers) -> Ratio:
     """rIoU: mean over refs of the IoU of all its sentences together, where negative ones add their predicted pixels.
 
-    Source: RefSegformer (Wu et al. 2024, "Towards Robust Referring Image Segmentation") and its `validation.py`: a
-    ref's intersections over its unions plus the pixels predicted for its sentences that name nothing; a mask the model
-    takes back counts as empty. We count those pixels at the size of the others (its code: before they are enlarged),
-    and leave out refs without any sentence that has a target, whose ratio would be 0.
+    Source: RefSegformer (Wu et al. 2024, "Towards Robust Referring Image Segmentation") and its `validation.py`. The
+    IoU of a ref is the sum of its intersections, over the sum of its unions plus the pixels predicted for its no-target
+    sentences. If the model predicts "no target", its mask counts as empty. Two things differ from that code: these
+    pixels are counted at the size of the other masks, not before up-sampling; and refs without a sentence that has a
+    target are left out, because their ratio would be 0.
     """
     denied = answers.predicted_none
     intersection = np.where(denied | answers.no_target, 0, answers.intersection)
@@ -87,7 +92,7 @@ def robust_iou(answers: Answers) -> Ratio:
     np.add.at(below, ref, union)
     has_target = np.zeros(len(first), np.bool_)
     np.logical_or.at(has_target, ref, ~answers.no_target)
-    # A ref's ratio stands in the place of its first sentence.
+    # Only the first sentence of a ref holds the ref's ratio and counts; the others have 0 for both.
     ratios, counted = np.zeros(len(ref)), np.zeros(len(ref), np.int64)
     ratios[first[has_target]] = (above / np.maximum(below, 1))[has_target]
     counted[first[has_target]] = 1

@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, of scored masks and of a report: the arguments of their functions and commands."""
+"""The arguments of evaluations, of the scoring of masks, and of reports; the command line is generated from them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,18 +8,18 @@ from refseg.mask_png import PngRule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What `refseg.apps.evaluate_checkpoint.evaluate_checkpoint` does.
+    """Arguments of `refseg.apps.evaluate_checkpoint.evaluate_checkpoint`.
 
     Attributes:
-        checkpoint: A run's folder (its best checkpoint), a checkpoint's, or what `refseg publish` wrote.
-        data: The dataset's folder or URL (default: that of the recipe).
+        checkpoint: Folder of a run (its best checkpoint), of a checkpoint, or one that `refseg publish` wrote.
+        data: Folder or URL of the dataset (default: that of the recipe).
         split: Split to score (default: the recipe's val_split).
-        protocol: Rules to score by, from one pass: original, cris, lavt, lisa, rela, or all; the first is the headline
-            (default: the recipe's).
-        out: Where rows and scores go (default: RUN/evaluation).
-        shuffled_sentences: The control: score each sentence against another target of its image.
+        protocol: Evaluation protocols, all computed in one pass: original, cris, lavt, lisa, rela, or all; the first
+            gives the headline scores (default: the recipe's protocol).
+        out: Folder for rows and scores (default: RUN/evaluation).
+        shuffled_sentences: Run the control experiment: score each sentence against another target of its image.
         save_predictions: Keep predicted masks with the rows, as `refseg report` needs and `refseg score` reads.
-        allow_leak: Score images that were trained on, too; the report says so in red.
+        allow_leak: Score images that the model was trained on, too; the report shows a warning in red.
     """
 
     checkpoint: Path
@@ -34,17 +34,17 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """What `refseg.evaluation.score_masks.score_predictions` does.
+    """Arguments of `refseg.evaluation.score_masks.score_predictions`.
 
     Attributes:
         predictions: A .parquet, .json or .jsonl file of RLE masks, rows of `refseg evaluate --save-predictions`, or a
-            folder of PNGs; one mask for each sentence, of the image's size.
-        data: The dataset's folder or URL.
-        split: Split that was predicted.
-        protocol: Rules to score by: original, cris, lavt, lisa, rela, or all; the first is the headline.
+            folder of PNGs; with one mask for each sentence, of the image's size.
+        data: Folder or URL of the dataset.
+        split: Split for which the masks were predicted.
+        protocol: Evaluation protocols: original, cris, lavt, lisa, rela, or all; the first gives the headline scores.
         out: Keep rows and scores in DIR/evaluation, for `refseg report DIR`.
         save_predictions: Keep the masks with the rows, for examples in the report.
-        png_rule: Which pixels of a mask PNG are the object.
+        png_rule: Rule that says which pixels of a mask PNG are the object.
     """
 
     predictions: Path
@@ -58,14 +58,14 @@ class ScoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """What `refseg.apps.report_runs.report_runs` does.
+    """Arguments of `refseg.apps.report_runs.report_runs`.
 
     Attributes:
-        runs: A run's folder, with what `refseg evaluate` or `refseg score --out` wrote in RUN/evaluation or in RUN
-            itself; of several, each is compared with the first.
-        data: The dataset's folder or URL (default: where it was scored).
-        out: The page; a .md goes beside it (default: RUN/report.html, of several runs RUN/comparison.html).
-        explain: Load the checkpoint and shade the examples' words by its attention.
+        runs: Folders of runs, with results of `refseg evaluate` or `refseg score --out` in RUN/evaluation or in RUN
+            itself; if there are several, each is compared with the first.
+        data: Folder or URL of the dataset (default: the one recorded with the scores).
+        out: HTML page to write, with a .md beside it (default: RUN/report.html, or RUN/comparison.html for several).
+        explain: Load the checkpoint and shade the words of the examples by its attention.
     """
 
     runs: tuple[Path, ...]

@@ -1,4 +1,4 @@
-"""What was scored: a model or the masks of another project, and on which split. Recorded beside every score."""
+"""Records what was scored: a model or the masks of another project, and the split. Every score is stored with it."""
 
 import json
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ class _Scored:
     Attributes:
         data: Folder or URL of the dataset.
         dataset: Dataset id, for example `refcoco/unc`.
-        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of it.
-        split: Its name.
-        refseg: Version of the package that scored it; None: not recorded.
+        dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of the dataset.
+        split: Name of the split.
+        refseg: Version of the package that computed the scores; None: not recorded.
     """
 
     data: str
@@ -37,14 +37,14 @@ class _Scored:
         return f"{self.dataset} {self.split}"
 
     def to_json(self) -> dict[str, Any]:
-        """The recorded fields as JSON types."""
+        """Return the recorded fields as JSON types."""
         fields: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
         return {key: value for key, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class OriginOfMasks(_Scored):
-    """Masks of another project, of whose training nothing is known.
+    """Masks of another project, whose training data are unknown.
 
     Attributes:
         predictions: The file or folder of masks.
@@ -55,7 +55,7 @@ class OriginOfMasks(_Scored):
 
     @property
     def subject(self) -> str:
-        """What was scored, in words."""
+        """Description of what was scored."""
         return f"masks of {self.predictions}"
 
 
@@ -64,12 +64,12 @@ class OriginOfModel(_Scored):
     """A checkpoint.
 
     Attributes:
-        checkpoint: Its folder.
-        step: Optimiser steps done.
-        lineage: What it was trained on; read from a file, without split and folder of its own training set.
-        leak_check: Whether it was trained on images of the split; None: not recorded.
-        num_processes: Processes that scored it; None: not recorded.
-        seconds: How long that took; None: not recorded.
+        checkpoint: Folder of the checkpoint.
+        step: Number of optimiser steps that the model was trained for.
+        lineage: What the model was trained on. Files do not record the split and folder of its own training set.
+        leak_check: Comparison of its training images with those of the split; None: not recorded.
+        num_processes: Number of processes that evaluated it; None: not recorded.
+        seconds: Duration of the evaluation in seconds; None: not recorded.
     """
 
     checkpoint: str
@@ -80,7 +80,7 @@ class OriginOfModel(_Scored):
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The recorded fields as JSON types; those of the lineage stand among them, its dataset as `trained_on`."""
+        """Return the recorded fields as JSON types, merged with those of the lineage; its dataset is `trained_on`."""
         fields = _Scored.to_json(self)
         del fields["lineage"]
         lineage = self.lineage.to_json()
@@ -89,17 +89,17 @@ class OriginOfModel(_Scored):
 
     @property
     def subject(self) -> str:
-        """What was scored, in words."""
+        """Description of what was scored."""
         return f"step {self.step:,} of {self.checkpoint}"
 
     @property
     def leak_warning(self) -> str:
-        """What must stand beside the scores of a model that was or may have been trained on the split's images."""
+        """Warning to show with the scores of a model that was or may have been trained on images of the split."""
         return leak_warning(self.lineage, self.leak_check, scored=self.scored_on)
 
     @property
     def leak_statement(self) -> str:
-        """What was compared, where no image of the split was found to be trained on."""
+        """Statement of what was compared, if no image of the split was found among the training images."""
         return leak_statement(self.lineage, self.leak_check, scored=self.scored_on)
 
 
@@ -108,11 +108,11 @@ _OF_MODEL, _OF_MASKS = TypeAdapter(OriginOfModel), TypeAdapter(OriginOfMasks)
 
 
 def read_origin(fields: Mapping[str, Any]) -> Origin:
-    """Read what `to_json` gave from among the fields of a file; other fields are passed over.
+    """Read an origin from a file's fields that `to_json` wrote; other fields are ignored.
 
     Raises:
-        KeyError: If it is a model's, without `trained_on` or `trained_on_digest`.
-        pydantic.ValidationError: If another field is missing, or one is of another type.
+        KeyError: If the origin is a model and `trained_on` or `trained_on_digest` is missing.
+        pydantic.ValidationError: If another field is missing, or a field has another type.
     """
     if "predictions" in fields:
         return _OF_MASKS.validate_json(json.dumps(dict(fields)), strict=True)

@@ -1,4 +1,4 @@
-"""Masks drawn over a picture: the prediction as a fill, the target as an outline."""
+"""Draws masks over a picture: the prediction as a fill, the target as an outline."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 FILL = (0, 224, 255)
-"""RGB of the predicted fill; with `OUTLINE` it can be told apart without seeing red and green."""
+"""RGB colour of the prediction; people who do not see red and green can distinguish it from `OUTLINE`."""
 OUTLINE = (255, 214, 10)
-"""RGB of the target's outline, on a dark edge that shows on bright pictures."""
+"""RGB colour of the target's outline, which has a dark edge so that it is visible on bright pictures."""
 _EDGE = (20, 20, 20)
 
 
@@ -17,12 +17,12 @@ def draw_overlay(
     predicted: Bool[np.ndarray, "H W"],
     target: Bool[np.ndarray, "H W"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw a prediction, and its target where there is one.
+    """Draw a prediction and, if given, its target.
 
     Args:
-        picture: RGB.
-        predicted: Filled in cyan, half through; what lies outside stays as it is.
-        target: Outlined in yellow, inside its border.
+        picture: RGB image.
+        predicted: Predicted mask, filled with half-transparent cyan; pixels outside it are not changed.
+        target: Target mask, outlined in yellow along the inside of its border.
     """
     drawn = picture.copy()
     drawn[predicted] = (0.45 * picture[predicted] + 0.55 * np.array(FILL)).astype(np.uint8)
@@ -35,7 +35,7 @@ def draw_overlay(
 
 
 def _border(mask: Bool[np.ndarray, "H W"], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` pixels of what is not in it; the picture's edge counts as outside."""
+    """Return the pixels of a mask within `width` pixels of its outside; the picture's edge counts as outside."""
     padded = Image.fromarray(np.pad(mask, width))
     eroded = padded.convert("L").filter(ImageFilter.MinFilter(2 * width + 1))
     inner: NDArray[np.bool_] = np.asarray(eroded)[width:-width, width:-width] > 0

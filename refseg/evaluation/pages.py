@@ -1,7 +1,7 @@
-"""Templates filled in: each report is a page that needs nothing else, and the same in Markdown.
+"""Renders reports from templates: each as one self-contained HTML page, and as Markdown.
 
-Texts that others wrote (sentences, categories, names of files and datasets) are escaped for the format of the template
-that they are put into: HTML in `.html.j2`, Markdown in `.md.j2`.
+Texts from datasets and users (sentences, categories, names of files and datasets) are escaped for the format of the
+template: HTML in `.html.j2`, Markdown in `.md.j2`.
 """
 
 import base64
@@ -21,18 +21,18 @@ from refseg import __version__
 
 _HTML_IN_MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;"})
 _INLINE_MARKS = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")
-"""What has a meaning within a line of Markdown. An underscore between letters, as in `num_tokens`, has none."""
+"""Characters with a meaning within a line of Markdown. An underscore between letters, as in `num_tokens`, has none."""
 _BLOCK_MARKS = re.compile(r"^( ?)([>=]|[-+](?!\d)|\d{1,9}(?=[.)](?:\s|$)))")
-"""What makes the beginning of a line a heading, a quotation, a rule or the item of a list."""
+"""Marks at the start of a line that make it a heading, a quotation, a rule or the item of a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A report, ready to be written.
+    """A rendered report.
 
     Attributes:
-        html: One page that needs nothing else.
-        markdown: Scores, rules, breakdowns and facts, without pictures.
+        html: Self-contained HTML page.
+        markdown: Scores, rules, breakdowns and facts as Markdown, without pictures.
     """
 
     html: str
@@ -40,12 +40,12 @@ class Report:
 
 
 def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Report:
-    """Fill in `<name>.html.j2` and `<name>.md.j2`.
+    """Render the templates `<name>.html.j2` and `<name>.md.j2`.
 
     Args:
-        name: Of the templates.
-        values: What they speak of.
-        written_at: For the foot of the page.
+        name: Name of the templates.
+        values: Variables of the templates.
+        written_at: Time for the foot of the page.
     """
     environment = open_templates("refseg.evaluation")
     environment.filters["capitalise"] = lambda text: text[:1].upper() + text[1:]
@@ -63,7 +63,8 @@ def open_templates(*packages: str) -> Environment:
     """Open the templates of packages; every value is escaped for its template's format unless it is `Markup`.
 
     Args:
-        packages: Their folders `templates` are searched in this order; `.html.j2` are pages, all others are Markdown.
+        packages: Packages whose folders `templates` are searched in this order. Files `.html.j2` are HTML pages, all
+            others are Markdown.
     """
     return Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in packages]),
@@ -76,9 +77,9 @@ def open_templates(*packages: str) -> Environment:
 
 
 def markdown_text(text: str) -> str:
-    """A text as Markdown that shows exactly this text, on one line, also within a table.
+    """Return Markdown that shows exactly the given text on one line, also within a table.
 
-    White space and control characters, which could end the line, become single spaces.
+    Runs of white space and control characters become single spaces, because they could end the line.
     """
     line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text)
     escaped = _INLINE_MARKS.sub(r"\\\g<0>", line.translate(_HTML_IN_MARKDOWN))

@@ -1,4 +1,4 @@
-"""What an evaluation has counted so far, kept in small files, so that one that was interrupted goes on."""
+"""Saves the pixel counts of an unfinished evaluation in small files, so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -34,29 +34,30 @@ _SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Found:
-    """What one process counted, and the predictions where asked for."""
+    """The counts of one process, and the predictions if they are to be kept."""
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
-    """Row, sentence; then intersection, predicted area and target area by each protocol."""
+    """For each sentence its row and position; then intersection, predicted area and target area for each protocol."""
     predictions: list[list[NDArray[np.uint32]]] = field(default_factory=list)
-    """By sentence, then by protocol."""
+    """Run lengths of the predicted masks, by sentence and then by protocol."""
 
 
 class CountedParts:
-    """Part files of one evaluation: each holds sentences, named by their places in the index, that a process counted.
+    """The part files of one evaluation, each of which holds the counts of some sentences by their index positions.
 
-    They lie in a folder named by a hash of all that counts depend on, so what was counted of another model, dataset or
-    rule is not seen. A file is named by the hash of its content, so a torn one is known. Any number of processes may
-    write, and any number may go on.
+    The name of their folder is a hash of everything that the counts depend on, so counts of another model, dataset or
+    protocol are never used. The name of a file is the hash of its content, so damaged files are recognised. Several
+    processes may write files, and an evaluation may be resumed by another number of processes.
     """
 
     def __init__(self, folder: Path, subject: Mapping[str, Any], *, seconds_apart: float = 20.0) -> None:
-        """Name the place.
+        """Set the folder; no file is read or written yet.
 
         Args:
-            folder: For all evaluations whose results replace each other; `remove` removes it.
-            subject: What tells the model from any other, as JSON values.
-            seconds_apart: Between the files of one process: what an interruption costs at most.
+            folder: Folder for all evaluations whose results replace each other; `remove` removes it.
+            subject: JSON values that identify the model.
+            seconds_apart: Time between two files of one process in seconds, which is the most that an interruption
+                loses.
         """
         self._folder = folder
         self._subject = subject
@@ -66,46 +67,46 @@ class CountedParts:
         self._last = 0.0
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Choose the evaluation; comes before all else.
+        """Choose the evaluation; this must be the first call.
 
         Args:
-            settings: All else that counts depend on, as JSON values.
+            settings: Everything besides the model that the counts depend on, as JSON values.
         """
         key = json.dumps({"subject": self._subject, "settings": settings}, sort_keys=True)
         self._own = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
         self._num_kept, self._last = 0, time.monotonic()
 
     def read(self) -> Found:
-        """What was counted of the evaluation so far, each sentence once; what cannot be read is left out."""
+        """Read the saved counts of the evaluation, each sentence once; damaged files are skipped with a warning."""
         found = Found()
         seen = set()
         for path in sorted(self._own.glob("*.parquet")):
             content = path.read_bytes()
             if path.stem != xxhash.xxh3_128_hexdigest(content):
-                logger.warning("%s: torn; what it held is counted again", path)
+                logger.warning("%s: the file is damaged; its sentences are counted again", path)
                 continue
             part = pq.read_table(pa.BufferReader(content))
             for counted in part.to_pylist():
-                place = counted["row"], counted["sentence"]
-                if place not in seen:
-                    seen.add(place)
-                    found.rows.append((*place, *counted["pixels"]))
+                position = counted["row"], counted["sentence"]
+                if position not in seen:
+                    seen.add(position)
+                    found.rows.append((*position, *counted["pixels"]))
                     found.predictions.append([np.array(runs, np.uint32) for runs in counted["predictions"]])
         return found
 
     def skip(self, found: Found) -> None:
-        """Take what `found` holds as kept already."""
+        """Treat the counts in `found` as saved already."""
         self._num_kept = len(found.rows)
 
     def keep(self, found: Found, *, at_once: bool = False) -> None:
-        """Write what was found since the last file, if that was long enough ago.
+        """Write the counts since the last file, if enough time has passed.
 
         Args:
-            found: Of this process, whole batches only: it has grown since the last call.
-            at_once: However short it is.
+            found: All counts of this process so far, of complete batches only.
+            at_once: Write regardless of the time.
 
         Raises:
-            TrainingError: If the disk refuses.
+            TrainingError: If the file cannot be written.
         """
         rows = found.rows[self._num_kept :]
         if not rows or (not at_once and time.monotonic() - self._last < self._seconds_apart):
@@ -123,22 +124,22 @@ class CountedParts:
         content = buffer.getvalue().to_pybytes()
         path = self._own / f"{xxhash.xxh3_128_hexdigest(content)}.parquet"
         try:
-            self._own.mkdir(parents=True, exist_ok=True)  # each time: another evaluation may end and remove it
+            self._own.mkdir(parents=True, exist_ok=True)  # another evaluation that ended may have removed the folder
             write_aside(path, content)
         except OSError as error:
             raise TrainingError(
-                f"{path}: cannot be written ({error.strerror}); see to the folder's rights and space, and the same "
-                "command goes on"
+                f"{path}: cannot be written ({error.strerror}); check the folder's permissions and the free disk "
+                "space, then run the same command again to resume"
             ) from error
         self._num_kept, self._last = len(found.rows), time.monotonic()
 
     def remove(self) -> None:
-        """Drop all parts of this folder, also those of other models: the results that took their place are written."""
+        """Remove all part files of this folder, also those of other models, once the final results are written."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Hash of the names, types, shapes and values of a model's weights and buffers."""
+    """Return a hash of the names, types, shapes and values of a model's weights and buffers."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Masks that another project predicted, read from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
+"""Reads predicted masks of another project from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
 
 import json
 import re
@@ -27,17 +27,17 @@ from refseg.wording import closest
 _PNG = re.compile(r"(\d+)_(\d+)\.png")
 
 _NUM_NAMED = 10
-"""Files or keys a note names before it only counts them."""
+"""Number of files or keys that a note lists; further ones are only counted."""
 
 _KEYS = {"ref_id", "sent_id", "segmentation", "size", "counts", "no_target", "split"}
-"""What is read of a record."""
+"""Keys of a record that are read."""
 
 _OPTIONAL_KEYS = ("no_target", "split")
-"""Those whose misspelling leaves a record that is whole, but says another thing."""
+"""Optional keys. If one is misspelt, the record is still valid, but has another meaning."""
 
 
 class Key(NamedTuple):
-    """What names a sentence within a split, as in the dataset's annotations."""
+    """The ids of a sentence within a split, as in the dataset's annotations."""
 
     ref_id: int
     sent_id: int
@@ -52,8 +52,8 @@ class GivenMask:
 
     Attributes:
         size: `(height, width)` in pixels.
-        counts: COCO's uncompressed run lengths of that many pixels.
-        predicted_none: What the model says by an output of its own; None: it says nothing.
+        counts: COCO's uncompressed run lengths, whose sum is the number of pixels.
+        predicted_none: The model's own output for "no target"; None: it has no such output.
     """
 
     size: tuple[int, int]
@@ -63,11 +63,11 @@ class GivenMask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What was read.
+    """Masks that were read.
 
     Attributes:
-        masks: Of each protocol, in the order of the protocols.
-        notes: What was found and left out, or is odd; a line each, to stand beside every score.
+        masks: Masks by sentence, for each protocol in the order of the protocols.
+        notes: Lines about records or files that were left out or are unusual, to be shown with every score.
     """
 
     masks: Sequence[Mapping[Key, GivenMask]]
@@ -77,31 +77,31 @@ class Predictions:
 def read_predictions(
     path: Path, protocols: Sequence[Protocol], split: str, png_rule: PngRule = DEFAULT_RULE
 ) -> Predictions:
-    """Read predicted masks, for each protocol those that are compared under it.
+    """Read predicted masks for each protocol.
 
-    A record has `ref_id`, `sent_id`, the mask as COCO's RLE (`segmentation`: `size` and `counts`, a list or compressed
-    text; or both beside the ids), and where wanted `no_target` (a bool: the model's own output) and `split`; null is as
-    good as absent, and other keys are named in a note. JSON holds a list of records, JSON lines one a line, Parquet one
-    a row. A folder holds `REF_SENT.png`, read by `refseg.mask_png`. These are the same masks for every protocol;
-    rows that `refseg evaluate --save-predictions` wrote hold those of each protocol.
+    A record has `ref_id`, `sent_id` and the mask as COCO's RLE: `size` and `counts` (a list or compressed text), in
+    `segmentation` or beside the ids. Optional keys are `no_target` (a bool: the model's own output) and `split`. Null
+    counts as absent, and other keys are named in a note. JSON holds a list of records, JSON lines a record per line,
+    and Parquet a record per row. A folder holds files `REF_SENT.png`, which `refseg.mask_png` reads. All protocols use
+    the same masks, except that rows of `refseg evaluate --save-predictions` hold the masks of each protocol.
 
     Args:
-        path: A `.parquet`, `.json` or `.jsonl` file, or a folder.
-        protocols: Under which masks are compared.
-        split: Records that name another are left out, and counted in a note.
-        png_rule: How PNGs are read.
+        path: Path of a `.parquet`, `.json` or `.jsonl` file, or of a folder.
+        protocols: Protocols under which masks are compared.
+        split: Name of the split; records of other splits are left out and counted in a note.
+        png_rule: Rule by which PNGs are read.
 
     Raises:
         UsageError: If the path is of another kind, or a rule for PNGs is given and the path is not a folder.
-        PredictionError: If it holds no masks of the split, a record is no such thing, a sentence is predicted twice, or
-            the rows are of the shuffled control or have lost their facts.
+        PredictionError: If there are no masks of the split, a record is not valid, a sentence is predicted twice, or
+            the rows are those of the shuffled control or have lost their facts.
     """
     path = local_path(path)
     if path.is_dir():
         notes: list[str] = []
         return Predictions(masks=[_collect(_read_folder(path, png_rule, notes))] * len(protocols), notes=tuple(notes))
     if png_rule != DEFAULT_RULE:
-        raise UsageError(f"{path}: is not a folder of PNGs, of which alone --mask-... options speak; leave them out")
+        raise UsageError(f"{path}: is not a folder of PNGs, to which alone options --mask-... apply; leave them out")
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
     try:
@@ -131,7 +131,7 @@ def _collect(found: Iterable[tuple[str, Key, GivenMask]]) -> dict[Key, GivenMask
 
 
 def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key, GivenMask], tuple[str, ...]]:
-    """The masks of a split, and notes where records name others or have keys that are not read."""
+    """Return the masks of a split, and notes about records of other splits and about unknown keys."""
     others: Counter[str] = Counter()
     unread: dict[str, None] = {}
     masks = _collect(_read_records(path, split, records, others, unread))
@@ -145,7 +145,7 @@ def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key,
 
 
 def _name_keys(names: Sequence[str]) -> str:
-    """Keys for a note, those first that look like a misspelling."""
+    """List keys for a note, beginning with those that seem to be misspelt."""
     close = {name: closest(name.rpartition(".")[2], _OPTIONAL_KEYS, likeness=0.8) for name in names}
     named = [
         f"{name!r:.40}" + (f" (did you mean {close[name]}?)" if close[name] else "")
@@ -158,7 +158,7 @@ def _name_keys(names: Sequence[str]) -> str:
 def _read_records(
     path: Path, split: str, records: Iterable[Any], others: Counter[str], unread: dict[str, None]
 ) -> Iterator[tuple[str, Key, GivenMask]]:
-    """Masks of a split; the other splits' names are counted and the keys that are not read kept, in their order."""
+    """Yield the masks of a split; count records of other splits in `others`, and collect unknown keys in `unread`."""
     for number, record in enumerate(records, 1):
         where = f"{path} record {number}"
         if not isinstance(record, dict):
@@ -174,14 +174,14 @@ def _read_records(
 
 
 def _unread_keys(record: Mapping[str, Any]) -> Iterator[str]:
-    """Keys of a record, and of the mask within it, that have a value and no meaning here."""
+    """Yield the keys of a record and of its mask that have a value but are not read."""
     yield from (key for key, value in record.items() if key not in _KEYS and value is not None)
     rle = record.get("segmentation") or {}
     yield from (f"segmentation.{key}" for key in rle if key not in ("size", "counts") and rle[key] is not None)
 
 
 def _records(path: Path) -> Iterator[Any]:
-    """Records of a file, one after the other where its kind allows; a mark of the byte order is no part of them."""
+    """Yield the records of a file, which is not loaded as a whole unless it is JSON; a byte order mark is skipped."""
     if path.suffix == ".json":
         records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
         if not isinstance(records, list):
@@ -195,7 +195,7 @@ def _records(path: Path) -> Iterator[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one name, Python's reader would keep the last without a word."""
+    """Return a JSON object; refuse one that has a name twice, of which Python would silently keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
@@ -210,27 +210,27 @@ def _parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterat
 
 
 def _is_rows(schema: pa.Schema) -> bool:
-    """Whether they are those of `refseg evaluate`, also where another program wrote them and lost their facts."""
+    """Return True for rows of `refseg evaluate`, also if another program rewrote the file without their facts."""
     return "target_ref_id" in schema.names and not {"segmentation", "counts"} & set(schema.names)
 
 
 def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str, ...]:
-    """What to read of rows that `refseg evaluate` wrote, the masks last."""
+    """Return the columns to read from rows that `refseg evaluate` wrote; that of the masks is the last."""
     try:
         facts = RowFacts.of(schema.empty_table())
     except UsageError as error:
         raise PredictionError(f"{path}: {error}") from error
     if facts.sentence_order != "own":
         raise PredictionError(
-            f"{path}: found rows of the shuffled control, which is no score of a model, expected each sentence against "
-            "its own target; run `refseg evaluate` without --shuffled-sentences and with --save-predictions"
+            f"{path}: found rows of the shuffled control, which is not a score of a model, expected each sentence "
+            "against its own target; run `refseg evaluate` without --shuffled-sentences and with --save-predictions"
         )
     kept = [other for other in facts.protocols if column_name(other, "predicted_counts") in schema.names]
     if protocol not in kept:
         names = ", ".join(other.name for other in kept) or "none"
         raise PredictionError(
             f"{path}: found rows with masks of protocol {names}, expected those of {protocol.name}, whose threshold "
-            f"and size may be others; run `refseg evaluate` with --protocol {protocol.name} --save-predictions"
+            f"and size may differ; run `refseg evaluate` with --protocol {protocol.name} --save-predictions"
         )
     return "split", "ref_id", "sent_id", "height", "width", "predicted_none", column_name(protocol, "predicted_counts")
 
@@ -284,16 +284,16 @@ def _read_counts(where: str, key: Key, counts: Any, size: list[int]) -> NDArray[
 
 
 def _read_folder(folder: Path, rule: PngRule, notes: list[str]) -> Iterator[tuple[str, Key, GivenMask]]:
-    """Masks of a folder; what else lies there goes into the notes."""
+    """Yield the masks of a folder; other files are listed in the notes."""
     entries = sorted(folder.iterdir())
     paths = [path for path in entries if path.suffix.lower() == ".png"]
     if not paths:
         raise PredictionError(f"{folder}: found no .png, expected masks named REF_SENT.png, for example 12_34.png")
     if others := [path.name + "/" * path.is_dir() for path in entries if path.suffix.lower() != ".png"]:
         more = f" and {len(others) - _NUM_NAMED:,} more" if len(others) > _NUM_NAMED else ""
-        notes.append(f"{folder}: what is no .png was left out: {', '.join(others[:_NUM_NAMED])}{more}")
+        notes.append(f"{folder}: files other than .png were left out: {', '.join(others[:_NUM_NAMED])}{more}")
     if str(rule):
-        notes.append(f"{folder}: masks were read with other rules than the default: {rule}")
+        notes.append(f"{folder}: masks were not read by the default rule, but by: {rule}")
     object_values: Counter[str] = Counter()
     with report_progress(f"read {folder}", "masks") as progress:
         for number, path in enumerate(paths, 1):

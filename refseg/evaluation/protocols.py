@@ -1,8 +1,8 @@
-"""Named evaluation protocols: how masks are made, what they are compared with, and what counts.
+"""Named evaluation protocols: how masks are made, what they are compared with, and how scores are computed.
 
-The same model on the same split scores several points apart under the protocols that papers use, and most tables do
-not say which one it was. Here a score never travels without its rules. All five read every sentence of a split; what
-codes do during training (the first sentence, a random one) is not copied.
+The scores of one model on one split differ by several points between the protocols of published papers, and most tables
+do not name their protocol. Here every score is stored and shown with its rules. All five protocols score every sentence
+of a split; the choice of one sentence per ref that some codes make during training is not used.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ from refseg.wording import did_you_mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """How a prediction becomes a mask, what it is compared with, and what the scores count.
+    """The rules by which a prediction becomes a mask, is compared with a target, and is scored.
 
     Attributes:
-        name: As users write it.
-        size: `(height, width)` in pixels at which masks are compared, to which pictures are stretched; None: the
-            image's own.
-        resized: What is brought to that size before a pixel is decided on.
-        interpolation: How. `bilinear`: to the network's input, then what the picture fills of it to the size.
-            `bicubic`: the same through an inverse affine warp that sees zeros around the input.
-        align_corners: Whether the first of the two steps puts corner pixels on corner pixels.
-        threshold: A pixel is object where `resized` is greater: strictly, in every published code.
-        mask_rule: The target. `dataset`: as the dataset was built. `union`: pixels of any part. `legacy`: pixels of
-            exactly one part. `scaled`: the union of parts whose polygons were stretched to `size` first, crowds left
-            out.
+        name: Name of the protocol for users.
+        size: `(height, width)` in pixels at which masks are compared; pictures are stretched to it. None: the image's
+            own size.
+        resized: The values that are resized before the threshold is applied: probabilities or logits.
+        interpolation: How they are resized. `bilinear`: first to the network's input, then the part that the picture
+            fills to the final size. `bicubic`: the same by an inverse affine warp with zeros around the input.
+        align_corners: True if the first of the two steps aligns the corner pixels.
+        threshold: A pixel belongs to the object if its value is greater than this; all published codes use `>`.
+        mask_rule: Rule for the target. `dataset`: the rule by which the dataset was built. `union`: pixels of at least
+            one part. `legacy`: pixels of exactly one part. `scaled`: the union of parts after stretching their polygons
+            to `size`, without crowd annotations.
         empty_iou: IoU of a sentence whose target and prediction are both empty.
-        epsilon: Added to the union of each sentence in mIoU and Pr@X.
-        no_target: How oIoU, mIoU and Pr@X take a sentence that names nothing: its target is an `empty mask`, or it is
-            `left out`, or left out and a target that the model denies counts as missed (`own output`).
-        precision_thresholds: The X of Pr@X.
-        precision_comparison: Of IoU and X.
-        note: What readers of its papers should know; no rule, and not compared.
+        epsilon: Number added to the union of each sentence in mIoU and Pr@X.
+        no_target: How oIoU, mIoU and Pr@X treat a sentence that refers to nothing. `empty mask`: its target is an
+            empty mask. `left out`: it is not counted. `own output`: it is not counted, and a sentence with a target
+            counts as missed if the model predicts "no target".
+        precision_thresholds: The values X of Pr@X.
+        precision_comparison: Comparison of the IoU with X.
+        note: Remark about the protocol's papers; it is not a rule, and is ignored when protocols are compared.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -57,29 +58,29 @@ class Protocol:
     note: str = field(compare=False)
 
     def compared_size(self, original_size: tuple[int, int]) -> tuple[int, int]:
-        """`(height, width)` in pixels of the masks of an image of the given size."""
+        """Return the `(height, width)` in pixels at which masks of an image of the given size are compared."""
         return self.size or original_size
 
     def rules(self, dataset_mask_rule: str, *, given_masks: bool) -> list[str]:
-        """The lines that stand beside every score, one rule each.
+        """Return the rules as lines of text, which are shown with every score.
 
         Args:
-            dataset_mask_rule: `union` or `legacy`, by which the dataset was built.
-            given_masks: The masks came from elsewhere; no threshold was applied here.
+            dataset_mask_rule: Rule by which the dataset was built, `union` or `legacy`.
+            given_masks: True for masks of another project, to which no threshold was applied here.
         """
         size = "the image's original size" if self.size is None else f"{self.size[0]} x {self.size[1]} pixels"
         lines = [f"protocol {self.name}: masks compared at {size}{self.note and f'; {self.note}'}"]
         if given_masks:
-            resized = "" if self.size is None else f", brought to {size} by nearest pixels where given at the image's"
+            resized = "" if self.size is None else f", resized to {size} by nearest pixels if given at the image's size"
             lines.append(f"predictions: binary masks as given{resized}")
         else:
             corners = ", corners aligned," if self.align_corners else ""
             lines += [
                 f"{self.interpolation} interpolation{corners} of {self.resized}",
-                f"a pixel is object where {_UNITS[self.resized]} > {self.threshold:g}",
+                f"a pixel belongs to the object if its {_UNITS[self.resized]} > {self.threshold:g}",
             ]
         rule = dataset_mask_rule if self.mask_rule == "dataset" else self.mask_rule
-        nearest = ", brought there by nearest pixels" if self.size and rule != "scaled" else ""
+        nearest = ", resized by nearest pixels" if self.size and rule != "scaled" else ""
         lines += [
             f"target: {_MASK_RULES[rule]}{nearest}",
             f"Pr@X: share of sentences with IoU {self.precision_comparison} X",
@@ -94,7 +95,7 @@ _UNITS = {"probabilities": "probability", "logits": "logit"}
 _MASK_RULES = {
     "union": "union of the ref's parts (mask rule union)",
     "legacy": "pixels covered by exactly one part, overlaps are holes (mask rule legacy)",
-    "scaled": "union of the ref's parts, polygons stretched to that size before they are drawn, crowds left out",
+    "scaled": "union of the ref's parts, whose polygons are stretched to that size before drawing, without crowds",
 }
 
 _TENTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -114,10 +115,11 @@ ORIGINAL = Protocol(
     precision_comparison=">",
     note="",
 )
-"""The default: every sentence, at the image's own size, at probability one half.
+"""The default: every sentence is scored at the image's own size, with a threshold of 0.5 on the probability.
 
-`>` for pixels is what every peer does (an argmax over two classes, a logit above 0); the strict `>` for Pr@X is CRIS's,
-whose settings FCNet follows. An empty prediction for an empty target is right and therefore worth 1 (LISA, VLT).
+The comparison `>` for pixels is that of all compared projects (an argmax over two classes, or a logit above 0). The
+strict `>` for Pr@X is CRIS's, whose settings FCNet follows. An empty prediction for an empty target is correct and has
+an IoU of 1 (LISA, VLT).
 """
 
 CRIS = Protocol(
@@ -135,10 +137,10 @@ CRIS = Protocol(
     precision_comparison=">",
     note="the papers' headline is mIoU",
 )
-"""CRIS, ETRIS and DETRIS: `engine.py`.
+"""The protocol of CRIS, ETRIS and DETRIS. Source: `engine.py` of these projects.
 
-Their warp undoes their own letterbox, which lies up to half a pixel beside ours; here it undoes the geometry that the
-picture was brought in by.
+Their warp inverts their own letterbox, which differs from this project's by up to half a pixel. Here the warp inverts
+the geometry by which the picture was fitted into the input.
 """
 
 LAVT = Protocol(
@@ -156,10 +158,11 @@ LAVT = Protocol(
     precision_comparison=">=",
     note="the papers' headline is oIoU",
 )
-"""LAVT and DMMI: `test.py`. The difference of their two classes' scores is our logit, and argmax its sign.
+"""The protocol of LAVT and DMMI. Source: `test.py` of these projects.
 
-Exact for a network whose input is 480 x 480, stretched; others are brought there. LAVT's data have no sentence without
-a target; that they are left out is DMMI's rule for Ref-ZOM.
+Their networks have two classes; the difference of the two scores corresponds to the logit here, and their argmax to its
+sign. The protocol is exact for a network with a stretched input of 480 x 480; other outputs are resized to it. LAVT's
+data have no sentence without a target; leaving such sentences out is DMMI's rule for Ref-ZOM.
 """
 
 LISA = Protocol(
@@ -177,10 +180,11 @@ LISA = Protocol(
     precision_comparison=">",
     note="its papers write gIoU for this mIoU and cIoU for this oIoU, and have no Pr@X",
 )
-"""LISA, GLaMM and EVF-SAM: `train_ds.py`, `intersectionAndUnionGPU`.
+"""The protocol of LISA, GLaMM and EVF-SAM. Source: `train_ds.py` and `intersectionAndUnionGPU` of these projects.
 
-Their target keeps the value 2 where two parts overlap, which their histogram of two classes drops: such a pixel is in
-no intersection, and in the union where it is predicted. So it is with a hole.
+Their target has the value 2 where two parts overlap, and their histogram of two classes ignores that value. Such a
+pixel is never in the intersection, and is in the union if it is predicted. A hole in the target has the same effect, so
+the mask rule is `legacy`.
 """
 
 RELA = Protocol(
@@ -198,16 +202,16 @@ RELA = Protocol(
     precision_comparison=">=",
     note="the paper's headlines are gIoU and cIoU; its oIoU, mIoU, Pr@X (from 0.7) are of sentences with a target",
 )
-"""ReLA (gRefCOCO): `refer_evaluation.py`, `refcoco_mapper.py`."""
+"""The protocol of ReLA (gRefCOCO). Source: its `refer_evaluation.py` and `refcoco_mapper.py`."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in (ORIGINAL, CRIS, LAVT, LISA, RELA)}
 
 
 def find_protocol(name: str) -> Protocol:
-    """Look a protocol up by name.
+    """Return the protocol of a name.
 
     Raises:
-        UsageError: If there is none of that name; the message lists those there are.
+        UsageError: If the name is unknown; the message lists the known names.
     """
     if name not in PROTOCOLS:
         hint = did_you_mean(name, PROTOCOLS)
@@ -216,10 +220,10 @@ def find_protocol(name: str) -> Protocol:
 
 
 def find_protocols(names: Sequence[str]) -> tuple[Protocol, ...]:
-    """Look several protocols up, each once; `all` stands for all there are.
+    """Return the protocols of several names without repetition; the name `all` selects every protocol.
 
     Raises:
-        UsageError: As `find_protocol`.
+        UsageError: If a name is unknown.
     """
     wanted = dict.fromkeys(known for name in names for known in (PROTOCOLS if name == "all" else (name,)))
     return tuple(find_protocol(name) for name in wanted)

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained page, and the same in Markdown."""
+"""Builds the report of a run as a self-contained HTML page and as Markdown."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,20 @@ from refseg.lineage import TrainingSet
 
 EXAMPLES_PER_GROUP = 6
 WORST_EXAMPLES = 24
-"""More of these: they are what a reader sorts and searches."""
+"""Number of the worst examples, which is larger because readers sort and search these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a run left behind, as plain JSON values.
+    """The recorded files of a run, as plain JSON values.
 
     Attributes:
-        name: Of the run, for the title.
-        folder: The run's, as the reader names it.
-        evaluation: Where its results lie: `folder`, or `evaluation` in it.
+        name: Name of the run for the title.
+        folder: The run's folder, as the user wrote it.
+        evaluation: Folder of its results, which is `folder` or its subfolder `evaluation`.
         metrics: Lines of `metrics.jsonl`.
-        recipe: Settings by section; empty where there are none.
-        environment: Versions, hardware, commit; empty where there are none.
+        recipe: Settings by section; empty if they were not recorded.
+        environment: Versions, hardware and commit; empty if they were not recorded.
     """
 
     name: str
@@ -50,7 +50,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ReportedSplit:
-    """One split in the page: its results, its control, images and model where they are at hand."""
+    """One split in the report, with its results and, if available, its control, its images and the model."""
 
     folder: str
     evaluation: str
@@ -61,12 +61,12 @@ class ReportedSplit:
 
     @cached_property
     def scores(self) -> Scores:
-        """Of the split."""
+        """Scores of the split by the first protocol."""
         return self.results.scores
 
     @cached_property
     def control_scores(self) -> Scores | None:
-        """Of the shuffled control."""
+        """Scores of the shuffled control; None if there is none."""
         return self.control.scores if self.control else None
 
     @property
@@ -76,40 +76,40 @@ class ReportedSplit:
 
     @property
     def anchor(self) -> str:
-        """Its place in the page."""
+        """Name of its anchor in the page."""
         return results_name(self.results)
 
     @cached_property
     def all_scores(self) -> list[Scores]:
-        """By each protocol, the headline's first."""
+        """Scores by each protocol, those of the headline first."""
         return [self.scores, *self.results.other_scores]
 
     @cached_property
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """Of each score, by protocol."""
+        """Confidence interval of each score, by protocol."""
         return {
             scores.protocol.name: confidence_intervals(self.results.rows, scores.protocol) for scores in self.all_scores
         }
 
     @property
     def leak_warning(self) -> str:
-        """What must stand beside the scores of a model trained with leaks; empty for others."""
+        """Warning to show with the scores of a model that was trained with leaks; empty for others."""
         return self.results.origin.leak_warning
 
     @cached_property
     def breakdowns(self) -> dict[str, list[Group]]:
-        """Groups by what they are grouped by."""
+        """Scores of groups of sentences, by the title of the grouping."""
         found = {title: group(self.results.rows, self.scores.protocol) for title, group in BREAKDOWNS.items()}
         return {title: groups for title, groups in found.items() if groups}
 
     @cached_property
     def histogram(self) -> list[int]:
-        """Sentences per twentieth of IoU."""
+        """Number of sentences in each of twenty equal ranges of IoU."""
         return iou_histogram(self.results.rows, self.scores.protocol)
 
     @cached_property
     def examples(self) -> list[ExampleGroup]:
-        """Best, random, worst."""
+        """The best, worst and random examples; empty if the images are not available."""
         if self.index is None:
             return []
         return choose_examples(
@@ -123,15 +123,15 @@ class ReportedSplit:
 
     @property
     def why_no_examples(self) -> str:
-        """What is missing for examples; empty where they are there."""
+        """Message that says what is missing for examples; empty if nothing is missing."""
         if has_predictions(self.results.rows, self.scores.protocol):
-            return "" if self.index else f"The dataset is not at {self.results.origin.data}: name its folder."
+            return "" if self.index else f"The dataset was not found at {self.results.origin.data}: name its folder."
         again = "score" if isinstance(self.results.origin, OriginOfMasks) else "evaluate"
-        return f"No predicted masks were kept. For examples, {again} once more and keep them:"
+        return f"No predicted masks were kept. For examples, {again} again and keep them:"
 
     @property
     def examples_commands(self) -> list[str]:
-        """What to run for a page with examples."""
+        """The commands to run for a page with examples."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return [shlex.join(["refseg", "report", self.folder, "--data"]) + " DIR"]
         again = _command(self.results, self.evaluation, save_predictions=True)
@@ -146,22 +146,24 @@ def build_report(
     written_at: datetime,
     explainers: Mapping[str, Explain] | None = None,
 ) -> Report:
-    """Put a run's scores, curves and examples on a page.
+    """Build a page with a run's scores, curves and examples.
 
     Args:
-        run: What the run left behind.
-        results: At least one split's, controls beside them.
-        indexes: The images, by dataset and split (`toy/refseg val`); without them the page says what is missing.
-        written_at: For the foot of the page.
-        explainers: By the checkpoint that results name: shade the words of their examples; None: nobody explains.
+        run: Recorded files of the run.
+        results: Results of at least one split, and of its controls.
+        indexes: Indexes of the images, by dataset and split (`toy/refseg val`). Without one, the page says what is
+            missing for examples.
+        written_at: Time for the foot of the page.
+        explainers: Functions that explain sentences, by the checkpoint that results name; they shade the words of
+            examples. None: words are not shaded.
     """
-    controls = {_place(other): other for other in results if other.is_control}
+    controls = {_control_key(other): other for other in results if other.is_control}
     sections = [
         ReportedSplit(
             folder=run.folder,
             evaluation=run.evaluation,
             results=own,
-            control=controls.get(_place(own)),
+            control=controls.get(_control_key(own)),
             index=indexes.get(own.origin.scored_on),
             explain=(explainers or {}).get(own.origin.checkpoint) if isinstance(own.origin, OriginOfModel) else None,
         )
@@ -181,8 +183,8 @@ def build_report(
     return render("report", values, written_at=written_at)
 
 
-def _place(results: Results) -> tuple[str, ...]:
-    """What results and their control have in common."""
+def _control_key(results: Results) -> tuple[str, ...]:
+    """Return what results and their control have in common."""
     return (results.origin.scored_on, results.subject, results.protocols[0].name)
 
 
@@ -205,7 +207,7 @@ def _describe_training(trained: TrainingSet) -> str:
 
 
 def _describe_subject(origin: Origin) -> dict[str, str]:
-    """What was scored; of a model, also what it was trained on and which models its weights come from."""
+    """Describe what was scored and, for a model, its training set and the models that its weights come from."""
     if isinstance(origin, OriginOfMasks):
         return {"predictions": origin.predictions}
     ancestors = [
@@ -220,12 +222,12 @@ def _describe_subject(origin: Origin) -> dict[str, str]:
 
 
 def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
-    """Everything known about the run, by heading, as text."""
+    """Return all recorded facts about the run as text, by heading."""
     origin = results[0].origin
     scored = {
         **_describe_subject(origin),
         "scored on": f"{origin.dataset}, digest {origin.dataset_digest[:16]}",
-        **({"leaks": said} if (said := origin.leak_warning or origin.leak_statement) else {}),
+        **({"leaks": leaks} if (leaks := origin.leak_warning or origin.leak_statement) else {}),
         "again with": "; ".join(
             _command(other, run.evaluation, save_predictions=has_predictions(other.rows, other.protocols[0]))
             for other in results
@@ -246,12 +248,12 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
 
 
 def _command(results: Results, evaluation: str, *, save_predictions: bool) -> str:
-    """The command line that writes these results again, into the folder where they lie."""
+    """Return the command line that writes these results again into their folder."""
     origin = results.origin
     out = Path(evaluation)
     if isinstance(origin, OriginOfMasks):
         words = ["refseg", "score", origin.predictions]
-        out = out.parent if out.name == "evaluation" else out  # it makes that folder itself
+        out = out.parent if out.name == "evaluation" else out  # the command makes the folder `evaluation` itself
     else:
         words = ["refseg", "evaluate", origin.checkpoint]
     words += ["--data", origin.data, "--split", origin.split]

@@ -1,4 +1,4 @@
-"""Evaluation results on disk: rows as Parquet and, beside them, the scores with their rules and origin as JSON."""
+"""Writes and reads evaluation results: rows as Parquet, and scores with their rules and origin as JSON."""
 
 import json
 import math
@@ -24,11 +24,11 @@ from refseg.sealed import BrokenSealError, open_seal, parse_object, seal
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One evaluated split.
+    """The results of one evaluated split.
 
     Attributes:
-        rows: One per sentence.
-        origin: What was scored: a checkpoint, or masks of another project; and on which split.
+        rows: Table with one row per sentence.
+        origin: The checkpoint or masks that were scored, and the split.
     """
 
     rows: pa.Table
@@ -36,7 +36,7 @@ class Results:
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
-        """Those the rows were made by, the headline's first."""
+        """The protocols of the rows, that of the headline first."""
         return RowFacts.of(self.rows).protocols
 
     @cached_property
@@ -51,16 +51,16 @@ class Results:
 
     @property
     def is_control(self) -> bool:
-        """True for the shuffled control, which is no score of the model."""
+        """True for the shuffled control, which is not a score of the model."""
         return RowFacts.of(self.rows).sentence_order == "shuffled"
 
     @property
     def subject(self) -> str:
-        """What was scored, in words."""
+        """Description of what was scored."""
         return self.origin.subject
 
     def to_json(self) -> dict[str, Any]:
-        """Origin, scores and rules: the content of the JSON file."""
+        """Return origin, scores and rules, the content of the JSON file."""
         others = {scores.protocol.name: self._of_one(scores) for scores in self.other_scores}
         return {**self.origin.to_json(), **self._of_one(self.scores), "other_protocols": others}
 
@@ -72,16 +72,16 @@ class Results:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no NaN: a score that no sentence counts for is null."""
+    """Return None for NaN, which JSON does not have; a score for which no sentence counts becomes null."""
     return None if math.isnan(value) else value
 
 
 INTERVAL_RULE = f"intervals: {LEVEL:.0%} of {NUM_DRAWS:,} draws of the images with replacement"
-"""What stands beside intervals."""
+"""Line of text that is shown with intervals."""
 
 
 def results_name(results: Results) -> str:
-    """What the files of results are told apart by: dataset, split, protocols other than the default, the control.
+    """Return the name of a results' files, made of dataset, split, protocols other than the default, and the control.
 
     For example `refcoco.unc-val`, `refcoco.unc-val-original+cris`, `refcoco.unc-val-shuffled`.
     """
@@ -92,18 +92,19 @@ def results_name(results: Results) -> str:
 
 
 def rows_file(folder: Path, results: Results) -> Path:
-    """Where `save_results` writes the rows."""
+    """Return the path to which `save_results` writes the rows."""
     return folder / f"rows-{results_name(results)}.parquet"
 
 
 def save_results(folder: Path, results: Results) -> Path:
-    """Write `rows-<name>.parquet` and `scores-<name>.json`; the name is that of `results_name`.
+    """Write `rows-<name>.parquet` and `scores-<name>.json`, with the name that `results_name` returns.
 
-    Each file is written aside and renamed, the rows first: scores never stand beside rows they do not come from. The
-    scores hold the hash of the rows' file and one of themselves, so that `load_results` notices any change of either.
+    Each file is written under a temporary name and renamed, the rows first, so that scores never lie beside other rows
+    than their own. The scores hold a hash of the rows' file and one of their own content, so that `load_results`
+    detects a change of either file.
 
     Returns:
-        The Parquet file.
+        Path of the Parquet file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = results_name(results)
@@ -118,29 +119,29 @@ def save_results(folder: Path, results: Results) -> Path:
 
 
 def find_results(run: Path) -> Path:
-    """Where a run's results lie: in `RUN/evaluation`, or in `RUN` itself, as `refseg evaluate --out RUN` writes them.
+    """Return the folder of a run's results: `RUN/evaluation`, or `RUN` itself after `refseg evaluate --out RUN`.
 
     Raises:
-        ResultsError: If they lie in neither, or in both: nothing says which are meant.
+        ResultsError: If neither folder has results, or both have, so that it is not clear which ones are meant.
     """
-    places = [place for place in (run, run / "evaluation") if any(place.glob("scores-*.json"))]
-    if not places:
+    folders = [folder for folder in (run, run / "evaluation") if any(folder.glob("scores-*.json"))]
+    if not folders:
         raise ResultsError(
             f"{run}: found no scores-*.json here or in {run / 'evaluation'}; run `refseg evaluate` first"
         )
-    if len(places) > 1:
+    if len(folders) > 1:
         raise ResultsError(
-            f"{run}: found scores-*.json here and in {run / 'evaluation'}, expected them in one place; move these with "
-            f"their rows elsewhere, or name {run / 'evaluation'} for those alone"
+            f"{run}: found scores-*.json here and in {run / 'evaluation'}, expected them in one of the two; move those "
+            f"in {run} and their rows to another folder, or give {run / 'evaluation'} instead"
         )
-    return places[0]
+    return folders[0]
 
 
 def load_results(folder: Path) -> list[Results]:
-    """Read all results of a folder: scores before controls, each in the order of datasets and the splits' names.
+    """Read all results of a folder; scores come before controls, and both are ordered by dataset and split.
 
     Raises:
-        ResultsError: If there are none, or a file is not what `save_results` wrote.
+        ResultsError: If there are none, or a file was changed or was not written by `save_results`.
     """
     found = []
     for path in sorted(folder.glob("scores-*.json")):
@@ -148,10 +149,10 @@ def load_results(folder: Path) -> list[Results]:
         try:
             fields = open_seal(parse_object(path.read_bytes()))
             if _file_hash(rows) != fields[_ROWS_HASH]:
-                raise UsageError(f"{rows.name} is not the file that was written with it")
+                raise UsageError(f"{rows.name} was changed after it was written, or belongs to other scores")
             origin = read_origin(fields)
             table = pq.read_table(rows)
-            check_table(table)  # refused here, where the file is known
+            check_table(table)  # checked here, because the error can name the file
             found.append(Results(rows=table, origin=origin))
         except ValidationError as error:
             first = error.errors()[0]
@@ -177,5 +178,5 @@ def _file_hash(path: Path) -> str:
 def _order(results: Results) -> tuple[bool, str, tuple[int, str]]:
     split = results.origin.split
     usual = ("val", "testA", "testB", "test", "train")
-    place = usual.index(split) if split in usual else len(usual)
-    return results.is_control, results.origin.dataset, (place, split)
+    position = usual.index(split) if split in usual else len(usual)
+    return results.is_control, results.origin.dataset, (position, split)

@@ -1,4 +1,7 @@
-"""The evaluation table: one row per sentence with each protocol's pixel counts, from which every score is computed."""
+"""Defines the evaluation table: one row per sentence with the pixel counts of each protocol.
+
+Every score is computed from this table.
+"""
 
 import json
 from collections.abc import Sequence
@@ -21,59 +24,60 @@ SentenceOrder = Literal["own", "shuffled"]
 """`own`: each sentence against its ref's target. `shuffled`: the control, against another target of the same image."""
 
 SENTENCE_FIELDS = (
-    ("dataset", pa.string()),  # with its partition: refcoco/unc
+    ("dataset", pa.string()),  # dataset id with its partition: refcoco/unc
     ("split", pa.string()),
     ("ref_id", pa.int64()),  # the ref the sentence was written for
-    ("target_ref_id", pa.int64()),  # the ref it was scored against: another one only where sentences are shuffled
+    ("target_ref_id", pa.int64()),  # the ref it was scored against; differs from ref_id only in the shuffled control
     ("sent_id", pa.int64()),
     ("image_id", pa.int64()),
     ("sentence", pa.string()),
-    ("height", pa.int32()),  # of the image, pixels
+    ("height", pa.int32()),  # height of the image in pixels
     ("width", pa.int32()),
-    ("num_tokens", pa.int32()),  # BPE ids with SOS and EOS before any cut
-    ("category", pa.string()),  # of the target
-    ("num_distractors", pa.int32()),  # other targets of that category in the image, as far as the split knows them
+    ("num_tokens", pa.int32()),  # number of BPE ids with SOS and EOS before truncation
+    ("category", pa.string()),  # category of the target
+    ("num_distractors", pa.int32()),  # number of other targets of that category in the image and split
     ("no_target", pa.bool_()),
-    ("predicted_none", pa.bool_()),  # what a model's own output says; null: it has none, and an empty mask says so
+    ("predicted_none", pa.bool_()),  # output of the model for "no target"; null: it has none, an empty mask decides
 )
-"""What every row has. Rows are in the order of the dataset's rows, then of the ref's sentences."""
+"""Columns of every table. Rows are in the order of the dataset's rows, then of the ref's sentences."""
 
 COUNTED = ("intersection", "union", "predicted_area", "target_area")
-"""Pixels, int64, once for each protocol: `original_intersection` and so on."""
+"""Names of the int64 pixel counts, which exist for each protocol: `original_intersection` and so on."""
 
 _FACTS_KEY = b"refseg"
 
 
 def column_name(protocol: Protocol, counted: str) -> str:
-    """Name of a protocol's column: one of `COUNTED`, or `predicted_counts`.
+    """Return the name of a protocol's column for one of `COUNTED` or for `predicted_counts`.
 
-    The latter holds, where asked for, COCO's uncompressed run lengths of the predicted mask at the protocol's size.
+    The latter is an optional column with COCO's uncompressed run lengths of the predicted mask at the protocol's size.
     """
     return f"{protocol.name}_{counted}"
 
 
 def counts(table: pa.Table, protocol: Protocol, counted: str) -> Counts:
-    """A protocol's column of pixel counts as an array, shape (N,)."""
+    """Return a protocol's column of pixel counts as an array, shape (N,)."""
     values: Counts = table.column(column_name(protocol, counted)).to_numpy()
     return values
 
 
 def has_predictions(table: pa.Table, protocol: Protocol) -> bool:
-    """Whether the predicted masks were kept."""
+    """Return True if the table holds the predicted masks."""
     return column_name(protocol, "predicted_counts") in table.column_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFacts:
-    """What the rows cannot say about themselves and no score may be read without; travels with the table.
+    """Facts that apply to all rows and are needed to read the scores; they are stored in the table's metadata.
 
     Attributes:
-        protocols: The rules the masks were made by, the headline's first.
-        mask_rule: Rule the dataset was built by: `union` or `legacy` (`refseg.dataset.schema.MASK_RULES`).
-        sentence_order: `own`: each sentence against its ref. `shuffled`: against another target of its image.
-        num_left_out: Sentences without a row: in shuffled order those of images with a single target.
-        given_masks: The masks were not made here: `refseg score`.
-        notes: What of the given masks was left out or looked odd, a line each.
+        protocols: Protocols by which the masks were made, that of the headline first.
+        mask_rule: Rule by which the dataset was built: `union` or `legacy` (`refseg.dataset.schema.MASK_RULES`).
+        sentence_order: `own`: each sentence is scored against its ref. `shuffled`: against another target of its image.
+        num_left_out: Number of sentences without a row; in shuffled order these include the sentences of images with
+            a single target.
+        given_masks: True if the masks came from another project (`refseg score`).
+        notes: Lines about given masks that were left out or are unusual.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -86,21 +90,21 @@ class RowFacts:
     notes: tuple[str, ...] = ()
 
     def attach(self, table: pa.Table) -> pa.Table:
-        """The table with these facts in its schema's metadata, which Parquet keeps."""
+        """Return the table with these facts in its schema's metadata, which Parquet files keep."""
         return table.replace_schema_metadata({_FACTS_KEY: json.dumps(asdict(self))})
 
     @classmethod
     def of(cls, table: pa.Table) -> "RowFacts":
-        """The facts a table carries.
+        """Read the facts from a table's metadata.
 
         Raises:
-            UsageError: If it carries none, or those of an earlier release.
+            UsageError: If there are none, or they were written by an earlier release.
         """
         text = (table.schema.metadata or {}).get(_FACTS_KEY)
         if text is None:
             raise UsageError(
-                "the rows have lost the facts of their evaluation (`refseg` in the schema's metadata), as where pandas "
-                "wrote them again; take the file that `refseg evaluate` wrote, or give a copy that file's metadata"
+                "the rows have lost the facts of their evaluation (`refseg` in the schema's metadata), which happens "
+                "if pandas wrote them again; use the file that `refseg evaluate` wrote, or copy its metadata"
             )
         try:
             return _FACTS.validate_json(text, strict=True)
@@ -108,8 +112,8 @@ class RowFacts:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise UsageError(
-                f"the facts of the rows' evaluation are not those of this release ({where and f'{where}: '}"
-                f"{first['msg']}): the rows were written by an earlier release, or changed; run `refseg evaluate` again"
+                f"the facts of the rows' evaluation do not fit this release ({where and f'{where}: '}"
+                f"{first['msg']}): an earlier release wrote the rows, or they were changed; run `refseg evaluate` again"
             ) from error
 
 
@@ -117,11 +121,11 @@ _FACTS = TypeAdapter(RowFacts)
 
 
 def check_table(table: pa.Table) -> None:
-    """Check that a table that was read has what every row must have, so that scores are computed of nothing else.
+    """Check the columns, types and pixel counts of a table that was read from a file.
 
     Raises:
-        UsageError: If a column is missing, of another type, has no value somewhere, or its pixel counts contradict
-            each other; or as of `RowFacts.of`.
+        UsageError: If a column is missing, has another type or lacks a value, if pixel counts contradict each other, or
+            if `RowFacts.of` refuses the table.
     """
     counted = [column_name(protocol, name) for protocol in RowFacts.of(table).protocols for name in COUNTED]
     for name, kind in (*SENTENCE_FIELDS, *((name, pa.int64()) for name in counted)):
@@ -141,14 +145,14 @@ def check_table(table: pa.Table) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """What was counted of some sentences, in the order of the index.
+    """The pixel counts of N sentences, in the order of the index.
 
     Attributes:
-        row: Position of each sentence's ref in the index, shape (N,).
-        sentence: Position within the ref, shape (N,).
+        row: Row of each sentence's ref in the index, shape (N,).
+        sentence: Position of each sentence within its ref, shape (N,).
         pixels: Intersection, predicted area and target area by protocol, shape (N, protocols, 3).
-        predictions: Run lengths by protocol, then by sentence; empty: not kept.
-        predicted_none: What the model's own output says; None: it has none.
+        predictions: Run lengths of the predicted masks, by protocol and then by sentence; empty: not kept.
+        predicted_none: The model's own output for "no target" of each sentence; None: the model has no such output.
     """
 
     row: NDArray[np.int64]
@@ -159,13 +163,13 @@ class Counted:
 
 
 def make_table(index: ManifestIndex, targets: NDArray[np.int64], counted: Counted, facts: RowFacts) -> pa.Table:
-    """Join counts with what the index knows of each sentence.
+    """Build the evaluation table from pixel counts and the index.
 
     Args:
-        index: Of the dataset.
-        targets: The row whose target each row's sentences were scored against, shape (rows,).
-        counted: What was counted.
-        facts: Travel with the table.
+        index: Index of the dataset.
+        targets: For each row of the index, the row whose target its sentences were scored against, shape (rows,).
+        counted: Pixel counts of the sentences.
+        facts: Facts to store in the table's metadata.
     """
     row = counted.row
     positions = index.sentence_start[row] + counted.sentence
@@ -200,9 +204,9 @@ def make_table(index: ManifestIndex, targets: NDArray[np.int64], counted: Counte
 
 
 def _num_distractors(index: ManifestIndex) -> NDArray[np.int32]:
-    """Other targets of the same category in the image, shape (rows,); refs with the same mask are one target.
+    """Count the other targets of the same category in the image, shape (rows,); refs with equal masks are one target.
 
-    Only objects that some sentence of the split names are known; 0 where there is no category.
+    Only objects to which a sentence of the split refers are counted. A row without a category has 0.
     """
     found = np.zeros(index.num_rows, np.int32)
     categories = index.category.to_pylist()

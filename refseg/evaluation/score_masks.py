@@ -1,4 +1,4 @@
-"""Pixel counts of masks that were given, as `evaluate.py` makes them of a model's."""
+"""Counts the pixels of masks that another project predicted, into the same table as `evaluate.py` for a model."""
 
 import logging
 from collections import Counter
@@ -26,22 +26,22 @@ from refseg.wording import counted
 logger = logging.getLogger(__name__)
 
 NUM_NAMED = 10
-"""Keys a message names before it only counts them."""
+"""Number of keys that a message lists; further ones are only counted."""
 
 
 def score_predictions(options: ScoreOptions) -> Results:
-    """Score the masks of another project; with `options.out`, keep rows and scores in `evaluation` in it.
+    """Score the masks of another project; with `options.out`, keep rows and scores in its folder `evaluation`.
 
     Raises:
-        UsageError: If there is nothing at the masks' path, masks are to be kept and nothing says where, the dataset has
-            no such split, or a protocol is not known.
-        PredictionError: If masks cannot be read, are missing, or are not of the image's size.
+        UsageError: If the masks' path does not exist, masks are to be kept without an output folder, the dataset does
+            not have the split, or a protocol is unknown.
+        PredictionError: If masks cannot be read, are missing, or do not have the image's size.
         DatasetError: If the dataset is unusable.
     """
     if not options.predictions.exists():
         raise UsageError(f"{options.predictions}: no such file or folder; expected predicted masks")
     if options.save_predictions and options.out is None:
-        raise UsageError("--save-predictions: found no --out, which names the folder to keep them in")
+        raise UsageError("--save-predictions: found no --out, expected it: it names the folder in which masks are kept")
     protocols = find_protocols(options.protocol)
     index = ManifestIndex.open(options.data, [options.split])
     predictions = read_predictions(options.predictions, protocols, options.split, options.png_rule)
@@ -65,21 +65,21 @@ def score_masks(
 ) -> pa.Table:
     """Compare masks with the targets of every sentence of a split, by the rules of each protocol.
 
-    Masks are of the image's size, or of the protocol's where that is another: then they are compared as they are,
-    otherwise brought there by nearest pixels. What a mask says about thresholds is its maker's affair.
+    A mask must have the image's size or the protocol's. One of the protocol's size is compared unchanged, others are
+    resized to it by nearest pixels. No threshold is applied: the other project has already made binary masks. Masks
+    of sentences that are not in the split are left out and named in a note.
 
     Args:
-        index: One split.
-        predictions: What `read_predictions` read for these protocols.
-        protocols: How they are compared; the headline's first.
+        index: Index of one split.
+        predictions: Masks that `read_predictions` read for these protocols.
+        protocols: Protocols by which masks are compared, that of the headline first.
         save_predictions: Keep the masks with the rows, each at its protocol's size.
 
     Returns:
         Rows as `evaluate_model` returns them, with the predictions' notes.
 
     Raises:
-        PredictionError: If a sentence has no mask, or one of another size; both are named. Masks of sentences that the
-            split does not have are left out and named in a note.
+        PredictionError: If a sentence has no mask, or a mask of another size; the message names the sentence.
     """
     num_sentences = np.diff(index.sentence_start)
     row = np.repeat(np.arange(index.num_rows), num_sentences)
@@ -115,21 +115,21 @@ def score_masks(
 
 
 def _check_keys(index: ManifestIndex, keys: Sequence[Key], masks: Mapping[Key, GivenMask]) -> tuple[str, ...]:
-    """Name the sentences without a mask, which is an error, and the masks without a sentence, which is a note."""
+    """Refuse sentences without a mask, and return a note about masks without a sentence."""
     where = f"{index.folder} {'+'.join(index.splits)}"
     if len(known := set(keys)) < len(keys):
         twice = next(key for key, number in Counter(keys).items() if number > 1)
         raise PredictionError(
-            f"{where}: {twice} is there more than once, so that a mask of it is of none; score the members of a mix "
-            "one by one"
+            f"{where}: {twice} occurs more than once, so that its mask is ambiguous; score the members of a mix "
+            "separately"
         )
     if missing := [key for key in keys if key not in masks]:
         raise PredictionError(
             f"{where}: {len(missing):,} of {counted(len(keys), 'sentence')} without a mask: {_name(missing)}; "
-            "predict all, with an empty mask where the model finds nothing"
+            "predict all sentences, with an empty mask if the model finds nothing"
         )
     extra = sorted(set(masks) - known)
-    return (f"{counted(len(extra), 'mask')} of no sentence of the split left out: {_name(extra)}",) if extra else ()
+    return (f"{counted(len(extra), 'mask')} without a sentence in the split left out: {_name(extra)}",) if extra else ()
 
 
 def _name(keys: Sequence[Key]) -> str:
@@ -140,14 +140,14 @@ def _name(keys: Sequence[Key]) -> str:
 def _count(
     ground_truth: GroundTruth, protocol: Protocol, row: int, sentence: int, key: Key, given: GivenMask
 ) -> tuple[int, int, int]:
-    """Intersection, predicted area, target area, in pixels."""
+    """Count intersection, predicted area and target area in pixels."""
     original_size = ground_truth.index.size(row)
     size = protocol.compared_size(original_size)
     if given.size not in (size, original_size):
         expected = " or ".join(f"{h} x {w}" for h, w in dict.fromkeys((original_size, size)))
         raise PredictionError(
             f"{key}: found a mask of {given.size[0]} x {given.size[1]} pixels (height x width), expected {expected}; "
-            "bring masks to the image's own size"
+            "resize masks to the image's own size"
         )
     if size == original_size and (runs := ground_truth.dataset_runs(protocol, row, sentence)) is not None:
         return count_shared(runs, given.counts), count_ones(given.counts), count_ones(runs)
@@ -158,5 +158,5 @@ def _count(
 
 
 def _draw(given: GivenMask, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """The mask at `(height, width)`, which is its own size or what it is brought to."""
+    """Draw the mask at `(height, width)`; a mask of another size is resized by nearest pixels."""
     return draw_runs(given.counts, size) if given.size == size else stretch(given.counts, given.size, size) > 0

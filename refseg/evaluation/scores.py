@@ -1,4 +1,4 @@
-"""From evaluation rows to scores that carry their rules."""
+"""Computes all scores of a protocol from evaluation rows, together with the rules that must be shown with them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,14 +27,14 @@ class Scores:
     """Scores of one split under one protocol, as fractions (0 to 1), with everything needed to compare them.
 
     Attributes:
-        values: By the names of the literature: oIoU, mIoU, Pr@0.5, ...
-        protocol: The rules.
-        num_sentences: Rows scored.
-        num_refs: Refs they belong to.
-        num_images: Images they speak of.
-        num_no_target: Sentences that name nothing in their image.
-        num_said: Sentences of which the model says by an output of its own whether they name nothing.
-        facts: What the rows were made with.
+        values: Scores by their names in the literature: oIoU, mIoU, Pr@0.5, ...
+        protocol: Protocol of the scores.
+        num_sentences: Number of scored sentences (rows).
+        num_refs: Number of refs of these sentences.
+        num_images: Number of images of these sentences.
+        num_no_target: Number of sentences that refer to nothing in their image.
+        num_own_output: Number of sentences for which the model has an output of its own for "no target".
+        facts: Facts that apply to all rows.
     """
 
     values: dict[str, float]
@@ -43,30 +43,30 @@ class Scores:
     num_refs: int
     num_images: int
     num_no_target: int
-    num_said: int
+    num_own_output: int
     facts: RowFacts
 
     @property
     def overall_iou(self) -> float:
-        """The oIoU (others write cIoU): sum of intersections over sum of unions."""
+        """The oIoU, called cIoU in some papers: sum of intersections over sum of unions."""
         return self.values["oIoU"]
 
     @property
     def mean_iou(self) -> float:
-        """The mIoU (LISA writes gIoU): mean IoU over sentences."""
+        """The mIoU, called gIoU by LISA: mean IoU over sentences."""
         return self.values["mIoU"]
 
     @property
     def precision(self) -> dict[float, float]:
-        """Pr@X by X."""
+        """Pr@X for each threshold X."""
         return {threshold: self.values[f"Pr@{threshold:g}"] for threshold in self.protocol.precision_thresholds}
 
     def by_name(self) -> dict[str, float]:
-        """The scores under the names of the literature."""
+        """Return the scores by their names in the literature."""
         return dict(self.values)
 
     def rules(self) -> list[str]:
-        """The lines that stand beside every score, one rule each."""
+        """Return the rules as lines of text, which are shown with every score."""
         facts = self.facts
         lines = self.protocol.rules(facts.mask_rule, given_masks=facts.given_masks)
         lines.append("oIoU: sum of intersections over sum of unions, in pixels; mIoU: mean IoU of the sentences")
@@ -75,17 +75,17 @@ class Scores:
             f"{counted(self.num_images, 'image')}, "
             f"{self.num_no_target:,} without a target"
         )
-        if _speaks_of_none(self.protocol, self.num_no_target):
-            says = "the model's own output" if self.num_said else "an empty mask"
-            if 0 < self.num_said < self.num_sentences:
-                says += f" where there is one ({counted(self.num_said, 'sentence')}), else by an empty mask"
+        if _has_no_target_scores(self.protocol, self.num_no_target):
+            by = "the model's own output" if self.num_own_output else "an empty mask"
+            if 0 < self.num_own_output < self.num_sentences:
+                by += f" where there is one ({counted(self.num_own_output, 'sentence')}), else by an empty mask"
             lines += [
-                f"no target: {_NO_TARGET[self.protocol.no_target]}; it is predicted by {says}",
-                "gIoU: mean IoU, a no-target sentence is worth 1 if predicted so, else 0; cIoU: a missed one adds its "
-                "predicted pixels to the union (ReLA)",
-                "N-acc, T-acc: share of sentences without, with a target that are predicted so (ReLA); Acc: share "
-                "without a target whose mask is empty (Ref-ZOM)",
-                "rIoU: mean over refs of their IoU, to whose union negative sentences add their predicted pixels "
+                f"no target: {_NO_TARGET[self.protocol.no_target]}; it is predicted by {by}",
+                "gIoU: mean IoU, where a no-target sentence counts 1 if it is recognised, else 0; cIoU: a missed one "
+                "adds its predicted pixels to the union (ReLA)",
+                "N-acc, T-acc: share of sentences without, and with, a target that are predicted as such (ReLA); Acc: "
+                "share of those without a target whose mask is empty (Ref-ZOM)",
+                "rIoU: mean of the IoU of the refs, to whose unions no-target sentences add their predicted pixels "
                 "(RefSegformer)",
             ]
         lines += facts.notes
@@ -97,7 +97,7 @@ class Scores:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Scores, counts and rules as plain JSON values."""
+        """Return scores, counts and rules as plain JSON values."""
         return {
             "protocol": self.protocol.name,
             "scores": self.by_name(),
@@ -118,19 +118,19 @@ _NO_TARGET = {
 
 
 def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
-    """Compute a protocol's scores from evaluation rows.
+    """Compute the scores of a protocol from evaluation rows.
 
     Args:
         table: Rows of one split, as `evaluate_model` returns them.
-        protocol: The rules; the table's masks must have been made by them.
+        protocol: Protocol of the scores; the table must hold pixel counts of it.
 
     Raises:
-        UsageError: If the table is empty, or it has no masks made under that protocol.
+        UsageError: If the table is empty or does not hold pixel counts of the protocol.
     """
     facts = RowFacts.of(table)
     if protocol not in facts.protocols:
         names = ", ".join(found.name for found in facts.protocols)
-        changed = " by other rules than today's" if protocol.name in {found.name for found in facts.protocols} else ""
+        changed = " with rules of another release" if protocol.name in {found.name for found in facts.protocols} else ""
         raise UsageError(
             f"the rows hold masks of protocol {names}{changed}, expected {protocol.name}; evaluate again under it"
         )
@@ -143,13 +143,13 @@ def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
         num_refs=len(table.select(["split", "ref_id"]).group_by(["split", "ref_id"]).aggregate([])),
         num_images=len(table.column("image_id").unique()),
         num_no_target=int(np.count_nonzero(table.column("no_target").to_numpy())),
-        num_said=len(table) - table.column("predicted_none").null_count,
+        num_own_output=len(table) - table.column("predicted_none").null_count,
         facts=facts,
     )
 
 
 def ratios(table: pa.Table, protocol: Protocol) -> dict[str, Ratio]:
-    """Every score of a protocol as a ratio of sums over the rows, under the names of the literature."""
+    """Return every score of a protocol as a ratio of sums over the rows, by its name in the literature."""
     answers = _answers(table, protocol)
     intersection, union, ious = answers.intersection, answers.union, answers.ious
     counted = np.ones(len(table), np.bool_)
@@ -165,7 +165,7 @@ def ratios(table: pa.Table, protocol: Protocol) -> dict[str, Ratio]:
         "mIoU": mean_iou(ious, counted),
         **{f"Pr@{x:g}": precision_at(ious, counted, x, strict=strict) for x in protocol.precision_thresholds},
     }
-    if _speaks_of_none(protocol, int(np.count_nonzero(answers.no_target))):
+    if _has_no_target_scores(protocol, int(np.count_nonzero(answers.no_target))):
         found |= {
             "gIoU": generalised_iou(answers),
             "cIoU": cumulative_iou(answers),
@@ -178,7 +178,7 @@ def ratios(table: pa.Table, protocol: Protocol) -> dict[str, Ratio]:
 
 
 def row_ious(table: pa.Table, protocol: Protocol) -> Ious:
-    """IoU of each row under the protocol's rule for empty masks, shape (N,)."""
+    """Return the IoU of each row under the protocol's rule for empty masks, shape (N,)."""
     return sentence_ious(
         counts(table, protocol, "intersection"),
         counts(table, protocol, "union"),
@@ -187,15 +187,15 @@ def row_ious(table: pa.Table, protocol: Protocol) -> Ious:
     )
 
 
-def _speaks_of_none(protocol: Protocol, num_no_target: int) -> bool:
-    """Whether scores about no-target sentences are shown: where there are any, or the protocol is made for such."""
+def _has_no_target_scores(protocol: Protocol, num_no_target: int) -> bool:
+    """Return True if there are no-target sentences, or if the protocol is made for them."""
     return num_no_target > 0 or protocol.no_target == "own output"
 
 
 def _answers(table: pa.Table, protocol: Protocol) -> Answers:
     predicted_area = counts(table, protocol, "predicted_area")
-    said = table.column("predicted_none").to_numpy(zero_copy_only=False)
-    is_said = table.column("predicted_none").is_valid().to_numpy(zero_copy_only=False)
+    own_output = table.column("predicted_none").to_numpy(zero_copy_only=False)
+    has_output = table.column("predicted_none").is_valid().to_numpy(zero_copy_only=False)
     return Answers(
         intersection=counts(table, protocol, "intersection"),
         union=counts(table, protocol, "union"),
@@ -203,13 +203,13 @@ def _answers(table: pa.Table, protocol: Protocol) -> Answers:
         target_area=counts(table, protocol, "target_area"),
         ious=row_ious(table, protocol),
         no_target=table.column("no_target").to_numpy(zero_copy_only=False),
-        predicted_none=np.where(is_said, said.astype(np.bool_), predicted_area == 0),
+        predicted_none=np.where(has_output, own_output.astype(np.bool_), predicted_area == 0),
         ref=_ref_numbers(table),
     )
 
 
 def _ref_numbers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A number per ref: its id, told apart by split."""
+    """Return a number for each row that is the same for all rows of a ref; refs of different splits differ."""
     splits = table.column("split").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     pairs = np.stack([splits.astype(np.int64), table.column("ref_id").to_numpy()], axis=1)
     _, numbers = np.unique(pairs, axis=0, return_inverse=True)

@@ -76,9 +76,9 @@ def test_only_what_was_scored_alike_is_compared_and_all_else_is_named(caplog: py
     reasons = (
         "toy/refseg val under original: new is not compared: new has no scores of toy/refseg val (it has toy/refseg "
         "testA under original, toy/refseg testB under original)",
-        "toy/refseg testB under lavt: new is not compared: new has toy/refseg testB under original alone",
+        "toy/refseg testB under lavt: new is not compared: new has toy/refseg testB only under original",
         "toy/refseg testB under original: new has scores, old has none",
-        "new toy/refseg val: a shuffled control, which is no score",
+        "new toy/refseg val: a shuffled control, which is not a score of the model",
     )
     for reason in reasons:
         assert f"- {reason}\n" in report.markdown
@@ -97,7 +97,7 @@ def few(better: int, number: int) -> Results:
     [
         (lambda: results(3, split="testA"), "third has no scores of toy/refseg val (it has toy/refseg testA under"),
         (lambda: results(3, dataset="toy/other"), "third has no scores of toy/refseg val (it has toy/other val under"),
-        (lambda: results(3, protocol=LAVT), "third has toy/refseg val under lavt alone"),
+        (lambda: results(3, protocol=LAVT), "third has toy/refseg val only under lavt"),
         (
             lambda: results(3, protocol=replace(ORIGINAL, threshold=0.35, precision_comparison=">=")),
             "third was scored by other rules of original: threshold 0.35 instead of 0.5, precision_comparison >= "
@@ -108,7 +108,7 @@ def few(better: int, number: int) -> Results:
             "old was scored on the build bbbbbbbbbbbb (mask rule union, 20 sentences), third on cccccccccccc (mask "
             "rule legacy, 20 sentences); evaluate both on one build",
         ),
-        (lambda: few(3, 15), "the sentences are not the same: 20 of old, 15 of third"),
+        (lambda: few(3, 15), "the sentences differ: 20 of old, 15 of third"),
         (lambda: results(3, sentence_order="shuffled"), "third has no scores of toy/refseg val (it has none)"),
     ],
     ids=["split", "dataset", "protocol", "rules", "build", "sentences", "control"],
@@ -146,8 +146,8 @@ def test_scores_of_one_split_that_are_there_twice_are_compared_once_if_they_are_
     with pytest.raises(UsageError) as caught:
         build(old=[alone], new=[stale, again])
     assert (
-        "new has other scores of toy/refseg val under original in scores-toy.refseg-val.json (step 9 of run/step-1) "
-        "than in scores-toy.refseg-val-original+cris.json (step 1,200 of run/step-1); remove the one that is not meant"
+        "has different scores of toy/refseg val under original in scores-toy.refseg-val.json (step 9 of run/step-1) "
+        "and in scores-toy.refseg-val-original+cris.json (step 1,200 of run/step-1), expected one set of scores; "
     ) in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_rules_that_differ_are_both_said_and_leaks_stand_in_red() -> None:
     report = build(old=[results(0)], new=[results(1, given_masks=True)], leaky=[leaky])
 
     assert "binary masks as given" in report.markdown
-    assert "a pixel is object where probability > 0.5" in report.markdown
+    assert "a pixel belongs to the object if its probability > 0.5" in report.markdown
     assert report.markdown.count("Pr@X: share of sentences") == 2
     assert '<p class="leak" role="note">leaky: LEAKS ALLOWED' in report.html
     assert "- **leaky: LEAKS ALLOWED" in report.markdown

@@ -168,7 +168,7 @@ def test_parts_are_written_seconds_apart_and_removed_together(
 def test_a_disk_that_refuses_ends_the_pass(write_stripes: Write, colour_model: Any, tmp_path: Path) -> None:
     (tmp_path / ".parts").write_text("a file where the folder should be")
 
-    with pytest.raises(TrainingError, match=r"\.parquet: cannot be written .* the same command goes on"):
+    with pytest.raises(TrainingError, match=r"\.parquet: cannot be written .* run the same command again to resume"):
         evaluate(write_stripes(PICTURE), colour_model, each_batch(tmp_path))
 
 
@@ -224,5 +224,5 @@ def test_one_process_is_killed_and_two_go_on(toy_run: Path, tmp_path: Path) -> N
     whole, rows = pq.read_table(tmp_path / "whole" / name), pq.read_table(tmp_path / "broken" / name)
     assert rows.equals(whole, check_metadata=True)
     assert 0 < num_kept < len(rows)
-    assert f"going on: {num_kept} of {len(rows)} sentences were counted" in done.stderr
+    assert f"resuming: {num_kept} of {len(rows)} sentences are done" in done.stderr
     assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [name, "scores-toy.refseg-train.json"]

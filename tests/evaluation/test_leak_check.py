@@ -75,9 +75,9 @@ def test_another_datasets_split_is_compared_by_the_ids_of_coco(ten: str, twenty:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"root": ""}, "a published model names no folder"),
-        ({"root": "nowhere"}, "nowhere is not at hand"),
-        ({"dataset_digest": "f" * 64}, "holds another dataset now"),
+        ({"root": ""}, "a published model does not name the folder"),
+        ({"root": "nowhere"}, "nowhere is not available"),
+        ({"dataset_digest": "f" * 64}, "now holds another dataset"),
     ],
 )
 def test_what_could_not_be_compared_is_said(ten: str, twenty: str, changes: dict[str, object], says: str) -> None:
@@ -95,7 +95,7 @@ def test_a_split_of_the_same_name_is_refused_where_the_images_cannot_be_compared
     check = check_leaks([trained_on(twenty, root="nowhere")], ManifestIndex.open(ten, ["train"]))
 
     assert check.num_shared == check.num_images == 6
-    with pytest.raises(UsageError, match=r"toy/refseg train is what was trained on, by its name; not compared"):
+    with pytest.raises(UsageError, match=r"toy/refseg train is the training set by its name; not compared"):
         refuse_leaks(check, where="here")
 
 
@@ -113,5 +113,7 @@ def test_what_a_mix_said_of_itself_counts_when_its_images_are_not_at_hand(ten: s
     check = check_leaks([trained], ManifestIndex.open(ten, ["val"]))
 
     assert check == LeakCheck(
-        num_shared=2, num_images=2, says="as mix/all said when it was mixed (a published model names no folder)"
+        num_shared=2,
+        num_images=2,
+        says="as mix/all recorded when it was mixed (a published model does not name the folder of its training data)",
     )

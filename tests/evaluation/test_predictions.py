@@ -292,8 +292,8 @@ def test_a_rule_for_pngs_is_followed_and_noted(masks: dict[Key, np.ndarray], tmp
 
     (mask,) = predictions.masks[0].values()
     assert draw_runs(mask.counts, mask.size).tolist() == [[False, False, True, True]]
-    assert predictions.notes == (f"{tmp_path}: masks were read with other rules than the default: object >= 128",)
-    with pytest.raises(UsageError, match="is not a folder of PNGs, of which alone"):
+    assert predictions.notes == (f"{tmp_path}: masks were not read by the default rule, but by: object >= 128",)
+    with pytest.raises(UsageError, match="is not a folder of PNGs, to which alone"):
         read_predictions(tmp_path / "masks.json", [ORIGINAL], "val", PngRule(threshold=128))
 
 
@@ -309,9 +309,9 @@ def test_what_else_lies_in_a_folder_and_objects_of_several_values_are_noted(tmp_
     predictions = read_predictions(tmp_path, [ORIGINAL, LAVT], "val")
 
     assert predictions.notes == (
-        f"{tmp_path}: what is no .png was left out: .DS_Store, 1_9.jpg, notes.txt, testA/",
-        f"{tmp_path}: the object's value is not the same in all pictures, each was taken as object: 1 in 2, 255 in 1, "
-        "65535 in 1",
+        f"{tmp_path}: files other than .png were left out: .DS_Store, 1_9.jpg, notes.txt, testA/",
+        f"{tmp_path}: the object's value differs between pictures; each of these values was read as the object: "
+        "1 in 2, 255 in 1, 65535 in 1",
     )
     expected = [np.zeros((4, 4), bool)] + 4 * [np.eye(4, dtype=bool)]
     for mask, wanted in zip(predictions.masks[0].values(), expected, strict=True):
@@ -330,7 +330,7 @@ def test_missing_masks_are_named_and_extra_ones_warned_of(
 
     with caplog.at_level(logging.WARNING):
         more = score_masks(index, given({**masks, Key(7, 8): masks[Key(10, 1000)]}), [ORIGINAL])
-    said = "1 mask of no sentence of the split left out: ref 7 sentence 8"
+    said = "1 mask without a sentence in the split left out: ref 7 sentence 8"
     assert said in caplog.text
     assert said in score(more).rules()
     assert more.equals(score_masks(index, given(masks), [ORIGINAL]))
@@ -352,7 +352,7 @@ def test_a_sentence_that_is_there_twice_is_scored_by_no_mask(write_stripes: Call
     object.__setattr__(index, "ref_id", np.full_like(index.ref_id, 10))
     object.__setattr__(index, "sent_id", np.full_like(index.sent_id, 1000))
 
-    with pytest.raises(PredictionError, match=r"ref 10 sentence 1000 is there more than once, .* score the members"):
+    with pytest.raises(PredictionError, match=r"ref 10 sentence 1000 occurs more than once, .* score the members"):
         score_masks(index, given({Key(10, 1000): np.zeros(SIZE, bool)}), [ORIGINAL])
 
 

@@ -193,7 +193,9 @@ def test_results_without_their_rows_are_refused(results: Results, tmp_path: Path
         load_results(tmp_path)
     rows = save_results(tmp_path, results)
     pq.write_table(results.rows.slice(1), rows)
-    with pytest.raises(ResultsError, match=r"cannot be read .*rows-toy\.refseg-val\.parquet is not the file that was"):
+    with pytest.raises(
+        ResultsError, match=r"cannot be read .*rows-toy\.refseg-val\.parquet was changed after it was written"
+    ):
         load_results(tmp_path)
     with pytest.raises(ResultsError, match=r"found no scores-\*\.json"):
         load_results(tmp_path / "elsewhere")
@@ -230,7 +232,7 @@ def test_facts_of_another_writer_are_refused_where_their_file_is_known(
 ) -> None:
     save_by_another_writer(tmp_path, results, results.rows.replace_schema_metadata({"refseg": facts}))
     with pytest.raises(
-        ResultsError, match=r"-val\.json: cannot be read .*the facts of the rows' evaluation are not those"
+        ResultsError, match=r"-val\.json: cannot be read .*the facts of the rows' evaluation do not fit"
     ):
         load_results(tmp_path)
 
@@ -315,9 +317,9 @@ def test_leaks_that_were_allowed_stand_beside_the_scores_in_red(results: Results
     leaky = build([replace(results, origin=changed(results, **facts))])
 
     warning = (
-        "LEAKS ALLOWED: mix/all was mixed with training images that members evaluate on; images of toy/refseg val "
-        "trained on: 3 by way of refcoco/unc; in all, refcoco/unc has 3 training images in toy/refseg val, 1 in "
-        "toy/refseg testA; refcocog/umd has 1 training image in toy/refseg testA"
+        "LEAKS ALLOWED: mix/all was mixed with training images that are in evaluation splits of its members; "
+        "images of toy/refseg val trained on: 3 by way of refcoco/unc; in all, refcoco/unc has 3 training images in "
+        "toy/refseg val, 1 in toy/refseg testA; refcocog/umd has 1 training image in toy/refseg testA"
     )
     assert f'<p class="leak" role="note">{warning}</p>' in leaky.html
     assert "color: var(--danger)" in leaky.html
@@ -370,4 +372,4 @@ def test_an_example_whose_picture_cannot_be_read_is_named_and_shown_without_it(
     page = build([results], index).html
 
     assert page.count('<figure class="example"') == 9
-    assert "val-00000.tar: image 1: cannot be decoded: this example is shown without its picture" in caplog.text
+    assert "val-00000.tar: image 1: cannot be decoded: the example is shown without its picture" in caplog.text

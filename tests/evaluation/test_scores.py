@@ -59,7 +59,7 @@ def test_every_rule_that_moves_a_score_is_said() -> None:
         CRIS: ("original size", "bicubic", "corners aligned", "probability > 0.35", "union", "IoU > X", "1e-06"),
         LAVT: ("480 x 480", "corners aligned", "logit > 0", "exactly one part", "nearest", "IoU >= X", "empty: IoU 0"),
         LISA: ("original size", "of logits", "logit > 0", "overlaps are holes", "both empty: IoU 1", "1e-05", "gIoU"),
-        RELA: ("480 x 480", "stretched to that size", "IoU >= X", "an empty mask", "N-acc", "rIoU", "crowds left out"),
+        RELA: ("480 x 480", "stretched to that size", "IoU >= X", "an empty mask", "N-acc", "rIoU", "without crowds"),
     }
     assert set(said) == set(PROTOCOLS.values())
     for protocol, parts in said.items():
@@ -79,7 +79,7 @@ def test_masks_that_were_given_have_no_threshold_among_their_rules() -> None:
     table = make_rows({"intersection": 1, "union": 2}, protocol=LAVT, given_masks=True)
     rules = "\n".join(score(table, LAVT).rules())
 
-    assert "binary masks as given, brought to 480 x 480 pixels by nearest pixels" in rules
+    assert "binary masks as given, resized to 480 x 480 pixels by nearest pixels" in rules
     assert "logit" not in rules
 
 
@@ -102,7 +102,7 @@ def test_facts_survive_parquet(tmp_path: Path, protocol: Protocol) -> None:
 def test_masks_made_under_other_rules_are_not_scored() -> None:
     other = replace(ORIGINAL, threshold=0.35)
 
-    with pytest.raises(UsageError, match="of protocol original by other rules than today's, expected original"):
+    with pytest.raises(UsageError, match="of protocol original with rules of another release, expected original"):
         score(rows((1, 2), protocol=other))
     assert score(rows((1, 2), protocol=other), other).num_sentences == 1
     reworded = replace(ORIGINAL, note="said in other words")
@@ -114,7 +114,7 @@ def test_masks_made_under_other_rules_are_not_scored() -> None:
 def test_a_table_without_facts_or_rows_is_refused() -> None:
     with pytest.raises(UsageError, match="have lost the facts of their evaluation"):
         score(rows((1, 2)).replace_schema_metadata(None))
-    with pytest.raises(UsageError, match="by an earlier release"):
+    with pytest.raises(UsageError, match="an earlier release wrote"):
         score(rows((1, 2)).replace_schema_metadata({"refseg": '{"protocol": {}}'}))
     with pytest.raises(UsageError, match="no evaluation rows"):
         score(rows())
