@@ -1,15 +1,16 @@
-"""Building shards beside other ways to store the same: seconds of one core, bytes on disk, ratios.
+"""Compares building shards with other ways to store the same data: seconds of one core, bytes on disk, ratios.
 
     python benchmarks/build.py [--images 2000] [--shared FOLDER] [--rounds 3]
 
-The corpus repeats real COCO pictures with their annotations and RefCOCO's sentences in RefCOCO's proportions, where
-FOLDER (default: shared/data beside the sources, or REFSEG_SHARED_DATA) has them, else the bundled sample's. Every way
-starts at the same annotation files and JPEGs and is timed whole, from reading the annotations to the last byte:
+The corpus repeats real COCO pictures with their annotations and RefCOCO's sentences, in RefCOCO's proportions. They are
+taken from FOLDER (default: shared/data beside the sources, or REFSEG_SHARED_DATA), or else from the bundled sample.
+Every method starts from the same annotation files and JPEGs. Its time includes all steps from reading the annotations
+to writing the last byte:
 
-- `cp`, `tar cf`: of the JPEGs alone; no way to store them can be much faster.
-- refseg: `build_dataset` with one worker; images decoded, or only their headers read.
-- webdataset: `ShardWriter`, a sample an image: JPEG, a PNG mask for each ref, and JSON with sentences and open_clip's
-  tokens.
+- `cp`, `tar cf`: copy only the JPEGs, which gives a lower limit for the time.
+- refseg: `build_dataset` with one worker; images are decoded, or only their headers are read.
+- webdataset: `ShardWriter` with one sample per image: JPEG, a PNG mask for each ref, and JSON with sentences and
+  open_clip's tokens.
 - LMDB, as CRIS's repository makes it: an entry for each ref, with the JPEG, a PNG mask and the sentences.
 """
 
@@ -42,7 +43,7 @@ BLOCK = 512
 
 
 class Corpus:
-    """The files on disk that every way starts from."""
+    """The files on disk from which every method starts."""
 
     def __init__(self, root: Path, images: Path) -> None:
         self.root, self.images = root, images
@@ -50,7 +51,7 @@ class Corpus:
         self.jpeg_bytes = sum(path.stat().st_size for path in self.paths)
 
     def read(self) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]]:
-        """Image records, each with its refs and their annotations."""
+        """Yield the image records, each with its refs and their annotations."""
         instances = json.loads((self.root / "toy" / "instances.json").read_text(encoding="utf-8"))
         annotations = {record["id"]: record for record in instances["annotations"]}
         refs = defaultdict(list)
@@ -131,7 +132,7 @@ def decode_all(corpus: Corpus) -> None:
 
 
 def bytes_per_sentence(corpus: Corpus) -> int:
-    """Bytes of a tar with a sample for each sentence: JPEG, PNG mask, text."""
+    """Compute the bytes of a tar with one sample for each sentence: JPEG, PNG mask and text."""
     padded = 0
     for image, refs in corpus.read():
         jpeg = (corpus.images / image["file_name"]).stat().st_size
@@ -142,7 +143,7 @@ def bytes_per_sentence(corpus: Corpus) -> int:
 
 
 def measure(work: Callable[[Path], object], folder: Path) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds of this process and its children, and bytes written."""
+    """Measure elapsed seconds, CPU seconds of this process and its children, and bytes written."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     before, start = os.times(), time.perf_counter()
@@ -172,10 +173,12 @@ def time_tokenizers(sentences: list[str], reference: open_clip.SimpleTokenizer, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="pictures in the corpus")
+    parser.add_argument("--images", type=int, default=2000, help="number of pictures in the corpus")
     parser.add_argument("--shared", type=Path, help="folder of real data")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="folder for the corpus and what is built; needs 6 times its bytes")
+    parser.add_argument("--rounds", type=int, default=3, help="number of interleaved rounds; the median is printed")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the corpus and the builds; needs 6 times the corpus's size"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         run(args, Path(folder))
@@ -201,7 +204,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
         "LMDB, CRIS's way": lambda out: run_lmdb(corpus, out),
     }
     found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
-    for _ in range(args.rounds):  # interleaved: a noisy machine is noisy for all
+    for _ in range(args.rounds):  # rounds are interleaved, so that other load on the machine affects all methods
         for name, case in cases.items():
             found[name].append(measure(case, work / "out"))
     wall, cpu, written = (

@@ -1,7 +1,7 @@
-"""Annotations of any size in REFER's layout: the records of a few pictures again and again, with new ids.
+"""Writes annotations of any size in REFER's layout, by repeating the records of a few pictures with new ids.
 
-As RefCOCO has it: 50,000 refs and 142,210 sentences on 19,994 images, all annotations of an image in
-`instances.json`, not only those referred to.
+The proportions are those of RefCOCO: 50,000 refs and 142,210 sentences on 19,994 images. `instances.json` holds all
+annotations of an image, not only those that are referred to.
 """
 
 import json
@@ -17,24 +17,25 @@ from pipelines.sources.refer import load_plain_pickle
 from pipelines.toy import draw_toy
 
 IMAGES, REFS, SENTENCES = 19_994, 50_000, 142_210
-"""RefCOCO's."""
+"""Numbers of images, refs and sentences of RefCOCO."""
 DATASET = "toy/refseg"
-"""The dataset the corpus is written as: one whose counts nobody published."""
+"""Dataset id of the corpus, for which there are no published counts."""
 
-_SPLITS = {0: "val", 1: "testA", 2: "testB"}  # of 20 images one each; the others are train
+_SPLITS = {0: "val", 1: "testA", 2: "testB"}  # one of 20 images each; all others are train
 _ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What a corpus repeats.
+    """The pictures and sentences that a corpus repeats.
 
     Attributes:
-        name: In words.
-        pictures: File, COCO's image record and all its annotations, those worth a sentence first.
-        num_objects: By picture, how many of its annotations are worth a sentence.
-        sentences: Of these or other pictures, for their lengths.
-        categories: COCO's.
+        name: Description in words.
+        pictures: File, COCO's image record and all annotations of each picture; those large enough for a sentence come
+            first.
+        num_objects: Number of annotations that are large enough for a sentence, by picture.
+        sentences: Sentences of these or other pictures; only their lengths matter.
+        categories: COCO's category records.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Material:
 
 
 def find_material(shared: Path | None, *, toy: bool = False) -> Material:
-    """Real pictures where `shared` (or REFSEG_SHARED_DATA) has them, else the bundled sample's; or toy scenes."""
+    """Return real pictures from `shared` (or REFSEG_SHARED_DATA), or else the bundled sample; or drawn toy scenes."""
     shared = shared or Path(os.environ.get("REFSEG_SHARED_DATA", _ROOT / "shared" / "data"))
     if toy:
         with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +78,7 @@ def _join(name: str, instances: dict[str, Any], images: Path, sentences: list[st
     pictures, num_objects = [], []
     for image in instances["images"]:
         annotations = sorted(by_image[image["id"]], key=lambda found: (found["iscrowd"], -found["area"]))
-        # RefCOCO's objects cover 5 % of their image or more.
+        # RefCOCO's objects cover at least 5 % of their image.
         large = [a for a in annotations if not a["iscrowd"] and a["area"] >= 0.05 * image["height"] * image["width"]]
         single = [a for a in annotations if not a["iscrowd"]]
         if single:
@@ -93,7 +94,7 @@ def _join(name: str, instances: dict[str, Any], images: Path, sentences: list[st
 
 
 def copy_images(material: Material, root: Path, num_images: int) -> Path:
-    """Copy the pictures of a corpus to `images/train2014`; returns that folder."""
+    """Copy the pictures of a corpus to `images/train2014`, and return that folder."""
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     for number in range(num_images):
@@ -102,7 +103,7 @@ def copy_images(material: Material, root: Path, num_images: int) -> Path:
 
 
 def name_images(root: Path, num_images: int) -> None:
-    """Empty files with the names of a corpus's images: enough to plan with."""
+    """Make empty files with the names of a corpus's images, which are sufficient for planning."""
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     for number in range(num_images):
@@ -110,10 +111,10 @@ def name_images(root: Path, num_images: int) -> None:
 
 
 def write_annotations(material: Material, root: Path, num_images: int) -> tuple[int, int]:
-    """Write `toy/instances.json` and `toy/refs(refseg).json`, image by image: memory does not grow with them.
+    """Write `toy/instances.json` and `toy/refs(refseg).json` image by image, so that memory does not grow.
 
     Returns:
-        Numbers of refs and sentences: in RefCOCO's proportions, so RefCOCO's own at its number of images.
+        Numbers of refs and sentences in RefCOCO's proportions; at RefCOCO's number of images they are RefCOCO's own.
     """
     folder = root / "toy"
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def _write_refs(file: TextIO, material: Material, num_images: int) -> tuple[int,
             first = sent_id
             sent_id = (ref_id + 1) * SENTENCES // REFS
             said = ", ".join(f'{{"sent_id": {i}, {sentences[i % len(sentences)]}' for i in range(first, sent_id))
-            # Another object with each repeat of the picture.
+            # Each repetition of a picture refers to other objects of it.
             ann_id = num_anns + 1 + (repeat + ref_id) % material.num_objects[picture]
             category_id = material.pictures[picture][2][ann_id - num_anns - 1]["category_id"]
             file.write(
@@ -172,7 +173,7 @@ def _write_refs(file: TextIO, material: Material, num_images: int) -> tuple[int,
 
 
 def _static(record: dict[str, Any], *ids: str) -> str:
-    """A record's JSON without its ids and without the bracket they go behind."""
+    """Return a record's JSON without its ids and without the opening bracket, after which new ids are written."""
     return json.dumps({name: value for name, value in record.items() if name not in ids})[1:]
 
 

@@ -1,14 +1,16 @@
-"""Scoring: one image for all its sentences beside one for each, and masks that another project predicted.
+"""Measures evaluation with shared and repeated image encoding, and the scoring of masks of another project.
 
     python benchmarks/evaluation.py [--images 8] [--masks 21586] [--shared FOLDER]
 
-The first part runs FCNet-R50 at 480 x 480 on the CPU over pictures with RefCOCO's 7.1 sentences each (see `corpus.py`),
-once as `refseg evaluate` does and once with the image encoded anew for each sentence, and compares their rows under all
-five protocols. Its weights are random, but its last layer is scaled so that masks depend on picture and sentence and
-cover anything from little to most of a picture. In float32 the last bit of a sum depends on how many sentences are
-decoded together, and may turn a pixel that lies on the threshold; in float64, where none lies that close, rows must be
-identical. The second part writes a predicted mask for each of as many sentences as RefCOCO's val and test splits have,
-the target moved by some pixels, and times `refseg score` over them.
+The first part runs FCNet-R50 at 480 x 480 on the CPU over pictures with RefCOCO's 7.1 sentences each (see `corpus.py`).
+It does so once as `refseg evaluate` does, and once with the image encoded again for each sentence. Then it compares the
+rows under all five protocols. The weights are random, but the last layer is scaled so that masks depend on picture and
+sentence, and cover between a small and a large part of a picture. In float32, the last bit of a sum depends on the
+number of sentences that are decoded together, and may change a pixel close to the threshold. In float64 no pixel is
+that close, so rows must be identical.
+
+The second part writes a predicted mask for each of as many sentences as RefCOCO's val and test splits have. A mask is
+the target moved by a few pixels. Then it measures the time of `refseg score` for these masks.
 """
 
 import argparse
@@ -45,7 +47,7 @@ TRAIN_SHARE = 17 / 20
 
 
 class OneByOne(nn.Module):
-    """A model that begins anew with each sentence."""
+    """A model that encodes the image again for each sentence."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -53,15 +55,15 @@ class OneByOne(nn.Module):
         self.image_mean, self.image_std = model.image_mean, model.image_std
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Put it off."""
+        """Return the images unchanged; `decode` encodes them."""
         return images
 
     def encode_text(self, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Put it off."""
+        """Return the token ids and mask unchanged; `decode` encodes them."""
         return token_ids, token_mask
 
     def decode(self, images: Tensor, text: tuple[Tensor, Tensor], image_index: Tensor) -> Tensor:
-        """Do all of it for each sentence."""
+        """Encode the image and the sentence and decode them, separately for each sentence."""
         first = torch.zeros(1, dtype=torch.int64)
         found = []
         for image, token_ids, token_mask in zip(image_index.tolist(), *text, strict=True):
@@ -72,7 +74,7 @@ class OneByOne(nn.Module):
 
 
 class InDouble(nn.Module):
-    """A model of float64 weights, which takes pictures of float32."""
+    """A model with float64 weights that accepts float32 images."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -81,14 +83,14 @@ class InDouble(nn.Module):
         self.encode_text, self.decode = model.encode_text, model.decode
 
     def encode_image(self, images: Tensor) -> Any:
-        """Widen first."""
+        """Convert the images to float64 and encode them."""
         return self.model.encode_image(images.double())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8, help="pictures of the first part; 0: leave it out")
-    parser.add_argument("--masks", type=int, default=21_586, help="masks of the second part; 0: leave it out")
+    parser.add_argument("--images", type=int, default=8, help="number of pictures of the first part; 0: skip it")
+    parser.add_argument("--masks", type=int, default=21_586, help="number of masks of the second part; 0: skip it")
     parser.add_argument("--shared", type=Path, help="folder of real data")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -100,9 +102,10 @@ def main() -> int:
 
 
 def build(root: Path, num_train_images: int, shared: Path | None) -> Path:
-    """A dataset whose train split has about that many images."""
+    """Build a dataset whose train split has about `num_train_images` images."""
     material = find_material(shared)
-    num_images = max(num_train_images + 3, round(num_train_images / TRAIN_SHARE))  # of 20 the first 3 are not train
+    # Of 20 images, the first 3 are not in the train split.
+    num_images = max(num_train_images + 3, round(num_train_images / TRAIN_SHARE))
     write_annotations(material, root, num_images)
     images = copy_images(material, root, num_images)
     build_dataset(BuildOptions(dataset=DATASET, annotations=root, images=images, out=root / "shards", workers=2))
@@ -129,15 +132,15 @@ def compare_encoding(shards: Path) -> None:
     areas = counts(shared, ORIGINAL, "predicted_area") / (shared["height"].to_numpy() * shared["width"].to_numpy())
     print(
         f"{index.num_images} images, {index.num_sentences} sentences, FCNet-R50 at 480 x 480, "
-        f"{torch.get_num_threads()} threads; masks cover {areas.min():.0%} to {areas.max():.0%} of a picture, in the "
-        f"middle {np.median(areas):.0%}"
+        f"{torch.get_num_threads()} threads; masks cover {areas.min():.0%} to {areas.max():.0%} of a picture, the "
+        f"median is {np.median(areas):.0%}"
     )
     for name, taken in seconds.items():
         rate = index.num_sentences / taken
         print(f"  {name:21} {taken:7.1f} s  {rate:6.2f} sentences/s  {of_cpu[name]:7.1f} CPU-seconds")
     for title, above, below, aim in (
-        ("one by one, of shared", "one by one, all five", "shared, all five", "    (aim: 2.5)"),
-        ("all five, of original", "shared, all five", "shared, original", ""),
+        ("one by one / shared  ", "one by one, all five", "shared, all five", "    (aim: 2.5)"),
+        ("all five / original  ", "shared, all five", "shared, original", ""),
     ):
         by_cpu = of_cpu[above] / of_cpu[below]
         print(f"  {title} {seconds[above] / seconds[below]:7.2f}    by CPU-seconds {by_cpu:.2f}{aim}")
@@ -149,7 +152,7 @@ def compare_encoding(shards: Path) -> None:
 
 
 def build_spread_model(index: ManifestIndex) -> Any:
-    """FCNet-R50 with random weights whose logits over the first picture's sentences have mean 0 and deviation 4."""
+    """Build FCNet-R50 with random weights, scaled so that the first picture's logits have mean 0 and deviation 4."""
     torch.manual_seed(0)
     model: Any = build_model(FCNetConfig(image_encoder="clip_resnet50"), input_size=SIZE)
     seen: list[Tensor] = []
@@ -181,7 +184,7 @@ def evaluate(
 
 
 def compare_rows(first: pa.Table, second: pa.Table) -> str:
-    """Say how many rows are the same under all five protocols, and how far apart the others are."""
+    """Describe how many rows are equal under all five protocols, and by how many pixels the others differ."""
     if first.equals(second):
         return f"all {len(first)} identical under all five protocols"
     apart = np.stack(
@@ -191,7 +194,9 @@ def compare_rows(first: pa.Table, second: pa.Table) -> str:
             for name in COUNTED
         ]
     ).max(axis=0)
-    return f"{np.count_nonzero(apart == 0)} of {len(first)} identical, the others at most {apart.max()} pixels apart"
+    return (
+        f"{np.count_nonzero(apart == 0)} of {len(first)} identical, the others differ by at most {apart.max()} pixels"
+    )
 
 
 def time_scoring(shards: Path) -> None:
@@ -210,7 +215,7 @@ def time_scoring(shards: Path) -> None:
     with (folder / "masks.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     pq.write_table(pa.Table.from_pylist(records), folder / "masks.parquet")
-    print(f"{len(records):,} predicted masks of {index.num_images:,} images, `refseg score` with its start")
+    print(f"{len(records):,} predicted masks of {index.num_images:,} images, `refseg score` including its start")
     for name, protocols in (
         ("masks.jsonl", ["original"]),
         ("masks.parquet", ["original"]),

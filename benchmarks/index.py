@@ -1,11 +1,12 @@
-"""Opening a dataset of any size, beginning and resuming an epoch of it: seconds, and memory of each worker.
+"""Measures opening a dataset of any size, and starting and resuming an epoch: seconds, and memory of each worker.
 
     python benchmarks/index.py [--images 2000000] [--shared FOLDER] [--work FOLDER]
 
-Builds one shard of 510 images with RefCOCO's numbers of refs and sentences (see `corpus.py`), then copies its manifest
-again and again and writes the index of as many shards with other ids; all tars are links to that one, so that every
-sample can be read. Each measurement is a process of its own, timed without its imports; batches are of 32 sentences at
-480 x 480 from two workers. 2 million images are 14 million sentences: 1.8 GB of manifests and 3 GB of index.
+It builds one shard of 510 images with RefCOCO's numbers of refs and sentences (see `corpus.py`). Then it copies the
+manifest many times, and writes the index of as many shards with other ids. All tars are links to that of the first
+shard, so that every sample can be read. Each measurement runs in its own process, and its time does not include
+imports. Batches have 32 sentences at 480 x 480 and come from two workers. 2 million images are 14 million sentences:
+1.8 GB of manifests and 3 GB of index.
 """
 
 import argparse
@@ -38,16 +39,16 @@ from refseg.dataset.index_rows import FlatRows, read_flat
 from refseg.reading import Reading, WorkerKind
 from refseg.storage import open_folder
 
-BLOCK_IMAGES = 600  # 17 of 20 are train, and fill a shard
+BLOCK_IMAGES = 600  # 17 of 20 images are in the train split, which fills one shard
 REFCOCO_IMAGES = 19_994
 AIMS = {REFCOCO_IMAGES: "0.3 s to open", 2_000_000: "5 s, 1,500 MB"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2_000_000)
+    parser.add_argument("--images", type=int, default=2_000_000, help="number of images of the large dataset")
     parser.add_argument("--shared", type=Path, help="folder of real data")
-    parser.add_argument("--work", type=Path, help="folder for the datasets, which are used again if they are there")
+    parser.add_argument("--work", type=Path, help="folder for the datasets; existing datasets are used again")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -68,13 +69,13 @@ def main() -> int:
 
 
 def report(folder: Path, aim: str) -> None:
-    """Measure in processes of their own: three times with an empty cache and once more as each left it.
+    """Measure three times with an empty cache, and each time again with the filled cache, in separate processes.
 
-    Before the first of all, manifests and index are on the disk alone.
+    Before the first measurement, manifests and index are dropped from the system's page cache.
     """
     command = [sys.executable, __file__, "--measure", str(folder)]
     first, later = [], []
-    forget(folder)
+    drop_from_page_cache(folder)
     for _ in range(3):
         with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
             env = {**os.environ, "REFSEG_CACHE": cache}
@@ -90,27 +91,27 @@ def report(folder: Path, aim: str) -> None:
 
     one = first[0]
     print(f"{one['images']:,} images, {one['refs']:,} refs, {one['sentences']:,} sentences")
-    print(f"  opened for the first time           {of_first('open')}, {one['peak'] / 1e6:,.0f} MB at most")
+    print(f"  opened for the first time           {of_first('open')}, peak memory {one['peak'] / 1e6:,.0f} MB")
     print(f"  ... of which CPU                    {of_first('cpu')}")
     print(f"  first time, with the first batch    {of_first('first batch')} (aim: {aim})")
     print(f"  opened later                        {median('open'):8.2f} s")
     print(f"  opened later, with the first batch  {median('first batch'):8.2f} s (aim: {aim})")
     print(f"  resumed at 90 %, with a batch       {median('resume'):8.2f} s (aim: 1 s)")
     print(f"  three batches of another epoch      {median('plan') * 1e3:8.2f} ms")
-    print(f"  a worker process more               {median('worker') / 1e6:8.1f} MB (aim: 100 MB)")
+    print(f"  each additional worker process      {median('worker') / 1e6:8.1f} MB (aim: 100 MB)")
     print(f"  an index sent to a process          {median('pickled') / 1e6:8.1f} MB")
 
 
-def forget(folder: Path) -> None:
-    """Let the system drop manifests and index from its memory."""
+def drop_from_page_cache(folder: Path) -> None:
+    """Drop manifests and index from the system's page cache."""
     for path in (*folder.glob("*.parquet"), *folder.glob(f"*{INDEX_SUFFIX}")):
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not on the disk yet cannot be dropped
+            os.fsync(file.fileno())  # pages that are not yet written cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds and bytes of opening, beginning and resuming."""
+    """Measure the seconds and bytes of opening a dataset, and of starting and resuming an epoch."""
     torch.set_num_threads(1)
     start, start_cpu = time.perf_counter(), time.process_time()
     index = ManifestIndex.open(folder, ["train"])
@@ -145,7 +146,7 @@ def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader
 
 
 def worker_memory(index: ManifestIndex) -> int:
-    """Bytes that a worker process alone holds after 40 batches, mapped files apart: they are the machine's."""
+    """Return the private bytes of a worker process after 40 batches, without mapped files, which processes share."""
     loader = make_loader(index, "processes")
     for _, _batch in zip(range(40), loader, strict=False):
         pass
@@ -153,7 +154,7 @@ def worker_memory(index: ManifestIndex) -> int:
     total, is_file = 0, False
     for line in Path(f"/proc/{worker.pid}/smaps").read_text().splitlines():
         first, *rest = line.split()
-        if not first.endswith(":"):  # begins a mapping: addresses, rights, offset, device, inode, and a file's path
+        if not first.endswith(":"):  # first line of a mapping: addresses, permissions, offset, device, inode, file path
             is_file = len(rest) > 4 and rest[4].startswith("/") and not rest[4].startswith("/dev/shm/")
         elif first == "Private_Dirty:" and not is_file:
             total += int(rest[0]) * 1024
@@ -161,7 +162,7 @@ def worker_memory(index: ManifestIndex) -> int:
 
 
 def build_block(out: Path, shared: Path | None) -> None:
-    """A dataset whose first shard of train is full."""
+    """Build a dataset whose first shard of the train split is full."""
     material = find_material(shared)
     with tempfile.TemporaryDirectory() as source:
         images = copy_images(material, Path(source), BLOCK_IMAGES)
@@ -170,7 +171,7 @@ def build_block(out: Path, shared: Path | None) -> None:
 
 
 def report_block(block: Path) -> None:
-    """How long writing an index takes, and how many bytes the parts of a dataset have."""
+    """Print how long writing an index takes, and the number of bytes of each part of a dataset."""
     descriptor = load_descriptor(block)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=block.parent) as out:
@@ -191,7 +192,7 @@ def report_block(block: Path) -> None:
 
 
 def repeat_block(block: Path, out: Path, images: int) -> None:
-    """Write a dataset of one split with so many images, or a few more: of whole shards."""
+    """Write a dataset of one split with at least `images` images, in full shards."""
     start = time.perf_counter()
     out.mkdir(parents=True)
     descriptor = load_descriptor(block)
@@ -205,7 +206,7 @@ def repeat_block(block: Path, out: Path, images: int) -> None:
             shutil.copyfile(block / "train-00000.parquet", out / f"{name}.parquet")
             other_ids = {key: rows.arrays[key] + number * 10_000 for key in ("ref_id", "image_id", "sent_id")}
             writer.add(FlatRows({**rows.arrays, **other_ids}, [f"{name}.tar"]))
-            # Of a kind: what the digest depends on.
+            # The hash is not that of the rows, but it differs between shards, because the digest depends on it.
             entries.append(replace(first, name=name, rows_sha256=sha256(name.encode()).hexdigest()))
         index = writer.finish(out / f"train{INDEX_SUFFIX}", "train")
     changed = replace(descriptor, shards=tuple(entries), source_counts={}, indexes=(index,))

@@ -1,18 +1,19 @@
-"""The loader beside its limit and other loaders: samples per second and per CPU-second, ratios.
+"""Compares the loader with its limit and with other loaders: samples per second and per CPU-second, ratios.
 
     python benchmarks/loader.py [--images 1200] [--shared FOLDER] [--rounds 3] [--seconds 3] [--work FOLDER]
 
-The corpus repeats real COCO pictures with their annotations and RefCOCO's sentences in RefCOCO's proportions, where
-FOLDER (default: shared/data beside the sources, or REFSEG_SHARED_DATA) has them, else the bundled sample's; six in
-seven pictures are the training split, about 7 sentences each. Every way gives batches of 32: images stretched to
-480 x 480, targets of that size, 17 token ids; as uint8, or as normalised floats where the peer's own code makes those.
+The corpus repeats real COCO pictures with their annotations and RefCOCO's sentences, in RefCOCO's proportions. They are
+taken from FOLDER (default: shared/data beside the sources, or REFSEG_SHARED_DATA), or else from the bundled sample. Six
+of seven pictures are in the training split, with about 7 sentences each. Every loader gives batches of 32: images
+stretched to 480 x 480, targets of that size, and 17 token ids. Images are uint8, or normalised floats where a peer's
+own code makes those.
 
-- limit: decode and resize alone, JPEG bytes in memory, of the very images that our k = 1 reads.
-- refseg: k sentences share a decoded image; k = 1 decodes one for each. Peers decode one for each, too.
-- peers: `loader_peers.py` says how each is used. What is not installed (extra `peers`) is left out and said.
+- limit: only decodes and resizes, from JPEG bytes in memory, the same images that refseg reads with k = 1.
+- refseg: k sentences share a decoded image; with k = 1 each sentence has its own. Peers decode one image for each, too.
+- peers: `loader_peers.py` says how each is used. Peers that are not installed (extra `peers`) are skipped and listed.
 
-Each way runs with 1 and with 2 workers, in a fresh process, in interleaved rounds; medians. Time is counted from when
-each worker has given a batch, CPU seconds over all processes and threads of the way, its consumer's included.
+Each loader runs with 1 and with 2 workers, in a new process, in interleaved rounds; medians are printed. Time counts
+from when each worker has given a batch. CPU seconds include all processes and threads of a loader and its consumer.
 """
 
 import argparse
@@ -57,21 +58,21 @@ AS_THE_NETWORK: dict[str, Any] = {
 }  # fmt: skip
 GEOMETRY = Geometry(kind="stretch", size=(SIDE, SIDE))
 FFMPEG_VERSIONS = range(56, 62)
-"""Of libavutil, which SPDL looks for: FFmpeg 4 to 9."""
+"""Versions of libavutil that SPDL can use: FFmpeg 4 to 9."""
 _LONGEST = 120.0
-"""Seconds: a case that takes longer hangs."""
+"""Time in seconds after which a case is stopped, because it hangs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One way to load.
+    """One loader to measure.
 
     Attributes:
-        name: In words.
-        open: Gives batches without end, from the folder of stores and the number of workers.
-        needs: Modules, and shared libraries as `lib<name>`.
-        write: Makes its store.
-        aim: How many times faster our k = 1 is to be, per CPU-second, with 2 workers.
+        name: Description in words.
+        open: Function of the stores' folder and the number of workers that returns an endless iterator of batches.
+        needs: Modules, and shared libraries as `lib<name>`, that must be installed.
+        write: Function that writes its store; None: it needs none.
+        aim: Factor by which refseg with k = 1 should be faster per CPU-second, with 2 workers.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Case:
 
     @property
     def missing(self) -> list[str]:
-        """What it needs and is not installed."""
+        """Needed modules and libraries that are not installed."""
         return [name for name in self.needs if not (_is_loadable if name.startswith("lib") else find_spec)(name)]
 
 
@@ -97,7 +98,7 @@ def _is_loadable(library: str) -> bool:
 
 
 def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
-    """Decode and resize alone, by threads, into memory that nobody writes to while its batch is read."""
+    """Decode and resize only, by threads, into a ring of buffers that are not overwritten while a batch is read."""
     index = ManifestIndex.open(store / "dataset", ["train"])
     encoded = [np.frombuffer(bytearray(index.read_image_bytes(image)), np.uint8) for image in range(index.num_images)]
     order = EpochOrder(index, Reading(sampling="sentence", global_batch=BATCH), epoch=0)
@@ -106,7 +107,7 @@ def limit(store: Path, num_workers: int) -> Iterator[Arrays]:
 
     def work(plan: BatchPlan, out: Tensor) -> Tensor:
         for slot, image in zip(out, dict.fromkeys(index.row_image[plan.row_index].tolist()), strict=False):
-            GEOMETRY.apply_image(decode_rgb(encoded[image]), out=slot)  # a picture that is there twice, once
+            GEOMETRY.apply_image(decode_rgb(encoded[image]), out=slot)  # `fromkeys` dropped repeated pictures
         return out.permute(0, 3, 1, 2)
 
     with ThreadPoolExecutor(num_workers) as pool:
@@ -144,7 +145,7 @@ CASES = (
     Case(name=LIMIT, open=limit),
     Case(name=K_1, open=ours),
     Case(name="refseg, k = 1, processes", open=partial(ours, worker_kind="processes")),
-    # As many pictures as give about a batch of sentences.
+    # These numbers of pictures give about a batch of sentences.
     Case(name="refseg, k = 4", open=partial(ours, sampling="images", expressions_per_image=4, global_batch=8)),
     Case(name=K_ALL, open=partial(ours, sampling="images", expressions_per_image="all", global_batch=5)),
     Case(name=CACHED, open=partial(ours, cache_gigabytes=CACHE_GIGABYTES)),
@@ -177,7 +178,7 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Samples per second, per CPU-second, and what the images are made of."""
+    """Samples per second and per CPU-second, and the type of the images."""
 
     per_second: float
     per_cpu_second: float
@@ -185,7 +186,7 @@ class Rates:
 
 
 def measure(case: Case, store: Path, num_workers: int, seconds: float) -> Rates:
-    """Run a way in this process, which does nothing else."""
+    """Run a loader in this process, which does nothing else."""
     torch.set_num_threads(1)
     batches = case.open(store, num_workers)
     for _ in range(num_workers):
@@ -195,29 +196,31 @@ def measure(case: Case, store: Path, num_workers: int, seconds: float) -> Rates:
     assert masks.shape == (num_samples, SIDE, SIDE), masks.shape
     assert token_ids.shape == (num_samples, stores.TOKENS), token_ids.shape
     dtype = str(images.dtype).removeprefix("torch.")
-    del images, masks, token_ids  # what is kept is memory that a loader cannot use again
+    del images, masks, token_ids  # a batch that is kept is memory that the loader cannot reuse
     num_samples, cpu, start = 0, cpu_seconds(), time.perf_counter()
     while time.perf_counter() - start < seconds:
-        for _ in range(num_workers):  # whole turns: what is half done at the end was half done at the start
+        for _ in range(
+            num_workers
+        ):  # one batch from each worker, so that start and end have as many unfinished batches
             num_samples += len(next(batches)[2])
     wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     return Rates(num_samples / wall, num_samples / cpu, dtype)
 
 
 def cpu_seconds() -> float:
-    """Of this process and all it started, living or gone."""
+    """Return the CPU seconds of this process and of all its child processes, running or ended."""
     own = os.times()
     living = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
     return sum(own[:4]) + sum(times.user + times.system for times in living)
 
 
 def _child(number: int, store: Path, num_workers: int, seconds: float, answer: Any) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # of workers: what torch's loader does on Linux by itself
+    multiprocessing.set_start_method("fork", force=True)  # the default of torch's loader for workers on Linux
     answer.send(measure(CASES[number], store, num_workers, seconds))
 
 
 def measure_apart(number: int, store: Path, num_workers: int, seconds: float) -> Rates | None:
-    """Run a way in a process of its own; None if it failed, which its own words on stderr explain."""
+    """Run a loader in a process of its own; return None if it failed, with its message on standard error."""
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(number, store, num_workers, seconds, sender))
@@ -238,7 +241,7 @@ def measure_apart(number: int, store: Path, num_workers: int, seconds: float) ->
 
 
 def prepare(args: argparse.Namespace, work: Path, cases: list[int]) -> None:
-    """Corpus, our dataset and the stores of the chosen ways."""
+    """Write the corpus, build the dataset, and write the stores of the chosen loaders."""
     material = find_material(args.shared)
     images = copy_images(material, work / "corpus", args.images)
     write_annotations(material, work / "corpus", args.images)
@@ -289,7 +292,7 @@ def print_table(found: dict[tuple[int, int], list[Rates]], cases: list[int]) -> 
         if case.missing:
             print(f"{case.name:38}  not installed: {', '.join(case.missing)}")
         elif case.name not in per_cpu:
-            print(f"{case.name:38}  failed, see stderr")
+            print(f"{case.name:38}  failed, see standard error")
         else:
             rates = "".join(
                 f"{median(number, workers, 'per_second'):>9,.0f}{median(number, workers, 'per_cpu_second'):>11,.0f}"
@@ -321,11 +324,13 @@ def print_table(found: dict[tuple[int, int], list[Rates]], cases: list[int]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1200, help="pictures in the corpus")
+    parser.add_argument("--images", type=int, default=1200, help="number of pictures in the corpus")
     parser.add_argument("--shared", type=Path, help="folder of real data")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured of each way in each round")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="ways whose names have one of these words")
+    parser.add_argument("--rounds", type=int, default=3, help="number of interleaved rounds; the median is printed")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds to measure each loader in each round")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="run only loaders whose names have one of these words"
+    )
     parser.add_argument("--work", type=Path, help="folder for corpus and stores; needs 4 GB")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
@@ -340,11 +345,11 @@ def run(args: argparse.Namespace, work: Path) -> None:
     ]
     runnable = [number for number in chosen if not CASES[number].missing]
     os.environ["REFSEG_CACHE"] = str(work / "cache")
-    # A process of a way is a copy of one that has imported what all need, so starting one costs little.
+    # Each process is forked from one that has imported the common modules, so starting it takes little time.
     multiprocessing.set_forkserver_preload(["torchvision", "refseg.data.loader", "pipelines.build"])
     prepare(args, work, runnable)
     found: dict[tuple[int, int], list[Rates]] = defaultdict(list)
-    for round_number in range(args.rounds):  # interleaved: a noisy machine is noisy for all
+    for round_number in range(args.rounds):  # interleaved, so that other load on the machine affects all loaders
         for num_workers in WORKERS:
             for number in runnable:
                 rates = measure_apart(number, work, num_workers, args.seconds)

@@ -1,7 +1,7 @@
-"""Other ways to read the corpus of `loader.py`: generators without end, which give (images, masks, token ids).
+"""Other loaders for the corpus of `loader.py`, each an endless generator of (images, masks, token ids).
 
-Where a library's documentation says how, it is done so, with the library's own loader and collation; where it leaves
-the choice, the faster was taken. `float` ones deliver normalised images, as those pipelines do.
+Each library is used as its documentation describes, with its own loader and collation. Where the documentation leaves a
+choice, the faster option is used. Loaders of floats deliver normalised images, as the original pipelines do.
 """
 
 import pickle
@@ -31,7 +31,7 @@ Arrays = tuple[Tensor, Tensor, Tensor]
 
 
 def _forever(loader: Iterable[Any]) -> Iterator[Arrays]:
-    """Epoch after epoch; workers stay."""
+    """Repeat the epochs of a loader with the same workers."""
     while True:
         for batch in loader:
             yield tuple(batch)
@@ -50,7 +50,7 @@ def _any(sentences: Sequence[Any]) -> Any:
 
 
 class _FilePerImage(Dataset[Arrays]):
-    """LAVT's dataset: file, polygons and text are turned into tensors when they are asked for."""
+    """LAVT's dataset, which turns file, polygons and text into tensors when a sample is read."""
 
     def __init__(self, refs: list[Ref]) -> None:
         import open_clip
@@ -72,7 +72,7 @@ class _FilePerImage(Dataset[Arrays]):
 
 
 def coco_mask_sum(ref: Ref) -> np.ndarray:
-    """REFER's `getMask`: every polygon drawn, the sum of all."""
+    """Draw every polygon and return their sum, as REFER's `getMask` does."""
     from pycocotools import mask as coco_mask
 
     drawn = coco_mask.decode(coco_mask.frPyObjects(ref.polygons, *ref.size))
@@ -84,7 +84,7 @@ def file_per_image(store: Path, num_workers: int) -> Iterator[Arrays]:
 
 
 class _Lmdb(Dataset[Arrays]):
-    """CRIS's dataset, but stretched: cv2's warp with bicubic interpolation, then float."""
+    """CRIS's dataset with a stretched geometry: cv2's warp with bicubic interpolation, then conversion to float."""
 
     def __init__(self, store: Path, num_refs: int) -> None:
         import open_clip
@@ -119,7 +119,7 @@ class _Lmdb(Dataset[Arrays]):
 
 
 def lmdb_cv2(store: Path, num_workers: int) -> Iterator[Arrays]:
-    import cv2  # noqa: F401  # said here, and not in a worker, if it is not installed
+    import cv2  # noqa: F401  # fails here, and not in a worker, if it is not installed
 
     return _loader(_Lmdb(store, len(load_refs(store))), num_workers)
 
@@ -133,7 +133,7 @@ def _plain_sample(sample: tuple[Image.Image, Image.Image, dict[str, Any]]) -> Ar
 
 
 def webdataset_plain(store: Path, num_workers: int) -> Iterator[Arrays]:
-    """As its documentation: shuffle, `decode("pil")`, `to_tuple`, `map`, `batched`, `WebLoader`."""
+    """Read as webdataset's documentation shows: shuffle, `decode("pil")`, `to_tuple`, `map`, `batched`, `WebLoader`."""
     import webdataset as wds
 
     tars = [str(path) for path in sorted((store / "plain").glob("*.tar"))]
@@ -149,7 +149,7 @@ def webdataset_plain(store: Path, num_workers: int) -> Iterator[Arrays]:
 
 
 def draw_runs(counts: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A mask at the input's size from run lengths: the wanted columns, then the wanted rows of them."""
+    """Draw a mask at the input's size from run lengths, by selecting columns and then their rows."""
     pixels = np.repeat((np.arange(len(counts)) & 1).astype(np.uint8), counts).reshape(size[1], size[0])
     return np.ascontiguousarray(pixels[columns][:, rows].T)
 
@@ -159,7 +159,7 @@ def nearest(length: int) -> np.ndarray:
 
 
 def resize_uint8(image: Tensor) -> Tensor:
-    """`(SIDE, SIDE, 3)`; laid out so that torch takes its fastest path."""
+    """Resize to `(SIDE, SIDE, 3)`, in the memory layout for which torch has its fastest kernel."""
     laid_out = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(laid_out, (SIDE, SIDE), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
@@ -183,7 +183,10 @@ def _best_batch(samples: list[tuple[Tensor, np.ndarray, np.ndarray]]) -> Arrays:
 
 
 def webdataset_best(store: Path, num_workers: int) -> Iterator[Arrays]:
-    """The least work that the library allows: uint8, run lengths and ids as raw bytes, batches made in the workers."""
+    """Read with the least work that webdataset allows.
+
+    Images are uint8, run lengths and ids are raw bytes, and the workers make the batches.
+    """
     import webdataset as wds
 
     tars = [str(path) for path in sorted((store / "best").glob("*.tar"))]
@@ -202,7 +205,7 @@ _to_float = v2.Compose(
 
 
 def _stored_sample(image: Tensor, mask_png: bytes, token_ids: Any) -> Arrays:
-    """Decoders and transforms of torchvision, ids from the store."""
+    """Decode and transform by torchvision, and take the token ids from the store."""
     mask = decode_png(torch.frombuffer(bytearray(mask_png), dtype=torch.uint8))
     target = transforms.resize(mask, [SIDE, SIDE], interpolation=v2.InterpolationMode.NEAREST)[0]
     return _to_float(image), target, torch.as_tensor(_any(token_ids))
@@ -241,7 +244,7 @@ def mosaicml(store: Path, num_workers: int) -> Iterator[Arrays]:
 
 
 def spdl(store: Path, num_workers: int) -> Iterator[Arrays]:
-    """Threads; its own decoder and scaler over a whole batch; run lengths and ids are in memory."""
+    """Read with SPDL's threads, whose decoder and scaler process a whole batch; run lengths and ids are in memory."""
     import spdl.io
     import spdl.pipeline
 

@@ -1,6 +1,6 @@
-"""The corpus of `loader.py` in the form each peer reads: files, LMDB, tars, LitData's chunks, MosaicML's shards.
+"""Writes the corpus of `loader.py` in each peer's format: files, LMDB, tars, LitData's chunks, MosaicML's shards.
 
-A sample of a peer is a ref: its picture, its mask, its sentences, of which one is taken at random when it is read.
+A peer's sample is a ref with its picture, its mask and its sentences, one of which is chosen at random when it is read.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ _IMAGES_IN_A_TAR = 128
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A ref of the training split, as its annotations say it.
+    """A ref of the training split.
 
     Attributes:
-        path: Of the JPEG.
-        size: `(height, width)`, pixels.
-        polygons: Of its target.
-        counts: Run lengths of its target, column-major, zeros first.
-        sentences: Of any number.
-        token_ids: `(sentences, TOKENS)` int64, cut and filled with zeros.
+        path: Path of the JPEG.
+        size: `(height, width)` of the picture in pixels.
+        polygons: Polygons of the target.
+        counts: Run lengths of the target, by columns, beginning with zeros.
+        sentences: Sentences of the ref.
+        token_ids: `(sentences, TOKENS)` int64, truncated or padded with zeros.
     """
 
     path: str
@@ -46,18 +46,18 @@ class Ref:
     token_ids: np.ndarray
 
     def mask(self) -> np.ndarray:
-        """`(height, width)`, 1 is object."""
+        """Draw the target, shape `(height, width)`, 1 on the object."""
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(self.polygons, *self.size)))
 
     def mask_png(self) -> bytes:
-        """The same, 0 and 1 as grey values."""
+        """Encode the target as a PNG with the grey values 0 and 1."""
         file = io.BytesIO()
         Image.fromarray(self.mask()).save(file, "png")
         return file.getvalue()
 
 
 def read_refs(root: Path, images: Path) -> list[Ref]:
-    """The refs of the training split, shuffled."""
+    """Read the refs of the training split and shuffle them."""
     instances = json.loads((root / "toy" / "instances.json").read_text(encoding="utf-8"))
     annotations = {record["id"]: record for record in instances["annotations"]}
     sizes = {record["id"]: (record["height"], record["width"]) for record in instances["images"]}
@@ -95,7 +95,7 @@ def load_refs(out: Path) -> list[Ref]:
 
 
 def write_lmdb(refs: Sequence[Ref], out: Path) -> None:
-    """As CRIS's repository: an entry for each ref, with JPEG, PNG mask and sentences."""
+    """Write an LMDB as CRIS's repository does: an entry for each ref, with JPEG, PNG mask and sentences."""
     import lmdb
 
     store = lmdb.open(str(out / "train.lmdb"), map_size=1 << 40, subdir=False, meminit=False, map_async=True)
@@ -112,7 +112,7 @@ def write_lmdb(refs: Sequence[Ref], out: Path) -> None:
 
 
 def write_webdataset(refs: Sequence[Ref], out: Path) -> None:
-    """Two sets of tars: `plain`, as anyone would write them, and `best`, whose members need the least work."""
+    """Write two sets of tars: `plain` in the usual form, and `best`, whose members need the least work to read."""
     import webdataset
 
     for kind in ("plain", "best"):
@@ -130,7 +130,7 @@ def write_webdataset(refs: Sequence[Ref], out: Path) -> None:
 
 
 def litdata_sample(ref: Ref) -> dict[str, Any]:
-    """What LitData stores of a ref; a JPEG opened from its file stays as it is."""
+    """Return the sample that LitData stores for a ref; LitData keeps a JPEG that is opened from a file unchanged."""
     return {
         "image": Image.open(ref.path),
         "mask": ref.mask_png(),
@@ -141,7 +141,7 @@ def litdata_sample(ref: Ref) -> dict[str, Any]:
 def write_litdata(refs: Sequence[Ref], out: Path) -> None:
     import litdata
 
-    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(out / "litdata-chunks")  # its scratch, else in the machine's /tmp
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(out / "litdata-chunks")  # temporary files, by default in /tmp
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(out / "litdata-data")
     with contextlib.redirect_stdout(io.StringIO()):
         litdata.optimize(

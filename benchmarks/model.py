@@ -1,10 +1,11 @@
-"""The model's forward pass with an image's work shared, and a training step on a GPU beside its matrix peak.
+"""Measures a forward pass whose sentences share an image, and the share of a GPU's peak that training steps reach.
 
     python benchmarks/model.py [--encoder clip_resnet50] [--rounds 3]
 
-On a CPU: seven sentences of one image, encoded plainly (the image again for each), with the image encoded once, and
-with batch norms folded as well. On a GPU, where there is one: training steps of FCNet with ResNet-101 in bf16, eager
-and compiled, one sentence per image and several, and what part of the measured bf16 matrix peak they reach.
+On a CPU it runs seven sentences of one image in three ways: with the image encoded again for each sentence, with the
+image encoded once, and with batch norms folded in addition. On a GPU, if there is one, it runs training steps of FCNet
+with ResNet-101 in bf16, eager and compiled, with one and with several sentences per image. It prints their share of the
+peak that a large bf16 matrix product reaches.
 """
 
 import argparse
@@ -29,19 +30,21 @@ TRAIN_REFS, EPOCHS, PAPER_HOURS, PAPER_CARDS = 42_404, 50, 18.6, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="clip_resnet50", help="image encoder of the first part")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, the median counts (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of interleaved rounds; the median is printed (default: 3)"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     compare_forward(args.encoder, args.rounds)
     if torch.cuda.is_available():
         compare_training()
     else:
-        print("\nno GPU here: training steps are not measured")
+        print("\nno GPU was found: training steps are not measured")
 
 
 @torch.inference_mode()
 def compare_forward(encoder: ImageEncoderName, rounds: int) -> None:
-    """Seconds of seven sentences, three ways, with equal scores."""
+    """Measure the seconds of seven sentences in three ways, and the largest difference of their logits."""
     model = build_model(FCNetConfig(image_encoder=encoder), input_size=(SIDE, SIDE)).eval()
     folded = fold_batch_norms(model)
     image = torch.randn(1, 3, SIDE, SIDE)
@@ -79,7 +82,7 @@ def compare_forward(encoder: ImageEncoderName, rounds: int) -> None:
 
 
 def compare_training() -> None:
-    """Training steps of FCNet-R101 in bf16 on one GPU."""
+    """Measure training steps of FCNet-R101 in bf16 on one GPU."""
     torch.set_float32_matmul_precision("high")
     peak = matrix_peak()
     cost = count_cost(FCNetConfig(image_encoder="clip_resnet101"), input_size=(SIDE, SIDE), num_tokens=NUM_TOKENS)
@@ -88,7 +91,7 @@ def compare_training() -> None:
     for compiled in (False, True):
         for num_images, per_image in ((64, 1), (32, 7)):
             rate = training_rate(num_images, per_image, compiled=compiled)
-            flop = 3 * 2 * cost.macs_per_expression(per_image)  # backward costs two forwards
+            flop = 3 * 2 * cost.macs_per_expression(per_image)  # a backward pass costs two forward passes
             # An epoch visits each ref once.
             hours = TRAIN_REFS * EPOCHS / rate / 3600
             name = f"{'compiled' if compiled else 'eager'}, {num_images} images x {per_image}"
@@ -97,7 +100,7 @@ def compare_training() -> None:
 
 
 def matrix_peak() -> float:
-    """FLOP per second of a large bf16 matrix product."""
+    """Measure the FLOP per second of a large bf16 matrix product."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         a @ b
@@ -110,7 +113,7 @@ def matrix_peak() -> float:
 
 
 def training_rate(num_images: int, per_image: int, *, compiled: bool) -> float:
-    """Samples per second of forward, backward and Adam."""
+    """Measure the samples per second of training steps: forward pass, backward pass and Adam."""
     model: SegmentationModel = build_model(FCNetConfig(image_encoder="clip_resnet101"), input_size=(SIDE, SIDE))
     model = model.cuda().to(memory_format=torch.channels_last).train()
     trained: torch.nn.Module = CompiledModel(model, fixed_sentences=True) if compiled else model

@@ -1,10 +1,10 @@
-"""Reading, checking and planning annotations of any size: seconds and memory of one process.
+"""Measures reading, checking and planning of annotations of any size: seconds and memory of one process.
 
     python benchmarks/plan.py [--images 19994] [--toy] [--shared FOLDER]
 
-Writes annotations in REFER's layout (RefCOCO's proportions: at 19,994 images its own 50,000 refs and 142,210
-sentences) and an empty file for each image, draws nothing, and runs `refseg build-shards --stage plan` on them.
-`--toy` repeats the annotations of 200 toy scenes instead of real ones: a third of the bytes, for millions of images.
+It writes annotations in REFER's layout and an empty file for each image, and runs `refseg build-shards --stage plan` on
+them. The proportions are those of RefCOCO: 19,994 images have 50,000 refs and 142,210 sentences. `--toy` repeats the
+annotations of 200 toy scenes instead of real ones, which need a third of the bytes, for millions of images.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from corpus import DATASET, IMAGES, find_material, name_images, write_annotation
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--toy", action="store_true", help="repeat toy scenes' annotations")
+    parser.add_argument("--images", type=int, default=IMAGES, help="number of images")
+    parser.add_argument("--toy", action="store_true", help="repeat the annotations of toy scenes")
     parser.add_argument("--shared", type=Path, help="folder of real data")
     parser.add_argument("--work", type=Path, help="folder for the annotations and the plan")
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, work: Path) -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     print(
         f"planned: {wall:.1f} s, CPU {usage.ru_utime + usage.ru_stime:.1f} s, "
-        f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB at most (aim at RefCOCO's size: 60 s, 1.5 GB)"
+        f"peak memory {usage.ru_maxrss * 1024 / 1e9:.2f} GB (aim at RefCOCO's size: 60 s, 1.5 GB)"
     )
     return process.returncode
 

@@ -1,6 +1,8 @@
-"""Tokenising beside open_clip's tokenizer: same ids, expressions per second, ratio.
+"""Compares the tokenizer with open_clip's: equal ids, expressions per second, ratio.
 
-python benchmarks/tokenizer.py SENTENCES...      JSON lists of {"sents"} or text files, one expression a line
+Usage: python benchmarks/tokenizer.py SENTENCES...
+
+SENTENCES are JSON files with a list of objects that have "sents", or text files with one expression per line.
 """
 
 import json
@@ -22,7 +24,7 @@ def main(paths: list[str]) -> None:
         assert list(tokenizer.encode(sentence)[1:-1]) == reference.encode(sentence), sentence
 
     rates: dict[str, list[float]] = {"open_clip": [], "refseg": []}
-    for _ in range(3):  # interleaved: a noisy machine is noisy for both
+    for _ in range(3):  # interleaved, so that other load on the machine affects both
         rates["open_clip"].append(rate(reference.encode, sentences))
         rates["refseg"].append(rate(tokenizer.encode, sentences))
     medians = {name: statistics.median(values) for name, values in rates.items()}

@@ -1,9 +1,9 @@
-"""All models on one toy dataset with one recipe: FCNet beside its ablations and beside the others, over seeds.
+"""Trains all models on one toy dataset with one recipe and several seeds: FCNet, its ablations, and the others.
 
     python benchmarks/toy_models.py [--seeds 3] [--images 6000] [--work runs/toy-models]
 
-Every run is `refseg/train.py toy-quick` in one process with the model changed and nothing else; scores are of the
-unseen validation scenes. Runs that are done are kept, so an interrupted comparison goes on.
+Every run is `refseg/train.py toy-quick` in one process, in which only the model is changed. Scores are those of the
+validation scenes. Finished runs are kept, so an interrupted comparison can be resumed.
 """
 
 import argparse
@@ -27,13 +27,15 @@ TRAIN = Path(__file__).resolve().parents[1] / "refseg" / "train.py"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model (default: 3)")
-    parser.add_argument("--images", type=int, default=6000, help="scenes drawn, two epochs of them (default: 6000)")
-    parser.add_argument("--work", type=Path, default=Path("runs/toy-models"), help="where scenes and runs are kept")
-    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="some models")
+    parser.add_argument(
+        "--images", type=int, default=6000, help="number of scenes; a run has two epochs (default: 6000)"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/toy-models"), help="folder for scenes and runs")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="models to train")
     args = parser.parse_args()
     shards = _draw(args.work, args.images)
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in args.only}
-    for seed in range(args.seeds):  # seed by seed: whatever is done can be compared
+    for seed in range(args.seeds):  # one seed after another, so that the finished runs can always be compared
         for name in args.only:
             scores[name].append(_train(name, seed, shards, args.work / f"{name.replace(' ', '-').lower()}-{seed}"))
             print(f"seed {seed}, {name}: oIoU {scores[name][-1][0]:.3f}", file=sys.stderr, flush=True)
@@ -50,7 +52,7 @@ def _draw(work: Path, images: int) -> Path:
 
 
 def _train(name: str, seed: int, shards: Path, out: Path) -> tuple[float, float]:
-    """Train, unless it is done; overall and mean IoU of the last validation."""
+    """Train unless the run is finished, and return the overall and mean IoU of the last validation."""
     settings = (f"data.root={shards}", f"train.seed={seed}", *VARIANTS[name])
     _run(TRAIN, "toy-quick", "--out", out, *(word for setting in settings for word in ("--set", setting)))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,7 @@
 """Compares the losses and scores of two commits, in the current environment: `scripts/compare_loss A [B]`.
 
-Each commit draws and builds the toy dataset and trains on it by its own code, from a worktree that is removed again,
-by the recipe `tests/golden/toy_loss.toml` of this checkout. B is the working tree if it is left out.
+The code of each commit runs in a temporary worktree. It draws and builds the toy dataset, and trains on it with the
+recipe `tests/golden/toy_loss.toml` of this checkout. Without B, the working tree is used.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _COMMANDS = (
     ["refseg.cli", "build-shards", "toy/refseg", "--annotations", "source", "--out", "shards", "--workers", "1"],
     ["refseg.train", "recipe.toml", "--out", "run"],
 )  # fmt: skip
-"""The module whose `main` is called, and its arguments: a commit's command line changes less often than its inside."""
+"""Modules whose `main` is called, with their arguments; the command line changes less often than the functions."""
 _CALL = """
 import importlib, pathlib, sys
 tree, module, *arguments = sys.argv[1:]
@@ -36,21 +36,21 @@ sys.exit(importlib.import_module(module).main(arguments))
 
 
 class CompareError(Exception):
-    """A side that cannot be run; says which and why."""
+    """One of the two sides cannot be run; the message names it and the reason."""
 
 
 class CommitError(CompareError):
-    """What was named is no commit."""
+    """An argument is not the name of a commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """What a training gave.
+    """The losses and scores of a training.
 
     Attributes:
-        name: Of the commit.
-        losses: By step, from the first.
-        scores: `oIoU` and `mIoU` at the end.
+        name: Name of the commit.
+        losses: Loss of each step, from the first.
+        scores: `oIoU` and `mIoU` after the last step.
     """
 
     name: str
@@ -59,23 +59,23 @@ class Trace:
 
 
 def run_tree(tree: Path, name: str) -> Trace:
-    """Draw, build and train by the code of a folder.
+    """Draw, build and train with the code of a folder.
 
     Args:
-        tree: A checkout.
-        name: For messages.
+        tree: Folder of a checkout.
+        name: Name of the checkout, for messages.
 
     Raises:
-        CompareError: If a command fails, or other code than the folder's was imported.
+        CompareError: If a command fails, or code from outside the folder was imported.
     """
-    # The environment has refseg installed, editable or not: what PYTHONPATH names is found before it.
+    # PYTHONPATH takes precedence over the refseg that is installed in the environment.
     environ = {**os.environ, "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory(prefix="compare_loss-") as folder:
         environ["REFSEG_CACHE"] = f"{folder}/cache"
         recipe = RECIPE.read_text(encoding="utf-8")
         settings = tree / "refseg" / "model_config.py"
         if settings.is_file() and "random_start" not in settings.read_text(encoding="utf-8"):
-            recipe = recipe.replace("random_start = true\n", "")  # an older commit, which does not ask for it
+            recipe = recipe.replace("random_start = true\n", "")  # older commits do not have this key
         (Path(folder) / "recipe.toml").write_text(recipe, encoding="utf-8")
         for command in _COMMANDS:
             call = [sys.executable, "-c", _CALL, str(tree), *command]
@@ -92,10 +92,10 @@ def run_tree(tree: Path, name: str) -> Trace:
 
 
 def find_commit(repository: Path, commit: str) -> str:
-    """The full hash of a commit.
+    """Return the full hash of a commit.
 
     Raises:
-        CommitError: If there is none.
+        CommitError: If the commit does not exist.
     """
     command = [
         "git",
@@ -115,7 +115,7 @@ def find_commit(repository: Path, commit: str) -> str:
 
 @contextlib.contextmanager
 def worktree(repository: Path, commit: str) -> Iterator[Path]:
-    """A checkout of a commit, which is gone afterwards however this ends short of SIGKILL."""
+    """Give a temporary checkout of a commit, which is removed at the end unless SIGKILL ends the process."""
     with tempfile.TemporaryDirectory(prefix="compare_loss-tree-") as folder:
         tree = Path(folder) / "tree"
         git = ["git", "-C", str(repository), "worktree"]
@@ -127,7 +127,7 @@ def worktree(repository: Path, commit: str) -> Iterator[Path]:
 
 
 def describe(a: Trace, b: Trace) -> str:
-    """A table of both, and how far they are from each other."""
+    """Return a table of both traces with their differences."""
     lines = [f"step  {a.name:>12}  {b.name:>12}  difference"]
     for step, (x, y) in enumerate(zip(a.losses, b.losses, strict=False), 1):
         lines.append(f"{step:4d}  {x:12.8f}  {y:12.8f}  {'' if x == y else f'{y - x:+.1e}'}".rstrip())
@@ -135,7 +135,7 @@ def describe(a: Trace, b: Trace) -> str:
         y = b.scores[score]
         lines.append(f"{score}  {x:12.8f}  {y:12.8f}  {'' if x == y else f'{y - x:+.1e}'}".rstrip())
     if len(a.losses) != len(b.losses):
-        lines.append(f"{len(a.losses)} steps against {len(b.losses)}")
+        lines.append(f"the numbers of steps differ: {len(a.losses)} and {len(b.losses)}")
     pairs = list(zip(a.losses, b.losses, strict=False))
     first = next((step for step, (x, y) in enumerate(pairs, 1) if x != y), None)
     if first is None:
@@ -143,12 +143,15 @@ def describe(a: Trace, b: Trace) -> str:
     else:
         absolute = max(abs(y - x) for x, y in pairs)
         relative = max(_share(x, y) for x, y in pairs)
-        lines.append(f"losses differ from step {first} on: by {absolute:.1e} at most, {relative:.1e} of the loss")
+        lines.append(f"losses differ from step {first} on: by at most {absolute:.1e}, {relative:.1e} of the loss")
     return "\n".join(lines)
 
 
 def distance(a: Trace, b: Trace) -> float:
-    """Largest difference of a loss as a share of it, and of a score as it is; infinite for other numbers of steps."""
+    """Return the largest relative difference of a loss or absolute difference of a score.
+
+    It is infinite if the numbers of steps differ.
+    """
     if len(a.losses) != len(b.losses):
         return float("inf")
     shares = [_share(x, y) for x, y in zip(a.losses, b.losses, strict=True)]
@@ -160,20 +163,21 @@ def _share(x: float, y: float) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare.
+    """Compare two commits.
 
     Returns:
-        0 if equal (to the bit, or within the tolerance), 1 if not or a commit cannot be run, 2 wrong usage.
+        The exit code: 0 if they are equal (to the bit, or within the tolerance), 1 if they differ or a commit cannot be
+        run, 2 for wrong usage.
     """
     parser = argparse.ArgumentParser(prog="scripts/compare_loss", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("a", metavar="A", help="a commit")
-    parser.add_argument("b", metavar="B", nargs="?", help="another (default: the working tree)")
+    parser.add_argument("b", metavar="B", nargs="?", help="another commit (default: the working tree)")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="largest difference of a loss, as a share of it, and of a score (default: none)",
+        help="largest relative difference of a loss and absolute difference of a score (default: 0)",
     )
     args = parser.parse_args(argv)
     repository = Path(__file__).resolve().parents[1]

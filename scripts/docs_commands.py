@@ -1,4 +1,4 @@
-"""The page of the command line, made from the parsers: every command with its arguments, defaults and examples."""
+"""Generates the page of the command line from the parsers: every command with its arguments, defaults and examples."""
 
 import argparse
 import re
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from refseg import cli
 
 _DEFAULT = re.compile(r"\s*\(default: ([^()]*(?:\([^()]*\)[^()]*)*)\)")
-"""A default that a help text states itself."""
+"""Pattern of a default value that a help text states."""
 _WIDTH = 88
-"""Characters of a line of usage."""
+"""Largest number of characters in a line of usage."""
 
 
 def commands_page() -> str:
@@ -41,7 +41,7 @@ def commands_page() -> str:
 
 
 def cell(text: str) -> str:
-    """Text as it may stand in a cell of a table; angle brackets are not markup."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
 
 
@@ -59,14 +59,14 @@ def _section(title: str, anchor: str, parser: argparse.ArgumentParser) -> Iterat
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """The usage lines at a fixed width, whatever terminal the site is built in."""
+    """Return the usage lines at a fixed width, which does not depend on the terminal."""
     formatter = argparse.HelpFormatter(parser.prog, width=_WIDTH)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return formatter.format_help().rstrip()
 
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """One argument: its names and values, what it means, and its default where it has one."""
+    """Return the table row of an argument: its names and values, its meaning, and its default if it has one."""
     formatter = parser._get_formatter()
     meaning = formatter._expand_help(action) if action.help else ""
     stated = _DEFAULT.search(meaning)
@@ -85,10 +85,10 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _names(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
-    """The names of an option with its values, or the name of a positional argument."""
+    """Return the names of an option with its values, or the name of a positional argument."""
     if not action.option_strings:
         return f"`{formatter._format_args(action, action.metavar or action.dest)}`"
     values = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
     if action.choices is not None and action.metavar is None:
-        values = action.dest.upper()  # the choices stand with the meaning
+        values = action.dest.upper()  # the choices are listed in the column of the meaning
     return ", ".join(f"`{name} {values}`" if values else f"`{name}`" for name in action.option_strings)

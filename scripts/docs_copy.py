@@ -1,4 +1,4 @@
-"""What the copy button of a code block copies: its commands, without the prompt and without what they print."""
+"""Determines what the copy button of a code block copies: the commands, without prompts and without their output."""
 
 import html
 import re
@@ -7,10 +7,10 @@ _BLOCK = re.compile(r'<div class="(?:language-\S+ )?highlight">(?=<pre>)(?:(?!</
 
 
 def copied_text(block: str) -> str:
-    r"""Return what is copied of a code block.
+    r"""Return the text that is copied from a code block.
 
-    In a block with prompts (`$ refseg verify shards` and the lines that it printed), this is every line behind a prompt
-    and the lines that continue it (`\` at the end). Any other block is copied as it is.
+    In a block with prompts (`$ refseg verify shards` and the lines that it printed), this is every line after a prompt
+    and the lines that continue it (`\` at the end). Any other block is copied unchanged.
     """
     if not re.search(r"(?m)^\$ ", block):
         return block

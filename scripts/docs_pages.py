@@ -1,7 +1,7 @@
-"""Pages of the site that are made from other files: command line, recipes, reference, notebooks, column reference.
+"""Generates pages of the site from other files: command line, recipes, reference, notebooks and column reference.
 
-A hook of MkDocs, named in `mkdocs.yml`. The environment variable REFSEG_REPOSITORY gives the repository's URL, to which
-the home page and the foot of every page then link.
+This is a hook of MkDocs, named in `mkdocs.yml`. If the environment variable REFSEG_REPOSITORY holds the repository's
+URL, the home page and the foot of every page link to it.
 """
 
 import json
@@ -21,7 +21,7 @@ COLUMNS = "manifests/COLUMNS.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the navigation: guides are the pages of `docs/` that it does not name; each package has a reference."""
+    """Complete the navigation: add the pages of `docs/` that it does not name, and a reference for each package."""
     named = re.findall(r"[\w/.-]+\.md", json.dumps(config.nav))
     guides = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]
     for section in config.nav or ():
@@ -36,7 +36,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that do not lie in `docs/`."""
+    """Add the pages that are generated from files outside `docs/`."""
     made = {
         "columns.md": (ROOT / COLUMNS).read_text(encoding="utf-8"),
         "commands.md": commands_page(),
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Point links that lead out of `docs/` to the site's page, and name the repository on the home page."""
+    """Replace links that lead out of `docs/` by links to the site's pages, and name the repository on the home page."""
     repository = os.environ.get("REFSEG_REPOSITORY")
     if repository and page.file.src_path == "index.md":
         markdown = markdown.replace("git clone REPOSITORY", f"git clone {repository}")
@@ -62,7 +62,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Let copy buttons copy commands without prompts and output."""
+    """Make copy buttons copy commands without prompts and output."""
     return mark_copied_text(html)
 
 
@@ -80,7 +80,7 @@ def notebook_page(path: Path) -> str:
 
 
 def packages() -> dict[str, list[str]]:
-    """Return the public modules of the library by package, without the command line, which has a page of its own."""
+    """Return the public modules of the library by package, except the command line, which has a page of its own."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "refseg").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -90,5 +90,5 @@ def packages() -> dict[str, list[str]]:
 
 
 def reference_page(package: str, modules: list[str]) -> str:
-    """Return a page that mkdocstrings fills."""
+    """Return a page of references that mkdocstrings fills in."""
     return f"# {package}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"

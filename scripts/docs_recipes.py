@@ -1,4 +1,4 @@
-"""The page of recipes, made from the typed configuration and from the heads of the shipped recipes."""
+"""Generates the page of recipes from the typed configuration and from the headers of the shipped recipes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from refseg.model_config import MODEL_CONFIGS
 
 _SECTIONS = {"data": "DataConfig", "train": "TrainConfig", "eval": "EvalConfig"}
 _HEAD = re.compile(r"(?m)^# (\w[\w ]*): +(.*(?:\n# {4,}.*)*)")
-"""A field of a recipe's head, such as `# Score: ...`, with the lines that continue it."""
+"""Pattern of a field of a recipe's header, such as `# Score: ...`, with the lines that continue it."""
 
 
 def recipes_page() -> str:
@@ -70,7 +70,7 @@ def _table(section: str, keys: Mapping[str, Mapping[str, Any]], *, required: tup
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """What a key takes, in words: its type with its limits, or the values that it may have."""
+    """Describe the values of a key: its type with its limits, or the allowed values."""
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{_toml(value)}`" for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
@@ -94,7 +94,7 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 
 def _toml(value: object) -> str:
-    """A value as a recipe writes it."""
+    """Return a value in TOML, as a recipe writes it."""
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, list | tuple):

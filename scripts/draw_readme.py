@@ -1,6 +1,6 @@
 """Draws the README's picture and prints its learning curve from a trained toy run.
 
-.venv/bin/python scripts/draw_readme.py runs/toy data/toy/images/train2014/IMAGE.jpg "TEXT" ["TEXT" ...]
+Usage: .venv/bin/python scripts/draw_readme.py runs/toy data/toy/images/train2014/IMAGE.jpg "TEXT" ["TEXT" ...]
 """
 
 import sys
@@ -15,7 +15,7 @@ SCALE, CAPTION = 320, 30
 
 
 def main(run: Path, image: Path, texts: list[str]) -> None:
-    """Write docs/example.png, one panel a text, and print the curve as a Markdown table."""
+    """Write docs/example.png with one panel for each text, and print the curve as a Markdown table."""
     prediction = segment(run, image, texts)
     page = Image.new("RGB", (SCALE * len(texts), SCALE + CAPTION), "white")
     draw = ImageDraw.Draw(page)

@@ -1,8 +1,8 @@
-"""Kills builds at seeded points and runs each to its end: `python scripts/kill_build.py --points 200 --seed 0`.
+"""Kills builds at seeded points and resumes each of them: `python scripts/kill_build.py --points 200 --seed 0`.
 
-After each kill nothing may open as a dataset unless it is whole, and the same build, run again, must end with the bytes
-of one that nobody disturbed; if not, exit 1 and the options to try that point alone. This process forks, so it starts
-no threads.
+After each kill, an unfinished build must not open as a dataset, and the same build, run again, must give the bytes of
+an undisturbed build. If not, the exit code is 1, and the options that repeat only that point are printed. This process
+forks, so it starts no threads.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from refseg.errors import DatasetError, WorkerError
 from refseg.storage import LocalFolder, RemoteFolder, is_remote, open_folder
 
 KINDS = {
-    "step": (40, "1 worker, at the n-th change of the disk"),
-    "moment": (15, "1 worker, at a moment by the clock"),
-    "worker": (10, "2 workers, one of them at its n-th change of the disk"),
-    "parent": (10, "2 workers, their parent as the k-th shard is there"),
-    "upload": (15, "to object storage, before, amid or after the n-th request to write or remove"),
-    "upload-moment": (10, "to object storage, at a moment by the clock"),
+    "step": (40, "1 worker, killed at the n-th change of the disk"),
+    "moment": (15, "1 worker, killed after a random time"),
+    "worker": (10, "2 workers, one of them killed at its n-th change of the disk"),
+    "parent": (10, "2 workers, their parent killed when the k-th shard is finished"),
+    "upload": (15, "to object storage, killed before, during or after the n-th request to write or remove"),
+    "upload-moment": (10, "to object storage, killed after a random time"),
 }
-"""Kinds of points: how many in a hundred, and what they are."""
+"""Kinds of points: their share in percent, and their description."""
 PHASES = ("planning", "shards", "finalize", "finished")
 _SECONDS_AT_MOST = 120.0
 _STEPS_OF_A_WORKER = 40
@@ -57,17 +57,17 @@ _WORKER_DIED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What every point is tried on.
+    """The source, the folders and the facts of an undisturbed build that all points share.
 
     Attributes:
-        source: Annotations and images.
+        source: Folder of annotations and images.
         base: Folder for builds on the disk.
         bucket: URL for builds in object storage.
-        expected: Every file of the undisturbed build, by name.
-        digest: Of that dataset.
-        num_steps: Changes of the disk in a build by one worker.
-        num_requests: Requests to write or remove in a build to object storage.
-        seconds: Of a build by one worker, by kind of place: `disk`, `bucket`.
+        expected: Content of every file of the undisturbed build, by name.
+        digest: Digest of the undisturbed dataset.
+        num_steps: Number of changes of the disk in a build with one worker.
+        num_requests: Number of requests to write or remove in a build to object storage.
+        seconds: Duration of a build with one worker in seconds, to `disk` and to `bucket`.
     """
 
     source: Path
@@ -81,13 +81,13 @@ class Bench:
 
 
 def build(source: Path, out: str, *, workers: int = 1) -> None:
-    """Build; one picture is spoilt, so that there are rejects, too."""
+    """Build the dataset; one of its pictures is damaged, so that there are rejects, too."""
     given: dict[str, Any] = {"images_per_shard": 2, "on_bad_sample": "skip", "accept_counts": True}
     build_dataset(BuildOptions(dataset="toy/refseg", annotations=source, out=out, workers=workers, **given))
 
 
 def hook_disk(on_step: Callable[[], bool]) -> None:
-    """Call `on_step` before each change of the disk that a build makes; True: die there."""
+    """Call `on_step` before each change of the disk in a build; if it returns True, the process dies there."""
     hook_changes(
         (
             (os, ("fsync", "mkdir", "rmdir", "unlink")),
@@ -100,10 +100,10 @@ def hook_disk(on_step: Callable[[], bool]) -> None:
 
 
 def hook_requests(on_request: Callable[[], str]) -> None:
-    """Call `on_request` before each request to write or remove; it says when to die.
+    """Call `on_request` before each request to write or remove; it decides when the process dies.
 
     Args:
-        on_request: Says `before`, `after`, `amid` followed by seconds, or nothing.
+        on_request: Function that returns `before`, `after`, `during` followed by seconds, or an empty text.
     """
 
     def hook(name: str) -> None:
@@ -113,8 +113,8 @@ def hook_requests(on_request: Callable[[], str]) -> None:
             when = on_request()
             if when == "before":
                 die()
-            if when.startswith("amid"):
-                threading.Timer(float(when.removeprefix("amid")), die).start()
+            if when.startswith("during"):
+                threading.Timer(float(when.removeprefix("during")), die).start()
             before(*args)
             if when:
                 die()
@@ -126,7 +126,7 @@ def hook_requests(on_request: Callable[[], str]) -> None:
 
 
 def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callable[[], None], base: Path) -> int:
-    """Calls of a hook in an undisturbed run of `work`."""
+    """Count the calls of a hook in an undisturbed run of `work`."""
     note = base / "count"
 
     def count() -> None:
@@ -148,7 +148,7 @@ def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callab
 
 
 def build_shard_hooked(task: BuildTask) -> Receipt:
-    """`build_shard` in a worker that dies at the step which the environment names."""
+    """Run `build_shard` in a worker that dies at the step that the environment names."""
     number = os.environ.pop(_STEP_VARIABLE, "")
     if number:
         hook_disk(nth(int(number), True, False))
@@ -156,7 +156,7 @@ def build_shard_hooked(task: BuildTask) -> Receipt:
 
 
 def kill_step(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Let a build die at a change of the disk; False: it had ended before (as all `kill_` functions say)."""
+    """Make a build die at a change of the disk; return False if it had ended before, as all `kill_` functions do."""
     number = rng.randint(1, bench.num_steps)
 
     def work() -> None:
@@ -167,7 +167,7 @@ def kill_step(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_moment(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Kill a build after some time."""
+    """Kill a build after a random time."""
     child = in_child(lambda: build(bench.source, out), wait=False)
     time.sleep(rng.uniform(0, bench.seconds["bucket" if is_remote(out) else "disk"]))
     os.kill(child, signal.SIGKILL)
@@ -175,7 +175,7 @@ def kill_moment(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_worker(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Let a worker die at a change of the disk; its parent then ends with an error and keeps what is there."""
+    """Make a worker die at a change of the disk; its parent then ends with an error and keeps the finished shards."""
     number = rng.randint(1, _STEPS_OF_A_WORKER)
 
     def work() -> int:
@@ -191,11 +191,11 @@ def kill_worker(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_parent(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Kill the parent of workers when some shards are there, and wait until its workers have ended."""
+    """Kill the parent of workers when some shards are finished, and wait until its workers have ended."""
     num_receipts = rng.randint(0, 6)
 
     def work() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # multiprocessing tells of what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # multiprocessing would warn of leaked resources
         build(bench.source, out, workers=2)
 
     child = in_child(work, wait=False)
@@ -218,8 +218,8 @@ def kill_parent(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_upload(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Let a build die at a request to object storage."""
-    number, when = rng.randint(1, bench.num_requests), rng.choice(("before", f"amid{rng.uniform(0, 0.01)}", "after"))
+    """Make a build die at a request to object storage."""
+    number, when = rng.randint(1, bench.num_requests), rng.choice(("before", f"during{rng.uniform(0, 0.01)}", "after"))
 
     def work() -> None:
         hook_requests(nth(number, when, ""))
@@ -235,7 +235,7 @@ KILLS = {
 
 
 def children_of(process: int) -> list[int]:
-    """Processes that a process has started."""
+    """Return the ids of the processes that a process has started."""
     try:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
@@ -243,7 +243,7 @@ def children_of(process: int) -> list[int]:
 
 
 def is_alive(process: int) -> bool:
-    """False for one that ended and one that is only remembered."""
+    """Return True if a process runs; False if it has ended or is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -251,19 +251,19 @@ def is_alive(process: int) -> bool:
 
 
 def contents(out: str) -> dict[str, bytes]:
-    """Every file below a folder, by name."""
+    """Return the content of every file below a folder, by name."""
     files, root = fsspec.core.url_to_fs(out, use_listings_cache=False)
     return {name.removeprefix(f"{root}/"): files.cat_file(name) for name in files.find(root)}
 
 
 def examine(bench: Bench, out: str) -> int:
-    """Look at what a kill left, build again, and compare.
+    """Check the state after a kill, build again, and compare the result with the undisturbed build.
 
     Returns:
-        10 and the position of the phase that the kill met.
+        10 plus the position in `PHASES` of the phase in which the build was killed.
 
     Raises:
-        AssertionError: If a promise is broken.
+        AssertionError: If a check fails.
     """
     folder = open_folder(out)
     if folder.size(DESCRIPTOR_NAME) is None:
@@ -272,26 +272,26 @@ def examine(bench: Bench, out: str) -> int:
         except DatasetError:
             pass
         else:
-            raise AssertionError("a half build opens as a dataset")
+            raise AssertionError("an unfinished build opens as a dataset")
         plan = load_plan(folder) if folder.size(PLAN_NAME) is not None else None
         num_receipts = len(open_folder(folder.join(RECEIPTS_FOLDER)).list())
         phase = 0 if plan is None else 2 if num_receipts == len(plan.shards) else 1
     else:
         phase = 3
-        assert load_descriptor(out).digest == bench.digest, "a dataset of another digest"
+        assert load_descriptor(out).digest == bench.digest, "the dataset has another digest"
         faults = verify_dataset(out, workers=1)
-        assert not faults, f"published and damaged: {faults[0]}"
+        assert not faults, f"the published dataset is damaged: {faults[0]}"
     build(bench.source, out)
-    assert load_descriptor(out).digest == bench.digest, "the rerun has another digest"
+    assert load_descriptor(out).digest == bench.digest, "the resumed build has another digest"
     found = contents(out)
     differing = sorted(name for name in {**found, **bench.expected} if found.get(name) != bench.expected.get(name))
-    assert not differing, f"the rerun differs in {', '.join(differing)}"
-    assert not isinstance(folder, LocalFolder) or not (folder.path / BUILD_FOLDER).exists(), "the plan is still there"
+    assert not differing, f"the resumed build differs in {', '.join(differing)}"
+    assert not isinstance(folder, LocalFolder) or not (folder.path / BUILD_FOLDER).exists(), "the plan still exists"
     return 10 + phase
 
 
 def start_server(base: Path) -> int:
-    """Start an S3 server on loopback, tell fsspec its address, and make the bucket; the server's process id."""
+    """Start an S3 server on loopback, give fsspec its address, make the bucket, and return the server's process id."""
     note = base / "port"
 
     def serve() -> None:
@@ -320,7 +320,7 @@ def start_server(base: Path) -> int:
 
 
 def set_up(base: Path, *, with_bucket: bool) -> Bench:
-    """Draw the source, build it undisturbed, and count."""
+    """Draw the source, build it undisturbed, and count the changes of the disk and the requests."""
     source = base / "source"
     draw_toy(source, num_images=12, seed=0, image_size=(96, 96))
     spoilt = sorted(source.rglob("*.jpg"))[0]
@@ -342,10 +342,10 @@ def set_up(base: Path, *, with_bucket: bool) -> Bench:
 
 
 def try_point(bench: Bench, kind: str, seed: int, number: int) -> str | None:
-    """Kill one build and examine it; the phase it was killed in, None if it had ended before.
+    """Kill one build and examine it; return the phase in which it was killed, or None if it had ended before.
 
     Raises:
-        SystemExit: If a promise is broken.
+        SystemExit: If a check fails.
     """
     rng = random.Random(f"{seed} {kind} {number}")
     name = f"{kind}-{number}"
@@ -353,18 +353,20 @@ def try_point(bench: Bench, kind: str, seed: int, number: int) -> str | None:
     was_killed = KILLS[kind](bench, out, rng)
     code = in_child(lambda: examine(bench, out))
     if code < 10:
-        raise SystemExit(f"broken: {kind} {number} of seed {seed}; try it alone: --only {kind} --first {number}")
+        raise SystemExit(
+            f"failed: {kind} {number} of seed {seed}; repeat only this point by: --only {kind} --first {number}"
+        )
     shutil.rmtree(out, ignore_errors=True)
     return PHASES[code - 10] if was_killed else None
 
 
 def main() -> int:
-    """Try all points and print a line for each kind."""
+    """Run all points and print a line for each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=200, help="kills in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the points (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=tuple(KINDS), help="kinds of points")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="begin with the N-th point of each kind")
+    parser.add_argument("--points", type=int, default=200, help="total number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=tuple(KINDS), help="kinds of points to run")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="start with the N-th point of each kind")
     args = parser.parse_args()
 
     shares = {kind: KINDS[kind][0] for kind in args.only}
@@ -395,8 +397,8 @@ def main() -> int:
                 wait_for(server)
     total = sum(wanted.values())
     print(
-        f"{total} kills, seed {args.seed}, {time.monotonic() - begin:.0f} s: nothing half opened as a dataset, every "
-        f"rerun ended with digest {bench.digest:.12} and the same {len(bench.expected)} files"
+        f"{total} kills, seed {args.seed}, {time.monotonic() - begin:.0f} s: no unfinished build opened as a dataset, "
+        f"and every resumed build ended with digest {bench.digest:.12} and the same {len(bench.expected)} files"
     )
     return 0
 

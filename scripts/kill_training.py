@@ -1,10 +1,12 @@
-"""Kills training runs at seeded points and lets each go on: `python scripts/kill_training.py --points 20 --seed 0`.
+"""Kills training runs at seeded points and resumes each: `python scripts/kill_training.py --points 20 --seed 0`.
 
-A run is 28 steps of two processes over gloo. A point is a step, the process that dies there, and the place: before the
-step, between gradients and weights, or at the n-th change of the disk while a checkpoint is written; SIGKILL ends that
-process and then the other. The same run, started again, must end with the weights, the optimiser's state and the
-log of one that nobody disturbed, bit for bit; if not, exit 1. Every fourth run goes on with one process instead of two
-and must have its losses to 1e-5; in those alone BatchNorm is frozen, there is no dropout, and the rate is the paper's.
+A run has 28 steps with two processes over gloo. A point is a step, the process that dies, and where in the step: before
+it, between gradients and weight update, or at the n-th change of the disk while a checkpoint is written. SIGKILL ends
+that process and then the other one. The resumed run must end with the weights, the optimiser's state and the log of an
+undisturbed run, bit for bit; if not, the exit code is 1.
+
+Every fourth run is resumed with one process instead of two, and its losses must agree to 1e-5. Only in these runs,
+BatchNorm is frozen, there is no dropout, and the learning rate is that of the paper.
 """
 
 import argparse
@@ -38,19 +40,19 @@ STEPS, SAVE_EVERY, PROCESSES = 28, 7, 2
 CLOCK = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
 PLACES = ("before the step", "before the weights change", "while the checkpoint is written")
 _WRITES = 9
-"""Changes of the disk while a checkpoint is written: two files, five syncs, its name, the sync of that."""
+"""Number of changes of the disk while a checkpoint is written: two files, five syncs, a rename, and its sync."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Where a run is killed.
+    """The point at which a run is killed.
 
     Attributes:
-        step: Steps done.
-        place: One of `PLACES`.
-        write: With the last place: the change of the disk, from 0.
-        rank: The process that dies first; that of rank 0 writes checkpoints.
-        processes: That go on.
+        step: Number of completed steps.
+        place: Position within the step, one of `PLACES`.
+        write: Number of the change of the disk, from 0; used only while a checkpoint is written.
+        rank: Rank of the process that dies first; rank 0 writes checkpoints.
+        processes: Number of processes of the resumed run.
     """
 
     step: int
@@ -65,7 +67,7 @@ class Point:
 
 
 def draw_points(count: int, seed: int) -> list[Point]:
-    """Seeded points: each place as often as the others."""
+    """Draw seeded points, with each of `PLACES` equally often."""
     chance = random.Random(seed)
     points = []
     for number in range(count):
@@ -85,21 +87,24 @@ def draw_points(count: int, seed: int) -> list[Point]:
 
 
 def overrides(shards: Path, *, exact_sums: bool) -> list[str]:
-    """A recipe of seconds; `exact_sums`: nothing in it depends on how a batch is spread over processes."""
-    # At toy's rate of 2e-3, Adam makes of the last bit of a sum some 5e-5 of the loss in 40 steps.
+    """Return the overrides of a recipe that trains in seconds.
+
+    With `exact_sums`, no value depends on the distribution of a batch over processes.
+    """
+    # At the toy recipe's learning rate of 2e-3, Adam amplifies the last bit of a sum to 5e-5 of the loss in 40 steps.
     sums = ["train.batchnorm=frozen", "model.dropout=0.0", "train.lr=1e-4"]
-    alike = sums if exact_sums else ["model.dropout=0.1"]
+    comparable = sums if exact_sums else ["model.dropout=0.1"]
     return [
         f"data.root={shards}", "data.input_size=64", "data.num_workers=1", "data.expressions_per_image=3",
         "data.cache_gigabytes=0", "model.dim=32", "model.num_decoder_layers=1", "model.ffn_dim=64", "model.num_heads=4",
         "train.epochs=10", f"train.max_steps={STEPS}", "train.global_batch=4", "train.log_every_steps=3",
         f"train.checkpoint_every_steps={SAVE_EVERY}", "train.val_every_epochs=4", "train.ema_decay=0.9",
-        "train.trackers=[]", *alike,
+        "train.trackers=[]", *comparable,
     ]  # fmt: skip
 
 
 def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | None = None) -> list[int]:
-    """Train in forked processes; exit codes by rank, negative: the signal."""
+    """Train in forked processes, and return their exit codes by rank; a negative code is a signal."""
     port = _free_port()
     children = {}
     for rank in range(processes):
@@ -110,13 +115,13 @@ def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | No
         child, status = os.wait()
         codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
         if code:
-            for other in children:  # as the launcher's death ends them
+            for other in children:  # a launcher would end the other processes in the same way
                 os.kill(other, signal.SIGKILL)
     return [codes[rank] for rank in range(processes)]
 
 
 def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, port: int, point: Point | None) -> None:
-    """What a forked process does."""
+    """Train in a forked process."""
     if processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
@@ -129,7 +134,7 @@ def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, por
 
 
 def _arm(point: Point) -> None:
-    """Have this process die at a point."""
+    """Make this process die at a point."""
     train_step, adam_step, save = trainer._Trainer._train_step, torch.optim.Adam.step, checkpoint_writer.save_checkpoint
     num_adam_steps = [0]
 
@@ -162,12 +167,12 @@ def _free_port() -> int:
 
 
 def losses(out: Path) -> list[float]:
-    """Of the lines of the log."""
+    """Return the training losses of a run's log."""
     return [line["loss"] for line in read_metrics(out) if line["kind"] == "train"]
 
 
 def differences(out: Path, reference: Path) -> list[str]:
-    """What of a run's end is not that of another, bit for bit."""
+    """List the files of a run's last checkpoint and log that differ from those of another run in any bit."""
     found = []
     mine, theirs = (
         [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(folder)]
@@ -187,7 +192,7 @@ def differences(out: Path, reference: Path) -> list[str]:
 
 
 def try_point(point: Point, *, base: Path, shards: Path, references: dict[int, Path]) -> str:
-    """Kill a run at a point and let it go on; what is wrong with its end, empty if nothing is."""
+    """Kill a run at a point and resume it; return what is wrong with the result, empty if nothing is."""
     out = base / "killed"
     shutil.rmtree(out, ignore_errors=True)
     settings = overrides(shards, exact_sums=point.processes == 1)
@@ -196,24 +201,24 @@ def try_point(point: Point, *, base: Path, shards: Path, references: dict[int, P
         return f"was not killed (exit codes {codes})"
     codes = run(out, settings, processes=point.processes)
     if any(codes):
-        return f"did not go on (exit codes {codes})"
+        return f"did not resume (exit codes {codes})"
     reference = references[point.processes]
     if point.processes == PROCESSES:
         differing = differences(out, reference)
         return f"differs in {', '.join(differing)}" if differing else ""
     furthest = max(abs(mine - theirs) for mine, theirs in zip(losses(out), losses(reference), strict=True))
-    return f"has losses {furthest:.1e} apart" if furthest > 1e-5 else ""
+    return f"has losses that differ by {furthest:.1e}" if furthest > 1e-5 else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try all points.
+    """Run all points.
 
     Returns:
-        0 if each run ended as it must, else 1.
+        The exit code: 0 if each resumed run ended as the undisturbed one, else 1.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--points", type=int, default=20, help="runs to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the points")
+    parser.add_argument("--points", type=int, default=20, help="number of runs to kill (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points (default: %(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # this process forks
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
-"""What `kill_build.py` and `kill_training.py` share: forked children that die as if by `kill -9` at a chosen call.
+"""Functions shared by `kill_build.py` and `kill_training.py`: forked children that die by SIGKILL at a chosen call.
 
-Who forks must not have started threads.
+A process that forks must not have started threads.
 """
 
 import os
@@ -14,19 +14,19 @@ from typing import Any
 from refseg.errors import RefsegError
 
 REFUSED, FAULT = 1, 3
-"""Exit codes of a child that met an error of ours, or any other."""
+"""Exit codes of a child that raised a `RefsegError`, or any other error."""
 
 
 def in_child(work: Callable[[], int | None], *, wait: bool = True, quiet: bool = False) -> int:
-    """Run work in a forked process.
+    """Run a function in a forked process.
 
     Args:
-        work: Its return value is the exit code; None: 0.
-        wait: For its end.
-        quiet: Print no error of ours: the death of another process is expected to cause one.
+        work: The function; its return value is the exit code, and None means 0.
+        wait: Wait for the end of the process.
+        quiet: Do not print a `RefsegError`, because the death of another process is expected to cause one.
 
     Returns:
-        The exit code (negative: the signal it died of), or its process id if not waited for.
+        The exit code (negative: the signal that ended the process), or the process id if `wait` is False.
     """
     child = os.fork()
     if child == 0:
@@ -45,7 +45,7 @@ def in_child(work: Callable[[], int | None], *, wait: bool = True, quiet: bool =
 
 
 def wait_for(child: int) -> int:
-    """Exit code of a child."""
+    """Wait for a child to end and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -56,11 +56,13 @@ def die() -> None:
 
 
 def hook_changes(places: Iterable[tuple[Any, Iterable[str]]], on_change: Callable[[], bool]) -> None:
-    """Call `on_change` before each change of the disk; True: die there, of a file's bytes after the first half.
+    """Call `on_change` before each change of the disk; if it returns True, the process dies there.
+
+    If the change writes a file, the first half of its bytes is written before.
 
     Args:
-        places: Modules or classes, and the names of their functions that change the disk.
-        on_change: Says whether to die.
+        places: Modules or classes, with the names of their functions that change the disk.
+        on_change: Function that decides whether to die.
     """
 
     def hook(owner: Any, name: str) -> None:
@@ -80,7 +82,7 @@ def hook_changes(places: Iterable[tuple[Any, Iterable[str]]], on_change: Callabl
 
 
 def _write_half(name: str, args: tuple[Any, ...]) -> None:
-    """Half of what a call of `Path.write_bytes`, `Path.write_text` or `torch.save` would have written."""
+    """Write half of the bytes that a call of `Path.write_bytes`, `Path.write_text` or `torch.save` would write."""
     if name == "save":
         path, content = args[1], b"half"
     elif name in ("write_bytes", "write_text"):
@@ -92,7 +94,7 @@ def _write_half(name: str, args: tuple[Any, ...]) -> None:
 
 
 def nth(number: int, yes: Any, no: Any) -> Callable[[], Any]:
-    """A function that says `yes` at its n-th call, counted from 1, and `no` else."""
+    """Return a function that returns `yes` at its n-th call, counted from 1, and `no` at all others."""
     calls = 0
 
     def step() -> Any:

@@ -1,6 +1,6 @@
 """Check the wording of the README and the pages of docs/ with proselint and the project's own list of words.
 
-Usage: python scripts/lint_prose.py [FILE.md ...]. Prints each place with what to write instead; exit code 1 if any.
+Usage: python scripts/lint_prose.py [FILE.md ...]. Prints each finding with what to write instead; exit code 1 if any.
 """
 
 import re
@@ -16,7 +16,7 @@ from proselint.tools import LintFile
 
 ROOT = Path(__file__).parents[1]
 STYLE = ROOT / "scripts" / "voice.toml"
-OF_PROSELINT = (
+PROSELINT_CHECKS = (
     "archaism",
     "cliches",
     "hedging",
@@ -31,23 +31,24 @@ OF_PROSELINT = (
     "uncomparables",
     "weasel_words",
 )
-"""Checks of proselint that suit technical English; those of typography do not suit Markdown."""
+"""Checks of proselint that suit technical English. Its checks of typography are not used, because they do not suit
+Markdown."""
 _NOT_PROSE = re.compile(
     r"^```.*?^```|^<!--.*?-->|^(?:    |\t)(?![-*\d])[^\n]*$|`[^`\n]+`|\]\([^)\n]*\)|^\|[^\n]*\d[^\n]*\|$|https?://\S+",
     re.DOTALL | re.MULTILINE,
 )
-"""Code, targets of links, and rows of tables with numbers."""
+"""Pattern of text that is not checked: code, targets of links, and rows of tables with numbers."""
 
 
 def prose_of(markdown: str) -> str:
-    """Return the text with everything that is not prose replaced by `#`, so that lines and columns stay."""
+    """Return the text with everything that is not prose replaced by `#`, so that lines and columns do not change."""
     return _NOT_PROSE.sub(lambda found: re.sub(r"[^\n|]", "#", found[0]), markdown)
 
 
 def lint(path: Path) -> list[str]:
-    """Return one line of text for each place of a file that a check complains of."""
+    """Return a line of text for each finding in a file."""
     _register()
-    config = Config(max_errors=1000, checks=dict.fromkeys(("voice", *OF_PROSELINT), True))
+    config = Config(max_errors=1000, checks=dict.fromkeys(("voice", *PROSELINT_CHECKS), True))
     prose = prose_of(path.read_text(encoding="utf-8"))
     found = []
     for result in LintFile(str(path), prose).lint(config):

@@ -1,6 +1,6 @@
-"""Rewrites the golden files, the only thing that does: run it after a wanted change and read the diff.
+"""Rewrites the golden files; nothing else may change them. Run it after an intended change, and read the diff.
 
-python scripts/update_golden.py
+Usage: python scripts/update_golden.py
 """
 
 import hashlib
@@ -41,13 +41,13 @@ TOLERANCES = {
         "why": "1.6e-4 was the most over the same; a momentum of batch norm of 0.11 for 0.1 makes 1e-3",
     },
 }
-"""How far another machine may be from the golden run, and why so far."""
+"""Largest allowed differences of another machine from the golden run, with the reasons."""
 
 
 def sample_facts(work: Path) -> dict[str, Any]:
-    """Build the bundled sample in an empty folder and say what must not change without being noticed.
+    """Build the bundled sample in an empty folder, and return the facts that must not change unnoticed.
 
-    `rows_sha256` covers every value of the manifest; the rest tells a reader of the diff what it was.
+    `rows_sha256` covers every value of the manifest; the other facts show a reader of the diff what changed.
     """
     out = work / "sample-ccby"
     options = BuildOptions(dataset="sample/ccby", annotations=sample_folder(), out=out, workers=1)
@@ -76,7 +76,7 @@ def sample_facts(work: Path) -> dict[str, Any]:
 
 
 def toy_facts(work: Path) -> dict[str, Any]:
-    """Draw, build and train by `tests/golden/toy_loss.toml`, and say what must not change without being noticed.
+    """Draw, build and train by `tests/golden/toy_loss.toml`, and return the facts that must not change unnoticed.
 
     Args:
         work: An empty folder.
@@ -105,7 +105,7 @@ def toy_facts(work: Path) -> dict[str, Any]:
 
 
 def dump_golden(facts: dict[str, Any]) -> str:
-    """Text of a golden file: one row a line, so that a diff shows which row changed."""
+    """Return the text of a golden file with one row per line, so that a diff shows which row changed."""
     head = {name: value for name, value in facts.items() if name != "rows"}
     rows = ",\n".join(f"  {json.dumps(row)}" for row in facts["rows"])
     return f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'

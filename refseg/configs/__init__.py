@@ -1,1 +1,1 @@
-"""Recipes, one TOML file per result; read by `refseg.config.load_recipe`."""
+"""The shipped recipes, one TOML file per result; `refseg.config.load_recipe` reads them."""
