@@ -91,7 +91,7 @@ def test_other_words_are_refused(store: str) -> None:
 def test_what_contradicts_storing_is_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--store-quality 0: expected 1 to 100"):
         tiny.options(tmp_path / "out", store="letterbox:8", store_quality=0)
-    with pytest.raises(UsageError, match="found --check-images header, .*; remove --check-images"):
+    with pytest.raises(UsageError, match=r"found --check-images header, .*; remove --check-images"):
         tiny.options(tmp_path / "out", store="letterbox:8", check_images="header")
 
 
