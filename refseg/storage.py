@@ -135,7 +135,8 @@ class LocalFolder(Folder):
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with (self.path / name).open("rb") as file:
-            file.seek(start)
+            if start:  # a pipe cannot be sought
+                file.seek(start)
             return file.read(-1 if length is None else length)
 
     def publish(self, temporary: Path, name: str) -> None:
@@ -540,7 +541,8 @@ def read_file(address: Path | str, start: int = 0, length: int | None = None) ->
     """
     if not is_remote(address):
         with Path(address).open("rb") as file:
-            file.seek(start)
+            if start:  # a pipe cannot be sought
+                file.seek(start)
             return file.read(-1 if length is None else length)
     folder, name = split_address(str(address))
     return open_folder(folder).read(name, start, length)

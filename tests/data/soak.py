@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -61,6 +62,9 @@ def main(folder: Path, kind: str, epochs: int) -> None:
         files.append(num_files())
     loader = None
     gc.collect()
+    deadline = time.monotonic() + 60
+    while num_files() > before and time.monotonic() < deadline:
+        time.sleep(0.1)  # threads of the queues close the last pipes, after the workers have ended
     report = {
         "pid": os.getpid(),
         "memory": held,

@@ -304,7 +304,7 @@ def test_a_preempted_task_ends_at_once_and_goes_on_later(
     task.terminate()
     error = task.communicate(timeout=120)[1]  # the image that it waits for never comes
 
-    assert task.returncode == 128 + signal.SIGTERM
+    assert task.returncode == 128 + signal.SIGTERM, error
     assert "interrupted; run the same command again to resume" in error
     assert "Traceback" not in error
     assert not any(Path(f"/proc/{process}").exists() for process in workers_alive)
