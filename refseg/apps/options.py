@@ -1,4 +1,4 @@
-"""What a user asks of `refseg models`, `predict` and `demo`. No torch: a command's help stays quick."""
+"""What a user asks of `refseg quickstart`, `models`, `predict` and `demo`. No torch: a command's help stays quick."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,19 @@ from refseg.wording import did_you_mean
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that only this machine reaches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartOptions:
+    """How large the quickstart is, and where it writes.
+
+    Attributes:
+        out: Folder for everything that is written.
+        num_images: Scenes to draw. With few scenes it is quick, and the model learns little.
+    """
+
+    out: Path = Path("quickstart")
+    num_images: int = 6000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,85 +1,119 @@
 """`refseg quickstart`: the whole flow, each step a command that is shown and can be called alone."""
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from refseg.addresses import path_argument
-from refseg.errors import RefsegError
+from refseg.apps.options import QuickstartOptions
+from refseg.cli.options import add_options, given
+from refseg.exits import print_next
+
+if TYPE_CHECKING:
+    from refseg.apps.quickstart import Outcome, Status
+    from refseg.apps.quickstart_steps import Step
 
 EXAMPLE = "refseg quickstart --out quickstart"
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        default=Path("quickstart"),
-        metavar="DIR",
-        help="where all goes (default: quickstart)",
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=6000,
-        metavar="N",
-        help="scenes to draw; few are quick and teach little (default: 6000)",
-    )
+    add_options(parser, QuickstartOptions, out={"metavar": "DIR"}, num_images={"flag": "--images"})
 
 
 def run(args: argparse.Namespace) -> int:
-    from manifests import sample_folder
+    from refseg.apps.quickstart import run_quickstart
+    from refseg.apps.quickstart_steps import plan_steps
 
-    out: Path = args.out
-    toy, shards, run_folder, sample = out / "toy", out / "shards/toy", out / "run", out / "shards/sample"
-    package = Path(__file__).parents[1]
-    started = time.monotonic()
+    options = QuickstartOptions(**given(args, QuickstartOptions))
+    steps = plan_steps(options)
+    _print_plan(options, steps)
 
-    _call("toy", "--out", toy, "--images", str(args.images), "--seed", "0")
-    _call("build-shards", "toy/refseg", "--annotations", toy, "--out", shards, "--workers", "2")
-    _call("verify", shards)
-    _launch(
-        *("--config_file", package / "configs/accelerate_cpu2.yaml", package / "train.py", "toy-quick"),
-        *("--set", f"data.root={shards}", "--out", run_folder),
-    )
-    own = _evaluate(run_folder, shards, "val", "--save-predictions")
-    control = _evaluate(run_folder, shards, "val", "--shuffled-sentences")
-    plain = _evaluate(run_folder, shards, "testA")
-    related = _evaluate(run_folder, shards, "testB")
-    _call("report", run_folder)
-    _call("browse", shards, "--split", "val", "--out", out / "browse")
+    def begun(step: "Step", number: int) -> None:
+        commands = "".join(f"\n  $ {shlex.join(command)}" for command in step.commands)
+        say(f"\n{number}/{len(steps)} {step.name}{commands}")
 
-    _call("build-shards", "sample/ccby", "--annotations", sample_folder(), "--out", sample)
-    _call("verify", sample)
-    picture = sample_folder() / "images/train2014/000000397133.jpg"
-    text = "the white ceramic bowl that is not on the counter"
-    _call("predict", picture, text, "--checkpoint", run_folder, "--out", out / "predictions")
-
-    minutes = (time.monotonic() - started) / 60
-    own_iou, control_iou = (result["scores"]["oIoU"] for result in (own, control))
-    print(f"""
-Done in {minutes:.1f} minutes: drew {args.images:,} scenes, built and verified their shards, trained FCNet with small
-encoders on two processes, scored it on unseen scenes, wrote the report and a page of the dataset, and ran the bundled
-photographs through build and predict (the model has seen drawn shapes alone: its mask of a photograph shows that the
-path works, not that it understands photographs). Each object named has a twin that shares the named shape or colour.
-
-  oIoU, unseen scenes ({own["num_sentences"]:,} sentences)         {own_iou:.3f}
-  oIoU, sentences shuffled within each image   {control_iou:.3f}   {_share(control_iou, own_iou)}
-  oIoU, testA (no relations)                   {plain["scores"]["oIoU"]:.3f}
-  oIoU, testB (relations only)                 {related["scores"]["oIoU"]:.3f}
-
-  report       {(run_folder / "report.html").resolve()}
-  dataset      {(out / "browse/index.html").resolve()}
-  prediction   {(out / "predictions").resolve()}
-
-Next, with `source .venv/bin/activate`: docs/your-own-data.md, from your pictures to masks;
-refseg demo --checkpoint {run_folder}""")
+    with _shown(len(steps)) as (say, status):
+        outcome = run_quickstart(options, begun=begun, status=status)
+    _print_outcome(outcome)
+    print_next("refseg", "demo", "--checkpoint", outcome.run)
     return 0
+
+
+def _print_plan(options: QuickstartOptions, steps: "tuple[Step, ...]") -> None:
+    print(
+        "This draws scenes of shapes, trains a small model on them, and scores it on scenes that it has not seen.\n"
+        f"Nothing is downloaded, and everything is written to {options.out}/. After Ctrl-C, the same command "
+        "continues.\n"
+    )
+    for number, step in enumerate(steps, 1):
+        print(f"  {number} {step.name:<11} {step.what:<66} {duration(step.seconds):>6}")
+    print(
+        f"    {'in all':<78} {duration(sum(step.seconds for step in steps)):>6}\n\n"
+        f"The times are for two idle cores. The output of the commands goes to {options.out}/logs/.",
+        flush=True,
+    )
+
+
+@contextmanager
+def _shown(num_steps: int) -> "Iterator[tuple[Callable[[str], None], Callable[[Status], None]]]":
+    """How lines are printed, and how the status is: by a bar on a terminal, elsewhere by a line every 30 seconds."""
+    if not sys.stderr.isatty():
+        last_line = time.monotonic()
+
+        def log_line(status: "Status") -> None:
+            nonlocal last_line
+            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                sys.stderr.write(f"  {_state(status, num_steps)}, {duration(status.left)} left in all\n")
+
+        yield lambda text: print(text, flush=True), log_line
+        return
+    from tqdm import tqdm
+
+    with tqdm(bar_format="  {desc} |{bar:30}| {postfix}", total=1.0, leave=False) as bar:
+
+        def move_bar(status: "Status") -> None:
+            bar.n = status.elapsed / max(1.0, status.elapsed + status.left)
+            bar.set_description_str(_state(status, num_steps), refresh=False)
+            bar.set_postfix_str(f"{duration(status.left)} left in all")
+
+        yield lambda text: tqdm.write(text, file=sys.stdout), move_bar
+
+
+def _state(status: "Status", num_steps: int) -> str:
+    share = "" if status.share is None else f", {status.share:.0%}"
+    return f"{status.number}/{num_steps} {status.step.name}, {duration(status.seconds)}{share}"
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as people say it: `45 s`, `12 min`."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    iou = {name: scored["scores"]["oIoU"] for name, scored in outcome.scores.items()}
+    seconds = sum(outcome.seconds.values())
+    by_step = ", ".join(f"{name} {number:.0f}" for name, number in outcome.seconds.items())
+    print(f"""
+Done in {seconds / 60:.1f} minutes, {outcome.cpu_seconds / 60:.1f} minutes of processor time. Seconds of each step:
+{by_step}.
+
+  oIoU, unseen scenes ({outcome.scores["val"]["num_sentences"]:,} sentences)         {iou["val"]:.3f}
+  oIoU, sentences shuffled within each image   {iou["val-shuffled"]:.3f}   {_share(iou["val-shuffled"], iou["val"])}
+  oIoU, testA (no relations)                   {iou["testA"]:.3f}
+  oIoU, testB (relations only)                 {iou["testB"]:.3f}
+
+  report       {(outcome.run / "report.html").resolve()}
+  dataset      {outcome.browse.resolve()}
+  prediction   {outcome.predictions.resolve()}
+
+The model has seen drawn shapes alone, in which each object named has a twin that shares the named shape or colour. Its
+mask of a photograph shows that the path works, not that the model understands photographs. The way from your pictures
+to masks is described in docs/your-own-data.md; `source .venv/bin/activate` puts refseg on the path.""")
 
 
 def _share(control: float, own: float) -> str:
@@ -88,39 +122,3 @@ def _share(control: float, own: float) -> str:
         return "nothing is learnt yet"
     verdict = "the sentences are read" if 3 * control < own else "the sentences are hardly read yet"
     return f"{control / own:.0%} of the score: {verdict}"
-
-
-def _evaluate(run_folder: Path, shards: Path, split: str, *options: str) -> dict[str, Any]:
-    """Score a split and give the scores that `refseg evaluate` wrote."""
-    arguments: list[str | Path] = ["evaluate", run_folder, "--data", shards, "--split", split, *options]
-    _show("refseg", *arguments)
-    result: dict[str, Any] = json.loads(
-        _run([sys.executable, "-m", "refseg", *arguments, "--json"], stdout=subprocess.PIPE)
-    )
-    for name, value in result["scores"].items():
-        print(f"  {name:8}{100 * value:6.2f} %")
-    return result
-
-
-def _call(*arguments: str | Path) -> None:
-    _show("refseg", *arguments)
-    _run([sys.executable, "-m", "refseg", *arguments])
-
-
-def _launch(*arguments: str | Path) -> None:
-    _show("accelerate", "launch", *arguments)
-    _run([sys.executable, "-m", "accelerate.commands.launch", *arguments])
-
-
-def _show(*words: str | Path) -> None:
-    print("\n$ " + shlex.join(str(word) for word in words), flush=True)
-
-
-def _run(command: list[str | Path], stdout: int | None = None) -> str:
-    done = subprocess.run([str(word) for word in command], stdout=stdout, text=True, check=False)
-    if done.returncode:
-        raise RefsegError(
-            f"quickstart: the last command shown above ended with exit code {done.returncode}; its message says why. "
-            "The steps before it are kept: run quickstart again to go on"
-        )
-    return done.stdout or ""

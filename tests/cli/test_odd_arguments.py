@@ -133,7 +133,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "work")
     for heavy in (
-        "refseg.cli.quickstart.subprocess.run", "uvicorn.Server.run", "refseg.training.trainer.train",
+        "refseg.apps.quickstart._start", "uvicorn.Server.run", "refseg.training.trainer.train",
         "torch.export.export", "refseg.evaluation.report.build_report", "refseg.apps.doctor.examine",
     ):  # fmt: skip
         monkeypatch.setattr(heavy, _never)

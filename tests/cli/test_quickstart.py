@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from refseg.apps.quickstart_steps import SECONDS, seconds_left
 from refseg.cli import main
 from tests.warm_python import python
 
@@ -32,13 +33,18 @@ def test_quickstart_goes_from_drawing_to_a_report_and_may_be_run_again(ran: tupl
     out, printed, told = ran
     second = quickstart(out)
 
+    plan, _, steps = printed.partition("1/7 draw")
+    assert [line.split()[1] for line in plan.splitlines() if re.match(r"  \d ", line)] == list(SECONDS)
+    assert "  $ refseg evaluate " in steps
     for text in ("oIoU, unseen scenes", "oIoU, sentences shuffled within each image", "report.html"):
-        assert text in printed.split("Done in")[1]
+        assert text in steps.split("Done in")[1]
+    assert told.endswith(f"Next: refseg demo --checkpoint {out}/run\n")
     assert (out / "run/report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert (out / "browse/index.html").is_file()
     assert list((out / "predictions").glob("*.png"))
-    assert re.search(r"step (\d+)/\1 ", told)  # trained to its last step
-    assert "is trained" in second.stderr  # what is done is not done again
+    trained = (out / "logs/4-train-1.log").read_text()
+    assert "$ accelerate launch" in trained
+    assert "is trained" in trained  # what is done is not done again
     assert "oIoU, unseen scenes" in second.stdout
 
 
@@ -65,6 +71,18 @@ def test_the_pages_of_quickstart_are_filtered_sorted_and_opened(open_page: Any, 
     assert page.get_by_role("dialog").locator("q").inner_text() == sentence
 
 
+def test_the_time_left_follows_the_pace_of_the_machine_and_of_the_running_step() -> None:
+    estimates = [10.0, 20.0, 100.0, 30.0]
+
+    assert seconds_left(estimates, [], 0.0) == 160
+    assert seconds_left(estimates, [20.0], 4.0) == 36 + 260  # a machine that takes twice as long
+    assert seconds_left(estimates, [20.0, 70.0], 5.0) == 295 + 90
+    # A quarter in 90 s: 360 s in all, and 450 s for what is estimated at 130.
+    assert seconds_left(estimates, [20.0, 70.0], 90.0, 0.25) == pytest.approx(270 + 30 * 450 / 130)
+    assert seconds_left(estimates, [20.0, 70.0], 1000.0) == 90  # later than expected: the step may end at any time
+    assert seconds_left(estimates, [0.0, 0.0], 0.0) == 50 + 15  # done before: nothing is known of the pace
+
+
 @pytest.mark.slow
 def test_a_step_that_fails_ends_the_quickstart_with_its_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -76,5 +94,6 @@ def test_a_step_that_fails_ends_the_quickstart_with_its_message(
     assert main(["quickstart", "--out", str(tmp_path), "--images", "80"]) == 1
 
     error = capfd.readouterr().err
-    assert "the last command shown above ended with exit code 2" in error
+    assert "quickstart: a command ended with exit code 2: refseg: error: " in error
+    assert f"its output is in {tmp_path / 'logs/1-draw-1.log'}" in error
     assert (tmp_path / "toy" / "mine.txt").read_text() == "not a toy set"
