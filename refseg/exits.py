@@ -1,4 +1,4 @@
-"""Turns the error that ends a program into an exit code and one report: a line on standard error, or a JSON object.
+"""Turns the error that ends a program into an exit code, and a message on standard error or JSON on standard output.
 
 Of several processes, only rank 0 reports wrong usage, because it is the same in all of them.
 """
@@ -24,7 +24,7 @@ def exit_code_of(program: Callable[[], int], *, interrupted: str = "interrupted"
     Args:
         program: Function to run; it returns its exit code.
         interrupted: Message to print if Ctrl-C ends the program.
-        as_json: Print an error as one JSON object on standard output, where the result would have been:
+        as_json: Print an error as one JSON object on standard output instead of the result:
             `{"error": {"kind": ..., "message": ..., "exit_code": ...}}`.
 
     Returns:
@@ -85,6 +85,6 @@ def print_next(*command: object) -> None:
     """Print on standard error the command that a user is likely to run after this one.
 
     Args:
-        command: Its words; they are quoted for the shell.
+        command: Words of the command; they are quoted for the shell.
     """
     sys.stderr.write(f"Next: {printable(shlex.join(map(str, command)))}\n")

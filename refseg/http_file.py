@@ -1,6 +1,6 @@
-"""A file on a web server, read by byte ranges and never whole by mistake: archives are larger than memory.
+"""Reads byte ranges of a file on a web server, and never the whole file by mistake, which may exceed the memory.
 
-Failures are raised as `requests` raises them; callers make requests through `refseg.storage_requests.ask`.
+Errors of `requests` are passed on unchanged; callers send requests through `refseg.storage_requests.ask`.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any
 from refseg.errors import RefsegError
 
 TIMEOUT_SECONDS = (10.0, 60.0)
-"""For a connection, and for the next bytes of an answer."""
+"""Time limits in seconds for making a connection, and for the next bytes of an answer."""
 
 _CHUNK_BYTES = 1 << 18
 _CONNECTIONS = 16
@@ -24,7 +24,7 @@ _NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
 class NoRangesError(RefsegError):
-    """The server sends whole files only."""
+    """The server sends only whole files, or does not state the size of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class FilePart:
     """An answer of a server.
 
     Attributes:
-        start: Offset in the file of the first byte.
-        num_bytes: Size of the whole file; None if the server does not state it.
-        is_whole: True if the server sends the whole file although a part was requested, or because no part was.
-        chunks: The bytes from `start` on.
+        start: Offset of the first byte in the file.
+        num_bytes: Size of the whole file in bytes; None if the server does not state it.
+        is_whole: True if the server sends the whole file, even if only a part was requested.
+        chunks: The bytes from `start` on, in chunks.
     """
 
     start: int
@@ -45,7 +45,7 @@ class FilePart:
 
 
 class HttpFile:
-    """A file by its `http://` or `https://` address. Redirects are followed, and proxies are those of the environment.
+    """A file at an `http://` or `https://` URL. Redirects are followed, and the environment's proxies are used.
 
     Args:
         address: URL of the file; characters that a URL cannot hold are encoded.
@@ -56,11 +56,11 @@ class HttpFile:
 
     @contextmanager
     def open_part(self, start: int = 0, length: int | None = None) -> Iterator[FilePart]:
-        """Request the bytes from `start`, at most `length`; read `chunks` before leaving the block.
+        """Request at most `length` bytes from offset `start`; the caller reads `chunks` within the context.
 
         Raises:
-            FileNotFoundError: If the server has no such file.
-            OSError: If the server refuses, the connection fails, or it breaks off before the announced end.
+            FileNotFoundError: If the file does not exist on the server.
+            OSError: If the server refuses the request, the connection fails, or it ends before the announced size.
         """
         end = "" if length is None else start + length - 1
         asked = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
@@ -78,11 +78,11 @@ class HttpFile:
                 yield FilePart(0, int(announced) if announced.isdecimal() else None, is_whole=True, chunks=chunks)
 
     def size(self) -> int:
-        """Bytes of the file, which the server tells with the answer for its first byte.
+        """Return the size of the file in bytes, which the server states in its answer for the first byte.
 
         Raises:
-            NoRangesError: If the server does not say it.
-            FileNotFoundError, OSError: As `open_part`.
+            NoRangesError: If the server does not state it.
+            FileNotFoundError, OSError: If `open_part` fails.
         """
         with self.open_part(0, 1) as part:
             if part.num_bytes is None:
@@ -90,12 +90,12 @@ class HttpFile:
             return part.num_bytes
 
     def read(self, start: int, length: int) -> bytes:
-        """The bytes from `start`, exactly `length`.
+        """Return exactly `length` bytes from offset `start`.
 
         Raises:
-            NoRangesError: If the server sends the whole file and that is much larger; it is not read then.
-            FileNotFoundError: As `open_part`.
-            OSError: As `open_part`, or if the answer is shorter or of another part.
+            NoRangesError: If the server would send the whole file, which is much larger; it is not read then.
+            FileNotFoundError: If the file does not exist on the server.
+            OSError: If `open_part` fails, or the answer is shorter than expected or is another part.
         """
         with self.open_part(start, length) as part:
             if part.is_whole and (part.num_bytes is None or part.num_bytes > length + _CHUNK_BYTES):
@@ -111,7 +111,7 @@ class HttpFile:
 
 @functools.lru_cache(maxsize=1)
 def _session(process: int) -> Any:  # noqa: ARG001  # connections are not shared with a forked process
-    """The connections of this process, which its threads share."""
+    """Return the session of this process, whose connections its threads share."""
     import requests
     from requests.adapters import HTTPAdapter
 

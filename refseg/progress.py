@@ -1,4 +1,4 @@
-"""How far a long task is: a bar on a terminal, and elsewhere a line of the log every ten seconds."""
+"""Reports the progress of a long task: by a bar on a terminal, and elsewhere by a line of the log every ten seconds."""
 
 import logging
 import sys
@@ -14,23 +14,23 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 
 Progress = Callable[[int, int], None]
-"""Called with the numbers done and in all."""
+"""A function that is called with the number of finished units and the total number."""
 
 
 @contextmanager
 def report_progress(
     task: str, unit: str, *, shown: bool = True, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
-    """Report on standard error how far a task is. A task of less than ten seconds logs no line.
+    """Report the progress of a task on standard error; a task of less than ten seconds logs no line.
 
     Args:
-        task: What is done, such as `evaluate val`.
-        unit: What is counted, in the plural, such as `images`.
-        shown: False in a process that leaves the reports to another one.
-        clock: Seconds from any start.
+        task: Name of the task, such as `evaluate val`.
+        unit: Plural of the counted units, such as `images`.
+        shown: False in a process whose progress another process reports.
+        clock: Function that returns a time in seconds.
     """
     if not shown:
-        yield _say_nothing
+        yield _ignore
     elif sys.stderr.isatty():
         with tqdm(desc=task, unit=f" {unit}", leave=False) as bar:
 
@@ -43,18 +43,18 @@ def report_progress(
         yield _Lines(task, unit, clock).update
 
 
-def _say_nothing(_done: int, _in_all: int) -> None:
+def _ignore(_done: int, _in_all: int) -> None:
     pass
 
 
 class _Lines:
-    """The lines of one task; the time left follows from the speed since the first report."""
+    """Logs the lines of one task; the remaining time is estimated from the speed since the first report."""
 
     def __init__(self, task: str, unit: str, clock: Callable[[], float]) -> None:
         self._task, self._unit, self._clock = task, unit, clock
         self._last_line = clock()
         self._first: tuple[int, float] | None = None
-        """The number done and the time at the first report: an interrupted task does not begin with 0."""
+        """Number of finished units and time at the first report; a resumed task does not start with 0 units."""
 
     def update(self, done: int, in_all: int) -> None:
         now = self._clock()

@@ -376,10 +376,10 @@ class WebFolder(RemoteFolder):
 
 
 class ZipFolder(RemoteFolder):
-    """A folder in a ZIP archive, `zip://FOLDER::ARCHIVE`, read by byte ranges; it can be read, not written.
+    """A folder in a ZIP archive, `zip://FOLDER::ARCHIVE`, which is read by byte ranges and cannot be written.
 
-    `ARCHIVE` is a path or a URL. Its directory is read once in a process. A file that is read whole is compared with
-    its checksum in the archive.
+    `ARCHIVE` is a path or a URL. Its directory is read once in each process. A file that is read as a whole is compared
+    with its checksum in the archive.
     """
 
     def __init__(self, address: str) -> None:
@@ -432,7 +432,7 @@ class ZipFolder(RemoteFolder):
         return "" if path == "." else path
 
     def _folders(self) -> dict[str, dict[str, tuple[str, int]]]:
-        """By folder of the archive, what lies directly in it; empty if there is no such archive."""
+        """Return the entries directly in each folder of the archive; empty if the archive does not exist."""
         try:
             return _open_archive(self.archive).folders
         except FileNotFoundError:
@@ -440,14 +440,14 @@ class ZipFolder(RemoteFolder):
 
 
 class _Archive(NamedTuple):
-    """The directory of an archive: its files, and by folder what lies directly in it, as kind and bytes."""
+    """The directory of an archive: its files, and kind and bytes of the entries of each folder."""
 
     members: dict[str, ZipMember]
     folders: dict[str, dict[str, tuple[str, int]]]
 
 
 class _LocalFile:
-    """A file of this machine, for `read_directory` and `read_member`."""
+    """A local file, for `read_directory` and `read_member`."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -461,7 +461,7 @@ class _LocalFile:
 
 
 class _RemoteFile:
-    """A file in a folder, for `read_directory` and `read_member`."""
+    """A file in remote storage, for `read_directory` and `read_member`."""
 
     def __init__(self, address: str) -> None:
         folder, self.name = split_address(address)
@@ -483,11 +483,11 @@ def _archive_file(address: str) -> ByteFile:
 
 
 def _open_archive(address: str) -> _Archive:
-    """The directory of an archive; that of a local one is read again where the file has changed.
+    """Return the directory of an archive; that of a local archive is read again if the file has changed.
 
     Raises:
-        FileNotFoundError: If there is no such archive.
-        StorageError: If it is damaged, or cannot be read.
+        FileNotFoundError: If the archive does not exist.
+        StorageError: If the archive is damaged or cannot be read.
     """
     if is_remote(address):
         with _reading_directory:
@@ -498,15 +498,15 @@ def _open_archive(address: str) -> _Archive:
 
 
 _reading_directory = threading.Lock()
-"""Held while a directory is read, so that not each thread reads it."""
+"""Held while a directory is read, so that only one thread reads it."""
 
 
 @functools.lru_cache(maxsize=8)
-def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # noqa: ARG001  # a change is another call
+def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # noqa: ARG001  # another stamp misses the cache
     try:
         members = read_directory(_archive_file(address))
     except zipfile.BadZipFile as error:
-        message = f"is not a ZIP archive, or not all of one ({error}); fetch it again"
+        message = f"is not a complete ZIP archive ({error}); fetch it again"
         raise StorageError(errno.EIO, message, address) from error
     folders: dict[str, dict[str, tuple[str, int]]] = {"": {}}
     for path, member in members.items():
@@ -526,14 +526,14 @@ _NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """The URL of a file's folder, and the file's name; in an archive those before `::`."""
+    """Split the URL of a file into that of its folder and the file's name; in an archive, at the part before `::`."""
     own, chain, archive = address.partition("::")
     folder, _, name = own.rpartition("/")
     return f"{folder}{'/' * folder.endswith(':/')}{chain}{archive}", name
 
 
 def read_file(address: Path | str, start: int = 0, length: int | None = None) -> bytes:
-    """Bytes of one file by its path or URL, from `start`, at most `length`.
+    """Return at most `length` bytes of the file at a path or URL, from offset `start`.
 
     Raises:
         FileNotFoundError: If the file does not exist.

@@ -1,7 +1,7 @@
-"""Files in a ZIP archive, read by byte ranges: the directory once, then one range for each file; nothing is unpacked.
+"""Reads files in a ZIP archive by byte ranges: the directory once, then one range for each file.
 
-Python's `zipfile` reads the directory (Zip64 too). Files are read here, since `zipfile` asks for each in several small
-parts and one at a time, which over a network takes longer than the work.
+Python's `zipfile` reads the directory, also of Zip64 archives. It would read a file in several small parts, one after
+the other, which is slow over a network; so this module reads the files itself.
 """
 
 import errno
@@ -12,37 +12,37 @@ import zlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
 _TAIL_BYTES = 22 + 20 + 56 + 0xFFFF
-"""At the end of an archive: the records that tell where its directory lies, and the longest comment."""
+"""Largest number of bytes after the directory: the records with its offset, and the longest possible comment."""
 _HEADER = struct.Struct("<4s22xHH")
-"""Before each file: mark, and bytes of its name and of its extra field."""
+"""Header before each file, of which these fields are read: its mark, and the bytes of the name and the extra field."""
 _HEADER_MARK = b"PK\x03\x04"
 _HEADER_GUESS = 512
-"""Read for a file's header and the name and extra field behind it; more is read where these are longer."""
+"""Number of bytes that are read for a file's header, name and extra field; more are read if these are longer."""
 _ENCRYPTED = 0x1
 
 
 @runtime_checkable
 class ByteFile(Protocol):
-    """What an archive is read from."""
+    """The interface of a file from which an archive is read."""
 
     def size(self) -> int:
-        """Bytes of the file."""
+        """Return the size of the file in bytes."""
 
     def read(self, start: int, length: int) -> bytes:
-        """The bytes from `start`, exactly `length`."""
+        """Return exactly `length` bytes from offset `start`."""
 
 
 class ZipMember(NamedTuple):
     """A file in an archive.
 
     Attributes:
-        offset: Of its header in the archive.
-        end: Offset before which its last byte lies: that of the next header, or of the directory.
-        packed_bytes: Its size in the archive.
-        num_bytes: Its size.
-        crc: CRC-32 of its bytes.
-        method: How it is packed, by ZIP's number.
-        flags: ZIP's bits.
+        offset: Offset of its header in the archive.
+        end: Offset of what follows it: the next header, or the directory.
+        packed_bytes: Compressed size in bytes.
+        num_bytes: Uncompressed size in bytes.
+        crc: CRC-32 of the uncompressed bytes.
+        method: ZIP's number of the compression method.
+        flags: ZIP's flag bits.
     """
 
     offset: int
@@ -55,11 +55,11 @@ class ZipMember(NamedTuple):
 
 
 def read_directory(file: ByteFile) -> dict[str, ZipMember]:
-    """The files of an archive by name, in its order; without folders and names that lead out of the archive.
+    """Return the files of an archive by name, in its order, without folders and names that lead out of the archive.
 
     Raises:
-        zipfile.BadZipFile: If it is not an archive, or damaged.
-        OSError: Whatever `file` raises.
+        zipfile.BadZipFile: If the file is not a ZIP archive, or is damaged.
+        OSError: If `file` cannot be read.
     """
     with zipfile.ZipFile(_Seekable(file)) as archive:
         found = sorted(archive.infolist(), key=lambda info: info.header_offset)
@@ -75,18 +75,19 @@ def read_directory(file: ByteFile) -> dict[str, ZipMember]:
 
 
 def read_member(file: ByteFile, member: ZipMember, start: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a file in an archive from `start`, at most `length`; a whole file is compared with its CRC-32.
+    """Return at most `length` bytes of a file in an archive from offset `start`; a whole file's CRC-32 is checked.
 
-    One range is read, or two for a part of a file that does not begin at its start.
+    One range of the archive is read, or two for a part that does not start at the file's first byte.
 
     Raises:
-        OSError: If the file is damaged, encrypted, or packed by another method than deflate; or whatever `file` raises.
+        OSError: If the file is damaged, encrypted, or compressed by a method other than deflate, or if `file` cannot be
+            read.
     """
     if member.flags & _ENCRYPTED:
         raise OSError(errno.EACCES, "is encrypted; unpack the archive with its password")
     if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise OSError(
-            errno.ENOTSUP, f"is packed by method {member.method}, expected deflate or none; unpack the archive"
+            errno.ENOTSUP, f"is compressed by method {member.method}, expected deflate or none; unpack the archive"
         )
     stop = member.num_bytes if length is None else min(start + length, member.num_bytes)
     if start >= stop:
@@ -106,7 +107,7 @@ def _read_whole(file: ByteFile, member: ZipMember) -> bytes:
     data = raw[begin : begin + member.packed_bytes]
     if member.method == zipfile.ZIP_DEFLATED:
         try:
-            # One byte more than expected is enough to notice a file that would fill the memory.
+            # At most one byte more than expected is decompressed, so that a wrong size cannot use up the memory.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.num_bytes + 1)
         except zlib.error as error:
             raise OSError(errno.EIO, f"is damaged in the archive ({error}); fetch the archive again") from error
@@ -124,7 +125,7 @@ def _read_whole(file: ByteFile, member: ZipMember) -> bytes:
 
 
 def _data_offset(head: bytes) -> int:
-    """Where a file's bytes begin, from its header."""
+    """Return the offset of a file's bytes from the start of its header."""
     mark, name_bytes, extra_bytes = _HEADER.unpack_from(head) if len(head) >= _HEADER.size else (b"", 0, 0)
     if mark != _HEADER_MARK:
         raise OSError(errno.EIO, "is damaged in the archive: found no header before it; fetch the archive again")
@@ -132,7 +133,7 @@ def _data_offset(head: bytes) -> int:
 
 
 class _Seekable(io.RawIOBase):
-    """A file for `zipfile`: its last bytes are read once, since `zipfile` reads there in several steps."""
+    """A seekable file for `zipfile`, whose last bytes are read once, because `zipfile` reads there in several steps."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
