@@ -1,4 +1,4 @@
-"""A dataset of coloured stripes and a model that finds them: every count can be worked by hand."""
+"""A dataset of coloured stripes and a model that segments them, so that every count can be computed by hand."""
 
 import hashlib
 import io
@@ -27,9 +27,9 @@ from tests.colour_model import COLOURS, ColourModel
 
 
 def make_rows(*sentences: dict[str, Any], protocol: Protocol = ORIGINAL, **facts: Any) -> pa.Table:
-    """Evaluation rows of one protocol; each sentence names what matters, of `SENTENCE_FIELDS` and `COUNTED`.
+    """Make evaluation rows of one protocol; each sentence gives the fields of `SENTENCE_FIELDS` and `COUNTED` it needs.
 
-    Areas that are not named: the target fills the union, and the union is what the areas make it.
+    Areas that are not given are completed: the target fills the union, and the union follows from the areas.
     """
     schema = pa.schema([*SENTENCE_FIELDS, *((column_name(protocol, name), pa.int64()) for name in COUNTED)])
     records = []
@@ -57,10 +57,11 @@ def colour_model() -> ColourModel:
 def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes pictures as a dataset with the split `val`; image ids are 1, 2, ..., ref ids 10, 11, 20, ...
 
-    A picture is grey with full-height stripes: `size` `(height, width)` in pixels, `stripes` colour to the columns
-    `(first, end)` it fills, `refs` a list of (columns of the target, sentences); columns `(0, 0)` are an empty target,
-    and a sentence that begins with "no " names nothing. A third entry of a ref gives the target's annotations, instead
-    of one polygon around the columns; the mask is then their union, or by `mask_rule` pixels of exactly one part.
+    A picture is grey with stripes of full height. `size` is `(height, width)` in pixels; `stripes` maps a colour to the
+    columns `(first, end)` that it fills. `refs` is a list of (columns of the target, sentences), where the columns
+    `(0, 0)` are an empty target, and a sentence that begins with "no " refers to nothing. A third entry of a ref gives
+    the target's annotations instead of one polygon around the columns. The mask is then their union, or with another
+    `mask_rule` the pixels of exactly one part.
     """
 
     def write(*pictures: dict[str, Any], mask_rule: str = "union", dataset: str = "toy/refseg") -> Path:
@@ -109,7 +110,7 @@ def write_stripes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 def annotation(**fields: Any) -> dict[str, Any]:
-    """A COCO annotation as the manifest has it: `polygons`, `rles`, `iscrowd`, `box_xywh`."""
+    """Return a COCO annotation as stored in the manifest: `polygons`, `rles`, `iscrowd`, `box_xywh`."""
     return {
         "ann_id": 1,
         "category_id": 1,
@@ -130,7 +131,7 @@ def _jpeg(picture: dict[str, Any]) -> bytes:
 
 
 def _sample(jpeg: bytes) -> bytes:
-    """A sample's blocks in a tar, of which readers look at the picture and at the hash of all."""
+    """Return a sample's blocks in a tar, of which readers use the picture and the hash of all blocks."""
     return bytes(512) + jpeg + bytes(-len(jpeg) % 512) + bytes(1024)
 
 

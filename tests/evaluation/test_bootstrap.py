@@ -13,7 +13,7 @@ from .conftest import make_rows
 
 
 def random_rows(seed: int, *, better: float = 0.0) -> pa.Table:
-    """Sentences of 40 images, one to four each, some of which name nothing."""
+    """Sentences of 40 images, one to four each, some without a target."""
     random = np.random.default_rng(seed)
     sentences = []
     for image in range(40):
@@ -31,7 +31,7 @@ def random_rows(seed: int, *, better: float = 0.0) -> pa.Table:
 
 
 def test_a_draw_is_the_score_of_the_images_drawn() -> None:
-    """The first draws again by hand: images with all their rows, as often as they were drawn, scored as a table."""
+    """Repeat the first draws by hand: score a table with all rows of each image, as often as the image was drawn."""
     table = random_rows(0)
     times = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), 100)
     drawn: dict[str, list[float]] = {}
@@ -63,7 +63,7 @@ def test_intervals_hold_the_score_and_are_the_same_each_time() -> None:
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
-    # One sentence per image: the mean of 400 IoUs spreads by their deviation over 20.
+    # With one sentence per image, the deviation of the mean of 400 IoUs is theirs divided by 20.
     random = np.random.default_rng(2)
     table = make_rows(
         *({"image_id": n, "intersection": int(random.integers(0, 101)), "union": 100} for n in range(400))
@@ -76,7 +76,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
 
 
 def test_sentences_of_one_image_move_together() -> None:
-    # Ten images, all of whose sentences are found or missed: 40 sentences say no more than ten.
+    # In each of ten images all sentences are found or all are missed, so 40 sentences say no more than ten.
     table = make_rows(*({"image_id": n // 4, "intersection": n // 4 % 2, "union": 1} for n in range(40)))
 
     low, high = confidence_intervals(table, ORIGINAL)["mIoU"]

@@ -20,7 +20,7 @@ from .conftest import make_rows
 
 
 def results(better: int, **fields: Any) -> Results:
-    """Twenty sentences of twenty images, IoUs of 0 to 40 % and `better` more."""
+    """Results of twenty sentences in twenty images, with IoUs of 0 to 40 % plus `better`."""
     random = np.random.default_rng(0)
     shares = random.integers(0, 41, 20) + better
     given = {
@@ -46,7 +46,7 @@ def test_runs_stand_side_by_side_with_their_paired_differences() -> None:
     (line,) = (line for line in report.markdown.splitlines() if line.startswith("| mIoU"))
     cells = [cell.strip() for cell in line.strip("| ").split("|")]
     old, new, newest = (100 * results(better).scores.mean_iou for better in (0, 2, 20))
-    # The same two percent on every sentence: no draw of the images says otherwise.
+    # Every sentence is better by the same two percent, so the difference is the same in every draw of images.
     assert cells == [
         "mIoU", f"{old:.2f}", f"{new:.2f}", "+2.00", "+2.00 to +2.00", "0.002",
         f"{newest:.2f}", "+20.00", "+20.00 to +20.00", "0.002",
@@ -87,7 +87,7 @@ def test_only_what_was_scored_alike_is_compared_and_all_else_is_named(caplog: py
 
 
 def few(better: int, number: int) -> Results:
-    """The same without some sentences."""
+    """The same results without some sentences."""
     whole = results(better)
     return replace(whole, rows=whole.rows.slice(0, number))
 

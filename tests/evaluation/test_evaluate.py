@@ -69,7 +69,7 @@ def test_rows_hold_ids_and_hand_worked_pixels(write_stripes: Write, colour_model
     ]  # fmt: skip
     assert RowFacts.of(table).mask_rule == "union"
     assert score(table).by_name() == pytest.approx(
-        # IoUs 1, 1, 1/2: the strict comparison lets the tie at 0.5 fail.
+        # IoUs 1, 1, 1/2: with the strict comparison, 1/2 does not pass the threshold 0.5.
         {
             "oIoU": 3 * 16 / (4 * 16),
             "mIoU": 2.5 / 3,

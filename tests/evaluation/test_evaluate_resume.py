@@ -1,4 +1,4 @@
-"""Evaluations that are interrupted and given again go on, and end with the rows of an unbroken pass."""
+"""Interrupted evaluations resume, and end with the rows of an uninterrupted evaluation."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def evaluate(folder: Path, model: Any, parts: CountedParts | None = None, **opti
 
 
 def interrupted(folder: Path, model: Any, parts: CountedParts, *, after_batches: int, **options: Any) -> None:
-    """An evaluation that ends when it is to encode one batch more."""
+    """An evaluation that fails when it encodes one batch too many."""
     encode, calls = model.encode_image, []
 
     def encode_some(images: torch.Tensor) -> Any:
@@ -61,7 +61,7 @@ def interrupted(folder: Path, model: Any, parts: CountedParts, *, after_batches:
 
 
 def each_batch(folder: Path, subject: str = "a model") -> CountedParts:
-    """Parts that are written after each batch."""
+    """Part files that are written after each batch."""
     return CountedParts(folder / ".parts", {"model": subject}, seconds_apart=0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a model looked at, in words and over the picture."""
+"""What a model attended to: weights of words, and maps over the picture."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ GEOMETRY = Geometry(kind="letterbox", size=(64, 64))
 
 
 class Told(SegmentationModel):
-    """Explains every sentence as it was told to."""
+    """Returns a given explanation for every sentence."""
 
     image_mean, image_std = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 
@@ -83,7 +83,7 @@ def test_a_model_without_parts_is_explained_by_its_words_alone() -> None:
 
 
 def test_maps_lie_over_the_picture_without_the_border() -> None:
-    # A picture twice as wide as high lies in the middle half of the input's rows: map rows 1 and 2 of 4.
+    # A picture that is twice as wide as high fills the middle half of the input: map rows 1 and 2 of 4.
     key_map = torch.tensor([[9.0] * 4, [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [9.0] * 4])
     flat = Geometry(kind="letterbox", size=(64, 64))
 

@@ -1,4 +1,4 @@
-"""Files that others wrote, damaged in any way, are read or refused by a named error: never a traceback."""
+"""Files of other programs that are damaged in any way are read, or refused by an error of this project."""
 
 import io
 import json

@@ -1,6 +1,7 @@
-"""A small data set under all five protocols, every number worked out again in plain Python from the annotations up.
+"""A small dataset under all five protocols, with every number computed again in plain Python from the annotations.
 
-Nothing of refseg is used on the other side: rectangles are slices, resizing is a product of matrices, scores are loops.
+The second computation uses no code of refseg: rectangles are slices, resizing is a product of matrices, and scores are
+loops.
 """
 
 import json
@@ -55,7 +56,7 @@ REFS: list[tuple[int, int, list[Box], bool, list[str]]] = [
 
 
 def sentences() -> list[tuple[int, int, int, str, list[Box], bool]]:
-    """Image, ref, sentence, text, parts of its target, whether they are a crowd; in the order of the data set."""
+    """A sentence with its image, ref, text, the parts of its target, and whether they are a crowd."""
     return [
         (image, ref, 100 * ref + number, text, [] if text.startswith("no ") else parts, crowd)
         for image, ref, parts, crowd, texts in REFS
@@ -78,8 +79,9 @@ def index(write_stripes: Callable[..., Path]) -> ManifestIndex:
 
 
 def drawn(parts: list[Box], name: str, crowd: bool) -> np.ndarray:
-    """The target under a protocol: `original` and `cris` the union, `lavt` and `lisa` what is covered once, `rela` the
-    union without crowds; 480 x 480 is 12 times as high and 8 times as wide, so nearest pixels repeat."""
+    """Return the target under a protocol: the union for `original` and `cris`, pixels of exactly one part for `lavt`
+    and `lisa`, and the union without crowds for `rela`. 480 x 480 is 12 times as high and 8 times as wide as the
+    image, so nearest pixels are repeated pixels."""
     covered = np.zeros(SIZE, int)
     for top, bottom, left, right in parts:
         covered[top:bottom, left:right] += 1
@@ -90,7 +92,7 @@ def drawn(parts: list[Box], name: str, crowd: bool) -> np.ndarray:
 
 
 def given_masks() -> dict[Key, np.ndarray]:
-    """Masks for every case of the rules."""
+    """Return masks for every case of the rules."""
 
     def boxes(*parts: Box) -> np.ndarray:
         return drawn(list(parts), "original", crowd=False)
@@ -120,7 +122,7 @@ def given_masks() -> dict[Key, np.ndarray]:
 
 
 def expected_pixels(masks: dict[str, list[np.ndarray]]) -> dict[str, list[tuple[int, int, int, int]]]:
-    """Intersection, union, predicted, target of each sentence by protocol, from masks at the compared size."""
+    """Count intersection, union, predicted area and target area of each sentence, from masks at the compared size."""
     found: dict[str, list[tuple[int, int, int, int]]] = {}
     for name, predicted in masks.items():
         found[name] = []
@@ -132,7 +134,7 @@ def expected_pixels(masks: dict[str, list[np.ndarray]]) -> dict[str, list[tuple[
 
 
 def expected_scores(name: str, pixels: list[tuple[int, int, int, int]], chosen: list[int]) -> dict[str, float]:
-    """The scores of some sentences (a sentence may be chosen more than once) by a protocol's published loop."""
+    """Compute the scores of chosen sentences, some maybe more than once, by the protocol's published loop."""
     empty = {"original": 1.0, "lisa": 1.0, "cris": 0.0, "lavt": 0.0, "rela": 0.0}[name]
     added = {"cris": 1e-6, "lisa": 1e-5}.get(name, 0.0)
     at_least = name in ("lavt", "rela")
@@ -181,7 +183,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def of_all_sizes(masks: dict[Key, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Given masks where each protocol compares them."""
+    """Return given masks at the size at which each protocol compares them."""
     large = [mask.repeat(12, 0).repeat(8, 1) for mask in masks.values()]
     return {name: large if name in ("lavt", "rela") else list(masks.values()) for name in PROTOCOLS}
 
@@ -213,7 +215,7 @@ def test_given_masks_have_the_counts_and_scores_of_plain_loops(index: ManifestIn
 
 
 class Prepared(nn.Module):
-    """Gives each sentence the logits that were prepared for its last word."""
+    """A model that returns for each sentence the logits that were prepared for its last word."""
 
     image_mean = (0.0, 0.0, 0.0)
     image_std = (1.0, 1.0, 1.0)
@@ -235,25 +237,25 @@ class Prepared(nn.Module):
 
 
 def linear(number: int, places: np.ndarray) -> np.ndarray:
-    """`(places, number)`: weights of bilinear interpolation, the border repeated."""
+    """Return the weights of bilinear interpolation with a repeated border, shape `(positions, number)`."""
     places = np.clip(places, 0, number - 1)
     return np.maximum(0.0, 1 - np.abs(places[:, None] - np.arange(number)))
 
 
 def cubic(distance: np.ndarray) -> np.ndarray:
-    """Keys's weights with a = -0.75, OpenCV's and torch's."""
+    """Return the cubic weights of Keys with a = -0.75, as OpenCV and torch use them."""
     a, x = -0.75, np.abs(distance)
     near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def middles(number: int, length: int) -> np.ndarray:
-    """Where the middles of `number` pixels lie among `length` pixels that fill the same space."""
+    """Return the positions of the centres of `number` pixels among `length` pixels that fill the same space."""
     return (np.arange(number) + 0.5) * length / number - 0.5
 
 
 def masks_of(logits: np.ndarray, name: str) -> np.ndarray:
-    """The protocol's mask from logits of 120 x 120, for an input of 480 x 480, stretched."""
+    """Compute the protocol's mask from logits of 120 x 120, for a stretched input of 480 x 480."""
     small = 120
     corners = linear(small, np.linspace(0, small - 1, 480))
     plain = linear(small, middles(480, small))
@@ -305,13 +307,13 @@ def test_a_models_logits_have_the_counts_and_scores_of_plain_loops(index: Manife
     for protocol in EVERY:
         expected_values = expected_scores(protocol.name, pixels[protocol.name], list(range(len(masks))))
         assert score(table, protocol).by_name() == pytest.approx(expected_values, abs=1e-12), protocol.name
-    # The rules are not the same rule five times.
+    # The five protocols give five different results.
     assert len({tuple(score(table, protocol).by_name().values()) for protocol in EVERY}) == 5
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_intervals_and_differences_are_those_of_images_drawn_one_by_one(index: ManifestIndex, name: str) -> None:
-    """Each draw takes images with all their sentences, as often as they come, and scores them by the plain loop."""
+    """Score each draw by the plain loop; a draw has all sentences of an image as often as the image is drawn."""
     protocol, masks = PROTOCOLS[name], given_masks()
     other = {key: np.roll(mask, 3, axis=1) if mask.sum() > 1 else mask for key, mask in masks.items()}
     of_image = {image: [n for n, (i, *_) in enumerate(sentences()) if i == image] for image in (1, 2, 3)}
@@ -363,7 +365,7 @@ def test_breakdowns_are_scores_of_the_sentences_picked_by_hand(index: ManifestIn
         assert found["Target's share of the picture"][name] == pytest.approx(means(chosen)), name
     spoken = [n for n, text in enumerate(texts) if {"left", "right", "side", "middle"} & set(text.split())]
     assert found["Words of location"]["with location words"] == pytest.approx(means(spoken))
-    # Every target is of the category `stripe`: in the first two pictures two others stand beside each.
+    # Every target has the category `stripe`; in the first two pictures each has two others beside it.
     beside = [n for n, (image, *_, parts, _) in enumerate(sentences()) if image < 3 and parts]
     assert found["Others of the same category in the picture"]["2"] == pytest.approx(means(beside))
     of_category = [n for n, (_, ref, *_) in enumerate(sentences()) if ref != 30]

@@ -1,4 +1,4 @@
-"""The targets of the published codes, drawn again as each of them does, of one object of two overlapping squares."""
+"""The targets of published codes for an object of two overlapping squares, each drawn as that code draws it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def truth(write_stripes: Write) -> GroundTruth:
 
 @pytest.fixture
 def summed() -> np.ndarray:
-    """`refer.py`'s getMask: the decoded parts added up, 2 where they overlap."""
+    """Add the decoded parts as getMask of `refer.py` does; overlaps have the value 2."""
     return np.sum(coco.decode(coco.frPyObjects(POLYGONS, *SIZE)), axis=2).astype(np.uint8)
 
 
@@ -58,12 +58,12 @@ def test_one_annotation_has_the_areas_of_the_published_rules(truth: GroundTruth,
     assert (png / 255).astype(np.uint8).sum() == once.sum()
     # CARIS, MaskRIS merge the parts.
     assert np.array_equal(union, coco.decode(coco.merge(coco.frPyObjects(POLYGONS, *SIZE))).astype(bool))
-    # Ours is the union the dataset was built with.
+    # The protocol `original` uses the union with which the dataset was built.
     assert np.array_equal(truth.mask(ORIGINAL, 0, 0), union)
 
 
 def test_lisas_histograms_count_as_holes_do(truth: GroundTruth, summed: np.ndarray) -> None:
-    """`intersectionAndUnionGPU` with two classes drops the value 2 from the target, not from the prediction."""
+    """`intersectionAndUnionGPU` with two classes ignores the value 2 in the target, but not in the prediction."""
     predicted = np.random.default_rng(0).random(SIZE) < 0.5
     output, target = predicted.astype(int), summed.astype(int)
     area_output, area_target = (np.histogram(each, bins=(-0.5, 0.5, 1.5))[0] for each in (output, target))

@@ -69,18 +69,18 @@ def test_the_border_of_the_letterbox_belongs_to_nothing(original_size: tuple[int
 
     masks = compared_masks(logits, original_size=original_size, geometry=geometry, protocol=protocol)
 
-    # Only the outermost pixels of the picture feel the border, by interpolation.
+    # Interpolation with the border affects only the outermost pixels of the picture.
     margin = 3 * masks.shape[-1] // 32
     assert not masks[0, margin:-margin, margin:-margin].any()
 
 
 def in_480(logits: torch.Tensor, *, align_corners: bool) -> torch.Tensor:
-    """Logits at 480 x 480, to leave out pixels that are decided by how a machine rounds."""
+    """Return the logits at 480 x 480, to leave out pixels whose decision depends on rounding."""
     return F.interpolate(logits, (480, 480), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def test_lavt_is_the_argmax_of_two_classes_enlarged_with_aligned_corners() -> None:
-    """`segmentation.py` and `test.py` of LAVT, whose input is 480 x 480."""
+    """Compute the mask as `segmentation.py` and `test.py` of LAVT do, whose input is 480 x 480."""
     logits = F.interpolate(smooth_logits(1), (120, 120), mode="bilinear")
     classes = torch.cat([torch.zeros_like(logits), logits], dim=1)
     theirs = F.interpolate(classes, (480, 480), mode="bilinear", align_corners=True).argmax(1)
@@ -95,7 +95,7 @@ def test_lavt_is_the_argmax_of_two_classes_enlarged_with_aligned_corners() -> No
 
 
 def test_rela_is_the_argmax_of_two_enlarged_classes() -> None:
-    """`GRES.py` of ReLA: bilinear, then the sigmoid of each class."""
+    """Compute the mask as `GRES.py` of ReLA does: bilinear, then the sigmoid of each class."""
     logits = F.interpolate(smooth_logits(2), (120, 120), mode="bilinear")
     classes = torch.cat([-logits / 2, logits / 2], dim=1)
     theirs = F.interpolate(classes, (480, 480), mode="bilinear", align_corners=False).sigmoid().argmax(1)
@@ -110,7 +110,10 @@ def test_rela_is_the_argmax_of_two_enlarged_classes() -> None:
 
 
 def test_lisa_cuts_the_border_off_and_resizes_logits() -> None:
-    """`postprocess_masks` of SAM: to the input's size, cut to what the picture fills, to the picture's size."""
+    """Compute the mask as `postprocess_masks` of SAM does.
+
+    It resizes to the input's size, cuts out the part that the picture fills, and resizes to the picture's size.
+    """
     geometry = Geometry(kind="letterbox", size=(64, 64))
     top, left, height, width = geometry.placed((30, 50))
     at_input = F.interpolate(smooth_logits(3), (64, 64), mode="bilinear", align_corners=False)
@@ -123,14 +126,14 @@ def test_lisa_cuts_the_border_off_and_resizes_logits() -> None:
 
 
 def cubic(distance: np.ndarray) -> np.ndarray:
-    """Weight of a pixel at a distance (Keys 1981), with OpenCV's and torch's a = -0.75."""
+    """Return the cubic weight of a pixel at a distance (Keys 1981), with a = -0.75 as in OpenCV and torch."""
     a, x = -0.75, np.abs(distance)
     near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def weights(number: int, places: np.ndarray) -> np.ndarray:
-    """`(places, number)`: what each of `number` pixels gives to each place; beyond them are zeros."""
+    """Return the weight of each of `number` pixels at each position, with zeros beyond them: `(positions, number)`."""
     return cubic(places[:, None] - np.arange(number)[None])
 
 
@@ -138,7 +141,7 @@ def weights(number: int, places: np.ndarray) -> np.ndarray:
     ("kind", "original_size"), [("letterbox", (30, 50)), ("stretch", (50, 30)), ("letterbox", (90, 20))]
 )
 def test_cris_enlarges_with_aligned_corners_and_warps_back_with_zeros_around(kind, original_size) -> None:
-    """`engine.py` of CRIS with the cubic written out: both steps are sums over pixels with these weights."""
+    """Compute the mask as `engine.py` of CRIS does, with both cubic steps as sums over weighted pixels."""
     size = (48, 64)
     geometry = Geometry(kind=kind, size=size)
     probabilities = smooth_logits(4).sigmoid()[:, 0].double().numpy()
@@ -151,7 +154,7 @@ def test_cris_enlarges_with_aligned_corners_and_warps_back_with_zeros_around(kin
         spread[:, 9] += spread[:, 10:].sum(1)
         steps.append(spread[:, 2:10])
     at_input = steps[0] @ probabilities @ steps[1].T
-    # Second step: the middle of each of the picture's pixels, where it came to lie in the input.
+    # Second step: the centres of the picture's pixels at their positions in the input.
     top, left, height, width = geometry.placed(original_size)
     rows = (np.arange(original_size[0]) + 0.5) * height / original_size[0] + top - 0.5
     columns = (np.arange(original_size[1]) + 0.5) * width / original_size[1] + left - 0.5

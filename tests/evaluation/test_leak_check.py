@@ -1,4 +1,4 @@
-"""A model is not scored on images that it was trained on, unless that is said."""
+"""A model is not scored on images that it was trained on, unless the user allows it."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def twenty(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Other pictures with the ids of COCO that those of `ten` have, in other splits."""
+    """Other pictures with the same COCO ids as those of `ten`, in other splits."""
     return draw(tmp_path_factory.mktemp("twenty"), num_images=20, seed=1)
 
 

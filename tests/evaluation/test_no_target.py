@@ -1,4 +1,4 @@
-"""Against the loops of the published evaluators, written down again."""
+"""No-target scores compared with the loops of the published evaluators, which are written here again."""
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +86,7 @@ def random_rows(seed: int, *, with_head: bool, has_negatives: bool = True, proto
 @pytest.mark.parametrize("with_head", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_rela_gives_the_same_numbers(seed: int, with_head: bool) -> None:
-    """`refer_evaluation.py` of ReLA, sample by sample."""
+    """Compute the scores as `refer_evaluation.py` of ReLA does, sample by sample."""
     table = random_rows(seed, with_head=with_head)
     sum_i = sum_u = sum_iou = tp = tn = fp = fn = targeted = 0
     passed = {0.7: 0, 0.8: 0, 0.9: 0}
@@ -115,7 +115,7 @@ def test_rela_gives_the_same_numbers(seed: int, with_head: bool) -> None:
 
 @pytest.mark.parametrize("with_head", [False, True])
 def test_refsegformer_gives_the_same_robust_iou(with_head: bool) -> None:
-    """`validation.py` of RefSegformer, ref by ref; a mask that its exist score takes back is zeros."""
+    """Compute rIoU as `validation.py` of RefSegformer does, ref by ref; a low exist score makes the mask zero."""
     table = random_rows(5, with_head=with_head)
     ratios = []
     for ref in range(30):
@@ -136,7 +136,7 @@ def test_refsegformer_gives_the_same_robust_iou(with_head: bool) -> None:
 
 
 def test_ref_zom_gives_the_same_accuracy_and_ious() -> None:
-    """`test.py` of DMMI: no-target samples count in the accuracy alone."""
+    """Compute the scores as `test.py` of DMMI does: no-target samples count only in the accuracy."""
     table = random_rows(7, with_head=False, protocol=LAVT)
     accuracy, ious, sum_i, sum_u = [], [], 0, 0
     for row in table.to_pylist():

@@ -1,4 +1,4 @@
-"""Texts that others wrote stay texts in HTML and in Markdown, whatever they hold."""
+"""Texts from datasets and users are shown as texts in HTML and in Markdown, whatever characters they hold."""
 
 import re
 
@@ -20,7 +20,7 @@ MARKS = [
 
 
 def shown(markdown: str) -> list[str]:
-    """The texts of a Markdown document as GitHub shows them; anything that is not text is named in brackets."""
+    """Return the texts of a Markdown document as GitHub shows them; other elements are named in brackets."""
     blocks = [token for token in MarkdownIt("gfm-like", {"linkify": False}).parse(markdown) if token.type == "inline"]
     kinds = {"text", "text_special"}
     return [

@@ -1,4 +1,4 @@
-"""Masks that were given: read in every form, refused by name, and scored as those of a model."""
+"""Masks of other projects are read in every format, refused with their name, and scored like those of a model."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ EVERY = list(PROTOCOLS.values())
 
 @pytest.fixture(scope="module")
 def folder(write_stripes: Callable[..., Path]) -> Path:
-    """Sentences (10, 1000), (10, 1001), (11, 1100), (12, 1200); the last names nothing."""
+    """Sentences (10, 1000), (10, 1001), (11, 1100) and (12, 1200), of which the last has no target."""
     first, second = ([float(v) for v in (x, 4, x + 20, 4, x + 20, 28, x, 28)] for x in (30, 40))
     overlapping = [annotation(polygons=[first, second])]
     picture = {
@@ -346,7 +346,7 @@ def test_what_was_left_out_stands_beside_every_score(index: ManifestIndex, masks
 
 
 def test_a_sentence_that_is_there_twice_is_scored_by_no_mask(write_stripes: Callable[..., Path]) -> None:
-    """As in the mix of two data sets that number their refs alike."""
+    """This happens in a mix of two datasets with the same ref ids."""
     picture = {"size": SIZE, "stripes": {}, "refs": [((0, 16), ["one"])]}
     index = ManifestIndex.open(write_stripes(picture, picture), ["val"])
     object.__setattr__(index, "ref_id", np.full_like(index.ref_id, 10))

@@ -66,7 +66,7 @@ def results(index: ManifestIndex, colour_model: Any) -> Results:
 
 
 def changed(results: Results, **fields: object) -> Origin:
-    """The origin of results as a file with these fields gives it."""
+    """Return the origin of results that is read from a file with these fields."""
     return read_origin({**results.origin.to_json(), **fields})
 
 
@@ -93,7 +93,7 @@ def test_an_example_says_in_words_what_it_shows(index: ManifestIndex, results: R
 
 
 def told(words: str, **parts: Any) -> Any:
-    """An explainer that says the same of every sentence."""
+    """Return an explainer with the same explanation for every sentence."""
     missing = {"word_weights": None, "alpha": None, "key_maps": None, "location": None}
     return lambda *asked: SentenceExplanation(words=tuple(words.split()), **{**missing, **parts})
 
@@ -213,7 +213,7 @@ def test_no_change_of_written_scores_is_accepted(results: Results, tmp_path: Pat
 
 
 def save_by_another_writer(folder: Path, results: Results, rows: pa.Table) -> None:
-    """The results' files with other rows, and right hashes."""
+    """Write the results' files with other rows and valid hashes."""
     path = save_results(folder, results)
     pq.write_table(rows, path)
     scores = folder / "scores-toy.refseg-val.json"
@@ -278,7 +278,7 @@ def test_results_lie_in_the_folder_or_in_evaluation_within_it_but_not_in_both(re
     assert find_results(tmp_path / "evaluation") == tmp_path / "evaluation"
     save_results(tmp_path, results)
     with pytest.raises(
-        ResultsError, match=r"found scores-\*\.json here and in .*evaluation, expected them in one place"
+        ResultsError, match=r"found scores-\*\.json here and in .*evaluation, expected them in one of the two"
     ):
         find_results(tmp_path)
 

@@ -14,7 +14,7 @@ from .conftest import make_rows
 
 
 def rows(*pixels: tuple[int, int], protocol: Protocol = ORIGINAL) -> pa.Table:
-    """Rows with the given (intersection, union); two sentences per ref, all in one image."""
+    """Make rows with the given (intersection, union): two sentences per ref, all in one image."""
     return make_rows(
         *({"ref_id": n // 2, "intersection": i, "union": u} for n, (i, u) in enumerate(pixels)), protocol=protocol
     )
@@ -45,7 +45,7 @@ def test_rela_lets_a_tie_pass_at_every_tenth() -> None:
 def test_a_target_and_a_prediction_both_without_a_pixel_are_worth_what_the_protocol_says(
     protocol: Protocol, worth: float
 ) -> None:
-    # A target can be: one of a pixel may vanish where masks are brought to another size.
+    # A target can be empty, because one of a single pixel may vanish when masks are resized.
     scores = score(rows((0, 0), (4, 4), protocol=protocol), protocol)
 
     assert scores.mean_iou == pytest.approx((worth + 1) / 2, abs=1e-5)

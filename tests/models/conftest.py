@@ -1,4 +1,4 @@
-"""Fixtures of the models' tests."""
+"""Fixtures of the tests of models."""
 
 import warnings
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def small_clip_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP ResNet of one block a stage, random, as OpenAI publishes the large ones: half precision, TorchScript."""
+    """A random CLIP ResNet with one block per stage, in the form of OpenAI's models: half precision, TorchScript."""
     torch.manual_seed(0)
     model = open_clip.model.CLIP(
         embed_dim=16,

@@ -1,4 +1,4 @@
-"""The archive reader gives what torch gives, and runs nothing."""
+"""The archive reader returns the same tensors as torch, and runs no code from the archive."""
 
 import contextlib
 import io
@@ -47,14 +47,14 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torchs_own(path: Path) -> dict[str, torch.Tensor]:
-    """What torch reads, running the archive's code."""
+    """Read an archive by torch, which runs the archive's code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
 
 
 def rewrite(source: Path, path: Path, change: Callable[[str, bytes], bytes | None], *, deflate: str = "") -> Path:
-    """Copy an archive; `change` gives an entry's new bytes, or None to leave it out."""
+    """Copy an archive; `change` returns the new bytes of an entry, or None to leave it out."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
         for name in old.namelist():
             data = change(name, old.read(name))
@@ -124,7 +124,7 @@ def test_a_pickle_that_runs_code_is_refused_by_name_and_has_not_run(
     assert any(f"asks for {name}," in str(raised.value) for name in names)
     assert not marker.exists()
     pickle.loads(data)
-    assert marker.exists()  # the pickle does run where it is let
+    assert marker.exists()  # the pickle runs the call where this is allowed
 
 
 def test_names_below_an_allowed_one_are_refused(archive: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""On the same random weights our encoders equal open_clip's and timm's, in float32 and in double."""
+"""With the same random weights, the encoders equal those of open_clip and timm, in float32 and in float64."""
 
 import open_clip
 import pytest
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """FCNet on CLIP's ResNet-50, and open_clip's CLIP that it got its weights from."""
+    """FCNet with CLIP's ResNet-50, and the CLIP of open_clip from which it has its weights."""
     torch.manual_seed(0)
     clip = open_clip.create_model("RN50-quickgelu", pretrained=None).eval()
     with torch.no_grad():  # away from 0 and 1, so that a swap would be seen
@@ -55,7 +55,7 @@ def like(pair: Pair, *size: int) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """Equal to the tolerance of the precision, where 1 is the size of the numbers at hand."""
+    """Compare with the tolerance of the precision, relative to numbers of about 1."""
     assert found.dtype == expected.dtype
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[found.dtype] * scale)
@@ -100,7 +100,7 @@ def test_dense_pool_equals_clips_pool_asked_from_each_position(pair: Pair, grid:
     tokens = (x + table).flatten(2).permute(2, 0, 1)  # (h * w, 1, 2048), the order CLIP's pool attends in
 
     def asked_from(position: int) -> Tensor:
-        """The pool as in CLIP's code, but its query is one position instead of the class token."""
+        """Compute the pool as CLIP's code does, with one position as the query instead of the class token."""
         heard, _ = F.multi_head_attention_forward(
             query=tokens[position : position + 1], key=tokens, value=tokens, embed_dim_to_check=2048, num_heads=32,
             q_proj_weight=theirs.q_proj.weight, k_proj_weight=theirs.k_proj.weight, v_proj_weight=theirs.v_proj.weight,
@@ -123,7 +123,7 @@ def test_dense_pool_equals_clips_pool_asked_from_each_position(pair: Pair, grid:
 @pytest.mark.slow
 @torch.no_grad()
 def test_swin_equals_timms_own_model_where_windows_are_shifted_and_padded() -> None:
-    # Maps of 36, 18 and 9 beside a window of 12: shifted, shifted and padded, smaller than one window.
+    # With a window of 12, maps of 36 are shifted, maps of 18 also padded, and maps of 9 are smaller than a window.
     size = (144, 144)
     torch.manual_seed(0)
     theirs = timm.create_model("swin_base_patch4_window12_384.ms_in22k", img_size=size, strict_img_size=False).eval()

@@ -1,4 +1,4 @@
-"""Files of other projects are converted name by name, and nothing in them is run."""
+"""Weight files of other projects are converted name by name, and no code in them is run."""
 
 import argparse
 import hashlib
@@ -70,7 +70,7 @@ def test_a_missing_archive_is_told_with_its_address(tmp_path: Path) -> None:
 
 
 def cris_state() -> dict[str, torch.Tensor]:
-    """One tensor of each part of a CRIS checkpoint, as its DistributedDataParallel names them."""
+    """One tensor of each part of a CRIS checkpoint, with the names that DistributedDataParallel gives them."""
     names = (
         "backbone.positional_embedding", "backbone.text_projection", "backbone.logit_scale",
         "backbone.visual.conv1.weight", "backbone.visual.layer1.0.downsample.0.weight",
@@ -104,7 +104,7 @@ def test_the_backbone_of_cris_gets_openais_names_and_the_rest_is_named(tmp_path:
 
 
 def original_swin(prefix: str) -> tuple[SwinTransformer, dict[str, torch.Tensor]]:
-    """A small Swin of timm's, and its weights as Microsoft's code names them: merging ends a stage."""
+    """A small Swin of timm, and its weights with the names of Microsoft's code, where merging ends a stage."""
     torch.manual_seed(0)
     model = timm.models.swin_transformer.SwinTransformer(
         img_size=64, window_size=4, embed_dim=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), num_classes=3
@@ -164,7 +164,7 @@ def test_lavts_arguments_are_let_in_by_name_alone(tmp_path: Path) -> None:
         "backbone.layers.fusion": 1, "backbone.layers.res_gate": 1, "backbone.norm0": 1, "classifier": 1,
         "attn_mask": 1, "relative_position_index": 1, "bert_model": 1, "args": 1,
     }  # fmt: skip
-    with pytest.raises(CheckpointError, match="argparse"):  # the leave was for that one call
+    with pytest.raises(CheckpointError, match="argparse"):  # the permission held only for that call
         convert_weights("lavt", tmp_path / "lavt.pth", out)
 
 

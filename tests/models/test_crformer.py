@@ -124,7 +124,7 @@ def test_an_ablation_does_not_build_what_it_leaves_out(changes: dict[str, Any], 
     assert 177_121_441 - count(model) == fewer
 
 
-# --- equations, each from the docstring and independent of the code it checks ---------------------------------------
+# --- equations: written from the docstrings, independently of the code ----------------------------------------------
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -415,7 +415,7 @@ def test_new_parts_are_trained_at_the_full_rate() -> None:
     assert {name.split(".")[0] for name, _ in groups["backbone"]} == {"image_encoder", "text_encoder"}
 
 
-# --- what people see, and mistakes ----------------------------------------------------------------------------------
+# --- explanations and errors ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ def tiny(**changes: object) -> CRIS:
 
 
 def on_meta(encoder: str) -> CRIS:
-    """The full model without numbers: counts and shapes alone."""
+    """The full model on the meta device, for counts and shapes."""
     with torch.device("meta"):
         model = build_model(CRISConfig(name="cris", image_encoder=encoder), input_size=(480, 480))  # type: ignore
     assert isinstance(model, CRIS)
@@ -114,7 +114,7 @@ def test_the_projector_is_its_convolutions_and_then_a_filter_for_each_sentence()
 
 @torch.no_grad()
 def test_the_sentence_gates_is_heard_and_filters() -> None:
-    # Each way of its own: with two of them shut, the third still tells two sentences apart.
+    # Language enters in three ways. If two of them are closed, the third one alone still distinguishes two sentences.
     for open_way in ("gate", "words", "filter"):
         model = tiny()
         if open_way != "gate":

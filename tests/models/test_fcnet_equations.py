@@ -21,7 +21,7 @@ def _seeded() -> None:
 
 
 def randomised(module: Module) -> Module:
-    """In double, with every parameter away from the 0 and 1 it starts at."""
+    """Convert to float64, and change every parameter from its initial 0 or 1."""
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module.double().eval()

@@ -1,4 +1,4 @@
-"""What FCNet says of itself is what it computed."""
+"""FCNet's explanation is what the model computed."""
 
 import pytest
 import torch

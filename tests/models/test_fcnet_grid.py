@@ -1,4 +1,4 @@
-"""FCNet's weights know the grid they are made for."""
+"""FCNet's weights record the grid for which they were made."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def fcnet(input_size: tuple[int, int]) -> FCNet:
 
 @pytest.mark.parametrize("other", [(96, 96), (128, 64)])
 def test_weights_of_another_native_grid_are_refused_by_both_names(other: tuple[int, int]) -> None:
-    # 8 x 4 positions are as many as 4 x 8: no shape would tell them apart.
+    # Grids of 8 x 4 and 4 x 8 have the same number of positions, so shapes alone do not distinguish them.
     state = fcnet((64, 128)).state_dict()
     grid = (other[0] // 16, other[1] // 16)
     expected = (

@@ -1,4 +1,4 @@
-"""What each switch of FCNet costs and does."""
+"""The parameters and the effect of each switch of FCNet."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Folding batch norms leaves the function as it is."""
+"""Folding batch norms does not change the function of a model."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ SIZE = (64, 64)
 
 
 def trained(name: str, encoder: str) -> SegmentationModel:
-    """A model whose norms have seen something."""
+    """A model whose norms have statistics other than the initial ones."""
     torch.manual_seed(0)
-    dim = 64 if encoder == "tiny" else 512  # the width of the words, which some decoders hear as they are
+    dim = 64 if encoder == "tiny" else 512  # the width of the words, to which some decoders attend without a projection
     settings = {"name": name, "image_encoder": encoder, "dim": dim, "ffn_dim": 64, "num_heads": 4}
     model = build_model(MODEL_CONFIGS[name].model_validate(settings), input_size=SIZE)  # type: ignore[arg-type]
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""A published folder gives back the model it was written from, and is refused where it cannot."""
+"""A published folder gives back the model from which it was written; a folder that cannot is refused."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_what_is_saved_is_what_is_loaded(published: PublishedModel, tmp_path: Pa
 
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["fcnet"]
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read all
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # a user who may read one file may read all
     assert found.lineage == published.lineage
     assert (found.step, found.epoch, found.num_processes) == (12, 2, 4)
     assert not found.model.training

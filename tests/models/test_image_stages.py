@@ -1,4 +1,4 @@
-"""Encoders called stage by stage give what the whole backbone gives."""
+"""Encoders that are called stage by stage give the same maps as the whole backbone."""
 
 import pytest
 import torch

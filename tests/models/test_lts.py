@@ -36,7 +36,7 @@ def tiny(**changes: object) -> LTS:
 
 
 def on_meta(**settings: object) -> LTS:
-    """The full model without numbers: counts and shapes alone."""
+    """The full model on the meta device, for counts and shapes."""
     with torch.device("meta"):
         model = build_model(LTSConfig.model_validate({"name": "lts", **settings}), input_size=(480, 480))
     assert isinstance(model, LTS)

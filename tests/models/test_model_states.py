@@ -1,4 +1,4 @@
-"""The states of every model follow one convention: tensors alone, with a row for each image or each sentence."""
+"""The states of every model hold only tensors, which have a row for each image or each sentence."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def randomised(module: Module) -> Module:
-    """In double, with every parameter and statistic away from the 0 and 1 it starts at."""
+    """Convert to float64, and change every parameter and statistic from its initial 0 or 1."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -153,7 +153,8 @@ def test_in_training_a_gate_uses_the_statistics_of_the_sentences_at_hand() -> No
     gate = TextGate(sentence_dim=1, dim=1).double()
     nn.init.ones_(gate.project[0].weight)
 
-    # Sentences 1 and 3 are normalised to -1 and 1, opened to 0 and 1; maps of 5 become 0, 5, then -1, 1, then 0, 1.
+    # Sentences 1 and 3 are normalised to -1 and 1, so the gates are 0 and 1. Maps of 5 become 0 and 5, are normalised
+    # to -1 and 1, and become 0 and 1 by the ReLU.
     found = gate(torch.full((2, 1, 1, 1), 5.0, dtype=torch.double), torch.tensor([[1.0], [3.0]], dtype=torch.double))
 
     torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 1.0], dtype=torch.double), rtol=0, atol=1e-4)

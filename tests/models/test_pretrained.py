@@ -1,4 +1,4 @@
-"""Our CLIP and Swin equal the published modules on the same weights."""
+"""CLIP and Swin here equal the published modules with the same weights."""
 
 import logging
 import warnings
@@ -24,7 +24,7 @@ from refseg.models.weight_files import file_sha256
 
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
-    """open_clip's ResNet-50 CLIP with random weights, and what is converted from an archive of it."""
+    """open_clip's ResNet-50 CLIP with random weights, and the file that is converted from its archive."""
     torch.manual_seed(0)
     reference = open_clip.create_model("RN50-quickgelu", pretrained=None).eval()
     with torch.no_grad():  # statistics and gains away from 0 and 1, so that a swap would be seen

@@ -22,8 +22,9 @@ def test_each_sentence_has_a_convolution_of_its_own(size: int) -> None:
 
 @torch.no_grad()
 def test_a_filter_by_hand() -> None:
-    # Sentence (2) makes the taps 2 * (1..9) and the bias 2 * 100. One lit pixel in the corner of 2 x 2 is seen by the
-    # tap in the middle (5) from its own place, by tap 4 from its right, 2 from below, 1 from below right.
+    # Sentence (2) makes the taps 2 * (1..9) and the bias 2 * 100. The pixel of 1 is in the top left corner of 2 x 2.
+    # Its own position sees it by the middle tap (5), the one to its right by tap 4, the one below by tap 2, and the one
+    # below right by tap 1.
     module = SentenceFilter(sentence_dim=1, dim=1, size=3)
     module.generate.weight.copy_(torch.tensor([*range(1, 10), 100.0])[:, None])
     module.generate.bias.zero_()

@@ -1,4 +1,4 @@
-"""What the cache of sentences gives is what the encoder gives."""
+"""The cache of sentences returns the same states as the encoder."""
 
 import pytest
 import torch

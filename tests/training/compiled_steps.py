@@ -1,4 +1,4 @@
-"""Steps of a compiled model, told as JSON: a program of its own, for shape checks of the tests cannot be compiled."""
+"""Runs steps of a compiled model and prints JSON; a separate program, because shape checks cannot be compiled."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def batch(sentences_of: list[int]) -> tuple[torch.Tensor, ...]:
 
 
 def steps(name: str, batches: list[list[int]], *, fixed_sentences: bool, backend: str = "eager") -> dict[str, object]:
-    """What compilation found; `eager` traces alone, `aot_eager` also makes the graph of the gradients."""
+    """Return the facts of a compilation; `eager` only traces, `aot_eager` also makes the graph of the gradients."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)

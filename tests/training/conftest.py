@@ -19,7 +19,7 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def overrides(toy_shards: Path) -> list[str]:
-    """What makes the quick toy recipe a matter of seconds: 24 images in 6 steps an epoch, 2 epochs."""
+    """Overrides that make the quick toy recipe train in seconds: 24 images, 6 steps per epoch, 2 epochs."""
     return [
         f"data.root={toy_shards}", "data.input_size=64", "data.num_workers=0", "data.expressions_per_image=3",
         "model.dim=32", "model.num_decoder_layers=1", "model.ffn_dim=64", "model.num_heads=4", "model.dropout=0.1",

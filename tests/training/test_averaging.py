@@ -99,7 +99,7 @@ def test_a_step_that_the_scaler_leaves_out_does_not_count_in_the_average(
     index = ManifestIndex.open(Path(recipe.data.root), ["train"])
     geometry = Geometry(kind=recipe.data.geometry, size=recipe.data.input_size, mean=model.image_mean)
     batch = next(iter(build_loader(recipe, index, geometry, accelerator)))
-    # As on a GPU: torch's scaler calls a fused optimiser in any case, which looks for itself whether to take the step.
+    # As on a GPU: torch's scaler always calls a fused optimiser, which itself decides whether to take the step.
     fused = torch.optim.AdamW([{"params": list(model.parameters()), "base_lr": 0.1}], lr=0.1, fused=True)
     monkeypatch.setattr("refseg.training.step.build_optimizer", lambda *_, **__: fused)
     stepping = OptimizerStep(recipe, model, accelerator, steps_per_epoch=6)

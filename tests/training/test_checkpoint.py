@@ -25,7 +25,7 @@ from refseg.training.checkpoint_state import Best, CheckpointState
 from refseg.training.checkpoint_writer import save_checkpoint
 
 SMALL = {"weight": torch.zeros(2)}
-"""For tests that do not build the model."""
+"""Weights of a checkpoint, for tests that do not build the model."""
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_the_state_reads_back_as_written(tmp_path: Path, recipe: Recipe, weights
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value within JSON, containers included."""
+    """Yield the path of every value within JSON, containers included."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
@@ -191,7 +191,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def edits(value: Any) -> list[Any]:
-    """Other values for one: empty, of another type, and of its own type."""
+    """Return replacements for a value: an empty one, one of another type, and one of its own type."""
     kinds: list[Any] = [None, [value]]
     kinds += [value + 1, str(value)] if type(value) in (int, float) else []
     kinds += [value[:-1]] if isinstance(value, str) and value else []
@@ -201,7 +201,7 @@ def edits(value: Any) -> list[Any]:
 
 
 def edited(fields: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`state.json` with one field removed, added or changed, each with what was done."""
+    """Yield `state.json` with one field removed, added or changed, with a description of the change."""
     for path in places(fields):
         for change in ("remove", *edits(at(fields, path))):
             copy = json.loads(json.dumps(fields))

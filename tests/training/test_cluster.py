@@ -1,4 +1,4 @@
-"""Launching: configurations for each case, and the job script with a scheduler that this test plays."""
+"""Launching: the shipped configurations, and the job script with a scheduler that the test simulates."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def start_job(folder: Path, arguments: Sequence[str]) -> "subprocess.Popen[str]"
     for name, text in PLAYED.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (folder / name).chmod(0o755)
-    # The script makes the port of the job's id: 20000 + id % 20000.
+    # The script derives the port from the job's id: 20000 + id % 20000.
     slurm = {"JOB_ID": str(free_port() - 20_000), "JOB_NODELIST": "node[1-2]", "NTASKS": "2", "NTASKS_PER_NODE": "2"}
     environ = {
         **os.environ, **{f"SLURM_{key}": value for key, value in slurm.items()},

@@ -1,4 +1,4 @@
-"""Compiled regions: the same function, no break, one compilation an epoch."""
+"""Compiled regions compute the same function, without graph breaks, and are compiled once."""
 
 import json
 import subprocess

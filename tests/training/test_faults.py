@@ -1,4 +1,4 @@
-"""What goes wrong while a run goes on: each ends it with its reason, and with a sound checkpoint to go on from."""
+"""Faults during a run: each ends it with the reason, and with an undamaged checkpoint from which it can resume."""
 
 import os
 import resource
@@ -34,7 +34,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[trainer._Trainer], object]], None]:
-    """Have something done before a step of the run."""
+    """Call a function before a step of the run."""
     train_step = trainer._Trainer._train_step
 
     def at(step: int, action: Callable[[trainer._Trainer], object]) -> None:
@@ -49,7 +49,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[tra
 
 
 def spoil_image(shards: Path, image: int) -> None:
-    """Change one byte amid a training image's JPEG."""
+    """Change one byte within the JPEG of a training image."""
     index = ManifestIndex.open(shards, ["train"])
     with (shards / "train-00000.tar").open("r+b") as file:
         file.seek(int(index.image_offset[image] + index.image_bytes[image] // 2))
@@ -60,7 +60,7 @@ def spoil_image(shards: Path, image: int) -> None:
 
 @contextmanager
 def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Gives what lets no file grow beyond some bytes: a disk that is full for large files.
+    """Return a context that limits the size of files, which acts like a full disk for large files.
 
     The limit ends with the block, before pytest reports the test: its own output may be a file.
     """
@@ -112,7 +112,7 @@ def test_a_batch_with_nan_ends_the_run_and_spoils_no_checkpoint(
 
 
 def test_a_gradient_without_a_finite_norm_ends_the_run(overrides: list[str], tmp_path: Path, before_step: Any) -> None:
-    # The loss of this step is a number; what it would do to the weights is not.
+    # The loss of this step is finite, but the weights after it are not.
     def spoil(running: trainer._Trainer) -> None:
         weight = next(parameter for parameter in running.model.parameters() if parameter.requires_grad)
         weight.register_hook(lambda gradient: gradient * torch.inf)
@@ -186,7 +186,7 @@ def start_two(out: Path, overrides: list[str]) -> "subprocess.Popen[str]":
 
 
 def ends_early(run: "subprocess.Popen[str]") -> str:
-    """What a run still says; it must end by itself, and before its last step: that would be no failure."""
+    """Return the output of a run that must end by itself before its last step."""
     output, _ = run.communicate(timeout=300)
     assert run.returncode != 0
     return output

@@ -1,4 +1,4 @@
-"""Runs that start from the weights of another: which those are, where they came from, and what they had seen."""
+"""Runs that start from the weights of another run: which weights, their origin, and their training sets."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]", "train.max_steps=2"]
 STILL = ["train.lr=1e-20", "train.batchnorm=frozen", "model.dropout=0.0"]
-"""Weights stay what they were at the start."""
+"""Overrides of a recipe whose weights do not change."""
 
 
 @pytest.fixture(autouse=True)
@@ -129,13 +129,13 @@ def test_another_input_size_has_its_native_grid_resized(fine_tune: list[str], an
     before, after = weights(ancestor, "average.safetensors"), weights(tmp_path)
     name = "egm.attention.query.weight"
     assert (before[name].shape[1], after[name].shape[1]) == (4 * 4, 6 * 6)
-    # A kernel's sum over the grid is kept up to what resizing at the borders costs.
+    # The sum of a kernel over the grid is kept, except for the error of resizing at the borders.
     torch.testing.assert_close(after[name].sum(1), before[name].sum(1), rtol=0.05, atol=0.05)
     assert torch.equal(after["head.predict.weight"], before["head.predict.weight"])
 
 
 def test_pretrained_files_are_neither_read_nor_needed(fine_tune: list[str]) -> None:
-    # Of this encoder such a name would be refused, if it were looked at.
+    # This name would be refused for this encoder if it were checked.
     recipe = load_recipe("toy-quick", [*fine_tune, "model.image_weights=nowhere", "model.text_weights=nowhere"])
 
     assert load_start_weights(recipe).tensors

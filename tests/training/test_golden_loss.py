@@ -1,4 +1,4 @@
-"""A small training gives the golden losses and scores: on any machine, to a tolerance that a change does not keep."""
+"""A small training gives the golden losses and scores on any machine, to a tolerance that a numeric change exceeds."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture
 def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Of a run of this code on this machine."""
+    """Facts of a run of this code on this machine."""
     monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
     ran: dict[str, Any] = update_golden.toy_facts(tmp_path)
     return ran
@@ -34,7 +34,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_a_small_training_has_the_golden_losses_and_scores(golden: dict[str, Any], facts: dict[str, Any]) -> None:
     about = f"found with {facts['made_with']}, golden with {golden['made_with']}; {WANTED}"
-    # A setting that came later has no golden value; one whose default moved is named before its effect is.
+    # A newer setting has no golden value. If a default has changed, this assertion names it before the losses differ.
     for section, settings in golden["recipe"].items():
         assert {key: facts["recipe"][section][key] for key in settings} == settings, WANTED
     assert facts["dataset_digest"] == golden["dataset_digest"], f"other drawn data, so another order: {about}"

@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL end as if nothing had happened."""
+"""Runs that are killed by SIGKILL and resumed end as uninterrupted ones."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_killed_runs_end_with_the_weights_of_the_undisturbed_one() -> None:
-    """At seeded points; `scripts/kill_training.py` says what is compared, and runs as many as one likes."""
+    """Kill runs at seeded points; `scripts/kill_training.py` describes the comparison and runs more points."""
     command = [python(), "scripts/kill_training.py", "--points", "4", "--seed", "0"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

@@ -95,7 +95,7 @@ def test_what_a_set_for_launcher_is_read_from_its_environment_and_command_line(
 def test_only_a_process_of_a_launcher_ends_with_its_parent(
     environ: dict[str, str], asked: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A shell in which somebody set one of accelerate's variables may be closed while the run goes on.
+    # A shell in which a user set one of accelerate's variables may be closed while the run continues.
     found: list[object] = []
     for name in (*ACCELERATE, *TORCHRUN):
         monkeypatch.delenv(name, raising=False)

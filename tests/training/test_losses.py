@@ -74,7 +74,7 @@ def test_dice_adds_its_weighted_share() -> None:
 
 
 def test_location_and_reconstruction_add_their_weighted_shares() -> None:
-    # At logit 0 every cross-entropy is ln 2; the rebuilt sentence is 0.4 away.
+    # At logit 0 every cross-entropy is ln 2; the reconstruction error is 0.4.
     loss = training_loss(
         ModelOutput(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1), torch.tensor([0.4])),
         torch.zeros(1, 8, 8, dtype=torch.uint8),

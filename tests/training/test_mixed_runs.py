@@ -1,4 +1,4 @@
-"""Training on a mix: its weights in the steps, its leaks in all that a run leaves."""
+"""Training on a mix: its weights affect the steps, and its leaks are recorded in all files of the run."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ SWAPPED = {"train": "val", "val": "train"}
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 scenes as `toy/refseg`, and as `refcoco/unc` with train and val swapped: each trains on the other's val."""
+    """16 scenes as `toy/refseg`, and as `refcoco/unc` with train and val swapped, so that each has the other's val."""
     folder = tmp_path_factory.mktemp("mixed")
     draw_toy(folder / "source", num_images=16, seed=0, image_size=(96, 96))
     refs = pickle.loads((folder / "source" / "toy" / "refs(refseg).p").read_bytes())
@@ -83,7 +83,7 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     assert f"LEAKS ALLOWED: {coco.leaked_images} of " in page
     assert f"mix/leaky was mixed with training images that are in evaluation splits of its members; {warning}" in page
 
-    # The best checkpoint is the best on one validation set, wherever that lies.
+    # The best checkpoint refers to one validation set, whose folder may change.
     shutil.copytree(shards / "toy-refseg", tmp_path / "moved")
     moved = [*settings, f"data.val_root={tmp_path / 'moved'}"]
     assert trainer.train(load_recipe("toy-quick", moved), out).step == 2

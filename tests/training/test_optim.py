@@ -54,7 +54,7 @@ def test_adam_is_plain_adam() -> None:
 
 
 def test_a_step_is_the_same_whatever_the_memory_order_of_weights_and_gradients() -> None:
-    # PyTorch's fused CPU kernel fails this: it walks both in memory order.
+    # PyTorch's fused CPU kernel would fail this test, because it pairs both tensors by their order in memory.
     stepped = []
     for weight_format, gradient_format in (
         (torch.contiguous_format,) * 2,

@@ -1,4 +1,4 @@
-"""SIGTERM before the first step: there is nothing to save, and the exit code is the one that queues a job again."""
+"""SIGTERM before the first step: there is no work to save, and the exit code 75 makes the scheduler queue the job."""
 
 import os
 import signal
@@ -20,7 +20,10 @@ from tests.warm_python import python
 def ask_to_leave(
     out: Path, overrides: list[str], *, when: Callable[[int], bool], executable: str = sys.executable, **environ: str
 ) -> tuple[int, str]:
-    """Start a run, send SIGTERM as soon as `when(pid)` says so; exit code and output of a run that must end at once."""
+    """Start a run, send SIGTERM when `when(pid)` returns True, and return exit code and output of the run.
+
+    The run must end at once.
+    """
     run = subprocess.Popen(
         [executable, "refseg/train.py", "toy-quick", "--out", str(out), "--set", *overrides],
         cwd=ROOT, env={**os.environ, **environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -34,7 +37,7 @@ def ask_to_leave(
 
 
 def hears_sigterm(pid: int) -> bool:
-    """Whether a process has put a handler in the place of the end that SIGTERM is."""
+    """Return True if a process has installed a handler for SIGTERM."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.split("SigCgt:")[1].split()[0], 16)
     return bool(caught & 1 << (signal.SIGTERM - 1))
@@ -56,7 +59,7 @@ def test_a_run_that_is_asked_to_leave_while_it_starts_ends_with_75(
 
 
 def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str], tmp_path: Path) -> None:
-    # Rank 0 of 2 opens the meeting place and waits in torch for the other, which never comes.
+    # Rank 0 of 2 opens the rendezvous, and waits in torch for the other process, which is never started.
     port = free_port()
 
     def waits(pid: int) -> bool:

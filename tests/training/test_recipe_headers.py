@@ -1,4 +1,4 @@
-"""A recipe's header says how to run it, on what, and what to expect from where; every printed command names weights."""
+"""A recipe's header has command, hardware, score and source, and every printed command names its start weights."""
 
 import re
 import shlex
@@ -43,7 +43,7 @@ def test_a_header_names_command_hardware_score_and_source(name: str) -> None:
 
 
 def printed_commands() -> list[tuple[str, str, list[str]]]:
-    """File, recipe and overrides of every printed command with the name of a shipped recipe."""
+    """Return file, recipe and overrides of every printed command with the name of a shipped recipe."""
     found = []
     for path in PRINTED:
         text = re.sub(r"\\+\n[# ]*", "", path.read_text(encoding="utf-8"))  # one line where a command is continued

@@ -1,4 +1,4 @@
-"""On a CPU equal runs are equal to the bit, with several threads too."""
+"""On a CPU, equal runs give equal bits, also with several threads."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def shared_image_gradient(gradients: Tensor, image_index: Tensor) -> Tensor:
-    """What reaches the images, as in the models' `features[image_index]`."""
+    """Return the gradient of the images, which sentences share as in the models' `features[image_index]`."""
     features = torch.zeros(IMAGES, FEATURES, requires_grad=True)
     features[image_index].backward(gradients)
     assert features.grad is not None
@@ -34,8 +34,8 @@ def shared_image_gradient(gradients: Tensor, image_index: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("two_threads")
 def test_the_gradients_of_an_image_are_added_in_the_order_of_its_sentences() -> None:
-    # Two threads take four and a half sentences each, and so share the second image's: whoever of them is first would
-    # add first. In float32 (a + b) + c is not a + (b + c), so the order shows.
+    # Two threads take four and a half sentences each, so both add to the gradient of the second image, in the order in
+    # which they finish. In float32, (a + b) + c is not a + (b + c), so the order would change the result.
     generator = torch.Generator().manual_seed(0)
     image_index = torch.arange(SENTENCES) // IMAGES
     for _ in range(20):

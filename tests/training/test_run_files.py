@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints is read back without a traceback, and damage in it is named."""
+"""The files of a run besides checkpoints are read back, and damage in them is reported without a traceback."""
 
 import errno
 import json
@@ -93,7 +93,7 @@ def test_facts_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
         ["photo.jpg"],
         ["notes.txt", ".lock"],
         ["checkpoints/last.ckpt"],
-        ["recipe.json"],  # somebody else's: it is empty here
+        ["recipe.json"],  # a lock file of another program, empty here
         ["step-00000012/state.json"],
         ["metrics.jsonl"],
         ["environment.json"],

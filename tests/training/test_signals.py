@@ -1,4 +1,4 @@
-"""Runs that SIGKILL or SIGTERM ends: the same command gives the trace and weights of the unbroken run, bit for bit."""
+"""After SIGKILL or SIGTERM, the same command gives the trace and weights of an uninterrupted run, bit for bit."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def until_step_6(run: "subprocess.Popen[str]") -> None:
 
 
 def finish(num_processes: int, out: Path, settings: list[str]) -> str:
-    """Run to the end; the output."""
+    """Run to the end and return the output."""
     output, _ = (run := start(command(num_processes, out, settings))).communicate(timeout=300)
     assert run.returncode == 0, output
     return output
@@ -47,7 +47,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unbroken(references: Path, overrides: list[str]) -> Callable[[int], Path]:
-    """The run that nothing ended, made once for each number of processes."""
+    """The uninterrupted run, trained once for each number of processes."""
 
     def run(num_processes: int) -> Path:
         out = references / str(num_processes)

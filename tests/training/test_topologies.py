@@ -1,4 +1,4 @@
-"""One process, several, and several machines: the same training to rounding, and the same evaluation to the bit."""
+"""One process, several processes and several machines give the same training up to rounding, and equal evaluations."""
 
 import subprocess
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def launch(launches: Sequence[Sequence[str]], arguments: Sequence[str]) -> None:
 
 
 def machines(count: int, processes: int) -> list[list[str]]:
-    """Options of `accelerate launch` on each of some machines, all of which are this one."""
+    """Return the options of `accelerate launch` for each of several machines, all of which are this one."""
     port = str(free_port())
     return [
         [*TWO_PROCESSES, "--num_machines", str(count), "--machine_rank", str(rank), "--num_processes", str(processes),
@@ -39,8 +39,8 @@ def test_processes_and_machines_change_no_score_and_no_loss(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
-    # BatchNorm sees a share of the samples on each process: with its statistics frozen, and no dropout, nothing is left
-    # that could differ but the order of sums.
+    # BatchNorm sees only the samples of its process. With frozen statistics and without dropout, only the order of sums
+    # differs.
     settings = [
         *overrides, "train.batchnorm=frozen", "model.dropout=0.0", "train.global_batch=12", "train.epochs=5",
         "train.max_steps=10", "train.checkpoint_every_steps=1000", "train.val_every_epochs=0", "train.trackers=[]",

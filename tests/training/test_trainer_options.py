@@ -1,4 +1,4 @@
-"""Accumulation, averaging, early end, and trackers."""
+"""Gradient accumulation, weight averaging, early stopping and trackers."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_a_run_with_an_average_goes_on_bit_for_bit(overrides: list[str], tmp_pat
 
 
 def test_a_run_ends_when_validations_stop_getting_better(overrides: list[str], tmp_path: Path) -> None:
-    # At a rate of next to nothing no validation beats the first.
+    # With a learning rate near zero, no validation is better than the first.
     settings = [*overrides, "train.epochs=8", "train.max_steps=48", "train.val_every_epochs=1", "train.patience=2",
                 "train.lr=1e-20", "train.batchnorm=frozen", "train.trackers=[]"]  # fmt: skip
     result = trainer.train(load_recipe("toy-quick", settings), tmp_path)

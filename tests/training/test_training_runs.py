@@ -1,4 +1,4 @@
-"""Whole runs on 24 toy scenes: seconds each, on one thread, so that traces are equal bit for bit."""
+"""Whole runs on 24 toy scenes, which take seconds on one thread, so that traces are equal bit for bit."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def unbroken(toy_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Filled by the first test that needs a run of `recipe` without interruption."""
+    """Folder of an uninterrupted run of `recipe`, which the first test that needs it trains."""
     return {"out": tmp_path_factory.mktemp("runs") / "unbroken"}
 
 
@@ -116,7 +116,7 @@ def test_on_a_cpu_it_is_the_same_who_decodes(
 def test_a_stopped_run_goes_on_to_the_same_end(
     overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path, stop: int
 ) -> None:
-    # 4: at a checkpoint; 6: between two epochs; 7: amid an epoch.
+    # 4: at a checkpoint; 6: between two epochs; 7: within an epoch.
     reference = unbroken_run(recipe, unbroken)
 
     trainer.train(load_recipe("toy-quick", [*overrides, f"train.max_steps={stop}"]), tmp_path)
@@ -130,7 +130,7 @@ def test_lines_of_several_steps_survive_a_stop_between_them(overrides: list[str]
     sparse = [*overrides, "train.log_every_steps=5", "train.val_every_epochs=0"]
     trainer.train(load_recipe("toy-quick", sparse), tmp_path / "a")
     trainer.train(load_recipe("toy-quick", sparse), tmp_path / "b")
-    # What a SIGKILL after step 11 leaves: the checkpoint of step 8, and lines up to step 10.
+    # After a SIGKILL in step 11 there are the checkpoint of step 8, and lines up to step 10.
     shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000012")
     trainer.train(load_recipe("toy-quick", sparse), tmp_path / "b")
 
@@ -195,7 +195,7 @@ def test_pretrained_files_are_not_read_again_and_may_have_moved(
 ) -> None:
     reference = unbroken_run(recipe, unbroken)
     trainer.train(load_recipe("toy-quick", [*overrides, "train.max_steps=7"]), tmp_path)
-    # Of this encoder such a name would be refused, if it were looked at.
+    # This name would be refused for this encoder if it were checked.
     trainer.train(load_recipe("toy-quick", [*overrides, "model.image_weights=moved", "model.text_weights=x"]), tmp_path)
 
     assert_same_run(tmp_path, reference)
@@ -302,8 +302,8 @@ def test_two_runs_in_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> N
 def test_two_processes_see_every_sentence_once_an_epoch_and_train_as_one(
     overrides: list[str], toy_shards: Path, tmp_path: Path
 ) -> None:
-    # BatchNorm sees half of the samples on each of two processes: with its statistics frozen, and no dropout, nothing
-    # is left that could differ but the order of sums.
+    # BatchNorm sees half of the samples on each of two processes. With frozen statistics and without dropout, only the
+    # order of sums differs.
     same = ["train.batchnorm=frozen", "model.dropout=0.0", "data.sampling=sentence", "data.expressions_per_image=1"]
     settings = [*overrides, *same, "data.remainder=pad", "train.global_batch=32", "train.val_every_epochs=1"]
     trainer.train(load_recipe("toy-quick", settings), tmp_path / "one")

@@ -1,4 +1,4 @@
-"""Validation on a part of a split: the same images everywhere, and their scores those of the whole split's rows."""
+"""Validation on a part of a split uses the same images in every run, with the same rows as for the whole split."""
 
 from pathlib import Path
 

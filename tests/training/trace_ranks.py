@@ -1,4 +1,4 @@
-"""Trains by the recipe given and writes which sentences each rank saw: started by `accelerate launch` in a test."""
+"""Trains by a given recipe and writes which sentences each rank saw; a test starts it by `accelerate launch`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Trains, then scores a model of known masks on all processes: started by launchers in a test."""
+"""Trains, then scores a model with known masks on all processes; a test starts it by launchers."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.colour_model import ColourModel
 def main(out: Path, overrides: list[str]) -> None:
     """Train into `out`, then write `rows.arrow` there: the scores of the colour model by all protocols.
 
-    A trained model's masks would be equal only where no sum in another order moves a pixel over the threshold.
+    The masks of a trained model might differ, because another order of a sum may move a pixel across the threshold.
     """
     recipe = load_recipe("toy-quick", overrides)
     trainer.train(recipe, out)
