@@ -13,9 +13,9 @@ from pipelines.build_shard import BuildTask, Receipt, build_shard, find_receipt
 from pipelines.engines import check_engine, run_tasks, usable_cores
 from pipelines.finalize import finalize, report_shared_images
 from pipelines.options import BuildOptions, apply_policy
-from pipelines.planning import make_plan, option_keys, source_keys
+from pipelines.planning import OPTIONAL_KEYS, make_plan, option_keys, source_keys
 from pipelines.rejects import Reject
-from pipelines.sources import read_source
+from pipelines.sources import ReadOptions, read_source
 from pipelines.sources.raw import RawSource
 from pipelines.sources.source_file import local_annotations
 from pipelines.verify import verify_dataset
@@ -71,8 +71,9 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
     try:
         if options.stage in ("all", "plan"):
             spec = find_dataset(options.dataset)
+            said = ReadOptions(png_rule=options.png_rule, as_split=options.as_split or "")
             with local_annotations(options.annotations, "" if spec.dataset == CUSTOM else spec.folder) as annotations:
-                source = read_source(spec, annotations, options.png_rule)
+                source = read_source(spec, annotations, said, reader=options.reader or "")
                 return _build_from_source(folder, source, options, progress)
         return _build_from_plan(folder, options, progress)
     except StorageError:
@@ -209,7 +210,7 @@ def _refuse_other_options(folder: Folder, keys: dict[str, str], options: BuildOp
         now["splits"] = " ".join(
             [split for split in keys["splits"].split() if split in asked] + sorted(asked - set(keys["splits"].split()))
         )
-    before = {name: value for name, value in keys.items() if name in {**now, "store": "", "mask_png": ""}}
+    before = {name: value for name, value in keys.items() if name in {**now, **dict.fromkeys(OPTIONAL_KEYS)}}
     _refuse_other_inputs(folder, before, now)
 
 

@@ -296,8 +296,9 @@ def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
     """Return the `(height, width)` of the ref's mask or run lengths; None if its target is of another kind."""
     for ann_id in find_annotation_ids(item.ref) if item.ref["target"] else ():
         segmentation = raw.annotations[ann_id].get("segmentation")
-        if segmentation is not None:
-            return segmentation["size"][0], segmentation["size"][1]
+        part = segmentation[0] if isinstance(segmentation, list) else segmentation
+        if isinstance(part, dict):
+            return part["size"][0], part["size"][1]
     return None
 
 

@@ -27,6 +27,9 @@ class BuildOptions:
         annotations: Folder in REFER's layout (refcoco/, refcoco+/ and so on, with refs(...).p or .json and
             instances.json, or the archive refcoco.zip), or folder with your own table of sentences; path or URL, also
             of a ZIP archive.
+        reader: Layout of the annotations, by the name of its reader: coco, saco, sa2va, label-studio, cvat and so on;
+            by default REFER's layout or that of a published conversion, and for custom/<name> your own table.
+        as_split: Split of annotation files that name none; by default such files are refused.
         images: Folder of the JPEGs or with a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL;
             by default beside the annotations.
         images_from: Finished datasets whose images are used. An image in one of them is referred to and not written
@@ -62,6 +65,8 @@ class BuildOptions:
 
     dataset: str
     annotations: Path | str
+    reader: str | None = None
+    as_split: str | None = None
     images: Path | str | None = None
     images_from: tuple[Path | str, ...] = ()
     out: Path | str

@@ -38,6 +38,10 @@ def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
     return _survey(source, options, None).keys
 
 
+OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split")
+"""Keys of `option_keys` that are absent where the option is not given."""
+
+
 def option_keys(options: BuildOptions) -> dict[str, str]:
     """Return the keys of a plan that depend only on options."""
     keys: dict[str, object] = {
@@ -48,6 +52,10 @@ def option_keys(options: BuildOptions) -> dict[str, str]:
     }
     if str(options.png_rule):
         keys["mask_png"] = str(options.png_rule)
+    if options.reader is not None:
+        keys["reader"] = options.reader
+    if options.as_split is not None:
+        keys["as_split"] = options.as_split
     if options.store is not None:
         keys["store"] = f"{options.store} quality {options.store_quality} pillow {pillow}"
     return {name: str(value) for name, value in keys.items()}

@@ -17,6 +17,7 @@ _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<?xml", b"<!doctype
 _ANSWERS = (b"404: not found", b"404 not found", b"not found", b"entry not found", b"repository not found",
             b"invalid username or password", b"access denied", b"access to ", b"unauthorized")  # fmt: skip
 _MOST_ANSWER_BYTES = 400  # a server's refusal in plain text is short, but a long table may begin with the same words
+_XML = b"<?xml"
 _ARCHIVES = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "compressed with gzip"),
@@ -68,11 +69,12 @@ _PICTURE_MARKS = (
 """For each kind of file: offset of its mark in bytes, the mark, the name of the kind, and what the user should do."""
 
 
-def find_stand_in(head: bytes) -> str | None:
+def find_stand_in(head: bytes, *, is_xml: bool = False) -> str | None:
     """Describe a file that does not hold the data that its name promises, and say what to do.
 
     Args:
         head: The first `HEAD_BYTES` of the file, or the whole file if it is shorter.
+        is_xml: True for a file that should be XML, which a server's message may be, too.
 
     Returns:
         Text that continues a message after the file's name, such as "is a Git LFS pointer, not the file itself; run
@@ -83,6 +85,8 @@ def find_stand_in(head: bytes) -> str | None:
     if not any(head):
         return "holds zero bytes only: a copy or download was interrupted; fetch the file again"
     text = head.removeprefix(_UTF8_MARK).lstrip().lower()
+    if is_xml and text.startswith(_XML):
+        return None
     for mark, kind, remedy in _POINTERS:
         if text.startswith(mark):
             return f"is {kind}, not the file itself; {remedy}, or download the file itself"

@@ -11,7 +11,7 @@ from refseg.json_text import parse_json
 from refseg.values import short, whole_number
 
 REQUIRED = ("image", "sentence", "split")
-TARGETS = ("ann_id", "rle", "mask", "box", "no_target")
+TARGETS = ("ann_id", "rle", "polygons", "mask", "box", "no_target")
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 """Known names of splits, in their order."""
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
@@ -28,8 +28,9 @@ class CustomRow:
         sentence: Text as typed.
         split: Name of the split: a letter, then letters and digits.
         kind: The one of `TARGETS` that is given.
-        target: Value for `kind`. `ann_id`: ids; `rle`: `{"size", "counts"}`; `mask`: path of a mask; `box`: left, top,
-            width, height in pixels; `no_target`: None.
+        target: Value for `kind`. `ann_id`: ids; `rle`: a list of `{"size", "counts"}` of one size; `polygons`: a list
+            of flat `x, y, x, y, ...` lists; `mask`: path of a mask; `box`: left, top, width, height in pixels;
+            `no_target`: None.
         ref_id: Id of the ref. None: rows with equal image, target and split are one ref.
         sent_id: Id of the sentence. None: the row's position.
         category: Name of the category; empty if not given.
@@ -73,7 +74,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     kind, target = reader.target()
     size = reader.size()
     if kind == "rle" and target:
-        rle_size = (target["size"][0], target["size"][1])
+        rle_size = (target[0]["size"][0], target[0]["size"][1])
         if size is not None and size != rle_size:
             reader.faults.append(f"its rle is for size {list(rle_size)}, expected {list(size)} (height, width)")
     row = CustomRow(
@@ -139,7 +140,8 @@ class _Reader:
             return kind, None
         target, expected = {
             "ann_id": (_numbers(value, whole=True), "an annotation id or several"),
-            "rle": (_rle(value), "COCO's run lengths: size (height, width) and counts"),
+            "rle": (_rles(value), "COCO's run lengths: size (height, width) and counts"),
+            "polygons": (_polygons(value), "polygons of at least three corners: [[x, y, x, y, ...], ...]"),
             "mask": (value if isinstance(value, str) and "\0" not in value else None, "a path"),
             "box": (_box(value), "left, top, width, height, the last two above 0"),
         }[kind]
@@ -194,13 +196,53 @@ def _box(value: Any) -> list[float] | None:
     return box if box is not None and len(box) == 4 and box[2] > 0 and box[3] > 0 else None
 
 
+def _parsed(value: Any) -> Any:
+    """A value that a CSV holds as JSON; None if it is not JSON."""
+    try:
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+
+
+def _polygons(value: Any) -> list[list[float]] | None:
+    """COCO's polygons, which may also be one flat polygon, or have their corners as pairs.
+
+    Whether each has three corners within the image is for each ref to be checked.
+    """
+    value = _parsed(value)
+    if not isinstance(value, list) or not value:
+        return None
+    if not isinstance(value[0], list) or (len(value) > 2 and all(map(_is_corner, value))):
+        value = [value]
+    polygons = []
+    for polygon in value:
+        if not isinstance(polygon, list):
+            return None
+        numbers = [number for corner in polygon for number in corner] if all(map(_is_corner, polygon)) else polygon
+        flat = [_finite(number) for number in numbers if not isinstance(number, str)]
+        if len(flat) < len(numbers) or None in flat:
+            return None
+        polygons.append([number for number in flat if number is not None])
+    return polygons
+
+
+def _is_corner(value: Any) -> bool:
+    """True for `[x, y]`."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
+
+
+def _rles(value: Any) -> list[dict[str, Any]] | None:
+    """Run lengths of one part or of several, all of one size."""
+    value = _parsed(value)
+    parts = [_rle(part) for part in value] if isinstance(value, list) else [_rle(value)]
+    found = [part for part in parts if part is not None]
+    if not found or len(found) < len(parts) or any(part["size"] != found[0]["size"] for part in found):
+        return None
+    return found
+
+
 def _rle(value: Any) -> dict[str, Any] | None:
     """Return `size` and `counts`, or None if they are malformed. Later checks compare the counts with the size."""
-    if isinstance(value, str):
-        try:
-            value = parse_json(value)
-        except ValueError:
-            return None
     if not isinstance(value, dict):
         return None
     size, counts = value.get("size"), value.get("counts")

@@ -47,14 +47,15 @@ class CustomStore:
     of times.
 
     Args:
-        table: Path of the table, for messages; paths of mask files are relative to its folder.
+        root: Folder to which paths of mask files are relative.
+        prefix: Text put before a row's place in messages: the name of the one file, or empty.
         png_rule: How mask files are read.
     """
 
-    def __init__(self, table: Path, png_rule: PngRule = DEFAULT_RULE) -> None:
+    def __init__(self, root: Path, prefix: str, png_rule: PngRule = DEFAULT_RULE) -> None:
         self._png_rule = png_rule
-        self._root = table.parent
-        self._table_name = table.name
+        self._root = root
+        self._prefix = prefix
         # For SQLite the empty name means a private temporary file. It need not survive a crash, so that no journal is
         # written. A cache of 64 MiB makes most lookups of refs possible without reading the disk.
         self._base = sqlite3.connect("", check_same_thread=False)
@@ -124,7 +125,8 @@ class CustomStore:
             ref = self._num_refs
             target = self._mask_target(row, image, place) if row.kind == "mask" else row.target
             if row.kind == "rle":
-                self._learn_size(image, (target["size"][0], target["size"][1]), f"{place} (rle)", by_target=True)
+                size = (target[0]["size"][0], target[0]["size"][1])
+                self._learn_size(image, size, f"{place} (rle)", by_target=True)
             ref_id = ref if row.ref_id is None else row.ref_id
             self._base.execute(
                 "INSERT INTO refs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -188,14 +190,14 @@ class CustomStore:
                 "ann_id": ann_id,
                 "split": split,
                 "sentences": sentences,
-                "where": f"{self._table_name} {place}",
+                "where": f"{self._prefix}{place}",
                 "target": label,
             }
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield COCO's records of the images, categories and annotations that `instances.json` does not contain."""
         categories = dict(self._categories)
-        shapes = "FROM refs WHERE kind IN ('rle', 'mask', 'box')"
+        shapes = "FROM refs WHERE kind IN ('rle', 'polygons', 'mask', 'box')"
         for (name,) in self._base.execute(f"SELECT category {shapes} GROUP BY category ORDER BY MIN(ref)"):
             if name not in categories:
                 categories[name] = self._max_category + 1 + len(categories) - len(self._categories)
@@ -224,7 +226,7 @@ class CustomStore:
         if found is None:
             return {}
         height, width, place, by_target = found
-        fields = {"height": height, "width": width, "size_from": f"{self._table_name} {place}"}
+        fields = {"height": height, "width": width, "size_from": f"{self._prefix}{place}"}
         return fields | ({"size_by_target": True} if by_target else {})
 
     def _annotation_id(self, ref: int) -> int:
@@ -279,7 +281,7 @@ class CustomStore:
                 raise RowFault(f"mask {mask} is {found}, but image {name!r} is {height} x {width} in {where}")
             raise RowFault(f"image {name!r} is {found} in this row, but {height} x {width} in {where}")
 
-    def _mask_target(self, row: CustomRow, image: int, place: str) -> dict[str, Any]:
+    def _mask_target(self, row: CustomRow, image: int, place: str) -> list[dict[str, Any]]:
         path = self._root / row.target
         try:
             data = path.read_bytes()
@@ -294,7 +296,7 @@ class CustomStore:
         self.object_values[mask.object_value] += 1
         rle = encode_mask(mask.pixels)
         self._learn_size(image, rle.size, f"{place} (mask {row.target})", row.target, by_target=True)
-        return {"size": rle.size, "counts": rle.counts}
+        return [{"size": rle.size, "counts": rle.counts}]
 
 
 def _label(row: CustomRow) -> str:
@@ -303,21 +305,37 @@ def _label(row: CustomRow) -> str:
         return f"mask {row.target}"
     if row.kind == "box":
         return f"box {' '.join(f'{number:g}' for number in row.target)}"
-    return "rle" if row.kind == "rle" else ""
+    return row.kind if row.kind in ("rle", "polygons") else ""
 
 
 def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
     """Return `bbox`, `area` and, unless the target is a box, `segmentation`."""
     if kind == "box":
         return {"bbox": target, "area": target[2] * target[3]}
-    height, width = target["size"]
+    if kind == "polygons":
+        across = [x for polygon in target for x in polygon[::2]]
+        down = [y for polygon in target for y in polygon[1::2]]
+        if not down:  # kept as it is: the ref becomes a reject that says what is wrong
+            return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": target}
+        box = [min(across), min(down), max(across) - min(across), max(down) - min(down)]
+        return {"bbox": box, "area": sum(map(_polygon_area, target)), "segmentation": target}
+    segmentation = target[0] if len(target) == 1 else target
+    height, width = target[0]["size"]
     try:
-        _, (rle,) = read_segmentation(target, (height, width))
+        _, rles = read_segmentation(target, (height, width))
     except AnnotationError:  # the check of records finds this fault again and rejects the ref with its reason
-        return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": target}
-    packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(rle.counts)}, height, width)
+        return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": segmentation}
+    parts = [{"size": [height, width], "counts": list(rle.counts)} for rle in rles]
+    packed = coco_mask.merge([coco_mask.frPyObjects(part, height, width) for part in parts])
     box, area = coco_mask.toBbox(packed).tolist(), float(coco_mask.area(packed))
-    return {"bbox": box, "area": area, "segmentation": target}
+    return {"bbox": box, "area": area, "segmentation": segmentation}
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    """Square pixels within a polygon's outline, by the shoelace formula."""
+    corners = list(zip(polygon[::2], polygon[1::2], strict=False))
+    pairs = zip(corners, [*corners[1:], *corners[:1]], strict=True)
+    return abs(sum(x * other_y - other_x * y for (x, y), (other_x, other_y) in pairs)) / 2
 
 
 def _plain_name(name: str) -> str:

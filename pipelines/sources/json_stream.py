@@ -8,7 +8,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,16 @@ from refseg.values import one_line
 _CHUNK = 1 << 20
 _LARGEST_VALUE = 256 << 20
 """Largest number of characters of one record. A file that is not JSON is refused after this many characters."""
+
+
+class _Every(Container[str]):
+    """A container of all names."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+_EVERY = _Every()
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
@@ -28,10 +38,12 @@ class JsonList:
 
     Args:
         path: Path of the file.
+        items: What the list should hold, for messages.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, items: str = "refs") -> None:
         self._path = path
+        self._wanted = items
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the items.
@@ -39,7 +51,7 @@ class JsonList:
         Raises:
             AnnotationError: If the file is not JSON, or is not a list.
         """
-        for _, item in _items(self._path, lists=None):
+        for _, item in _items(self._path, lists=None, wanted=self._wanted):
             yield item
 
 
@@ -76,6 +88,27 @@ class JsonTables:
             )
 
 
+class JsonLists:
+    """The records of all lists in a file that is an object, each with the name of its list.
+
+    Each iteration reads the file anew.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Yield `(name of the list, record)`.
+
+        Raises:
+            AnnotationError: If the file is not JSON, not an object, or holds something else than lists.
+        """
+        yield from _items(self._path, lists=_EVERY)
+
+
 def read_json(path: Path) -> Any:
     """Read a whole file as one JSON value.
 
@@ -86,22 +119,22 @@ def read_json(path: Path) -> Any:
         return values.read()
 
 
-def _items(path: Path, lists: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+def _items(path: Path, lists: Container[str] | None, wanted: str = "refs") -> Iterator[tuple[str, Any]]:
     """Yield the items of a file that is one list (`lists` is None), or of the named lists of an object."""
     with _values(path) as values:
         mark = values.peek()
         if lists is None:
             if mark != "[":
-                raise AnnotationError(f"{path}: {_describe_misfit(values)}")
+                raise AnnotationError(f"{path}: {_describe_misfit(values, wanted)}")
             for item in values.items():
                 yield "", item
             return
         if mark != "{":
             if mark != "[":
                 values.read()  # raises an error if the file is not JSON
-            raise AnnotationError(
-                f"{path}: found {_kind(mark)}, expected an object with COCO's lists images, annotations and categories"
-            )
+            coco = " with COCO's lists images, annotations and categories"
+            expected = f"an object{' of lists' if lists is _EVERY else coco}"
+            raise AnnotationError(f"{path}: found {_kind(mark)}, expected {expected}")
         for name in values.names():
             mark = values.peek()
             if mark == "[":
@@ -128,20 +161,20 @@ def _values(path: Path) -> Iterator["_Values"]:
         ) from error
 
 
-def _describe_misfit(values: "_Values") -> str:
-    """Describe a file that should be a list of refs; for an object, name the list in it that may have been meant."""
+def _describe_misfit(values: "_Values", wanted: str) -> str:
+    """Describe a file that should be a list; for an object, name the list in it that may have been meant."""
     mark = values.peek()
     if mark == "{":
         for name in values.names():
             if values.peek() == "[":
                 return (
-                    f"found an object in which {name[:40]!r} is a list, expected a list of refs; if that is the list "
-                    "of refs, save it alone as the file"
+                    f"found an object in which {name[:40]!r} is a list, expected a list of {wanted}; if that is the "
+                    f"list of {wanted}, save it alone as the file"
                 )
             values.read()
     else:
         values.read()
-    return f"found {_kind(mark)}, expected a list of refs"
+    return f"found {_kind(mark)}, expected a list of {wanted}"
 
 
 def _kind(mark: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import Reader, ReadOptions
 from pipelines.sources.source_file import describe_file, find_file
 from refseg.dataset.schema import DatasetSpec
 from refseg.values import whole_number
@@ -104,3 +105,16 @@ def _records(path: Path, section: str) -> Iterator[dict[str, Any]]:
 
 def _id(record: dict[str, Any], name: str) -> int | None:
     return whole_number(record.get(name))
+
+
+def _read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource | None:  # noqa: ARG001
+    files = find_mdetr_files(spec, annotations)
+    return read_mdetr(spec, files) if files else None
+
+
+READER = Reader(
+    name="mdetr",
+    reads="MDETR's finetune_<dataset>_<split>.json",
+    serves=lambda spec: spec.dataset_id in _CONVERTED,
+    read=_read,
+)

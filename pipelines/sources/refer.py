@@ -10,8 +10,9 @@ from typing import Any
 from pipelines.sources.json_stream import JsonList, JsonTables
 from pipelines.sources.plain_pickle import load_plain_pickle
 from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import Reader, ReadOptions
 from pipelines.sources.source_file import describe_file, find_file, open_source, suggest_names
-from refseg.dataset.schema import DatasetSpec
+from refseg.dataset.schema import CUSTOM, DatasetSpec
 from refseg.errors import AnnotationError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -126,3 +127,15 @@ def _compare(refs: list[Any], refs_path: Path, json_path: Path | None) -> None:
         found = f"cannot be read ({error})"
     if found:
         logger.warning("%s is used, but %s beside it %s; delete the wrong file", refs_path, json_path.name, found)
+
+
+def _read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:  # noqa: ARG001
+    return read_zom(spec, annotations) if spec.dataset == "refzom" else read_refer(spec, annotations)
+
+
+READER = Reader(
+    name="refer",
+    reads="REFER's refs(<split_by>).p or .json beside instances.json",
+    serves=lambda spec: spec.dataset != CUSTOM,
+    read=_read,
+)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.sources.json_stream import read_json
 from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import Reader, ReadOptions
 from pipelines.sources.source_file import describe_file, find_file
 from refseg.dataset.descriptor import SourceFile
 from refseg.dataset.schema import DatasetSpec
@@ -146,3 +147,16 @@ def _box_fields(box: Any) -> dict[str, Any]:
     if width < 1 or height < 1:
         return {"bbox": None, "area": 0}
     return {"bbox": [left, top, width, height], "area": width * height}
+
+
+def _read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource | None:  # noqa: ARG001
+    folder = find_referit_folder(spec, annotations)
+    return None if folder is None else read_referit(spec, folder)
+
+
+READER = Reader(
+    name="referit",
+    reads="text_objseg's referit_query_<split>.json with boxes and sizes",
+    serves=lambda spec: spec.dataset_id == "refclef/berkeley",
+    read=_read,
+)

@@ -24,8 +24,12 @@ from refseg.storage import (
 )
 from refseg.values import one_line
 
+_TEXT_SUFFIXES = (".p", ".json", ".jsonl", ".csv", ".xml")
 ANNOTATION_SUFFIXES = (
-    *(".p", ".json", ".jsonl", ".csv", ".p.gz", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".txt"),
+    *_TEXT_SUFFIXES,
+    *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES),
+    ".parquet",
+    ".txt",
     ".png",  # masks of a user's own table
 )
 """Suffixes of the files that `local_annotations` copies."""
@@ -99,8 +103,12 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[BinaryIO]:
+def open_source(path: Path, *, is_xml: bool = False) -> Iterator[BinaryIO]:
     """Open an annotation file for reading; gzip is unpacked, and a UTF-8 byte order mark is skipped.
+
+    Args:
+        path: Path of the file.
+        is_xml: True for a file that should be XML.
 
     Raises:
         AnnotationError: On opening or reading, if the file cannot be read or unpacked, or if it is not an annotation
@@ -112,7 +120,7 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
             packed.seek(0)
             with cast("BinaryIO", gzip.GzipFile(fileobj=packed)) if is_packed else packed as file:
                 head = file.read(HEAD_BYTES)
-                if stand_in := find_stand_in(head):
+                if stand_in := find_stand_in(head, is_xml=is_xml):
                     raise AnnotationError(f"{path}: {stand_in}")
                 file.seek(len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0)
                 yield file

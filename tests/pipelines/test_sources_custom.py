@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sources import read_source
+from pipelines.sources import ReadOptions, read_source
 from pipelines.sources.raw import RawSource
 from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError, UsageError
@@ -31,7 +31,7 @@ def read(tmp_path: Path) -> Read:
 
     def read_rows(rows: Rows, png_rule: PngRule = DEFAULT_RULE) -> RawSource:
         (tmp_path / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_source(MINE, tmp_path, png_rule)
+        return read_source(MINE, tmp_path, ReadOptions(png_rule=png_rule))
 
     return read_rows
 
@@ -110,6 +110,27 @@ def test_rows_of_one_image_target_and_split_are_one_ref_wherever_they_stand(read
         ["one", "two"], ["the square"], ["the square"], ["the square"]
     ]  # fmt: skip
     assert [sentence["sent_id"] for ref in refs for sentence in ref["sentences"]] == [0, 2, 1, 3, 4]
+
+
+@pytest.mark.parametrize("form", ["coco", "flat", "corners", "text"])
+def test_polygons_are_read_in_each_of_their_forms(form: str, read: Read) -> None:
+    square = [1, 2, 5, 2, 5, 6, 1, 6]
+    pairs = [[1, 2], [5, 2], [5, 6], [1, 6]]
+    value = {"coco": [square], "flat": square, "corners": pairs, "text": json.dumps([pairs])}[form]
+
+    (annotation,) = by_section(read([row(box=None, polygons=value)]), "annotations")
+
+    assert annotation["segmentation"] == [square]
+    assert (annotation["bbox"], annotation["area"]) == ([1, 2, 4, 4], 16)
+
+
+def test_run_lengths_of_several_parts_are_their_union(read: Read) -> None:
+    parts = [{"size": [10, 20], "counts": [0, 10, 190]}, {"size": [10, 20], "counts": [5, 10, 185]}]
+
+    (annotation,) = by_section(read([row(box=None, rle=parts)]), "annotations")
+
+    assert annotation["segmentation"] == parts
+    assert (annotation["bbox"], annotation["area"]) == ([0, 0, 2, 10], 15)  # 10 pixels and 10, of which 5 are both's
 
 
 def test_ids_of_the_table_are_kept(read: Read) -> None:
@@ -309,7 +330,7 @@ MISTAKES = [
     (row(sentence="  "), "found sentence '  ', expected text"),
     (row(image=None), "found no image"),
     (row(image=["a"]), "found image ['a'], expected text"),
-    (row(box=None), "found no target, expected one of ann_id, rle, mask, box, no_target"),
+    (row(box=None), "found no target, expected one of ann_id, rle, polygons, mask, box, no_target"),
     (row(no_target=True), "found box and no_target, expected one of"),
     (row(box=None, no_target="maybe"), "found no_target 'maybe', expected true or false"),
     (row(box=[1, 2, 3]), "found box [1, 2, 3], expected left, top, width, height"),
@@ -323,6 +344,10 @@ MISTAKES = [
     (row(box=None, rle={"size": [10, 20]}), "expected COCO's run lengths"),
     (row(box=None, rle={"size": [0, 20], "counts": "1"}), "expected COCO's run lengths"),
     (row(box=None, rle={"size": [20, 10], "counts": "1"}), "its rle is for size [20, 10], expected [10, 20]"),
+    (row(box=None, rle=[{"size": [10, 20], "counts": "1"}, {"size": [9, 20], "counts": "1"}]), "expected COCO's run"),
+    (row(box=None, polygons="[[1, 2"), "found polygons '[[1, 2', expected polygons of at least three corners"),
+    (row(box=None, polygons=[]), "found polygons [], expected polygons of at least three corners"),
+    (row(box=None, polygons=[[1, 2, "3", 4, 5, 6]]), "expected polygons of at least three corners: [[x, y, x, y, ..."),
     (row(box=None, mask="no.png"), "mask no.png cannot be read (No such file or directory)"),
     (row(box=None, mask="jpeg.png"), "mask jpeg.png starts with ff d8 ff e0, expected a PNG; it is a JPEG:"),
     (row(box=None, mask="cut.png"), "mask cut.png cannot be read as a PNG"),
@@ -356,7 +381,7 @@ def test_all_mistakes_are_named_at_once_and_many_are_counted(read: Read) -> None
 
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("sentences.jsonl: found 31 mistakes")
-    assert lines[1] == "  line 1: found no split; found no target, expected one of ann_id, rle, mask, box, no_target"
+    assert lines[1].startswith("  line 1: found no split; found no target, expected one of ann_id, rle, polygons")
     assert lines[2].startswith("  line 3: found split '1'")
     assert lines[-1] == "  and 11 more"
     assert len(lines) == 22

@@ -1,0 +1,43 @@
+"""Sa2VA's fine-tuning list: per picture the polygons of each object and a sentence for each."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.json_stream import JsonList
+from pipelines.sources.row_reader import Rows, row_reader
+from pipelines.sources.table import RowFault
+from pipelines.sources.targets import target_of_segmentation
+from refseg.values import short
+
+
+def rows(path: Path) -> Rows:
+    """One row for each sentence: `text[i]` names the object of `mask[i]`, polygons or run lengths.
+
+    Sa2VA sums the polygons of an object, so that pixels of two count twice; here the target is their union.
+
+    Raises:
+        AnnotationError: If the file is not a list in JSON.
+    """
+    for number, record in enumerate(JsonList(path, items="records with image, mask and text")):
+        place = f"[{number}]"
+        texts, masks = (record.get(name) for name in ("text", "mask")) if isinstance(record, dict) else (None, None)
+        if isinstance(texts, str):  # one object, written without the outer lists
+            texts, masks = [texts], masks if _holds_objects(masks) else [masks]
+        if not isinstance(texts, list) or not isinstance(masks, list) or len(texts) != len(masks):
+            yield place, RowFault(f"found {short(record)}, expected image, and mask and text of equal length")
+            continue
+        for position, (text, mask) in enumerate(zip(texts, masks, strict=True)):
+            target = target_of_segmentation(mask)
+            image = record.get("image", record.get("img_path"))
+            yield f"{place} text[{position}]", {"image": image, "sentence": text, **target}
+
+
+def _holds_objects(masks: Any) -> bool:
+    """True for a list of one object's polygons or run lengths, which the outer list holds."""
+    if not isinstance(masks, list) or len(masks) != 1:
+        return False
+    first = masks[0]
+    return isinstance(first, dict) or (isinstance(first, list) and bool(first) and isinstance(first[0], list))
+
+
+READER = row_reader(name="sa2va", reads="Sa2VA's list of image, mask and text", suffixes=(".json",), rows=rows)

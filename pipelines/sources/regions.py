@@ -1,0 +1,118 @@
+"""Regions that annotation tools hold, each with a label and maybe sentences of its own, to rows.
+
+A region whose annotator wrote sentences is a target of its own, together with the regions of its group. Regions without
+sentences are named by their label: all of one label in a picture are one target.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from pipelines.masks import encode_mask
+from pipelines.sources.table import Row, RowFault
+from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
+from refseg.values import short, whole_number
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One drawn region.
+
+    Attributes:
+        label: As the annotator chose it; empty if there is none.
+        sentences: As the annotator wrote them.
+        group: Regions of a picture with the same group are one target; empty: the region is in no group.
+        shape: Run lengths of the region at the picture's size, as pycocotools packs them.
+        box_xywh: Of a rectangle, in pixels; None: another shape.
+    """
+
+    label: str
+    sentences: tuple[str, ...] = ()
+    group: str = ""
+    shape: dict[str, Any] = field(repr=False)
+    box_xywh: tuple[float, float, float, float] | None = None
+
+
+def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[tuple[str, Row]]:
+    """Rows of one picture, each with a place such as `'the red cup'`.
+
+    Args:
+        image: Name of the picture.
+        size: `(height, width)` of it, in pixels.
+        regions: Its regions, in the order of the file.
+    """
+    targets: dict[tuple[str, str], list[Region]] = {}
+    for number, region in enumerate(regions):
+        key = ("group", region.group) if region.group else ("region", str(number))
+        targets.setdefault(key if region.sentences or region.group else ("label", region.label), []).append(region)
+    for parts in targets.values():
+        sentences = dict.fromkeys(sentence for part in parts for sentence in part.sentences)
+        names = list(dict.fromkeys(part.label for part in parts if part.label))
+        if not sentences and len(names) > 1:
+            yield f"{names[0]!r}", RowFault(f"found one group with the labels {', '.join(names)} and no sentence")
+            continue
+        if not sentences and not names:
+            yield "a region", RowFault("found neither a label nor a sentence, expected one of them")
+            continue
+        for sentence in sentences or names:
+            row = {"image": image, "height": size[0], "width": size[1], "sentence": sentence, **_target(parts)}
+            yield f"{sentence!r:.60}", row | ({"category": ", ".join(names)} if sentences and names else {})
+
+
+def read_size(height: Any, width: Any) -> Size:
+    """The size of a picture.
+
+    Raises:
+        RowFault: If it is not a size.
+    """
+    sides = whole_number(height), whole_number(width)
+    if None in sides or not all(0 < (side or 0) <= MAX_SIDE for side in sides) or sides[0] * sides[1] > MAX_PIXELS:  # type: ignore[operator]
+        raise RowFault(f"found height {short(height)} and width {short(width)}, expected 1 to {MAX_SIDE} pixels")
+    return sides[0] or 0, sides[1] or 0
+
+
+def draw_polygon(points: Sequence[Any], size: Size) -> dict[str, Any]:
+    """Draw a polygon of `[x, y]` corners in pixels, cut to the picture.
+
+    Raises:
+        RowFault: If it has not three corners of numbers.
+    """
+    corners = [_corner(point) for point in points] if isinstance(points, list) else []
+    if len(corners) < 3 or None in corners:
+        raise RowFault(f"found the polygon {short(points)}, expected at least three corners [x, y]")
+    flat = np.array(corners, np.float64)
+    outline = np.clip(flat, -max(size), 2 * max(size)).ravel().tolist()  # rasterising takes memory by the extent
+    packed: dict[str, Any] = coco_mask.frPyObjects([outline], *size)[0]
+    return packed
+
+
+def draw_box(box_xywh: Sequence[float], size: Size) -> dict[str, Any]:
+    """Draw the filled box of left, top, width, height in pixels, cut to the picture."""
+    left, top, width, height = box_xywh
+    return draw_polygon([[left, top], [left + width, top], [left + width, top + height], [left, top + height]], size)
+
+
+def pack_mask(mask: NDArray[Any]) -> dict[str, Any]:
+    """Run lengths of a mask `(H, W)`, zero or not."""
+    runs = encode_mask(mask)
+    packed: dict[str, Any] = coco_mask.frPyObjects({"size": list(runs.size), "counts": list(runs.counts)}, *runs.size)
+    return packed
+
+
+def _target(parts: Sequence[Region]) -> dict[str, Any]:
+    if len(parts) == 1 and parts[0].box_xywh is not None:
+        return {"box": list(parts[0].box_xywh)}
+    joined = coco_mask.merge([part.shape for part in parts])
+    return {"rle": {"size": list(joined["size"]), "counts": joined["counts"].decode()}}
+
+
+def _corner(point: Any) -> tuple[float, float] | None:
+    if not isinstance(point, list | tuple) or len(point) != 2 or not all(type(part) in (int, float) for part in point):
+        return None
+    return (float(point[0]), float(point[1])) if all(abs(part) < 2**31 for part in point) else None

@@ -1,0 +1,57 @@
+"""All readers by name, and which of them reads a dataset."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from pipelines.sources import custom, layouts, mdetr, refer, referit
+from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import DEFAULT_OPTIONS, Reader, ReadOptions
+from refseg.dataset.schema import DatasetSpec
+from refseg.errors import UsageError
+from refseg.wording import did_you_mean
+
+FAMILIES: tuple[Reader, ...] = (custom.READER, referit.READER, mdetr.READER, refer.READER)
+"""Readers that are tried without being named, in this order."""
+
+
+def _find_layouts() -> dict[str, Reader]:
+    names = sorted(module.name for module in pkgutil.iter_modules(layouts.__path__))
+    found = (importlib.import_module(f"{layouts.__name__}.{name}").READER for name in names)
+    return {reader.name: reader for reader in found}
+
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in FAMILIES} | _find_layouts()
+"""All readers: those of `FAMILIES`, and those of the files of `layouts/`, which are used where they are named."""
+
+
+def read_source(
+    spec: DatasetSpec, annotations: Path, options: ReadOptions = DEFAULT_OPTIONS, *, reader: str = ""
+) -> RawSource:
+    """Read a dataset's annotations.
+
+    Args:
+        spec: Dataset and partition.
+        annotations: The folder that holds its files or its own folder (`spec.folder`), or a file.
+        options: What the user says about them.
+        reader: Name of the reader; empty: the first of `FAMILIES` whose files are there.
+
+    Raises:
+        UsageError: If the files are not there, or the reader does not exist or cannot hold the dataset.
+        AnnotationError: If a file cannot be read or is not of the expected form.
+    """
+    if reader and reader not in READERS:
+        raise UsageError(
+            f"--reader {reader}: expected one of {', '.join(READERS)}{did_you_mean(reader, list(READERS))}"
+        )
+    if reader and not READERS[reader].serves(spec):
+        raise UsageError(
+            f"--reader {reader}: reads {READERS[reader].reads}, which {spec.dataset_id} does not have; "
+            f"expected one of {', '.join(name for name, other in READERS.items() if other.serves(spec))}"
+        )
+    chosen = (READERS[reader],) if reader else tuple(family for family in FAMILIES if family.serves(spec))
+    for candidate in chosen:
+        source = candidate.read(spec, annotations, options)
+        if source is not None:
+            return source
+    raise UsageError(f"--annotations {annotations}: found no files of --reader {reader} ({READERS[reader].reads})")

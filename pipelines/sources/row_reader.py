@@ -1,0 +1,189 @@
+"""Makes a `Reader` of a function that turns one annotation file into rows: files found, splits named, pictures placed.
+
+A layout's own file holds that function alone; what all layouts share is here. `docs/write-a-reader.md` has an example.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipelines.build_folder import BUILD_FOLDER
+from pipelines.sources.custom_row import SPLITS
+from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import Reader, ReadOptions, serves_custom
+from pipelines.sources.row_source import collect_rows
+from pipelines.sources.source_file import describe_file
+from pipelines.sources.table import Row, RowFault
+from refseg.dataset.descriptor import DESCRIPTOR_NAME, SourceFile
+from refseg.dataset.schema import DatasetSpec
+from refseg.errors import AnnotationError, UsageError
+from refseg.wording import counted
+
+logger = logging.getLogger(__name__)
+
+Rows = Iterator[tuple[str, Row]]
+"""Rows of one file, each with its place there: `line 3`, `annotations[7]`, `image 'a.jpg'`."""
+
+_NAMES_OF_SPLITS = {name.lower(): name for name in SPLITS} | {
+    **dict.fromkeys(("valid", "validation"), "val"),
+    "training": "train",
+    "testing": "test",
+}
+_MOST_DESCRIBED = 20
+"""Files that a dataset's descriptor lists one by one; more are one entry."""
+
+
+def row_reader(
+    *,
+    name: str,
+    reads: str,
+    suffixes: Sequence[str],
+    rows: Callable[[Path], Rows],
+    per_image: bool = False,
+    prefix: str = "",
+) -> Reader:
+    """Make a reader of `custom/<name>` datasets.
+
+    Args:
+        name: As `--reader` takes it.
+        reads: The layout in a few words, for help and error messages.
+        suffixes: Of the layout's files, such as `.json`; the same with `.gz` appended is read, too.
+        rows: Reads one file. A row is a dict with the columns of a table (`docs/your-own-data.md`), or a `RowFault`.
+            A row without `split` takes that of its file; `image` is relative to the pictures' folder or to the file's.
+        per_image: True if a picture has a file of its own, so that only folders name splits: a file `train.json` may
+            describe a picture of a train.
+        prefix: Start of the names of the layout's files, where a folder holds others beside them.
+    """
+
+    def read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:
+        root = annotations if annotations.is_dir() else annotations.parent
+        files = _find_files(annotations, suffixes, prefix, f"{name}: {reads}")
+        return collect_rows(
+            spec,
+            _rows_of_files(files, root, rows, options, per_image=per_image, is_alone=annotations.is_file()),
+            origin=annotations,
+            root=root,
+            sources=_describe(files, root, spec),
+            png_rule=options.png_rule,
+        )
+
+    return Reader(name=name, reads=reads, serves=serves_custom, read=read)
+
+
+def find_split(path: PurePosixPath, *, per_image: bool = False) -> str:
+    """The split that a file's name says, or else its nearest folder that says one; empty if none does.
+
+    A name says a split if one of its words is the name of a split: `refcoco_train.jsonl`, `valid/labels.json`. One
+    that says two (`train_val.json`) says none.
+    """
+    stem = path.name.split(".json")[0].split(".xml")[0]
+    for part in (*(() if per_image else (stem,)), *reversed(path.parts[:-1])):
+        words = re.split(r"[^A-Za-z0-9]+", part)
+        found = {_NAMES_OF_SPLITS[word.lower()] for word in words if word.lower() in _NAMES_OF_SPLITS}
+        if found:
+            return found.pop() if len(found) == 1 else ""
+    return ""
+
+
+def warn_left_out(path: Path, number: int, what: str) -> None:
+    """Report what a file holds that makes no row, so that nothing disappears silently.
+
+    Args:
+        path: The file.
+        number: How many; nothing is reported for 0.
+        what: Of what, and why; continues "left out 3 ".
+    """
+    if number:
+        logger.warning("%s: left out %d %s", path, number, what)
+
+
+def _find_files(annotations: Path, suffixes: Sequence[str], prefix: str, layout: str) -> list[Path]:
+    """The file given, or all of a folder and of those below it, but for hidden ones and built datasets."""
+    endings = tuple(ending for suffix in suffixes for ending in (suffix, f"{suffix}.gz"))
+    if annotations.is_file():
+        if not annotations.name.lower().endswith(endings):
+            raise UsageError(
+                f"--annotations {annotations}: expected a file that ends in {', '.join(endings)} ({layout})"
+            )
+        return [annotations]
+    if not annotations.is_dir():
+        raise UsageError(f"--annotations {annotations}: no such file or folder; expected annotations ({layout})")
+    files = []
+    for folder, below, names in os.walk(annotations):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if DESCRIPTOR_NAME in names or (Path(folder) / BUILD_FOLDER).is_dir():  # a dataset that was built here
+            below.clear()
+            continue
+        wanted = (name for name in names if name.startswith(prefix) and name.lower().endswith(endings))
+        files += [Path(folder, name) for name in wanted if not name.startswith(".")]
+    files.sort()
+    if not files:
+        raise UsageError(
+            f"--annotations {annotations}: found no file {prefix}*{f', {prefix}*'.join(endings)} there or below it "
+            f"({layout})"
+        )
+    return files
+
+
+def _rows_of_files(
+    files: Sequence[Path],
+    root: Path,
+    rows: Callable[[Path], Rows],
+    options: ReadOptions,
+    *,
+    per_image: bool,
+    is_alone: bool,
+) -> Rows:
+    """Rows of all files with their splits, their places with the file's name unless the file was given itself."""
+    for path in files:
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        split = options.as_split or find_split(PurePosixPath(root.resolve().name) / relative, per_image=per_image)
+        parent = relative.parent
+        for place, row in rows(path):
+            where = place if is_alone else f"{relative} {place}"
+            if isinstance(row, RowFault):
+                yield where, row
+                continue
+            if not row.get("split") and not split:
+                raise UsageError(
+                    f"{path}: its name says no split, expected a name such as train.json, or a folder train/ around "
+                    "it; rename it, or give --as-split NAME"
+                )
+            own = {} if parent == PurePosixPath() else _beside(row.get("image"), parent, root)
+            yield where, {"split": split, **{name: value for name, value in row.items() if value is not None}, **own}
+
+
+def _beside(image: Any, parent: PurePosixPath, root: Path) -> dict[str, str]:
+    """The picture of a name beside its annotation file, which lies in a folder below the root."""
+    if isinstance(image, str) and "\0" not in image and (root / parent / image).is_file():
+        return {"image": str(parent / image)}
+    return {}
+
+
+def _describe(files: Sequence[Path], root: Path, spec: DatasetSpec) -> list[SourceFile]:
+    described = [describe_file(path, f"{spec.folder}/{path.relative_to(root).as_posix()}") for path in files]
+    if len(described) <= _MOST_DESCRIBED:
+        return described
+    digest = hashlib.sha256("".join(f"{file.name}\0{file.sha256}\n" for file in described).encode(errors="replace"))
+    return [
+        SourceFile(
+            name=f"{spec.folder}/{counted(len(described), 'file')}",
+            num_bytes=sum(file.num_bytes for file in described),
+            sha256=digest.hexdigest(),
+        )
+    ]
+
+
+def refuse_layout(path: Path, found: str, expected: str) -> AnnotationError:
+    """The error for a file that does not have a layout at all.
+
+    Args:
+        path: The file.
+        found: What it holds.
+        expected: What the layout has.
+    """
+    return AnnotationError(f"{path}: found {found}, expected {expected}; is it another layout (--reader)?")

@@ -1,0 +1,132 @@
+"""Rows of a user's annotations, from whatever files, to the `RawSource` that a build takes."""
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.custom_row import SPLITS, read_row
+from pipelines.sources.custom_store import CustomStore
+from pipelines.sources.json_stream import JsonTables
+from pipelines.sources.raw import RawSource
+from pipelines.sources.table import Row, RowFault
+from refseg.dataset.descriptor import SourceFile
+from refseg.dataset.schema import DatasetSpec
+from refseg.errors import AnnotationError
+from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values
+
+logger = logging.getLogger(__name__)
+
+_SECTIONS = ("categories", "licenses", "images", "annotations")
+_MOST_FAULTS = 20
+
+
+def collect_rows(
+    spec: DatasetSpec,
+    rows: Iterable[tuple[str, Row]],
+    *,
+    origin: Path,
+    root: Path,
+    sources: Iterable[SourceFile],
+    png_rule: PngRule = DEFAULT_RULE,
+    instances: Path | None = None,
+) -> RawSource:
+    """Check rows and join them to refs, images and annotations.
+
+    Every row is read and checked once, here, and kept in a temporary file, so that memory does not grow with their
+    number. Ids, where the rows give none, follow the order of first appearance: refs from 0, sentences by row from 0,
+    images and annotations after the largest of `instances.json` and of the rows. So equal rows give equal ids.
+
+    Args:
+        spec: `custom/<name>`.
+        rows: Each with its place in the file, or in the folder if `origin` is one; a row has the columns of
+            `docs/your-own-data.md`.
+        origin: The file or folder that the rows come from, for messages.
+        root: Folder below which mask files are found.
+        sources: The files read, with their hashes.
+        png_rule: How mask files are read.
+        instances: COCO's table, which `ann_id` refers to.
+
+    Returns:
+        The source; its `spec` has the splits found, known ones first.
+
+    Raises:
+        AnnotationError: If a file cannot be read, or with all mistakes of the rows and their places.
+    """
+    listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
+    store = CustomStore(root, f"{origin.name} " if origin.is_file() else "", png_rule)
+    try:
+        for section, record in listed or ():
+            store.add_listed(section, record)
+        _fill(store, rows, origin, has_instances=listed is not None)
+    except sqlite3.Error as error:
+        raise AnnotationError(
+            f"{origin}: its rows cannot be stored in a temporary file ({error}); set TMPDIR to a disk with free space"
+        ) from error
+    if note := note_object_values(store.object_values):
+        logger.warning("%s: masks: %s", origin, note)
+    described = list(sources)
+    if store.num_mask_files:
+        name = f"{spec.folder}/{store.num_mask_files} mask files"
+        described.append(SourceFile(name=name, num_bytes=store.mask_bytes, sha256=store.masks_sha256))
+    found = store.splits()
+    splits = (*(split for split in SPLITS if split in found), *sorted(found - set(SPLITS)))
+    return RawSource(
+        spec=replace(spec, splits=splits),
+        refs=_Refs(store),
+        tables=_Tables(store, listed),
+        sources=tuple(described),
+        box_targets=True,
+    )
+
+
+def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, has_instances: bool) -> None:
+    """Read the rows into the store; raise an error that lists their mistakes, if there are any."""
+    faults: list[str] = []
+    num_faults = 0
+    for place, values in rows:
+        try:
+            if isinstance(values, RowFault):
+                raise values
+            row = read_row(values)
+            if row.kind == "ann_id" and not has_instances:
+                raise RowFault("found ann_id, but no instances.json beside the table that would define it")
+            store.add(row, place)
+        except RowFault as fault:
+            num_faults += 1
+            if num_faults <= _MOST_FAULTS:
+                faults.append(f"{place}: {fault}")
+    if not store.num_rows and not num_faults:
+        raise AnnotationError(f"{origin}: found no row, expected one for each sentence")
+    if not num_faults:  # the checks over all rows would report rows that are left out because of their faults
+        faults = store.finish()
+        num_faults, faults = len(faults), faults[:_MOST_FAULTS]
+    if num_faults:
+        rest = f"\n  and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
+        counted = "1 mistake" if num_faults == 1 else f"{num_faults} mistakes"
+        raise AnnotationError(f"{origin}: found {counted}\n  " + "\n  ".join(faults) + rest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refs:
+    """The refs of the rows, which may be iterated over any number of times."""
+
+    store: CustomStore
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.store.refs()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The records of `instances.json`, where there is one, and those of the rows."""
+
+    store: CustomStore
+    listed: JsonTables | None
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for section, record in self.listed or ():
+            yield section, self.store.complete(record) if section == "images" else record
+        yield from self.store.records()
