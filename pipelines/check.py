@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from pipelines.images import SourceImage, describe_alike
 from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
-from pipelines.records import find_annotation_ids, find_integer, find_split, make_records, reject_ref
+from pipelines.records import find_annotation_ids, find_integer, make_records, reject_ref
 from pipelines.rejects import Reject
-from pipelines.sources.raw import RawRef, RawShard, has_no_size
+from pipelines.sources.raw import RawRef, RawShard, find_split, has_no_size
 from pipelines.spill import read_spill
 from pipelines.survey import image_order
 from refseg.dataset.manifest_writer import ManifestRow

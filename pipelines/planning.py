@@ -103,11 +103,11 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
             faults += checked.rejects
         rejects = [reject for _, reject in sorted(faults, key=lambda fault: fault[0])]
         logger.info("%s: read %d refs, %d rejected", source.spec.dataset_id, num_refs, len(rejects))
-        if num_left_out := sum(reject.reason in LEFT_OUT for reject in rejects):
-            logger.warning(
-                "%s: left out %d refs whose list of sentences is empty; rejects.parquet names them",
-                *(source.spec.dataset_id, num_left_out),
-            )
+        for reason, described in LEFT_OUT.items():
+            if number := sum(reject.reason == reason for reject in rejects):
+                logger.warning(
+                    "%s: left out %d %s; rejects.parquet names them", *(source.spec.dataset_id, number, described)
+                )
         apply_policy(rejects, options)
         checks = [found[task.out] for task in tasks]
         if not any(checked.num_samples for checked in checks):

@@ -12,7 +12,7 @@ from pipelines.images import SourceImage
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import ImagePool
 from refseg.dataset.image_pools import pool_address, relative_address
-from refseg.dataset.schema import CUSTOM, DatasetSpec, ImageLocation, find_dataset
+from refseg.dataset.schema import ANY_REFER, CUSTOM, DatasetSpec, ImageLocation, find_dataset
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import is_remote
 
@@ -108,7 +108,8 @@ class ImagePools:
                     f"--images-from {folder}: image ids of {CUSTOM} datasets are valid for one table only, so that "
                     f"{spec.dataset_id} and {dataset_id} cannot share images; remove the option"
                 )
-            if not (spec.is_coco and other.is_coco) and spec.dataset != other.dataset:
+            same = spec.dataset_id == other.dataset_id if spec.dataset == ANY_REFER else spec.dataset == other.dataset
+            if not (spec.is_coco and other.is_coco) and not same:
                 raise UsageError(
                     f"--images-from {folder}: image ids of {dataset_id} are not those of {spec.dataset_id}; "
                     "give a dataset of the same pictures"

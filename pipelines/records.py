@@ -7,8 +7,8 @@ from pipelines.masks import draw_parts, join_parts, mask_area, read_segmentation
 from pipelines.rejects import RefFault, Reject
 from pipelines.sentences import read_sentences
 from pipelines.shapes import Box, clip_box, find_fractions, find_other_shape
-from pipelines.sources.raw import RawRef, RawShard
-from refseg.dataset.schema import CUSTOM, MAX_PIXELS, MAX_SIDE, Annotation, DatasetSpec, RefRecord
+from pipelines.sources.raw import RawRef, RawShard, find_split
+from refseg.dataset.schema import ANY_REFER, CUSTOM, MAX_PIXELS, MAX_SIDE, Annotation, DatasetSpec, RefRecord
 from refseg.errors import AnnotationError
 from refseg.values import is_text, short, whole_number
 
@@ -48,12 +48,6 @@ def reject_ref(spec: DatasetSpec, item: RawRef, reason: str, message: str) -> Re
         reason=reason,
         message=f"{spec.dataset_id} {where}: {message}",
     )
-
-
-def find_split(ref: Any) -> str | None:
-    """Return the split of a raw ref; None if it has none."""
-    split = ref.get("split") if isinstance(ref, dict) else None
-    return split if is_text(split) else None
 
 
 def _make_record(raw: RawShard, item: RawRef, mask_rule: str) -> RefRecord:
@@ -195,6 +189,8 @@ def _annotation(raw: RawShard, ann_id: int, name: str, image_id: int, size: tupl
     if iscrowd not in (0, 1):
         raise RefFault("malformed_annotation", f"{name} has iscrowd {short(iscrowd)}, expected 0 or 1")
     segmentation = record.get("segmentation")
+    if raw.spec.dataset == ANY_REFER and not segmentation:
+        raise RefFault("without_mask", f"{place} has no segmentation, so that there is no mask of what is named")
     try:
         # In a source of boxes, None means that there is no shape; an empty list is always a fault.
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)

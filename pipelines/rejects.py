@@ -16,6 +16,7 @@ REASONS = {
     "duplicate_ref_id": "an earlier ref of the file has the same id",
     "unknown_split": "the partition has no such split",
     "without_sentences": "the ref's list of sentences is empty, as in some refs of gRefCOCO's release; it is left out",
+    "without_mask": "the ref's annotation has no segmentation, in a `refer/<name>` dataset; it is left out",
     "no_sentence": "a sentence is empty or has no visible character",
     "duplicate_sent_id": "an earlier sentence of the split has the same id",
     "unknown_image": "the image id is not in instances.json",
@@ -37,9 +38,12 @@ REASONS = {
 }
 """All reason codes with their descriptions."""
 
-LEFT_OUT = ("without_sentences",)
-"""Reasons that are not faults and do not end a build. Such refs are in published files, have nothing to learn or score,
-and are ignored by the datasets' authors, too."""
+LEFT_OUT = {
+    "without_sentences": "refs whose list of sentences is empty",
+    "without_mask": "refs whose annotation has no segmentation",
+}
+"""Reasons that are not faults and do not end a build, with a description of such refs. They are in published files, have
+nothing to learn or score, and are ignored by the datasets' authors, too."""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
 

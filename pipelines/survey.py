@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.records import find_annotation_ids, find_integer, find_split
+from pipelines.records import find_annotation_ids, find_integer
 from pipelines.sentences import find_sentence_ids
-from pipelines.sources.raw import RawRef, RawSource
+from pipelines.sources.raw import RawRef, RawSource, find_split
 from pipelines.spill import Spill
 from refseg.dataset.descriptor import SplitCounts
 from refseg.errors import AnnotationError, UsageError

@@ -23,8 +23,8 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
     if annotations.is_file():
         if table_suffix(annotations) not in SUFFIXES:
             raise UsageError(
-                f"--annotations {annotations}: expected a table whose name ends in {' or '.join(SUFFIXES)}; for files of "
-                "annotation tools and of other projects name their layout with --reader"
+                f"--annotations {annotations}: expected a table whose name ends in {' or '.join(SUFFIXES)}; for files "
+                "of annotation tools and other projects name their layout with --reader"
             )
         return annotations
     names = [f"{TABLE_NAME}{suffix}" for suffix in SUFFIXES]

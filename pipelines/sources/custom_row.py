@@ -12,6 +12,8 @@ from refseg.values import short, whole_number
 
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "polygons", "mask", "box", "no_target")
+SPLIT_NAME = r"[A-Za-z][A-Za-z0-9]{0,63}"
+"""What a split's name matches, which is part of the names of files."""
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 """Known names of splits, in their order."""
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
@@ -64,7 +66,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
     meant = next((known for known in SPLITS if known.lower() == split.lower() and known != split), None)
     if meant is not None:
         reader.faults.append(f"found split {short(split)}, expected {meant!r}")
-    elif split and not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", split):  # it becomes part of file names
+    elif split and not re.fullmatch(SPLIT_NAME, split):
         reader.faults.append(
             f"found split {short(split)}, expected a letter, then letters and digits, at most 64 characters"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from refseg.dataset.descriptor import SourceFile
 from refseg.dataset.schema import DatasetSpec
+from refseg.values import is_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,3 +71,9 @@ class RawShard:
 def has_no_size(image: dict[str, Any]) -> bool:
     """Return True if an image's record has no size: height and width are missing, null or NaN."""
     return all(side is None or side != side for side in (image.get("height"), image.get("width")))
+
+
+def find_split(ref: Any) -> str | None:
+    """The split a raw ref names, None where it names none."""
+    split = ref.get("split") if isinstance(ref, dict) else None
+    return split if is_text(split) else None

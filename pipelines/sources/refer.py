@@ -1,23 +1,28 @@
-"""Reads REFER's layout: `refs(<split_by>).p` or `.json` beside COCO's `instances.json`; also for Ref-ZOM."""
+"""Reads REFER's layout, of published datasets and any other: `refs(<split_by>).p` or `.json` beside `instances.json`."""
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from pipelines.sources.custom_row import SPLIT_NAME, SPLITS
 from pipelines.sources.json_stream import JsonList, JsonTables
 from pipelines.sources.plain_pickle import load_plain_pickle
-from pipelines.sources.raw import RawSource
+from pipelines.sources.raw import RawSource, find_split
 from pipelines.sources.reader import Reader, ReadOptions
 from pipelines.sources.source_file import describe_file, find_file, open_source, suggest_names
-from refseg.dataset.schema import CUSTOM, DatasetSpec
+from refseg.dataset.schema import ANY_REFER, CUSTOM, DatasetSpec
 from refseg.errors import AnnotationError, UsageError
 
 logger = logging.getLogger(__name__)
 
 _INSTANCES = "instances.json"
+_REFS_NAME = re.compile(r"(?P<prefix>[A-Za-z]*refs)\((?P<split_by>[^()]+)\)\.(p|json)(\.gz)?")
+_MOST_SPLITS = 100
 _MOST_COMPARED_BYTES = 200 * 10**6
 """Largest JSON file that is compared with the pickle; comparing a larger one would take too long."""
 
@@ -115,6 +120,49 @@ def _find_refs(spec: DatasetSpec, folder: Path) -> Path | None:
     return next((path for name in _refs_names(spec) if (path := find_file(folder, name)) is not None), None)
 
 
+def read_any_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
+    """Read a dataset of any name in REFER's layout: `refs(<split_by>).p` or `.json` beside `instances.json`.
+
+    Its ids are its own, not COCO's, and its splits those that its refs name, known ones first.
+
+    Args:
+        spec: `refer/<name>`.
+        annotations: The root that holds `<name>/`, the dataset's own folder, or its refs file where a folder holds
+            several partitions.
+
+    Raises:
+        UsageError: If the files are not there, or there are several partitions.
+        AnnotationError: If a file cannot be read, is not of the expected form, or its pickle asks for code.
+    """
+    refs = annotations if annotations.is_file() else _find_any_refs(spec, annotations)
+    match = _REFS_NAME.fullmatch(refs.name)
+    if match is None:
+        raise UsageError(f"--annotations {annotations}: expected a name such as refs(unc).p or refs(unc).json")
+    named = replace(spec, refs_prefix=match["prefix"], split_by=match["split_by"])
+    raw = read_refer(named, refs.parent)
+    splits = Counter(split for ref in raw.refs if (split := find_split(ref)) is not None)
+    known = [split for split in splits if re.fullmatch(SPLIT_NAME, split)]
+    if not 0 < len(known) <= _MOST_SPLITS:
+        raise AnnotationError(f"{refs}: its refs name {len(known)} splits, expected 1 to {_MOST_SPLITS}, such as train")
+    ordered = (*(split for split in SPLITS if split in known), *sorted(set(known) - set(SPLITS)))
+    return replace(raw, spec=replace(spec, splits=ordered))
+
+
+def _find_any_refs(spec: DatasetSpec, annotations: Path) -> Path:
+    for folder in (annotations / spec.folder, annotations):
+        files = sorted(path for path in folder.glob("*refs(*).*") if _REFS_NAME.fullmatch(path.name))
+        partitions = {path.name.partition(".")[0]: path for path in reversed(files)}
+        if len(partitions) > 1:
+            found = ", ".join(path.name for path in files)
+            raise UsageError(f"--annotations {folder}: found {found}, expected one partition; name the file itself")
+        if partitions:
+            return next(iter(partitions.values()))
+    raise UsageError(
+        f"--annotations {annotations}: found no refs(<name of a partition>).p or .json, there or in {spec.folder}/"
+        f"{suggest_names([annotations], [spec.folder])}"
+    )
+
+
 def _compare(refs: list[Any], refs_path: Path, json_path: Path | None) -> None:
     """Log a warning if the JSON file beside the pickle has other refs."""
     if json_path is None or json_path.stat().st_size >= _MOST_COMPARED_BYTES:
@@ -130,6 +178,8 @@ def _compare(refs: list[Any], refs_path: Path, json_path: Path | None) -> None:
 
 
 def _read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:  # noqa: ARG001
+    if spec.dataset == ANY_REFER:
+        return read_any_refer(spec, annotations)
     return read_zom(spec, annotations) if spec.dataset == "refzom" else read_refer(spec, annotations)
 
 

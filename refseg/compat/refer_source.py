@@ -12,7 +12,7 @@ from refseg.compat.refer_records import COLUMNS, ReferTables, refer_tables
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
 from refseg.dataset.row_images import IMAGE_COLUMNS, RowImages
-from refseg.dataset.schema import DATASETS, DatasetSpec, find_dataset
+from refseg.dataset.schema import ANY_REFER, DATASETS, DatasetSpec, find_dataset
 from refseg.errors import UsageError
 from refseg.storage import Folder, RemoteFolder, is_remote, open_folder
 
@@ -57,7 +57,7 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
         DatasetError: If the dataset is unfinished or damaged.
         StorageError: If storage refuses or fails.
     """
-    spec = _find_spec(dataset, split_by)
+    spec = _find_spec(data_root, dataset, split_by)
     built = BuiltDataset.open(_find_built(data_root, spec))
     built.refuse_smaller_images()
     rows: list[dict[str, Any]] = built.read([*COLUMNS, *_OF_IMAGE]).to_pylist()
@@ -75,11 +75,19 @@ def open_refer(data_root: Path | str, dataset: str, split_by: str) -> ReferSourc
     return ReferSource(folder=str(built.place), image_folder=folder.path, tables=replace(tables, images=records))
 
 
-def _find_spec(dataset: str, split_by: str) -> DatasetSpec:
+def _find_spec(data_root: Path | str, dataset: str, split_by: str) -> DatasetSpec:
     for spec in DATASETS.values():
         if dataset in (spec.folder, spec.dataset) and spec.split_by == split_by:
             return spec
-    return find_dataset(f"{dataset}/{split_by}")
+    try:
+        return find_dataset(f"{dataset}/{split_by}")
+    except UsageError:
+        own_name = f"{ANY_REFER}/{dataset}"  # what their code calls rrsisd with the partition unc
+        root = open_folder(data_root)
+        places = [place for place in (root, *_folders(root)) if place.size(DESCRIPTOR_NAME) is not None]
+        if any(load_descriptor(place.address).dataset == own_name for place in places):
+            return find_dataset(own_name)
+        raise
 
 
 def _find_built(data_root: Path | str, spec: DatasetSpec) -> Path | str:

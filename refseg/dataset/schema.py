@@ -37,8 +37,8 @@ class DatasetSpec:
         dataset: Name without the partition, for example `refcoco`.
         split_by: Name of the partition, for example `unc`. It is part of every dataset id and has no default.
         folder: Name of the folder in REFER's layout, for example `refcoco+`.
-        splits: Splits of the partition in canonical order; `train` is the first if it exists. Empty for `custom`,
-            whose source names its splits.
+        splits: Splits of the partition in canonical order; `train` is the first if it exists. Empty for `custom`
+            and `refer`, whose source names its splits.
         is_coco: True if image ids are COCO's, so that an id means the same picture in every such dataset.
         refs_prefix: Prefix of the refs file in REFER's layout: `refs` for `refs(unc).p`, `grefs` for `grefs(unc).json`.
     """
@@ -90,26 +90,33 @@ CUSTOM = "custom"
 """Dataset of users' own tables; the partition is the name they give it: `custom/my-photos`."""
 
 
+ANY_REFER = "refer"
+"""Dataset of any files in REFER's layout; the partition is the name of their folder: `refer/rrsisd`."""
+
+_NAMED_BY_USERS = (CUSTOM, ANY_REFER)
+
+
 def find_dataset(dataset_id: str) -> DatasetSpec:
     """Return a dataset's specification by its id.
 
     Args:
-        dataset_id: Name and partition, for example `refcoco/unc`, or `custom/<name>` for a user's own table.
+        dataset_id: Name and partition, for example `refcoco/unc`, `custom/<name>` for a user's own table or
+            `refer/<name>` for any files in REFER's layout.
             `refcoco+/unc` is accepted for `refcocoplus/unc`.
 
     Raises:
         UsageError: If the dataset is unknown. If only the partition is missing, the message lists the partitions.
     """
     dataset, _, split_by = dataset_id.replace("refcoco+", "refcocoplus").partition("/")
-    if dataset == CUSTOM:
+    if dataset in _NAMED_BY_USERS:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", split_by):
             raise UsageError(
-                f"unknown dataset {dataset_id!r}; expected {CUSTOM}/<name>, a name of letters, digits, - and _"
+                f"unknown dataset {dataset_id!r}; expected {dataset}/<name>, a name of letters, digits, - and _"
             )
-        return DatasetSpec(dataset=CUSTOM, split_by=split_by, folder=split_by, splits=(), is_coco=False)
+        return DatasetSpec(dataset=dataset, split_by=split_by, folder=split_by, splits=(), is_coco=False)
     spec = DATASETS.get(f"{dataset}/{split_by}")
     if spec is None:
-        known = [*DATASETS, f"{CUSTOM}/{split_by or '<name>'}"]
+        known = [*DATASETS, *(f"{name}/{split_by or '<name>'}" for name in _NAMED_BY_USERS)]
         folded = dataset.casefold().replace("refcoco+", "refcocoplus")
         partitions = [name for name in DATASETS if name.split("/")[0] == folded]
         raise UsageError(
