@@ -42,8 +42,8 @@ LEFT_OUT = {
     "without_sentences": "refs whose list of sentences is empty",
     "without_mask": "refs whose annotation has no segmentation",
 }
-"""Reasons that are not faults and do not end a build, with a description of such refs. They are in published files, have
-nothing to learn or score, and are ignored by the datasets' authors, too."""
+"""Reasons that are not faults and do not end a build, with a description of such refs. They are in published files,
+have nothing to learn or score, and are ignored by the datasets' authors, too."""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
 

@@ -1,4 +1,4 @@
-"""Reads REFER's layout, of published datasets and any other: `refs(<split_by>).p` or `.json` beside `instances.json`."""
+"""Reads REFER's layout, of published and other datasets: `refs(<split_by>).p` or `.json` beside `instances.json`."""
 
 import logging
 import re

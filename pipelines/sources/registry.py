@@ -4,14 +4,14 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from pipelines.sources import custom, layouts, mdetr, refer, referit
+from pipelines.sources import custom, jxu124, layouts, mdetr, refer, referit
 from pipelines.sources.raw import RawSource
 from pipelines.sources.reader import DEFAULT_OPTIONS, Reader, ReadOptions
 from refseg.dataset.schema import DatasetSpec
 from refseg.errors import UsageError
 from refseg.wording import did_you_mean
 
-FAMILIES: tuple[Reader, ...] = (custom.READER, referit.READER, mdetr.READER, refer.READER)
+FAMILIES: tuple[Reader, ...] = (custom.READER, referit.READER, mdetr.READER, jxu124.READER, refer.READER)
 """Readers that are tried without being named, in this order."""
 
 

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +32,7 @@ COMMANDS = {
     "browse": "{dataset} --out {page} --split <val> --images 1",
     "plan": "{dataset} --split <val> --global-batch 2",
     "doctor": "{dataset} --recipe {recipe} --split <val> --seconds 0.01",
+    "unpack-images": "{packed} --out {new}",
     "mix": "{dataset} --out {new_or_url} --name m --allow-leak",
     "export": "{dataset} --to <coco> --no-images --splits <val> --out {new}",
     "models": "--model <lts> --encoder <tiny> --input-size 32",
@@ -113,10 +116,13 @@ def good(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     shutil.copy(rows, folder / "predictions.parquet")
     Image.new("RGB", (60, 40), "red").save(folder / "photo.jpg")
     torch.save({"state_dict": {"module.backbone.visual.conv1.weight": torch.ones(2, 3)}}, folder / "cris.pth")
+    picture = {"image": {"bytes": (folder / "photo.jpg").read_bytes(), "path": "a.jpg"}}
+    pq.write_table(pa.Table.from_pylist([picture]), folder / "packed.parquet")
     (folder / "recipe.toml").write_text(f'extends = "toy"\n[data]\nroot = "{shards}"\n')
     return {
         "run": toy_run, "dataset": shards, "pool": shards, "annotations": toy_run.parent / "source",
         "images": toy_run.parent / "source/images", "recipe": folder / "recipe.toml", "image": folder / "photo.jpg",
+        "packed": folder / "packed.parquet",
         "predictions": folder / "predictions.parquet", "results": folder / "results", "weights": folder / "cris.pth",
         # Never right: a run would train.
         "trained_on": folder / "no dataset", "start": folder / "no weights",

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.masks import read_segmentation, target_mask
@@ -27,7 +30,7 @@ class Example:
 
     Attributes:
         reader: Name of the reader.
-        files: By name: text or bytes, or a value that is written as JSON.
+        files: By name: text, a table that is written as Parquet, or another value that is written as JSON.
         means: By split, picture and sentence: the target's pixels `(10, 20)`; none for a sentence that names nothing.
         leaves_out: Words of the warnings that the files give.
     """
@@ -46,8 +49,10 @@ class Example:
 
 
 def to_bytes(content: Any) -> bytes:
-    if isinstance(content, bytes):
-        return content
+    if isinstance(content, pa.Table):
+        buffer = BytesIO()
+        pq.write_table(content, buffer)
+        return buffer.getvalue()
     return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
