@@ -190,7 +190,7 @@ def _annotation(raw: RawShard, ann_id: int, name: str, image_id: int, size: tupl
         raise RefFault("malformed_annotation", f"{name} has iscrowd {short(iscrowd)}, expected 0 or 1")
     segmentation = record.get("segmentation")
     if raw.spec.dataset == ANY_REFER and not segmentation:
-        raise RefFault("without_mask", f"{place} has no segmentation, so that there is no mask of what is named")
+        raise RefFault("without_mask", f"{name} has no segmentation, so that there is no mask of what is named")
     try:
         # In a source of boxes, None means that there is no shape; an empty list is always a fault.
         polygons, rles = ((), ()) if segmentation is None and box_targets else read_segmentation(segmentation, size)
