@@ -147,7 +147,7 @@ def _read_header(header: bytes, start: int) -> tuple[str, int]:
     mode, times and owners at once.
     """
     if len(header) < BLOCK:
-        raise DatasetError(f"at byte {start}: found only {len(header)} bytes, expected a header or two zero blocks")
+        raise DatasetError(f"at byte {start}: found {len(header)} more bytes, expected a header or two zero blocks")
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
         size = int(header[124:136].rstrip(b"\0 "), 8)

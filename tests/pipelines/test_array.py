@@ -218,7 +218,7 @@ def test_another_build_that_ended_meanwhile_is_not_built_over(
             build_dataset(tiny.options(out, stage=stage))
 
         monkeypatch.setattr(build, "_refuse_foreign", meanwhile)
-        with pytest.raises(BuildError, match="another build has just changed this folder;  run the same command again"):
+        with pytest.raises(BuildError, match="another build has just changed this folder; run the same command again"):
             build_dataset(tiny.options(out, seed=1))
         assert build_dataset(tiny.options(out)).descriptor is not None
         shutil.rmtree(out)

@@ -251,7 +251,7 @@ def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp
     assert mix_datasets(MixOptions(members=remote, out=f"{bucket}/all")).was_complete
     with pytest.raises(UsageError, match="found refcoco/unc, expected a new or empty folder"):
         mix(remote, remote[0])
-    with pytest.raises(UsageError, match="found files but no mix,  expected a new or empty folder"):
+    with pytest.raises(UsageError, match="found files but no mix, expected a new or empty folder"):
         mix(remote, bucket, name="all")
     # From disk the way into a bucket is the whole URL.
     near = mix(remote, tmp_path / "near")
@@ -314,7 +314,7 @@ def test_another_weight_is_another_digest(members: list[Path], tmp_path: Path) -
 
 
 def test_a_folder_that_holds_something_else_is_refused(members: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"found refcoco.*-u.* but no mix,  expected a new or empty folder"):
+    with pytest.raises(UsageError, match=r"found refcoco.*-u.* but no mix, expected a new or empty folder"):
         mix(members, members[0].parent)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file, expected a folder"):

@@ -69,7 +69,7 @@ def test_a_sample_is_counted_and_hashed_from_its_first_header_to_its_last_paddin
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (0, "at byte 0: found only 0 bytes, expected a header"),
+        (0, "at byte 0: found 0 more bytes, expected a header"),
         (100, "at byte 0: found 100 more bytes"),  # in the first header
         (1000, r"at byte 0: member a\.jpg ends after 488 bytes, expected 700"),  # in data
         (1400, r"at byte 0: member a\.jpg ends after 700 bytes"),  # in the padding
