@@ -77,7 +77,7 @@ def test_a_changed_number_is_found_from_the_first_step_and_equal_code_gives_equa
 
 @pytest.mark.parametrize(
     ("last", "code", "said"),
-    [(4.0, 0, "all losses are equal to the bit"), (4.5, 1, "losses differ from step 2 on: by 5.0e-01 at most")],
+    [(4.0, 0, "all losses are equal to the bit"), (4.5, 1, "losses differ from step 2 on: by at most 5.0e-01")],
 )
 def test_a_commit_is_compared_with_the_working_tree(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: float, code: int, said: str
@@ -124,7 +124,7 @@ def test_the_table_says_where_and_how_far() -> None:
 
     assert (
         compare_loss.describe(a, b).splitlines()[-1]
-        == "losses differ from step 2 on: by 5.0e-01 at most, 2.5e-01 of the loss"
+        == "losses differ from step 2 on: by at most 5.0e-01, 2.5e-01 of the loss"
     )
     assert compare_loss.distance(a, b) == 0.25
     assert compare_loss.distance(a, a) == 0

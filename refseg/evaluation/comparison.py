@@ -144,7 +144,7 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
     for reason in left_out:
         logger.warning("not compared: %s", reason)
     rule = (
-        f"differences from {first}, each with the interval of {LEVEL:.0%} of {NUM_DRAWS:,} draws of images, the same "
+        f"Differences from {first}, each with the interval of {LEVEL:.0%} of {NUM_DRAWS:,} draws of images, the same "
         "for both runs, and p: twice the share of draws on the other side of zero"
     )
     values = {"runs": runs, "comparisons": comparisons, "left_out": left_out, "difference_rule": rule}

@@ -58,7 +58,7 @@ def test_without_its_packages_the_demo_names_the_extra(
 
     assert main(["demo", "--checkpoint", str(tmp_path)]) == 2
 
-    assert "install it with: pip install 'refseg[demo]'" in capsys.readouterr().err
+    assert "is not installed; pip install 'refseg[demo]'" in capsys.readouterr().err
 
 
 def _allowed_hosts(host: str) -> list[str]:

@@ -29,7 +29,7 @@ def test_the_page_names_stages_rate_and_bottleneck(shards: Path, capsys: pytest.
         assert f"\n{stage:<20} " in printed
     assert "samples/s from 1 worker" in printed
     assert "bottleneck: model\n" in printed
-    assert " with data.cache_gigabytes = 1, from the second epoch on" in printed
+    assert " with data.cache_gigabytes = 1 from the second epoch" in printed
 
 
 def test_a_recipe_gives_the_settings_and_its_models_step(

@@ -182,7 +182,7 @@ def test_a_file_of_the_users_own_is_never_written_over(damage: Callable[[Path], 
     left = path.read_bytes()
 
     with pytest.raises(
-        DatasetError, match=rf"000000000007\.jpg: found {len(left)} bytes, expected the \d+ of the shards"
+        DatasetError, match=rf"000000000007\.jpg: found {len(left)} bytes, expected the \d+ bytes in the shards"
     ):
         REFER(built).Imgs[7]["file_name"]
     assert path.read_bytes() == left

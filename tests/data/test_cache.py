@@ -146,7 +146,7 @@ def test_another_object_is_fetched_once_more_then_named_with_both_hashes(
 def test_a_missing_object_is_named(tmp_path: Path, put: Put) -> None:
     tar = put("a.tar", b"12345")
     (tmp_path / "store" / "a.tar").unlink()
-    with pytest.raises(DatasetError, match=r"store/a.tar: there is no such object, expected 5 bytes; copy the shard"):
+    with pytest.raises(DatasetError, match=r"store/a.tar: found no such object, expected 5 bytes; copy the shard"):
         ShardCache(tmp_path / "cache", 100).fetch(tar)
 
 

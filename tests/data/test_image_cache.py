@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import xxhash
 from refseg.data.image_cache import ImageCache
 from refseg.data.transforms import Geometry
 from refseg.errors import UsageError
+from tests.disk import file_size_limit
 
 SLOT = 8 + 3 * 4 * 6
 
@@ -169,12 +169,9 @@ def test_a_disk_that_fills_up_in_spite_of_all_stops_no_run(
 ) -> None:
     monkeypatch.delattr(os, "posix_fallocate")  # as on macOS: no space is taken
     cache = make_cache(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT, limits[1]))
-    try:
+    with file_size_limit() as limit:
+        limit(SLOT)
         fill(cache)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert found(cache) == [0]
     assert len(caplog.records) == 1
     assert "cannot be written (File too large); images that are not in it yet are decoded each time" in caplog.text

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 OWN_PARQUET = {
     "pipelines/export/parquet_hf.py": "writes another project's format",
     "pipelines/rejects.py": "writes rejects.parquet",
+    "pipelines/sources/parquet_rows.py": "reads Parquet files of the Hugging Face Hub",
     "pipelines/sources/table.py": "reads a user's own table",
     "refseg/evaluation/partial.py": "reads and writes the rows of an unfinished evaluation",
     "refseg/evaluation/predictions.py": "reads a user's predictions",

@@ -56,7 +56,7 @@ def test_runs_stand_side_by_side_with_their_paired_differences() -> None:
     assert "ot compared" not in report.markdown + report.html
     for text in (report.html, report.markdown):
         assert "toy/refseg val, protocol original" in text
-        assert "Differences from old, each with 95% of 1,000 draws of the images" in text
+        assert "Differences from old, each with the interval of 95% of 1,000 draws of images" in text
         assert "+20.00" in text
         assert "2026-01-02 03:04 UTC" in text
     for outside in ("http:", "https:", "<script", "<link", "url("):

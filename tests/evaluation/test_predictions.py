@@ -469,6 +469,6 @@ def test_rows_that_lost_their_facts_are_refused_by_name(
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "rows.parquet")
 
     with pytest.raises(
-        PredictionError, match=r"rows\.parquet: the rows have lost the facts .* pandas .*; take the file that `refseg"
+        PredictionError, match=r"rows\.parquet: the rows have lost the facts .* pandas .*; use the file that `refseg"
     ):
         read_predictions(tmp_path / "rows.parquet", [CRIS], "val")

@@ -96,6 +96,6 @@ def test_a_switch_without_its_module_is_refused(changes: dict[str, Any], message
 
 
 def test_a_sentence_feature_of_another_width_cannot_be_taken_as_it_is() -> None:
-    expected = 'found "clip", whose feature is 1024 wide beside clip_resnet50; expected "linear", or model.dim = 1024'
+    expected = 'found "clip", whose feature is 1024 wide with clip_resnet50; expected "linear", or model.dim = 1024'
     with pytest.raises(RecipeError, match=expected):
         num_parameters("clip_resnet50", sentence_projection="clip")

@@ -185,7 +185,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     _interrupt_build(tiny, out)
     assert (out / "val-00000.tar").exists()
     assert not (out / "refseg.json").exists()
-    with pytest.raises(DatasetError, match="no finished dataset"):
+    with pytest.raises(DatasetError, match="the dataset is unfinished"):
         load_descriptor(out)
     with pytest.raises(DatasetError, match=r"val-00000\.tar: is not a folder; expected a dataset made by"):
         load_descriptor(out / "val-00000.tar")
@@ -255,7 +255,7 @@ BAD_INPUTS: list[tuple[Callable[[Any], object], type[RefsegError], str]] = [
     (
         lambda tiny: tiny.image_path(12).unlink(),
         ImageError,
-        r"found no file COCO_train2014_000000000012\.jpg, also under",
+        r"found no file COCO_train2014_000000000012\.jpg, or one with",
     ),
     (_truncate, ImageError, r"image 12: COCO_train2014_000000000012\.jpg cannot be decoded completely"),
     (_behead, ImageError, "ends or is damaged within its first 100 bytes"),

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from refseg.dataset.manifest_writer import ManifestRow
 from refseg.dataset.schema import find_dataset
 from refseg.errors import DatasetError, UsageError
 from refseg.locks import lock
+from tests.disk import file_size_limit
 
 from .conftest import TinyRefer, read_manifest
 
@@ -201,7 +201,7 @@ def test_files_of_every_split_have_all_categories_of_ones_own_data(tmp_path: Pat
     files = [out / f"annotations/instances_{split}.json" for split in ("train", "val", "test")]
     for path in (*files, tmp_path / "refer/mine/instances.json"):
         assert json.loads(path.read_text())["categories"] == every
-    with pytest.raises(UsageError, match=r"--annotations: custom/mine was built from a table, .* copy its folder"):
+    with pytest.raises(UsageError, match=r"--annotations: custom/mine was built from a table and .* remove the option"):
         export(built, "refer", tmp_path / "again", annotations=source)
 
 
@@ -351,7 +351,7 @@ def test_two_images_of_one_name_are_not_written_over_each_other(tiny: TinyRefer,
     build_dataset(tiny.options(tmp_path / "built"))
 
     with pytest.raises(
-        DatasetError, match=r"images (7 and 8|8 and 7) have the same file name,  'COCO_train2014_000000000007"
+        DatasetError, match=r"images (7 and 8|8 and 7) have the same file name, 'COCO_train2014_000000000007"
     ):
         export(tmp_path / "built", "refer", tmp_path / "out")
 
@@ -453,12 +453,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
     to: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # masks fit, and no picture does
-    try:
+    with file_size_limit() as limit:
+        limit(600)  # masks fit, and no picture does
         code = main(["export", str(built), "--to", to, "--out", str(tmp_path / "out")])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 1
@@ -483,10 +480,10 @@ def test_what_cannot_be_exported_is_refused(tiny: TinyRefer, built: Path, tmp_pa
             "built: refcoco/unc has no split 'testB'; expected some of val, testA",
         ),
         (built, {"to": "tfds"}, "--to tfds: expected one of refer, cris-lmdb, coco, parquet-hf"),
-        (built, {"to": "parquet-hf", "images": False}, "--no-images: parquet-hf holds the images"),
+        (built, {"to": "parquet-hf", "images": False}, "--no-images: parquet-hf stores the images"),
         (built, {"to": "coco", "annotations": tmp_path}, "--annotations: expected --to refer, found coco"),
         (built, {"annotations": tmp_path, "splits": ("val",)}, "remove --splits"),
-        (built, {"out": "s3://bucket/out"}, "expected a folder of this machine"),
+        (built, {"out": "s3://bucket/out"}, "expected a folder on this machine"),
     ):
         given: dict[str, Any] = {"folder": folder, "to": "refer", "out": tmp_path / "out", **changes}
         with pytest.raises(UsageError, match=message):

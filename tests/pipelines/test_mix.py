@@ -359,7 +359,7 @@ def test_members_that_do_not_fit_are_refused(members: list[Path], build: Build, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": (1.0,)}, "--weights: found 1 for 2 datasets, expected one for each"),
+        ({"weights": (1.0,)}, "--weights: found 1 weights for 2 datasets, expected one for each"),
         ({"weights": (1.0, 0.0)}, r"--weights 0\.0: expected numbers above 0"),
         ({"weights": (1.0, float("nan"))}, "--weights nan: expected numbers above 0"),
         ({"name": "a/b"}, "mix/a/b: is not a valid name, expected letters, digits, - and _; give another with --name"),

@@ -73,9 +73,9 @@ def test_an_array_that_is_pointed_to_twice_and_a_list_of_itself_are_read() -> No
         (np.datetime64("2020-01-01"), "holds NumPy values of type 'M8'"),
         (np.array([(1, 2)], [("a", int), ("b", int)]), "holds NumPy values of type 'V16'"),
         (np.complex128(1), "holds NumPy values of type 'c16'"),
-        (np.int64, "asks for numpy.int64"),
+        (np.int64, "uses numpy.int64"),
         (np.dtype("i8"), "holds a type or function instead of a value"),
-        ({1, 2} and Path("a"), "asks for pathlib"),
+        ({1, 2} and Path("a"), "uses pathlib"),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])

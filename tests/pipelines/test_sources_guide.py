@@ -102,7 +102,7 @@ def test_a_missing_picture_and_a_second_build_end_as_shown(my_photos: Path, caps
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "was built or started with other inputs (source my-photos/sentences.csv: " in said
-    assert "give the same inputs, another --out, or delete the folder" in said
+    assert "give the same inputs or another --out, or delete the folder" in said
 
 
 def test_every_column_and_dataset_has_its_line() -> None:

@@ -68,7 +68,7 @@ def test_published_counts_are_of_known_splits_and_add_up() -> None:
 def test_only_finished_datasets_are_counted(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere: no such folder"):
         stats_dataset(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="no finished dataset"):
+    with pytest.raises(DatasetError, match="the dataset is unfinished"):
         stats_dataset(tmp_path)
 
 

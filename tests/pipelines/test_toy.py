@@ -332,7 +332,7 @@ def test_a_finished_set_is_left_as_it_is_and_another_folder_refused(
     assert main(arguments) == 0
     first = capsys.readouterr().out
     assert "10 images" in first
-    assert "twin sharing shape or colour: 100.0%" in first
+    assert "refs whose shape or colour another object also has: 100.0%" in first
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
     assert main(arguments) == 0
@@ -365,7 +365,10 @@ def test_the_summary_is_json_on_request(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_too_few_or_too_small_pictures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"found 9 images of 192x192, expected at least 10 images and 96 pixels"):
+    with pytest.raises(
+        UsageError,
+        match=r"found 9 images of 192x192 pixels, expected at least 10 images with sides of at",
+    ):
         draw_toy(tmp_path / "t", num_images=9, seed=0)
     with pytest.raises(UsageError, match=r"found 10 images of 300x95"):
         draw_toy(tmp_path / "t", num_images=10, seed=0, image_size=(95, 300))

@@ -1,12 +1,11 @@
 """Faults during a run: each ends it with the reason, and with an undamaged checkpoint from which it can resume."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from refseg.training import step, trainer
 from refseg.training.checkpoint import latest_checkpoint, load_checkpoint
 from refseg.training.run_files import MetricsLog, read_metrics
 from refseg.training.stopping import report_rank_death
+from tests.disk import file_size_limit
 from tests.training.test_training_runs import ROOT, TWO_PROCESSES, start
 
 QUIET = ["train.val_every_epochs=0", "train.trackers=[]", "data.cache_gigabytes=0"]
@@ -58,19 +58,6 @@ def spoil_image(shards: Path, image: int) -> None:
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
-@contextmanager
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Return a context that limits the size of files, which acts like a full disk for large files.
-
-    The limit ends with the block, before pytest reports the test: its own output may be a file.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before(
     overrides: list[str], tmp_path: Path, before_step: Any
 ) -> None:
@@ -78,7 +65,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before(
 
     with file_size_limit() as limit:
         before_step(5, lambda _: limit(50_000))
-        with pytest.raises(CheckpointError, match=r"step-00000008: cannot be written \(.*make room"):
+        with pytest.raises(CheckpointError, match=r"step-00000008: cannot be written \(.*free disk space"):
             trainer.train(recipe, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
     assert latest_checkpoint(tmp_path) is not None

@@ -57,7 +57,7 @@ def test_a_full_disk_is_named_by_the_file_that_it_refuses(
     write_lines(tmp_path, json.dumps(LINES[0]))
     monkeypatch.setattr(Path, "write_text", full)
 
-    with pytest.raises(TrainingError, match=r"recipe\.json: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(TrainingError, match=r"recipe\.json: cannot be written \(No space left on device\); free disk"):
         write_recipe(tmp_path, recipe)
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
         MetricsLog(tmp_path, step=1)
