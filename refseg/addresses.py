@@ -69,7 +69,9 @@ def address_argument(text: str) -> str:
 def _expanded(address: Path | str) -> Path:
     text = str(address)
     if not text.strip():
-        raise UsageError("found an empty path, expected a file or folder; is a variable of the shell not set?")
+        raise UsageError(
+            "found an empty path, expected a file or folder; check that the variables of the command are set"
+        )
     if "\0" in text:
         raise UsageError(f"found a path with a zero byte, {text!r:.200}; expected the name of a file or folder")
     path = Path(text)

@@ -32,7 +32,7 @@ def load_dataset(folder: Path | str, *splits: str) -> RefDataset:
     _refuse_other_than_names(folder=folder)
     for split in splits:
         if not isinstance(split, str):
-            raise UsageError(f"split: found {split!r:.60}, expected a name; several are given one by one")
+            raise UsageError(f"split: found {split!r:.60}, expected a name; several names are separate arguments")
     return RefDataset(ManifestIndex.open(folder, splits))
 
 
@@ -94,8 +94,8 @@ def evaluate(
         CheckpointError: If the folder holds no model, or the model is incomplete, was written by another program, or
             does not fit its recipe.
         DatasetError: If the dataset is unusable.
-        UsageError: If `checkpoint` has a wrong type, no dataset is named, the dataset does not have the split, a
-            protocol is unknown, or the model was trained on images of the split and `allow_leak` is False.
+        UsageError: If `checkpoint` has a wrong type, or if no dataset is named, or if the split or a protocol is
+            unknown. Also if the model was trained on images of the split and `allow_leak` is False.
         TrainingError: If processes are missing, or a file cannot be written.
     """
     _refuse_other_than_names(folder=checkpoint)

@@ -87,7 +87,7 @@ class DataConfig(ReadingOptions, _DatasetNames):
     def _check_expressions(cls, value: int | str, info: FieldsAbove) -> int | str:
         sampling = info.data.get("sampling", "images")
         if sampling != "images" and value != 1:
-            raise ValueError(f'has a meaning only with sampling = "images", not {sampling!r}')
+            raise ValueError(f'has an effect only with sampling = "images", not {sampling!r}')
         return value
 
     @field_validator("cache_gigabytes")
@@ -273,7 +273,7 @@ def _read(path: Path, *, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     """Read the settings of a file and merge them over those of the recipe that it extends."""
     if path.resolve() in extended_by:
         chain = " extends ".join(other.name for other in (*extended_by, path))
-        raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); let one of them stand alone")
+        raise RecipeError(f"{path}: found a recipe that extends itself ({chain}); remove `extends` from one of them")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except _NOT_TOML as error:
@@ -326,7 +326,9 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     except _NOT_TOML:
         parsed = {"value": text.strip()}  # a bare word: --set data.root=shards/toy
     if len(parsed) > 1:
-        raise RecipeError(f"--set {override}: found {len(parsed)} settings, expected one; give each its own word")
+        raise RecipeError(
+            f"--set {override}: found {len(parsed)} settings, expected one; give each setting as a separate argument"
+        )
     value = parsed["value"]
     for key in keys[:-1]:
         inner = settings.setdefault(key, {})

@@ -18,7 +18,7 @@ class RecipeError(UsageError):
 
 
 class AnnotationError(RefsegError):
-    """An annotation file or record cannot be used as it stands."""
+    """An annotation file or record is missing, damaged or contradictory."""
 
 
 class ImageError(RefsegError):

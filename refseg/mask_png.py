@@ -182,7 +182,9 @@ def _select(values: NDArray[Any], rule: PngRule) -> PngMask:
     is_coloured = int(values.max(initial=0)) > _MAX_VALUE
     names_values = rule.threshold is not None or rule.object_value is not None or rule.ignore_value is not None
     if is_coloured and names_values:
-        raise AnnotationError(f"is in colours, expected shades of grey ({rule}); save it so, or leave out the options")
+        raise AnnotationError(
+            f"is in colours, expected shades of grey ({rule}); save it in shades of grey, or leave out the options"
+        )
     if rule.threshold is not None:
         return PngMask((values >= rule.threshold) & (values != rule.ignore_value))
     if rule.object_value is not None:

@@ -21,8 +21,8 @@ Remainder = Literal["drop", "pad"]
 """What happens to the last samples of an epoch that do not fill a global batch. `drop` leaves them out. `pad` fills the
 batch with repeated samples, which are marked so that an evaluation does not count them."""
 WorkerKind = Literal["threads", "processes"]
-"""What packs batches. `threads`: decoding and resizing release Python's lock, and no batch is copied between processes.
-`processes`: for many workers, because the lock is held for a tenth of a sample's time and would limit the threads."""
+"""How batches are packed. `threads`: decoding and resizing release Python's lock, and no batch is copied between
+processes. `processes`: for many workers, because the lock is held for a tenth of a sample's time and limits threads."""
 DecodePlace = Literal["cpu", "device"]
 """Where pictures are decoded and resized. `cpu`: by the workers. `device`: by the training process, on its device."""
 
@@ -39,7 +39,7 @@ class ReadingOptions:
         num_tokens: Token ids per expression, SOS and EOS included; longer expressions are cut and keep their EOS.
         sampling: What an epoch visits once: each ref with one random sentence, each sentence, or each image.
         expressions_per_image: With sampling by images, the number of sentences of each image, or all. They are chosen
-            anew each epoch, without repetition, from all refs of the image; an image with fewer gives all it has.
+            again for each epoch, without repetition, from all refs of the image; an image with fewer gives all it has.
         remainder: What happens to samples that do not fill the last global batch of an epoch: they are left out, or
             the batch is filled with marked repeats.
         num_workers: Threads or processes of each rank that pack batches; with 0 a batch is packed when it is needed.

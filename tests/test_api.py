@@ -159,7 +159,7 @@ def test_what_is_not_there_is_said(shards: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it checks types in tests alone
     with pytest.raises(UsageError, match="no split was given; expected some of train, val"):
         refseg.load_dataset(shards)
-    with pytest.raises(UsageError, match=r"split: found \['train', 'val'\], expected a name; several are given one by"):
+    with pytest.raises(UsageError, match=r"split: found \['train', 'val'\], expected a name; several names are"):
         refseg.load_dataset(shards, ["train", "val"])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="folder: found None, expected a path"):
         refseg.load_dataset(None, "val")  # type: ignore[arg-type]

@@ -223,7 +223,7 @@ def test_what_two_keys_may_not_be_together_is_listed_with_all_other_mistakes(rec
         "  model.egm_heads: dim 130 is not a multiple of egm_heads 7",
         "  model.ecm: weights the emphases that egm generates: set egm = true, or both to false",
         "  data.root: missing; it has no default",
-        "  data.expressions_per_image: has a meaning only with sampling = \"images\", not 'ref'",
+        "  data.expressions_per_image: has an effect only with sampling = \"images\", not 'ref'",
         '  data.cache_gigabytes: found 1, but decode = "device" cannot fill the cache of decoded images: '
         'set this to 0, or decode = "cpu"',
         "  train.lr: found -1; input should be greater than 0",

@@ -101,7 +101,9 @@ def read_predictions(
         notes: list[str] = []
         return Predictions(masks=[_collect(_read_folder(path, png_rule, notes))] * len(protocols), notes=tuple(notes))
     if png_rule != DEFAULT_RULE:
-        raise UsageError(f"{path}: is not a folder of PNGs, to which alone options --mask-... apply; leave them out")
+        raise UsageError(
+            f"{path}: is not a folder of PNGs, and the options --mask-... apply only to one; leave them out"
+        )
     if path.suffix not in (".parquet", ".json", ".jsonl"):
         raise UsageError(f"{path}: expected a folder of PNGs or a file that ends in .parquet, .json or .jsonl")
     try:
@@ -137,7 +139,9 @@ def _of_split(path: Path, split: str, records: Iterable[Any]) -> tuple[dict[Key,
     masks = _collect(_read_records(path, split, records, others, unread))
     counted = ", ".join(f"{number:,} of {other}" for other, number in others.items())
     if not masks:
-        raise PredictionError(f"{path}: found no mask of split {split}{counted and f', but {counted}'}; expected some")
+        raise PredictionError(
+            f"{path}: found no mask of split {split}{counted and f', but {counted}'}; expected at least one"
+        )
     notes = [f"{path}: records that name another split were left out: {counted}"] if others else []
     if unread:
         notes.append(f"{path}: keys that are not read were left out: {_name_keys(list(unread))}")

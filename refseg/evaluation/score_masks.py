@@ -41,7 +41,7 @@ def score_predictions(options: ScoreOptions) -> Results:
     if not options.predictions.exists():
         raise UsageError(f"{options.predictions}: no such file or folder; expected predicted masks")
     if options.save_predictions and options.out is None:
-        raise UsageError("--save-predictions: found no --out, expected it: it names the folder in which masks are kept")
+        raise UsageError("--save-predictions: found no --out; give it, to name the folder in which masks are kept")
     protocols = find_protocols(options.protocol)
     index = ManifestIndex.open(options.data, [options.split])
     predictions = read_predictions(options.predictions, protocols, options.split, options.png_rule)

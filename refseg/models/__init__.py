@@ -48,4 +48,4 @@ def build_model(config: ModelConfig, *, input_size: tuple[int, int]) -> Segmenta
             return build_cris(config, input_size=input_size)
         case "crformer":
             return build_crformer(config, input_size=input_size)
-    raise RecipeError(f"model.name: {config.name} is not built yet")
+    raise RecipeError(f"model.name: found {config.name}, which has no implementation")

@@ -107,9 +107,9 @@ def warn_about_missing_gpu(environ: Mapping[str, str], *, image_encoder: str) ->
     asked += [f"accelerate was started with mixed precision {precision}"] if precision != "no" else []
     if asked:
         logger.warning(
-            "NO GPU IS USED: this runs on the CPU although a GPU seems to be meant (%s). %s. On a CPU a model of a "
-            "published size is tens to hundreds of times slower. Stop it and make a GPU available, or say that the CPU "
-            "is meant: ACCELERATE_USE_CPU=true, or accelerate launch --cpu",
+            "NO GPU IS USED: this runs on the CPU although a GPU seems to be expected (%s). %s. On a CPU a model of a "
+            "published size is tens to hundreds of times slower. Stop it and make a GPU available, or choose the CPU "
+            "explicitly: ACCELERATE_USE_CPU=true, or accelerate launch --cpu",
             ", ".join(asked), _why_none(visible),
         )  # fmt: skip
 
@@ -162,7 +162,7 @@ def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> 
     if num_processes == 1 and by_accelerate and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
         raise TrainingError(
             "found 1 process, but `accelerate launch` was asked for several: on a CPU it starts them only as "
-            f"`{CPU_COMMAND}` (unset MASTER_ADDR if one process is meant)"
+            f"`{CPU_COMMAND}` (unset MASTER_ADDR if one process is intended)"
         )
 
 

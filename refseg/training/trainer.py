@@ -1,4 +1,4 @@
-"""The training loop, which is the same for one process and many. An interrupted run gives the same result as others.
+"""The training loop for one process or many; an interrupted run gives the same result as an uninterrupted one.
 
 There is no hidden state between two steps. The order of samples is a function of (digest, seed, epoch), and the
 learning rate a function of the step. Before each step, the random generators are seeded from (seed, step, rank). A
@@ -74,8 +74,8 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
 
     Raises:
         UsageError: If `out` holds something other than a run.
-        RecipeError: If this machine or dataset cannot run the recipe, if `out` holds a run of another recipe, or if a
-            new run would start from random weights although the recipe does not ask for it.
+        RecipeError: If the recipe does not fit this machine or dataset, `out` holds a run of another recipe, or a new
+            run would start from random weights without `model.random_start`.
         CheckpointError: If all checkpoints in `out` are damaged, or the weights to start from cannot be used.
         DatasetError: If the dataset is unusable, or is not the one with which the run started.
         TrainingError: If processes are missing, another run trains into `out`, or the loss diverges.

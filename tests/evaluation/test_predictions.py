@@ -152,11 +152,11 @@ def test_a_file_without_a_mask_of_the_split_says_what_it_has(masks: dict[Key, np
         read_predictions(write(tmp_path / "others.json", others), [ORIGINAL], "val")
     for name, content in (("b.jsonl", "\n\n"), ("c.json", "[]")):
         (tmp_path / name).write_text(content)
-        with pytest.raises(PredictionError, match=f"{name}: found no mask of split val; expected some"):
+        with pytest.raises(PredictionError, match=f"{name}: found no mask of split val; expected at least one"):
             read_predictions(tmp_path / name, [ORIGINAL], "val")
     empty = pa.table({"ref_id": pa.array([], pa.int64()), "sent_id": pa.array([], pa.int64())})
     pq.write_table(empty, tmp_path / "d.parquet")
-    with pytest.raises(PredictionError, match=r"d\.parquet: found no mask of split val; expected some"):
+    with pytest.raises(PredictionError, match=r"d\.parquet: found no mask of split val; expected at least one"):
         read_predictions(tmp_path / "d.parquet", [ORIGINAL], "val")
     (tmp_path / "e.json").write_text("")
     with pytest.raises(PredictionError, match=r"e\.json: is empty"):
@@ -293,7 +293,7 @@ def test_a_rule_for_pngs_is_followed_and_noted(masks: dict[Key, np.ndarray], tmp
     (mask,) = predictions.masks[0].values()
     assert draw_runs(mask.counts, mask.size).tolist() == [[False, False, True, True]]
     assert predictions.notes == (f"{tmp_path}: masks were not read by the default rule, but by: object >= 128",)
-    with pytest.raises(UsageError, match="is not a folder of PNGs, to which alone"):
+    with pytest.raises(UsageError, match="is not a folder of PNGs, and the options --mask"):
         read_predictions(tmp_path / "masks.json", [ORIGINAL], "val", PngRule(threshold=128))
 
 
