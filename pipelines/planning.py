@@ -39,7 +39,7 @@ def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
 
 
 OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split")
-"""Keys of `option_keys` that are absent where the option is not given."""
+"""Keys that `option_keys` contains only if the option is given."""
 
 
 def option_keys(options: BuildOptions) -> dict[str, str]:

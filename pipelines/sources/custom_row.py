@@ -13,7 +13,7 @@ from refseg.values import short, whole_number
 REQUIRED = ("image", "sentence", "split")
 TARGETS = ("ann_id", "rle", "polygons", "mask", "box", "no_target")
 SPLIT_NAME = r"[A-Za-z][A-Za-z0-9]{0,63}"
-"""What a split's name matches, which is part of the names of files."""
+"""Pattern of a split's name, which becomes part of file names."""
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 """Known names of splits, in their order."""
 COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
@@ -199,7 +199,7 @@ def _box(value: Any) -> list[float] | None:
 
 
 def _parsed(value: Any) -> Any:
-    """A value that a CSV holds as JSON; None if it is not JSON."""
+    """Parse a string as JSON, as CSV tables contain it; return None if it is not JSON, and other values unchanged."""
     try:
         return parse_json(value) if isinstance(value, str) else value
     except ValueError:
@@ -207,9 +207,9 @@ def _parsed(value: Any) -> Any:
 
 
 def _polygons(value: Any) -> list[list[float]] | None:
-    """COCO's polygons, which may also be one flat polygon, or have their corners as pairs.
+    """Return COCO's polygons from a list of polygons or one polygon, whose corners may be pairs; None if malformed.
 
-    Whether each has three corners within the image is for each ref to be checked.
+    A later check of each ref requires three corners and the image's bounds.
     """
     value = _parsed(value)
     if not isinstance(value, list) or not value:
@@ -229,12 +229,12 @@ def _polygons(value: Any) -> list[list[float]] | None:
 
 
 def _is_corner(value: Any) -> bool:
-    """True for `[x, y]`."""
+    """Return True for a pair `[x, y]` of numbers."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, int | float) for part in value)
 
 
 def _rles(value: Any) -> list[dict[str, Any]] | None:
-    """Run lengths of one part or of several, all of one size."""
+    """Return the run lengths of one part or several; None if they are malformed or have different sizes."""
     value = _parsed(value)
     parts = [_rle(part) for part in value] if isinstance(value, list) else [_rle(value)]
     found = [part for part in parts if part is not None]

@@ -48,7 +48,7 @@ class CustomStore:
 
     Args:
         root: Folder to which paths of mask files are relative.
-        prefix: Text put before a row's place in messages: the name of the one file, or empty.
+        prefix: Text before a row's location in messages: the name of the table and a space, or empty.
         png_rule: How mask files are read.
     """
 
@@ -315,7 +315,7 @@ def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
     if kind == "polygons":
         across = [x for polygon in target for x in polygon[::2]]
         down = [y for polygon in target for y in polygon[1::2]]
-        if not down:  # kept as it is: the ref becomes a reject that says what is wrong
+        if not down:  # the check of records finds this fault again and rejects the ref with its reason
             return {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": target}
         box = [min(across), min(down), max(across) - min(across), max(down) - min(down)]
         return {"bbox": box, "area": sum(map(_polygon_area, target)), "segmentation": target}
@@ -332,7 +332,7 @@ def _shape_fields(kind: str, target: Any) -> dict[str, Any]:
 
 
 def _polygon_area(polygon: list[float]) -> float:
-    """Square pixels within a polygon's outline, by the shoelace formula."""
+    """Return the area of a polygon in square pixels, by the shoelace formula."""
     corners = list(zip(polygon[::2], polygon[1::2], strict=False))
     pairs = zip(corners, [*corners[1:], *corners[:1]], strict=True)
     return abs(sum(x * other_y - other_x * y for (x, y), (other_x, other_y) in pairs)) / 2

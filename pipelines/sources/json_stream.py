@@ -38,7 +38,7 @@ class JsonList:
 
     Args:
         path: Path of the file.
-        items: What the list should hold, for messages.
+        items: Name of the expected items, for messages.
     """
 
     def __init__(self, path: Path, *, items: str = "refs") -> None:
@@ -91,10 +91,10 @@ class JsonTables:
 class JsonLists:
     """The records of all lists in a file that is an object, each with the name of its list.
 
-    Each iteration reads the file anew.
+    Each iteration reads the file again.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +104,7 @@ class JsonLists:
         """Yield `(name of the list, record)`.
 
         Raises:
-            AnnotationError: If the file is not JSON, not an object, or holds something else than lists.
+            AnnotationError: If the file is not JSON, not an object, or has values that are not lists.
         """
         yield from _items(self._path, lists=_EVERY)
 

@@ -1,4 +1,4 @@
-"""Reads the Parquet sets that jxu124 put on the Hugging Face Hub: REFER's records with COCO's as text."""
+"""Reads the Parquet datasets of jxu124 on the Hugging Face Hub: REFER's records, with COCO's records as text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ from refseg.values import whole_number
 _COLUMNS = ("ref_id", "ann_id", "image_id", "sentences", "raw_anns", "raw_image_info")
 _SETS = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd")
 _NAMES = {"validation": "val"}
-"""What the sets call splits that have another name here. Where a partition has testA, their `test` is testA, too."""
+"""Names of splits that differ in these datasets. If a partition has testA, their `test` is testA."""
 
 
 def find_jxu124_files(spec: DatasetSpec, annotations: Path) -> dict[Path, str]:
-    """Parquet files with their splits, in `annotations/<spec.folder>` or `annotations`, or in `data/` there.
+    """Find the Parquet files in `annotations/<spec.folder>` or `annotations`, or in `data/` below these.
 
-    Empty where there are none, or REFER's own files lie there too.
+    Returns:
+        The split of each file. Empty if there are no files, or if REFER's own files are also there.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")):
@@ -38,9 +39,9 @@ def find_jxu124_files(spec: DatasetSpec, annotations: Path) -> dict[Path, str]:
 
 
 def read_jxu124(spec: DatasetSpec, files: dict[Path, str]) -> RawSource:
-    """Read jxu124/refcoco, refcocoplus or refcocog; ids, sentences and shapes are those of REFER's own files.
+    """Read jxu124/refcoco, refcocoplus or refcocog. Ids, sentences and shapes are those of REFER's own files.
 
-    Categories are not in the sets; their names are COCO's.
+    These datasets do not contain categories, so COCO's names are used.
 
     Raises:
         AnnotationError: If a file cannot be read.

@@ -1,4 +1,4 @@
-"""Rows of Parquet files that others wrote, of which only the columns needed are read, a batch at a time."""
+"""Reads rows of other projects' Parquet files: only the needed columns, and one batch at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ _BATCH = 256
 
 
 def parquet_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield each row as a dict with its place, `row 1` being the first.
+    """Yield each row as a dict with its location; the first is `row 1`.
 
     Args:
-        path: The file.
-        columns: Names of columns, or of fields of structs (`image.path`), that must be there.
-        optional: Those that are read where they are there.
+        path: Path of the file.
+        columns: Names of required columns, or of fields of structs (`image.path`).
+        optional: Names of columns that are read if they exist.
 
     Raises:
-        AnnotationError: If the file cannot be read, or a column is not there.
+        AnnotationError: If the file cannot be read, or a required column is missing.
     """
     with _opened(path) as parquet:
         names = set(parquet.schema_arrow.names)
@@ -43,7 +43,7 @@ def parquet_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] 
 
 
 def parquet_columns(path: Path) -> tuple[str, ...]:
-    """Names of a file's columns.
+    """Return the names of a file's columns.
 
     Raises:
         AnnotationError: If the file cannot be read.
@@ -53,7 +53,7 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 
 
 def parquet_length(path: Path) -> int:
-    """Number of a file's rows.
+    """Return the number of rows of a file.
 
     Raises:
         AnnotationError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Pictures that lie in Parquet files beside their annotations, written out as files."""
+"""Writes pictures that are stored in Parquet files, beside their annotations, to a folder."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,31 +10,32 @@ from refseg.errors import AnnotationError, UsageError
 
 
 def picture_name(path: Path, number: int, image: Any) -> str:
-    """File name of a row's picture: its own, without folders, or one of the file and the row.
+    """Return the file name of a row's picture: its own name without folders, or a name made of file and row.
 
     Args:
-        path: The Parquet file.
-        number: Position of the row in it, from 0.
-        image: The `image` column of the row: a struct with `path`.
+        path: Path of the Parquet file.
+        number: Position of the row in the file, from 0.
+        image: Value of the row's column `image`: a struct with `path`.
     """
     own = PurePosixPath(str(image.get("path") or "")).name if isinstance(image, dict) else ""
-    is_plain = own.isprintable() and not own.startswith(".")  # it is a stranger's text that becomes a file's name
+    is_plain = own.isprintable() and not own.startswith(".")  # the name comes from an untrusted file
     return own if own and is_plain else f"{path.name.partition('.')[0]}-{number:06d}.jpg"
 
 
 def unpack_images(files: list[Path], out: Path) -> Iterator[tuple[str, bool]]:
-    """Write the pictures of Parquet files to a folder, as they are.
+    """Write the pictures of Parquet files to a folder, with their bytes unchanged.
 
     Args:
-        files: With a column `image` of `bytes` and `path`, as the Hugging Face Hub has it, or folders of such files.
-        out: Folder for the pictures, made with the first one; what is there already with the same bytes is left.
+        files: Parquet files with a column `image` of `bytes` and `path`, as on the Hugging Face Hub, or folders of such
+            files.
+        out: Folder for the pictures, which is created with the first one. Existing files with the same bytes are kept.
 
     Yields:
         Each picture's name, and True if it was written.
 
     Raises:
         UsageError: If a folder holds no Parquet file.
-        AnnotationError: If a file has no pictures, or two pictures have one name.
+        AnnotationError: If a file has no pictures, or two pictures have the same name.
     """
     for path in files:
         if path.is_dir():

@@ -74,6 +74,6 @@ def has_no_size(image: dict[str, Any]) -> bool:
 
 
 def find_split(ref: Any) -> str | None:
-    """The split a raw ref names, None where it names none."""
+    """Return the split of a raw ref; None if it has none."""
     split = ref.get("split") if isinstance(ref, dict) else None
     return split if is_text(split) else None

@@ -1,4 +1,4 @@
-"""What a reader of annotations is: a name, what it reads, and a function from files to a `RawSource`."""
+"""Defines a reader of annotations: a name, a description, and a function from files to a `RawSource`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from refseg.mask_png import DEFAULT_RULE, PngRule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """What a user says about the annotations beside their place.
+    """A user's options for reading annotations.
 
     Attributes:
         png_rule: How mask PNGs are read.
-        as_split: Split of what names no split; empty: such files are refused.
+        as_split: Split of files that name none; empty: such files are refused.
     """
 
     png_rule: PngRule = DEFAULT_RULE
@@ -30,11 +30,11 @@ class Reader:
     """One layout of annotation files.
 
     Attributes:
-        name: As `--reader` takes it.
+        name: Name of the reader for `--reader`.
         reads: The layout in a few words, for help and error messages.
-        serves: Tells whether the layout can hold a dataset.
-        read: Reads a dataset from a file or folder; None if the layout's files are not there. Errors are `UsageError`
-            and `AnnotationError`.
+        serves: Returns True if the layout can hold a dataset.
+        read: Reads a dataset from a file or folder; returns None if there are no files of the layout. It raises
+            `UsageError` and `AnnotationError`.
     """
 
     name: str
@@ -44,5 +44,5 @@ class Reader:
 
 
 def serves_custom(spec: DatasetSpec) -> bool:
-    """True for a user's own dataset, `custom/<name>`."""
+    """Return True for a user's own dataset, `custom/<name>`."""
     return spec.dataset == CUSTOM

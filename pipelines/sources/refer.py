@@ -123,16 +123,16 @@ def _find_refs(spec: DatasetSpec, folder: Path) -> Path | None:
 def read_any_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
     """Read a dataset of any name in REFER's layout: `refs(<split_by>).p` or `.json` beside `instances.json`.
 
-    Its ids are its own, not COCO's, and its splits those that its refs name, known ones first.
+    Its image ids are not COCO's. Its splits are those of its refs, known ones first.
 
     Args:
-        spec: `refer/<name>`.
-        annotations: The root that holds `<name>/`, the dataset's own folder, or its refs file where a folder holds
-            several partitions.
+        spec: Specification of `refer/<name>`.
+        annotations: The folder that contains `<name>/`, the dataset's own folder, or, if that folder contains several
+            partitions, the refs file.
 
     Raises:
-        UsageError: If the files are not there, or there are several partitions.
-        AnnotationError: If a file cannot be read, is not of the expected form, or its pickle asks for code.
+        UsageError: If the files are missing, or there are several partitions.
+        AnnotationError: If a file cannot be read, does not have the expected form, or is a pickle that needs code.
     """
     refs = annotations if annotations.is_file() else _find_any_refs(spec, annotations)
     match = _REFS_NAME.fullmatch(refs.name)

@@ -1,7 +1,7 @@
-"""Regions that annotation tools hold, each with a label and maybe sentences of its own, to rows.
+"""Turns the regions of annotation tools, each with a label and optional sentences, into rows.
 
-A region whose annotator wrote sentences is a target of its own, together with the regions of its group. Regions without
-sentences are named by their label: all of one label in a picture are one target.
+A region with sentences is one target, together with the other regions of its group. Regions without sentences are named
+by their label: all regions of a picture with the same label are one target.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +25,11 @@ class Region:
     """One drawn region.
 
     Attributes:
-        label: As the annotator chose it; empty if there is none.
-        sentences: As the annotator wrote them.
+        label: Label that the annotator chose; empty if there is none.
+        sentences: Sentences that the annotator wrote.
         group: Regions of a picture with the same group are one target; empty: the region is in no group.
-        shape: Run lengths of the region at the picture's size, as pycocotools packs them.
-        box_xywh: Of a rectangle, in pixels; None: another shape.
+        shape: Run lengths of the region at the picture's size, in pycocotools' compressed form.
+        box_xywh: Box of a rectangle in pixels; None for any other shape.
     """
 
     label: str
@@ -40,11 +40,11 @@ class Region:
 
 
 def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[tuple[str, Row]]:
-    """Rows of one picture, each with a place such as `'the red cup'`.
+    """Yield the rows of one picture, each with a location such as `'the red cup'`.
 
     Args:
         image: Name of the picture.
-        size: `(height, width)` of it, in pixels.
+        size: `(height, width)` of the picture in pixels.
         regions: Its regions, in the order of the file.
     """
     targets: dict[tuple[str, str], list[Region]] = {}
@@ -66,10 +66,10 @@ def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[t
 
 
 def read_size(height: Any, width: Any) -> Size:
-    """The size of a picture.
+    """Return the `(height, width)` of a picture.
 
     Raises:
-        RowFault: If it is not a size.
+        RowFault: If the values are not a valid size.
     """
     sides = whole_number(height), whole_number(width)
     if None in sides or not all(0 < (side or 0) <= MAX_SIDE for side in sides) or sides[0] * sides[1] > MAX_PIXELS:  # type: ignore[operator]
@@ -78,28 +78,28 @@ def read_size(height: Any, width: Any) -> Size:
 
 
 def draw_polygon(points: Sequence[Any], size: Size) -> dict[str, Any]:
-    """Draw a polygon of `[x, y]` corners in pixels, cut to the picture.
+    """Draw a polygon of `[x, y]` corners in pixels, clipped to the picture.
 
     Raises:
-        RowFault: If it has not three corners of numbers.
+        RowFault: If it has fewer than three corners, or corners that are not numbers.
     """
     corners = [_corner(point) for point in points] if isinstance(points, list) else []
     if len(corners) < 3 or None in corners:
         raise RowFault(f"found the polygon {short(points)}, expected at least three corners [x, y]")
     flat = np.array(corners, np.float64)
-    outline = np.clip(flat, -max(size), 2 * max(size)).ravel().tolist()  # rasterising takes memory by the extent
+    outline = np.clip(flat, -max(size), 2 * max(size)).ravel().tolist()  # rasterising needs memory for the extent
     packed: dict[str, Any] = coco_mask.frPyObjects([outline], *size)[0]
     return packed
 
 
 def draw_box(box_xywh: Sequence[float], size: Size) -> dict[str, Any]:
-    """Draw the filled box of left, top, width, height in pixels, cut to the picture."""
+    """Draw a filled box of left, top, width, height in pixels, clipped to the picture."""
     left, top, width, height = box_xywh
     return draw_polygon([[left, top], [left + width, top], [left + width, top + height], [left, top + height]], size)
 
 
 def pack_mask(mask: NDArray[Any]) -> dict[str, Any]:
-    """Run lengths of a mask `(H, W)`, zero or not."""
+    """Return the compressed run lengths of a mask `(H, W)`, whose pixels are zero or not."""
     runs = encode_mask(mask)
     packed: dict[str, Any] = coco_mask.frPyObjects({"size": list(runs.size), "counts": list(runs.counts)}, *runs.size)
     return packed

@@ -1,4 +1,4 @@
-"""All readers by name, and which of them reads a dataset."""
+"""All readers by name, and the choice of the reader for a dataset."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ from refseg.errors import UsageError
 from refseg.wording import did_you_mean
 
 FAMILIES: tuple[Reader, ...] = (custom.READER, referit.READER, mdetr.READER, jxu124.READER, refer.READER)
-"""Readers that are tried without being named, in this order."""
+"""Readers that are tried in this order if the user names none."""
 
 
 def _find_layouts() -> dict[str, Reader]:
@@ -22,7 +22,7 @@ def _find_layouts() -> dict[str, Reader]:
 
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in FAMILIES} | _find_layouts()
-"""All readers: those of `FAMILIES`, and those of the files of `layouts/`, which are used where they are named."""
+"""All readers: those of `FAMILIES`, and those in `layouts/`, which are used only if the user names them."""
 
 
 def read_source(
@@ -32,13 +32,13 @@ def read_source(
 
     Args:
         spec: Dataset and partition.
-        annotations: The folder that holds its files or its own folder (`spec.folder`), or a file.
-        options: What the user says about them.
-        reader: Name of the reader; empty: the first of `FAMILIES` whose files are there.
+        annotations: The folder with the dataset's files, the folder that contains it (as `spec.folder`), or a file.
+        options: The user's options for reading.
+        reader: Name of the reader; empty: the first of `FAMILIES` whose files exist.
 
     Raises:
-        UsageError: If the files are not there, or the reader does not exist or cannot hold the dataset.
-        AnnotationError: If a file cannot be read or is not of the expected form.
+        UsageError: If the files are missing, or the reader does not exist or cannot read the dataset.
+        AnnotationError: If a file cannot be read or does not have the expected form.
     """
     if reader and reader not in READERS:
         raise UsageError(

@@ -1,6 +1,7 @@
-"""Makes a `Reader` of a function that turns one annotation file into rows: files found, splits named, pictures placed.
+"""Makes a `Reader` from a function that turns one annotation file into rows.
 
-A layout's own file holds that function alone; what all layouts share is here. `docs/write-a-reader.md` has an example.
+This file contains what all layouts share: finding files, splits and pictures. The module of a layout contains only that
+function. `docs/write-a-reader.md` has an example.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from refseg.wording import counted
 logger = logging.getLogger(__name__)
 
 Rows = Iterator[tuple[str, Row]]
-"""Rows of one file, each with its place there: `line 3`, `annotations[7]`, `image 'a.jpg'`."""
+"""Rows of one file, each with its location in it: `line 3`, `annotations[7]`, `image 'a.jpg'`."""
 
 _NAMES_OF_SPLITS = {name.lower(): name for name in SPLITS} | {
     **dict.fromkeys(("valid", "validation"), "val"),
@@ -34,7 +35,7 @@ _NAMES_OF_SPLITS = {name.lower(): name for name in SPLITS} | {
     "testing": "test",
 }
 _MOST_DESCRIBED = 20
-"""Files that a dataset's descriptor lists one by one; more are one entry."""
+"""Largest number of files that a dataset's descriptor lists one by one; more files become one entry."""
 
 
 def row_reader(
@@ -49,14 +50,14 @@ def row_reader(
     """Make a reader of `custom/<name>` datasets.
 
     Args:
-        name: As `--reader` takes it.
+        name: Name of the reader for `--reader`.
         reads: The layout in a few words, for help and error messages.
-        suffixes: Of the layout's files, such as `.json`; the same with `.gz` appended is read, too.
+        suffixes: Suffixes of the layout's files, such as `.json`; files with `.gz` appended are read, too.
         rows: Reads one file. A row is a dict with the columns of a table (`docs/your-own-data.md`), or a `RowFault`.
-            A row without `split` takes that of its file; `image` is relative to the pictures' folder or to the file's.
-        per_image: True if a picture has a file of its own, so that only folders name splits: a file `train.json` may
+            A row without `split` gets that of its file. `image` is relative to the pictures' folder or to the file's.
+        per_image: True if each picture has its own file, so that only folders name splits: a file `train.json` may
             describe a picture of a train.
-        prefix: Start of the names of the layout's files, where a folder holds others beside them.
+        prefix: Prefix of the names of the layout's files, if a folder may also contain other files.
     """
 
     def read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:
@@ -75,10 +76,10 @@ def row_reader(
 
 
 def find_split(path: PurePosixPath, *, per_image: bool = False) -> str:
-    """The split that a file's name says, or else its nearest folder that says one; empty if none does.
+    """Return the split in the name of a file or else of its nearest folder; empty if there is none.
 
-    A name says a split if one of its words is the name of a split: `refcoco_train.jsonl`, `valid/labels.json`. One
-    that says two (`train_val.json`) says none.
+    A name contains a split if one of its words is the name of a split: `refcoco_train.jsonl`, `valid/labels.json`. A
+    name with two splits (`train_val.json`) gives none.
     """
     stem = path.name.split(".json")[0].split(".xml")[0]
     for part in (*(() if per_image else (stem,)), *reversed(path.parts[:-1])):
@@ -90,19 +91,19 @@ def find_split(path: PurePosixPath, *, per_image: bool = False) -> str:
 
 
 def warn_left_out(path: Path, number: int, what: str) -> None:
-    """Report what a file holds that makes no row, so that nothing disappears silently.
+    """Log a warning about items of a file that make no row, so that nothing disappears silently.
 
     Args:
-        path: The file.
-        number: How many; nothing is reported for 0.
-        what: Of what, and why; continues "left out 3 ".
+        path: Path of the file.
+        number: Number of items; nothing is logged for 0.
+        what: Description of the items and the reason; it continues "left out 3 ".
     """
     if number:
         logger.warning("%s: left out %d %s", path, number, what)
 
 
 def _find_files(annotations: Path, suffixes: Sequence[str], prefix: str, layout: str) -> list[Path]:
-    """The file given, or all of a folder and of those below it, but for hidden ones and built datasets."""
+    """Return the given file, or all files of the layout below a folder, except hidden ones and built datasets."""
     endings = tuple(ending for suffix in suffixes for ending in (suffix, f"{suffix}.gz"))
     if annotations.is_file():
         if not annotations.name.lower().endswith(endings):
@@ -138,7 +139,7 @@ def _rows_of_files(
     per_image: bool,
     is_alone: bool,
 ) -> Rows:
-    """Rows of all files with their splits, their places with the file's name unless the file was given itself."""
+    """Yield the rows of all files with their splits. Locations include the file's name unless the file was given."""
     for path in files:
         relative = PurePosixPath(path.relative_to(root).as_posix())
         split = options.as_split or find_split(PurePosixPath(root.resolve().name) / relative, per_image=per_image)
@@ -158,7 +159,7 @@ def _rows_of_files(
 
 
 def _beside(image: Any, parent: PurePosixPath, root: Path) -> dict[str, str]:
-    """The picture of a name beside its annotation file, which lies in a folder below the root."""
+    """Return the path of a picture beside its annotation file in a folder below the root; empty if it is not there."""
     if isinstance(image, str) and "\0" not in image and (root / parent / image).is_file():
         return {"image": str(parent / image)}
     return {}
@@ -179,11 +180,11 @@ def _describe(files: Sequence[Path], root: Path, spec: DatasetSpec) -> list[Sour
 
 
 def refuse_layout(path: Path, found: str, expected: str) -> AnnotationError:
-    """The error for a file that does not have a layout at all.
+    """Return the error for a file that does not have the layout at all.
 
     Args:
-        path: The file.
-        found: What it holds.
-        expected: What the layout has.
+        path: Path of the file.
+        found: Content of the file.
+        expected: Content that the layout requires.
     """
     return AnnotationError(f"{path}: found {found}, expected {expected}; is it another layout (--reader)?")

@@ -1,4 +1,4 @@
-"""Rows of a user's annotations, from whatever files, to the `RawSource` that a build takes."""
+"""Turns the rows of a user's annotations, from any files, into the `RawSource` of a build."""
 
 import logging
 import sqlite3
@@ -35,25 +35,25 @@ def collect_rows(
 ) -> RawSource:
     """Check rows and join them to refs, images and annotations.
 
-    Every row is read and checked once, here, and kept in a temporary file, so that memory does not grow with their
-    number. Ids, where the rows give none, follow the order of first appearance: refs from 0, sentences by row from 0,
-    images and annotations after the largest of `instances.json` and of the rows. So equal rows give equal ids.
+    Each row is read and checked once and stored in a temporary file, so that memory does not grow with their number.
+    Ids that the rows do not give are numbered in the order of first appearance: refs and sentences from 0, images and
+    annotations after the largest id in `instances.json` and the rows. So equal rows give equal ids.
 
     Args:
-        spec: `custom/<name>`.
-        rows: Each with its place in the file, or in the folder if `origin` is one; a row has the columns of
-            `docs/your-own-data.md`.
+        spec: Specification of `custom/<name>`.
+        rows: Rows with the columns of `docs/your-own-data.md`, each with its location in the file or folder.
         origin: The file or folder that the rows come from, for messages.
-        root: Folder below which mask files are found.
-        sources: The files read, with their hashes.
+        root: Folder to which paths of mask files are relative.
+        sources: The files that were read, with their hashes.
         png_rule: How mask files are read.
-        instances: COCO's table, which `ann_id` refers to.
+        instances: COCO's `instances.json`, to which `ann_id` refers.
 
     Returns:
-        The source; its `spec` has the splits found, known ones first.
+        The source; its `spec` has the splits that were found, known ones first.
 
     Raises:
-        AnnotationError: If a file cannot be read, or with all mistakes of the rows and their places.
+        AnnotationError: If a file cannot be read, or if rows have mistakes; the message lists them with their
+            locations.
     """
     listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
     store = CustomStore(root, f"{origin.name} " if origin.is_file() else "", png_rule)
@@ -111,7 +111,7 @@ def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, 
 
 @dataclass(frozen=True, slots=True)
 class _Refs:
-    """The refs of the rows, which may be iterated over any number of times."""
+    """The refs of the rows; it can be iterated any number of times."""
 
     store: CustomStore
 
@@ -121,7 +121,7 @@ class _Refs:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The records of `instances.json`, where there is one, and those of the rows."""
+    """The records of `instances.json`, if it exists, and those of the rows."""
 
     store: CustomStore
     listed: JsonTables | None

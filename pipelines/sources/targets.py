@@ -1,4 +1,4 @@
-"""Targets as files of other projects hold them, to the columns of a row."""
+"""Converts targets in the forms of other projects' files to the columns of a row."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from refseg.values import short
 
 
 def target_of_segmentation(segmentation: Any, box_xywh: Any = None) -> dict[str, Any]:
-    """The column for COCO's `segmentation` in any of its forms, or for the box where nothing was drawn.
+    """Return the column for COCO's `segmentation` in any of its forms or, if there is none, for the box.
 
     Args:
-        segmentation: Polygons, run lengths or a list of run lengths; None or empty: nothing was drawn.
-        box_xywh: Left, top, width, height in pixels; None: there is none.
+        segmentation: Polygons, run lengths or a list of run lengths; None or empty if there is no shape.
+        box_xywh: Left, top, width, height in pixels; None if there is no box.
 
     Returns:
-        `polygons`, `rle` or `box`; empty where neither is there.
+        A dict with `polygons`, `rle` or `box`; empty if there is neither a shape nor a box.
     """
     if isinstance(segmentation, dict) or (isinstance(segmentation, list) and _has_dict(segmentation)):
         return {"rle": segmentation} if segmentation else {}
@@ -24,7 +24,7 @@ def target_of_segmentation(segmentation: Any, box_xywh: Any = None) -> dict[str,
 
 
 def join_segmentations(segmentations: list[Any]) -> dict[str, Any]:
-    """The column for the union of several objects' segmentations.
+    """Return the column for the union of several objects' segmentations.
 
     Raises:
         RowFault: If polygons and run lengths are mixed.
@@ -38,10 +38,10 @@ def join_segmentations(segmentations: list[Any]) -> dict[str, Any]:
 
 
 def box_of_corners(corners: Any) -> list[float]:
-    """Left, top, width, height of left, top, right, bottom.
+    """Convert a box of left, top, right, bottom to left, top, width, height.
 
     Raises:
-        RowFault: If it is not such a box.
+        RowFault: If the value is not such a box.
     """
     if isinstance(corners, list | tuple) and len(corners) == 4 and all(type(part) in (int, float) for part in corners):
         left, top, right, bottom = corners
@@ -51,7 +51,7 @@ def box_of_corners(corners: Any) -> list[float]:
 
 
 def coco_name(image_id: int) -> str:
-    """File name of a picture of COCO's train2014."""
+    """Return the file name of a picture in COCO's train2014."""
     return f"COCO_train2014_{image_id:012d}.jpg"
 
 

@@ -82,10 +82,10 @@ def _find_spec(data_root: Path | str, dataset: str, split_by: str) -> DatasetSpe
     try:
         return find_dataset(f"{dataset}/{split_by}")
     except UsageError:
-        own_name = f"{ANY_REFER}/{dataset}"  # what their code calls rrsisd with the partition unc
+        own_name = f"{ANY_REFER}/{dataset}"  # a client asks for rrsisd with the partition unc, for example
         root = open_folder(data_root)
-        places = [place for place in (root, *_folders(root)) if place.size(DESCRIPTOR_NAME) is not None]
-        if any(load_descriptor(place.address).dataset == own_name for place in places):
+        built = [folder for folder in (root, *_folders(root)) if folder.size(DESCRIPTOR_NAME) is not None]
+        if any(load_descriptor(folder.address).dataset == own_name for folder in built):
             return find_dataset(own_name)
         raise
 

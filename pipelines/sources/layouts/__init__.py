@@ -1,4 +1,5 @@
-"""One file per layout of annotation tools and other projects, each with its `READER`; see docs/write-a-reader.md.
+"""One module per layout of annotation tools and other projects, each with a `READER`.
 
-A file here is found by its being here: `registry.py` imports them all.
+`registry.py` imports all modules of this package, so a new module needs no registration. `docs/write-a-reader.md`
+explains how to write one.
 """

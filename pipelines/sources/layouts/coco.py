@@ -1,4 +1,4 @@
-"""COCO's JSON with captions on its annotations, as annotation tools export it and people write it."""
+"""Reads COCO's JSON with captions on annotations, as annotation tools export it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from pipelines.sources.targets import target_of_segmentation
 from refseg.values import short, whole_number
 
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "expression", "expressions", "description", "phrase")
-"""Fields of an annotation, or of its `attributes` (CVAT's export), that hold what was said: a text or a list."""
+"""Fields of an annotation, or of its `attributes` (CVAT's export), that contain sentences: a string or a list."""
 
 
 def rows(path: Path) -> Rows:
-    """One row for each caption of each annotation; without a segmentation the target is the annotation's box.
+    """Yield one row per caption of each annotation; without a segmentation the target is the annotation's box.
 
-    Annotations without a caption are plain objects; they make no row and are counted in a warning.
+    Annotations without a caption make no row; a warning states their number.
 
     Raises:
         AnnotationError: If the file is not COCO's JSON.

@@ -1,4 +1,4 @@
-"""CVAT's export "CVAT for images 1.1": XML with polygons, boxes and masks, and attributes that hold sentences."""
+"""Reads CVAT's export "CVAT for images 1.1": XML with polygons, boxes and masks, and sentences in attributes."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -20,9 +20,12 @@ _TEXTS = (*CAPTIONS, "text")
 
 
 def rows(path: Path) -> Rows:
-    """The targets of each picture: an attribute holds a shape's sentences, a line each, else its label names it.
+    """Yield the targets of each picture.
 
-    A picture's `subset` (`Train`, `Validation`) is its split. Shapes of other kinds are counted in a warning.
+    An attribute holds a shape's sentences, one per line. Without such an attribute, the shape's label is used.
+
+    A picture's `subset` (`Train`, `Validation`) is its split. Shapes of other kinds make no row; a warning states their
+    number.
 
     Raises:
         AnnotationError: If the file is not CVAT's XML.
@@ -52,7 +55,7 @@ def rows(path: Path) -> Rows:
 
 
 def _images(path: Path) -> Iterator[ElementTree.Element]:
-    """The `image` elements, one in memory at a time."""
+    """Yield the `image` elements, with one in memory at a time."""
     try:
         with open_source(path, is_xml=True) as file:
             yield from _parse(file, path)
@@ -104,7 +107,7 @@ def _region(shape: ElementTree.Element, size: Size) -> Region:
 
 
 def _paste(shape: ElementTree.Element, size: Size) -> dict[str, object]:
-    """A mask: run lengths over the rows of a box, the first run of zeros."""
+    """Draw a mask, given as run lengths over the rows of a box; the first run is of zeros."""
     left, top, width, height = (_number(shape.get(name)) for name in ("left", "top", "width", "height"))
     runs = [_number(run) for run in (shape.get("rle") or "").split(",")]
     whole = np.zeros(size, np.bool_)

@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: brushes, polygons and rectangles, with text fields per region or a label."""
+"""Reads Label Studio's JSON export: brushes, polygons and rectangles, with text fields per region or a label."""
 
 import re
 from collections import defaultdict
@@ -15,15 +15,15 @@ from pipelines.sources.row_reader import Rows, refuse_layout, row_reader, warn_l
 from pipelines.sources.table import RowFault
 from refseg.values import short, whole_number
 
-_CHANNELS = 4  # a brush is drawn on a picture of red, green, blue and alpha
+_CHANNELS = 4  # a brush is stored as a picture of red, green, blue and alpha
 _SHAPES = ("brush", "polygon", "rectangle")
 
 
 def rows(path: Path) -> Rows:
-    """The targets of each task: the text fields of a region hold its sentences, else its label names it.
+    """Yield the targets of each task. The text fields of a region hold its sentences; otherwise its label is used.
 
-    A task with annotations of several people is ambiguous unless one is marked as ground truth. Tasks without an
-    annotation make no row and are counted in a warning, and so are shapes of other kinds.
+    A task with several annotations is a fault unless one of them is marked as ground truth. Tasks without an annotation
+    and shapes of other kinds make no row; warnings state their numbers.
 
     Raises:
         AnnotationError: If the file is not Label Studio's JSON export.
@@ -63,10 +63,10 @@ def rows(path: Path) -> Rows:
 
 
 def find_image(task: dict[str, Any]) -> str:
-    """The picture's name as its owner knows it: of an upload without the prefix that Label Studio gives it.
+    """Return the original name of a task's picture, without the prefix that Label Studio adds to uploads.
 
     Raises:
-        RowFault: If the task names no picture.
+        RowFault: If the task has no picture, or several.
     """
     data = task.get("data")
     texts = [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
@@ -86,15 +86,21 @@ def find_image(task: dict[str, Any]) -> str:
 
 
 def decode_brush(numbers: Any, size: Size) -> NDArray[np.bool_]:
-    """A brush's mask `(H, W)` from Label Studio's run lengths, which thi.ng/rle-pack defines.
+    """Decode a brush's mask `(H, W)` from Label Studio's run lengths, which thi.ng/rle-pack defines.
 
-    The bytes are one string of bits: 32 for the number of values, 5 for the bits of a value less one, four times 4 for
-    the bits of four kinds of length less one. Then blocks follow: 1 bit (1: a run of one value, 0: single values), 2
-    for the kind of length, the length less one, and the value or values. Values are those of red, green, blue and alpha
-    of each pixel, row by row; the mask is where alpha is not 0.
+    The bytes are one string of bits. It begins with a header: 32 bits for the number of values, 5 for the bits per
+    value minus one, and four times 4 for the bits of each of four kinds of length, minus one. Blocks follow: 1 bit (1:
+    a run of one value, 0: single values), 2 bits for the kind of length, the length minus one, and the value or values.
+    The values are red, green, blue and alpha of each pixel, row by row. The mask is where alpha is above 0.
+
+    Example: if a length of kind 0 has 3 bits and a value 8, the block 1 00 101 11111111 means 6 times the value 255.
+
+    Args:
+        numbers: The bytes, as a list of numbers.
+        size: `(height, width)` of the picture in pixels.
 
     Raises:
-        RowFault: If they are not such run lengths, or of a picture of another size.
+        RowFault: If the numbers are not such run lengths, or belong to a picture of another size.
     """
     try:
         bits = _Bits(np.unpackbits(np.array(numbers, np.uint8)))
@@ -122,7 +128,7 @@ def decode_brush(numbers: Any, size: Size) -> NDArray[np.bool_]:
 
 
 class _Bits:
-    """A string of bits `(N,)` read from its start; the highest bit of a number comes first."""
+    """A string of bits `(N,)` that is read from its start; the highest bit of a number comes first."""
 
     def __init__(self, bits: NDArray[np.uint8]) -> None:
         self._bits = bits
@@ -141,7 +147,7 @@ class _Bits:
 
 
 def _choose_annotation(annotations: Any) -> dict[str, Any] | None:
-    """The one annotation of a task that counts, None if there is none."""
+    """Return the annotation of a task that is to be used; None if there is none."""
     listed = annotations if isinstance(annotations, list) else []
     found = [one for one in listed if isinstance(one, dict) and not one.get("was_cancelled")]
     if len(found) > 1:
@@ -155,7 +161,7 @@ def _choose_annotation(annotations: Any) -> dict[str, Any] | None:
 
 
 def _read_texts(results: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """Sentences by region."""
+    """Return the sentences by region id."""
     texts: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
     for result in results:
         value = result.get("value")
@@ -193,7 +199,7 @@ def _region(result: dict[str, Any], size: Size, sentences: tuple[str, ...]) -> R
 
 
 def _scale(point: Any, size: Size) -> Any:
-    """A corner in percent of the picture, in pixels; what is not one is left for the drawing to refuse."""
+    """Convert a corner from percent of the picture to pixels; other values are returned unchanged and refused later."""
     if not isinstance(point, list) or len(point) != 2 or not all(type(part) in (int, float) for part in point):
         return point
     return [point[0] * size[1] / 100, point[1] * size[0] / 100]

@@ -1,4 +1,4 @@
-"""labelme: one JSON file per picture, with shapes that have a label, maybe a description and a group."""
+"""Reads labelme's JSON files, one per picture, with shapes that have a label and optionally description and group."""
 
 import base64
 import binascii
@@ -19,7 +19,9 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
 def rows(path: Path) -> Rows:
-    """The targets of one picture: a shape's `description` holds its sentences, a line each, else its label names it.
+    """Yield the targets of one picture.
+
+    A shape's `description` holds its sentences, one per line. Without a description, its label is used.
 
     Raises:
         AnnotationError: If the file is not labelme's JSON.
@@ -63,10 +65,13 @@ def _region(shape: Any, size: Size) -> Region:
 
 
 def draw_shape(shape: dict[str, Any], size: Size) -> tuple[dict[str, Any], tuple[float, float, float, float] | None]:
-    """Draw a polygon, rectangle, circle or mask of labelme; of a rectangle its box, too.
+    """Draw a polygon, rectangle, circle or mask of labelme.
+
+    Returns:
+        The run lengths and, for a rectangle, the box.
 
     Raises:
-        RowFault: If it is of another kind, or its points are not those of its kind.
+        RowFault: If the shape is of another kind, or its points do not fit its kind.
     """
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind == "polygon":
@@ -78,7 +83,7 @@ def draw_shape(shape: dict[str, Any], size: Size) -> tuple[dict[str, Any], tuple
     left, top, width, height = min(x, other_x), min(y, other_y), abs(other_x - x), abs(other_y - y)
     if kind == "rectangle":
         return draw_box((left, top, width, height), size), (left, top, width, height)
-    if kind == "circle":  # its centre and a point of its edge
+    if kind == "circle":  # the points are the centre and a point on the edge
         angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
         radius = float(np.hypot(other_x - x, other_y - y))
         return draw_polygon(
@@ -90,7 +95,7 @@ def draw_shape(shape: dict[str, Any], size: Size) -> tuple[dict[str, Any], tuple
 
 
 def _paste(encoded: Any, corner: tuple[float, float], size: Size) -> dict[str, Any]:
-    """A mask that labelme keeps as a PNG in base64, cut to the box of its two points."""
+    """Draw a mask that labelme stores as a PNG in base64, cropped to the box of its two points."""
     try:
         with Image.open(BytesIO(base64.b64decode(encoded, validate=True)), formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("L")) > 0

@@ -1,4 +1,4 @@
-"""lmms-lab's RefCOCO, RefCOCO+ and RefCOCOg on the Hugging Face Hub: Parquet with pictures, one row per ref."""
+"""Reads lmms-lab's RefCOCO, RefCOCO+ and RefCOCOg on the Hugging Face Hub: Parquet with pictures, one row per ref."""
 
 import logging
 import re
@@ -14,11 +14,12 @@ from refseg.values import short
 logger = logging.getLogger(__name__)
 
 _MERGED = {8811: (3811, "unc"), 7573: (2573, "umd")}
-"""Rows of a `val` that is the union of two partitions' validation splits, and the part of the one that is reported."""
+"""By number of rows of a `val` that is the union of two partitions' validation splits: the number of rows and the name
+of the partition that papers report."""
 
 
 def rows(path: Path) -> Rows:
-    """One row for each answer. The pictures are COCO's, found below `--images` by their ids.
+    """Yield one row per answer. The pictures are COCO's, which are found below `--images` by their ids.
 
     Raises:
         AnnotationError: If the file cannot be read, or its split is the union of two partitions.
@@ -40,7 +41,7 @@ def rows(path: Path) -> Rows:
 
 
 def _refuse_merged(path: Path) -> None:
-    """Refuse the `val` that nobody reports: validation refs of two partitions in one split."""
+    """Refuse a `val` that mixes the validation refs of two partitions, because no paper reports scores on it."""
     split = path.name.partition("-")[0]
     total = sum(parquet_length(other) for other in path.parent.glob(f"{split}-*.parquet"))
     if split == "val" and total in _MERGED:

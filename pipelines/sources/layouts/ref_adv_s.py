@@ -1,4 +1,4 @@
-"""Ref-Adv-s (dddraxxx/ref-adv-s): Parquet with pictures, one hard sentence and its box per row."""
+"""Reads Ref-Adv-s (dddraxxx/ref-adv-s): Parquet with pictures, one hard sentence and its box per row."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from pipelines.sources.targets import box_of_corners
 
 
 def rows(path: Path) -> Rows:
-    """One row for each sentence; boxes are left, top, right, bottom in pixels.
+    """Yield one row per sentence; boxes are left, top, right, bottom in pixels.
 
-    The set is for testing alone and is called `train` only because a packed file must have a split; its rows are
-    `test`. Its pictures are in the file: `refseg unpack-images` writes them to the folder that `--images` then names.
+    The dataset is only for testing, so its rows are `test`, although the file's split is named `train`. Its pictures
+    are in the file: `refseg unpack-images` writes them to a folder, which is then given as `--images`.
 
     Raises:
         AnnotationError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""RefCOCO-M (moondream/refcoco-m): Parquet with one row per picture, masks of RefCOCO's val drawn anew."""
+"""Reads RefCOCO-M (moondream/refcoco-m): Parquet with one row per picture, and new masks for RefCOCO's val."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """One row for each sentence of each sample. The pictures are COCO's, found below `--images` by their ids.
+    """Yield one row per sentence of each sample. The pictures are COCO's, found below `--images` by their ids.
 
     Raises:
         AnnotationError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Sa2VA's fine-tuning list: per picture the polygons of each object and a sentence for each."""
+"""Reads Sa2VA's list for fine-tuning: for each picture, the polygons and a sentence of each object."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from refseg.values import short
 
 
 def rows(path: Path) -> Rows:
-    """One row for each sentence: `text[i]` names the object of `mask[i]`, polygons or run lengths.
+    """Yield one row per sentence: `text[i]` names the object of `mask[i]`, which is polygons or run lengths.
 
-    Sa2VA sums the polygons of an object, so that pixels of two count twice; here the target is their union.
+    Sa2VA adds up the polygons of an object, so that a pixel of two polygons counts twice. Here the target is their
+    union.
 
     Raises:
         AnnotationError: If the file is not a list in JSON.
@@ -33,7 +34,7 @@ def rows(path: Path) -> Rows:
 
 
 def _holds_objects(masks: Any) -> bool:
-    """True for a list of one object's polygons or run lengths, which the outer list holds."""
+    """Return True if the list has one entry, which is an object's polygons or run lengths."""
     if not isinstance(masks, list) or len(masks) != 1:
         return False
     first = masks[0]

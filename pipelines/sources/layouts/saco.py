@@ -1,4 +1,4 @@
-"""SA-Co, the format of SAM 3: COCO's JSON with one `images` entry for each pair of a picture and a noun phrase."""
+"""Reads SA-Co, the format of SAM 3: COCO's JSON with one `images` entry per pair of a picture and a noun phrase."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,11 +12,11 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """One row for each pair: its target is the union of all its masks; a pair without annotations names nothing.
+    """Yield one row per pair. Its target is the union of all its masks; a pair without annotations has no target.
 
-    Boxes and areas of the format are fractions of the picture and are not needed beside the masks. Pairs that are
-    marked as annotated incompletely (neither `is_instance_exhaustive` nor `is_pixel_exhaustive`) have no known target;
-    they make no row and are counted in a warning. The masks of the whole file are held in memory.
+    Boxes and areas of the format are fractions of the picture and are not used. A pair that is marked as incompletely
+    annotated (neither `is_instance_exhaustive` nor `is_pixel_exhaustive`) has an unknown target and makes no row; a
+    warning states the number of such pairs. The masks of the whole file are held in memory.
 
     Raises:
         AnnotationError: If the file is not COCO's JSON.

@@ -1,4 +1,4 @@
-"""SeqTR's `instances.json`, which SimVG, DeRIS and InstanceVG use: one list of records per split."""
+"""Reads SeqTR's `instances.json`, which SimVG, DeRIS and InstanceVG also use: one list of records per split."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """One row for each expression; the target is the record's `mask`, or its `bbox` where it has none.
+    """Yield one row per expression; the target is the record's `mask` or, if it has none, its `bbox`.
 
-    The files name pictures by COCO's id. `data_source` of another collection (`vg`, `flickr`) makes `<id>.jpg` of it.
+    Pictures are given by their id: COCO's file name or, if `data_source` is another collection (`vg`, `flickr`),
+    `<id>.jpg`.
 
     Raises:
         AnnotationError: If the file is not an object of lists in JSON.

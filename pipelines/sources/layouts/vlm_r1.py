@@ -1,4 +1,4 @@
-"""VLM-R1's and Qwen's records of boxes: JSON lines or a list, one sentence each."""
+"""Reads the box records of VLM-R1 and Qwen: JSON lines or a list, with one sentence per record."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ _NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*
 
 
 def rows(path: Path) -> Rows:
-    """One row for each record; boxes are left, top, right, bottom in pixels, and none (`null`) names nothing.
+    """Yield one row per record. Boxes are left, top, right, bottom in pixels; `null` means that there is no target.
 
-    A record has a sentence and a box in fields of its own, or a chat: VLM-R1's question and an answer with the box, or
-    Qwen's answer with `bbox_2d` and `label`.
+    A record has fields with a sentence and a box, or a chat: VLM-R1's question and an answer with the box, or Qwen's
+    answer with `bbox_2d` and `label`.
 
     Raises:
         AnnotationError: If the file cannot be read.
