@@ -1,6 +1,6 @@
-"""Started by `accelerate launch`: each rank writes what two epochs gave it, and how mistakes are refused.
+"""Started by `accelerate launch`: each rank writes the samples of two epochs, and the errors of wrong use.
 
-Arguments: folder of the dataset, of one with fewer samples than ranks, folder to write to, global batch.
+Arguments: folder of the dataset, folder of a dataset with fewer samples than ranks, output folder, global batch.
 """
 
 import json
@@ -33,7 +33,7 @@ def make_loader(folder: Path = dataset, **options: Any) -> RefLoader:
 
 
 def pairs(batch: Batch) -> list[tuple[int, int]]:
-    """Rows and sentences without padding."""
+    """Return rows and sentences without padding."""
     keep = ~batch.is_pad
     return list(zip(batch.row_index[keep].tolist(), batch.sentence_index[keep].tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""Started by `test_soak`: reads epoch after epoch with workers that are started anew, and says what that held.
+"""Started by `test_soak`: reads epochs with newly started workers each, and reports descriptors and memory.
 
 Arguments: folder of the dataset, kind of workers, epochs. Writes JSON to stdout.
 """
@@ -22,12 +22,12 @@ RESTART_EVERY = 4
 
 
 def num_files() -> int:
-    """Descriptors of this process."""
+    """Return the number of file descriptors of this process."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def memory(processes: list[int]) -> int:
-    """Bytes of this process and its workers, without mapped files; what they share counts once."""
+    """Return the bytes of this process and its workers, without mapped files; shared memory counts once."""
     total = 0
     for process in ("self", *processes):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()

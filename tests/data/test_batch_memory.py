@@ -1,4 +1,4 @@
-"""Memory of a batch is not written while a device may still copy from it."""
+"""The memory of a batch is not overwritten while a device may still copy from it."""
 
 import threading
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ def test_batches_that_accelerate_copies_while_the_device_is_behind_are_those_tha
 
     assert_equal(found, expected)
     assert device.num_not_pinned == 0
-    # Nine tensors for each batch that is packed ahead, waited for or held back: memory is used again.
+    # A batch has nine tensors. Their number stays below that of the batches in flight, so memory is reused.
     assert len(device.blocks) <= 9 * (2 * num_workers + LAG + 5)
 
 

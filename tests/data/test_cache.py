@@ -1,4 +1,4 @@
-"""The node's cache: whole shards by their hash, once for all processes, within a limit, never in use and gone."""
+"""The cache of remote shards: named by hash, downloaded once for all processes, limited, and never removed in use."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ Put = Callable[[str, bytes], Tar]
 
 @pytest.fixture
 def put(tmp_path: Path) -> Put:
-    """Write an object; `file://` is remote to the cache like any URL."""
+    """Write an object; for the cache a `file://` address is remote like any other URL."""
     (tmp_path / "store").mkdir()
 
     def put(name: str, content: bytes) -> Tar:

@@ -1,4 +1,4 @@
-"""A wrong name or number is told by the loader itself, without the type checks that tests switch on."""
+"""The loader itself refuses wrong names and numbers, without the type checks that tests switch on."""
 
 import json
 import subprocess

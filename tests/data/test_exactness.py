@@ -1,4 +1,4 @@
-"""Exactness of a run: whoever reads an epoch and wherever it breaks off, it is that of one process that never stops."""
+"""Exactness: with any ranks, workers and interruptions, an epoch equals that of one uninterrupted process."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ Sample = tuple[int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a run: who reads it, and how many steps until it is killed."""
+    """A part of a run: its ranks and workers, and the number of steps until it is killed."""
 
     world_size: int
     num_workers: int
@@ -36,13 +36,13 @@ def make_loader(index: ManifestIndex, **options: Any) -> RefLoader:
 
 
 def samples(batch: Batch) -> list[Sample]:
-    """Without padding."""
+    """Return the samples without padding."""
     keep = ~batch.is_pad
     return list(zip(batch.row_index[keep].tolist(), batch.sentence_index[keep].tolist(), strict=True))
 
 
 def unbroken(index: ManifestIndex, epochs: int, **options: Any) -> list[list[Sample]]:
-    """Global batches of some epochs, by their definition: those of one process without workers."""
+    """Return the global batches of some epochs by definition: those of one process without workers."""
     loader = make_loader(index, **options)
     batches = []
     for epoch in range(epochs):
@@ -52,7 +52,7 @@ def unbroken(index: ManifestIndex, epochs: int, **options: Any) -> list[list[Sam
 
 
 def broken(index: ManifestIndex, epochs: int, parts: list[Part], **options: Any) -> list[list[Sample]]:
-    """The same epochs, read in parts; the last part goes on to the end. Only a cursor is handed on."""
+    """Return the same epochs, read in parts of which the last is complete. Only a cursor is passed on."""
     cursor: dict[str, Any] | None = None
     batches: list[list[Sample]] = []
     endless = Part(parts[-1].world_size, parts[-1].num_workers, 10**9)

@@ -1,4 +1,4 @@
-"""The cache of decoded images gives back what was put there or nothing, whatever happens to its file."""
+"""The cache of decoded images returns what was stored or nothing, whatever happens to its file."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def picture(number: int) -> torch.Tensor:
 
 
 def fill(cache: ImageCache) -> Path:
-    """Put all three pictures there; gives the file."""
+    """Store all three pictures and return the path of the file."""
     for image in range(3):
         cache.write(image, picture(image))
     (file,) = cache._path.parent.iterdir()
@@ -37,7 +37,7 @@ def fill(cache: ImageCache) -> Path:
 
 
 def found(cache: ImageCache) -> list[int]:
-    """Images that are there, each as it was put."""
+    """Return the stored images, after checking that each is unchanged."""
     images = []
     for image in range(3):
         out = torch.zeros(4, 6, 3, dtype=torch.uint8)
@@ -77,7 +77,7 @@ def test_what_is_removed_cut_or_written_over_is_not_there_and_can_be_put_again(
     if not in_use:
         cache = make_cache(tmp_path)
 
-    # A file that is removed while in use is there for those who use it.
+    # A file that is removed while in use remains readable for the processes that have it open.
     assert found(cache) == ([0, 1, 2] if in_use and damage is Path.unlink else left)
     fill(make_cache(tmp_path))
     assert found(make_cache(tmp_path)) == [0, 1, 2]
@@ -96,7 +96,7 @@ def test_a_picture_is_hashed_once_in_each_process(tmp_path: Path, monkeypatch: p
     assert found(copy) == found(copy) == [0, 1, 2]
     assert hashed == [10, 11, 12] * 2
     write_over(file)
-    # What has been compared is not compared again; what is damaged is, each time.
+    # A slot that was compared is not compared again; a damaged slot is compared each time.
     later = make_cache(tmp_path)
     assert found(later) == found(later) == [0, 2]
     assert hashed[6:] == [10, 11, 12, 11]

@@ -1,4 +1,4 @@
-"""The index against a dataset whose content is known."""
+"""The index of a dataset whose content is known."""
 
 import hashlib
 import os

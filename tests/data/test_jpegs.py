@@ -1,4 +1,4 @@
-"""Pictures decoded on the device: on a CPU the same pixels as the workers', by the very same code."""
+"""Decoding on the device: on a CPU the same code gives the same pixels as in workers."""
 
 from collections.abc import Callable
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""The loader under a real `accelerate launch`: processes of one machine and of two, on loopback."""
+"""The loader in a real `accelerate launch`: processes of one machine and of two, on loopback."""
 
 import json
 import os
@@ -34,12 +34,12 @@ Reports = list[dict[str, Any]]
 def reports(
     request: pytest.FixtureRequest, dataset: Path, write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Reports:
-    """What each rank reports."""
+    """Return the report of each rank."""
     num_processes, num_machines, global_batch = request.param
     out = tmp_path_factory.mktemp("accelerate")
     few = write(out / "few", {"train-00000": [Picture(1, (16, 16), (Ref(1, (0, 0, 4, 4), ("the only one",)),))]})
     port = str(free_port())
-    # Not `--cpu`: with it accelerate starts one process, silently.
+    # `--cpu` is not used, because with it accelerate silently starts one process.
     command = [
         *(python(), "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
         *("--num_machines", str(num_machines), "--main_process_ip", "127.0.0.1", "--main_process_port", port),
@@ -66,7 +66,7 @@ def reports(
 
 
 def everything(index: ManifestIndex) -> list[list[int]]:
-    """Every sentence of the dataset, by row and place within it."""
+    """Return all sentences of the dataset as (row, position within the row)."""
     numbers = (index.sentence_start[1:] - index.sentence_start[:-1]).tolist()
     return [[row, sentence] for row in range(index.num_rows) for sentence in range(numbers[row])]
 

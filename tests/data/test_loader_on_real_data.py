@@ -1,4 +1,4 @@
-"""The loader over a real build of real pictures: every sentence once, with the mask and the bytes of the source."""
+"""The loader with a build of real pictures: each sentence once, with the mask and bytes of the source."""
 
 import json
 from pathlib import Path

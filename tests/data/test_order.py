@@ -1,4 +1,4 @@
-"""The epoch as a pure function: worked by hand, then over ranks and cuts."""
+"""The order of an epoch: computed by hand, then for several ranks and interruptions."""
 
 import json
 import threading
@@ -32,13 +32,13 @@ def pairs(plan: BatchPlan, *, padding: bool = False) -> list[tuple[int, int]]:
 
 
 def all_units(order: EpochOrder) -> list[int]:
-    """Units in the epoch's order, without padding."""
+    """Return the units in the epoch's order, without padding."""
     batches = [order.units(step, rank=0, world_size=1).tolist() for step in range(order.num_steps)]
     return [unit for batch in batches for unit in batch][: order.num_units]
 
 
 def whole_epoch(order: EpochOrder, world_size: int = 1) -> list[list[tuple[int, int]]]:
-    """The global batches, put together from the ranks' in rank order."""
+    """Return the global batches, joined from the ranks' batches in the order of ranks."""
     return [
         [pair for rank in range(world_size) for pair in pairs(order.plan(step, rank=rank, world_size=world_size))]
         for step in range(order.num_steps)
@@ -179,7 +179,7 @@ def replace_digest(index: ManifestIndex, digest: str) -> ManifestIndex:
 
 
 def test_the_order_is_pinned(train_index: ManifestIndex) -> None:
-    # Another order would break the resuming of runs begun with an earlier release: who changes it raises the version,
+    # Another order would break the resuming of runs of an earlier release: a change must increase the version,
     # so that cursors of earlier releases are refused. The numbers were worked out with Python's integers, apart from
     # the code (`test_permutation.plain_permutation`).
     assert ORDER_VERSION == 1
@@ -419,7 +419,7 @@ def test_the_books_are_exact_for_any_weights_and_ranks(
         for row, _ in batch:
             seen[row] += 1
     assert order.seen_per_ref().tolist() == seen.tolist()
-    # A unit stands for so many of these counts; no unit is there more than once oftener than another of its member.
+    # Each unit of a member occurs equally often, or once more than others of the same member.
     numbers = np.diff(train_index.sentence_start)
     for rows, num_images, weight in ((range(12), 6, weights[0]), (range(12, 21), 5, weights[1])):
         if sampling == "ref":
@@ -461,7 +461,7 @@ def test_the_books_hold_over_ranks_workers_and_a_resume(train_index: ManifestInd
 
 
 class TwoRanks(Accelerator):
-    """What `prepare_loader` asks of accelerate, for two ranks in two threads."""
+    """The parts of accelerate that `prepare_loader` uses, for two ranks in two threads."""
 
     num_processes = 2
     device = torch.device("cpu")

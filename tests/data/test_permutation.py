@@ -1,4 +1,4 @@
-"""A permutation with random access: nothing twice, nothing missing, every order as likely as any other."""
+"""The permutation: each value occurs once, and all orders are equally likely."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""The plan of an epoch's reading, against counts by hand: `train` has 11 images, 21 refs, 42 sentences."""
+"""The plan of reading an epoch, compared with counts by hand: `train` has 11 images, 21 refs, 42 sentences."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A dataset in object storage: the same batches as from disk, through cuts and damage, within the cache."""
+"""A dataset in object storage: the same batches as from disk, in spite of failures and damage."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """A separate cache for the test."""
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("REFSEG_CACHE_GIGABYTES", "1")
     monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.01)
@@ -237,7 +237,7 @@ def test_images_in_a_pool_come_from_where_it_lies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REFSEG_ALLOW_HOSTS", bucket)  # of the second, which lies on this machine
-    # Beside the dataset in the bucket; and on this machine, over a dataset at a URL.
+    # The pool is beside the dataset in the bucket, or the dataset is on this machine and its pool at a URL.
     beside = write_overlay(tmp_path / "beside", dataset, pool_path="../toy")
     for path in beside.iterdir():
         fsspec.filesystem("s3").put_file(str(path), f"{bucket}/beside/{path.name}")

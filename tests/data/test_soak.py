@@ -1,4 +1,4 @@
-"""The loader over many epochs: nothing grows, nothing is left behind, and a killed worker is noticed."""
+"""The loader over many epochs: memory does not grow, nothing is left behind, and a killed worker is reported."""
 
 import json
 import os
@@ -25,14 +25,14 @@ EPOCHS = 12
 
 
 def shared_memory(pids: list[int]) -> list[str]:
-    """Segments that some processes made through torch: these are named by who made them."""
+    """Return the shared memory that some processes created through torch, whose names contain the process id."""
     made = tuple(f"torch_{pid}_" for pid in pids)
     return [path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(made)]
 
 
 @pytest.fixture(scope="module", params=["threads", "processes"])
 def soaked(request: pytest.FixtureRequest, dataset: Path) -> dict[str, Any]:
-    """What 12 epochs in a process of their own held, and what that left."""
+    """Return the report of 12 epochs in a separate process, and the shared memory that it left."""
     command = [sys.executable, str(SCRIPT), str(dataset), request.param, str(EPOCHS)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -102,7 +102,7 @@ def test_a_killed_worker_is_an_error_that_breaks_off_the_step(dataset: Path) -> 
 
 
 class KillsWhoSentIt:
-    """Kills the process that sends it, at the moment the receiver unpacks it."""
+    """An object that kills its sender at the moment at which the receiver unpickles it."""
 
     def __reduce__(self) -> tuple[Any, tuple[int, int]]:
         return os.kill, (os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Geometry: by hand, against Pillow, and there and back."""
+"""Geometry: by hand, compared with Pillow, and from the original to the input and back."""
 
 from io import BytesIO
 

@@ -1,4 +1,4 @@
-"""Plain streaming: approximate in order, complete in content."""
+"""Streaming of tars: the order is approximate, the content complete."""
 
 import tarfile
 from collections.abc import Callable

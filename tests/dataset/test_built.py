@@ -1,4 +1,4 @@
-"""A built dataset is opened in one place."""
+"""`BuiltDataset` opens a dataset and compares its files with the descriptor."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.pipelines.conftest import TinyRefer
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    """Three refs of train in two shards, one of val; `plus` lies over it."""
+    """Three refs of train in two shards, one of val; `plus` uses its images as a pool."""
     tiny = TinyRefer(root=tmp_path / "source")
     for image_id, split in ((7, "train"), (8, "train"), (9, "train"), (11, "val")):
         tiny.add_image(image_id, (split,))

@@ -1,4 +1,4 @@
-"""One damage, one refusal: whatever opens a damaged dataset says of it what `refseg verify` says."""
+"""Every command and function refuses a damaged dataset with the message of `refseg verify`."""
 
 import io
 import json
@@ -47,7 +47,7 @@ class Built:
 
 
 def draw(folder: Path, name: str = "refcoco", split_by: str = "unc", first: int = 7) -> TinyRefer:
-    """Five pictures, of train and val."""
+    """Five pictures in train and val."""
     tiny = TinyRefer(root=folder, folder=name, split_by=split_by)
     for number, split in enumerate(("train", "train", "train", "val", "val")):
         tiny.add_image(first + number, (split,))
@@ -65,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def alter_offset(built: Built) -> Path:
-    """One block further, in a file whose size is the descriptor's and whose hash is not."""
+    """Shift a sample by one block, in a file with the right size and another hash."""
     path = built.base / MANIFEST
     table = pq.read_table(path)
     offsets = pa.array([offset + 512 for offset in table.column("image_offset").to_pylist()])
@@ -94,7 +94,7 @@ def remove_tar(built: Built) -> Path:
 
 
 def alter_pool(built: Built) -> Path:
-    """The pool is another build of the same dataset, whole by itself."""
+    """Replace the pool by another undamaged build of the same dataset."""
     shutil.rmtree(built.base)
     shutil.copytree(built.root / "another", built.base)
     with (built.base / "train-00000.tar").open("ab") as file:
@@ -120,7 +120,7 @@ DAMAGES = {
 
 @dataclass(frozen=True)
 class Damaged:
-    """A damaged dataset, how a refusal begins, and what `verify` says."""
+    """A damaged dataset, the start of a reader's message, and the message of `verify`."""
 
     folder: Path
     begins: str
@@ -151,7 +151,7 @@ def build_over(folder: Path, out: Path) -> object:
 
 
 def score(folder: Path, out: Path) -> object:
-    """By its command, as no function opens the dataset for it."""
+    """Run the command, because no function opens the dataset for it."""
     (out / "masks.jsonl").write_text("{}")
     errors = io.StringIO()
     with redirect_stderr(errors):

@@ -1,4 +1,4 @@
-"""A manifest is read in `refseg/dataset/` alone, where its hash and its rows are checked."""
+"""Only `refseg/dataset/` reads manifests, because it checks their hash and rows."""
 
 import ast
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ OWN_PARQUET = {
 
 
 def arrow_readers(tree: ast.AST) -> Iterator[str]:
-    """Modules of pyarrow that read Parquet, however they are imported or named by `pyarrow`."""
+    """Return the modules of pyarrow that read Parquet, in any form of import."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Tiny datasets in REFER's layout, written by hand, that each test can break in one place."""
+"""Tiny datasets in REFER's layout, written by hand, of which a test can change one value."""
 
 import json
 import pickle
@@ -18,13 +18,13 @@ from refseg.dataset.manifest_writer import ManifestRow
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """The rows of a manifest, which are compared with nothing."""
+    """Return the rows of a manifest without checks."""
     return [ManifestRow.from_dict(fields) for fields in read_rows(path.read_bytes())]
 
 
 @dataclass
 class TinyRefer:
-    """REFER's records of a few 20 x 10 pictures; `write` puts them on disk as they stand by then."""
+    """REFER's records of a few 20 x 10 pictures; `write` writes their current state to disk."""
 
     root: Path
     refs: list[Any] = field(default_factory=list)
@@ -39,7 +39,7 @@ class TinyRefer:
         return self.root / "images" / "train2014"
 
     def add_image(self, image_id: int, splits: tuple[str, ...] = ("val",)) -> None:
-        """One picture; in each split one ref, to a square of 4 x 4 pixels of its own."""
+        """Add a picture with one ref per split, each to a separate square of 4 x 4 pixels."""
         name = f"COCO_train2014_{image_id:012d}.jpg"
         self.images.append({"id": image_id, "file_name": name, "height": 10, "width": 20, "license": 4})
         for number, split in enumerate(splits):
@@ -71,7 +71,7 @@ class TinyRefer:
         return self.root
 
     def options(self, out: Path, **changes: Any) -> BuildOptions:
-        """Write the dataset and say how to build it, in this process and with two images to a shard."""
+        """Write the dataset and return options that build it in this process with two images per shard."""
         given = {"dataset": f"{self.folder.replace('+', 'plus')}/{self.split_by}", "workers": 1, "images_per_shard": 2}
         given["accept_counts"] = True  # five pictures are not RefCOCO
         return BuildOptions(annotations=self.write(), out=out, **{**given, **changes})
@@ -88,7 +88,7 @@ def tiny(tmp_path: Path) -> TinyRefer:
 
 @pytest.fixture
 def raw_shard() -> Callable[[RawSource], RawShard]:
-    """All of a source in memory, as one shard."""
+    """Return a whole source in memory, as one shard."""
 
     def load(source: RawSource) -> RawShard:
         tables: dict[str, dict[int, Any]] = {"images": {}, "annotations": {}, "categories": {}, "licenses": {}}
@@ -108,7 +108,7 @@ def raw_shard() -> Callable[[RawSource], RawShard]:
 
 @pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Everything below a folder, by relative path."""
+    """Return the content of all files below a folder, by relative path."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

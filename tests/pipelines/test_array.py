@@ -1,4 +1,4 @@
-"""Stages as jobs of a scheduler: any order, twice at once, preempted, and the script for Slurm that we ship."""
+"""Stages as jobs of a scheduler: in any order, twice at once, preempted, and with the bundled script for Slurm."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ from tests.warm_python import python
 Contents = Callable[[Path], dict[str, bytes]]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_array.sbatch"
 
-# In the place of Slurm's own: writes down what it is given and runs the job at once, the tasks of an array backwards.
+# A replacement for Slurm's sbatch: it records its arguments and runs the job at once, an array in reverse order.
 SBATCH = """\
 #!{python}
 import os, subprocess, sys
@@ -57,7 +57,7 @@ def expected(tiny: Any, tmp_path: Path, contents: Contents) -> dict[str, bytes]:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Puts an `sbatch` and this Python's `refseg` on the path; the file where the former writes its arguments."""
+    """Put an `sbatch` and this Python's `refseg` on the path; return the file with its arguments."""
     folder, log = tmp_path / "bin", tmp_path / "sbatch.log"
     folder.mkdir()
     sbatch, refseg = folder / "sbatch", folder / "refseg"
@@ -205,7 +205,7 @@ def test_a_kill_after_the_descriptor_leaves_nothing_that_finalize_does_not_remov
 def test_another_build_that_ended_meanwhile_is_not_built_over(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
 ) -> None:
-    """Between the first look at a folder and its lock, somebody else plans or finishes."""
+    """Another process plans or finishes a build between the first check of a folder and its lock."""
     from pipelines import build
 
     out = tmp_path / "out"
@@ -236,7 +236,7 @@ def test_a_file_system_without_locks_is_named_and_used(
 
 
 def start_task(tiny: Any, out: Path, *, workers: int) -> subprocess.Popen[str]:
-    """Stage `shards` in a process, which is a child of this one if it has workers to look for."""
+    """Start stage `shards` in a process; with workers it is a direct child of this process."""
     executable = sys.executable if workers > 1 else python()
     build = [executable, "-m", "refseg", "build-shards", *command(tiny, out), "--stage", "shards"]
     build += ["--workers", str(workers)]
@@ -244,7 +244,7 @@ def start_task(tiny: Any, out: Path, *, workers: int) -> subprocess.Popen[str]:
 
 
 class Obstacle:
-    """An image that whoever reads it waits for, for ever; `restore` brings it back, but not to those who wait."""
+    """An image whose readers wait indefinitely; `restore` puts the file back, but waiting readers keep waiting."""
 
     def __init__(self, image: Path) -> None:
         self.image, self.kept, self.pipe = image, image.with_suffix(".kept"), image.with_suffix(".pipe")
@@ -253,7 +253,7 @@ class Obstacle:
         self.handle = -1
 
     def wait(self) -> None:
-        """Until somebody reads it."""
+        """Wait until a process reads it."""
         deadline = time.monotonic() + 300
         while self.handle < 0:
             assert time.monotonic() < deadline
@@ -362,7 +362,7 @@ def test_twins_write_the_same_shards_at_once(
 
 
 def _children(process: int) -> list[int]:
-    """Workers of a process."""
+    """Return the workers of a process."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 

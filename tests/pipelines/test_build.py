@@ -112,7 +112,7 @@ def test_a_finished_build_is_checked_and_left_alone(tiny: Any, tmp_path: Path, c
 def test_a_finished_build_outlives_an_upgrade_but_a_begun_one_does_not(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Another Parquet writer means other bytes: never half of each in one folder.
+    # Another Parquet writer gives other bytes, and a folder must not contain files of both.
     build_dataset(tiny.options(tmp_path / "finished"))
     _interrupt_build(tiny, tmp_path / "begun")
     monkeypatch.setattr(build_plan.pa, "__version__", "0.1")
@@ -168,7 +168,7 @@ def test_changed_annotations_and_images_are_other_inputs(tiny: Any, tmp_path: Pa
 
 
 def _interrupt_build(tiny: Any, out: Path) -> None:
-    """Ctrl-C after the first shard."""
+    """Raise KeyboardInterrupt after the first shard."""
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The main job on real images and annotations: `refer-mini`, all four datasets it holds."""
+"""Builds from real images and annotations: all four datasets of `refer-mini`."""
 
 import json
 import pickle

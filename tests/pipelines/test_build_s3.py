@@ -1,4 +1,4 @@
-"""A build whose inputs or output lie on an S3 server: the bytes of a local build, also after kills and failures."""
+"""Builds with inputs or output on an S3 server: the bytes of a local build, also after kills and failures."""
 
 import itertools
 import os

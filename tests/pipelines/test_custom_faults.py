@@ -1,4 +1,4 @@
-"""Faults of users' own data that a build finds: named by what the user wrote, not by ids they never gave."""
+"""Faults of users' own data: errors name the table's lines, not ids that users never gave."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ HEADER = "image,sentence,split,mask,box,rle,height,width\n"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`a.jpg` of 20 x 10 pixels, and two masks: one with nothing in it, one of another size."""
+    """`a.jpg` of 20 x 10 pixels, and two masks: an empty one, and one of another size."""
     folder = tmp_path / "mine"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (20, 10)).save(folder / "images" / "a.jpg")

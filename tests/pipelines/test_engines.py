@@ -1,4 +1,4 @@
-"""Local processes: every result once, the same bytes with any number, and an end when told."""
+"""Local processes: each result once, the same bytes with any number of workers, and an end on request."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from pipelines.build import build_dataset
 from pipelines.engines import run_local, run_tasks, usable_cores
 from refseg.errors import UsageError, WorkerError
 
-# Workers are spawned and find functions by their modules, so these tests run functions of Python's own.
+# Spawned workers import functions by their modules, so these tests use functions of the standard library.
 
 
 def _children() -> list[int]:
-    """Processes of this one, multiprocessing's resource tracker left out."""
+    """Return the child processes of this one, without multiprocessing's resource tracker."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 

@@ -1,4 +1,4 @@
-"""Exports: what a round trip keeps, what each format's own readers find, and what is refused."""
+"""Exports: round trips, the results of each format's own readers, and errors."""
 
 import io
 import json

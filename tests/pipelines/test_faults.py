@@ -1,4 +1,4 @@
-"""The faults a dataset can catch after it was built, and who says what about each; `-s` prints the table."""
+"""Damages of a built dataset, and the message of each reader about them; `-s` prints the table."""
 
 import random
 import shutil
@@ -30,7 +30,7 @@ TAR, PARQUET = "val-00001.tar", "val-00001.parquet"
 
 
 def _cut(past: int) -> Callable[[Path], object]:
-    """Keeps the first sample, and this many bytes of the second."""
+    """Keep the first sample and some bytes of the second."""
 
     def damage(out: Path) -> None:
         path = out / TAR
@@ -156,7 +156,7 @@ def built(tiny: Any, tmp_path: Path) -> Path:
 
 
 def _batches(folder: Path, into: list[Batch]) -> None:
-    """All batches of an epoch, in order, as far as they come."""
+    """Return the batches of an epoch in order, up to the first error."""
     index = ManifestIndex.open(folder, ["val", "testA"])
     reading = Reading(
         geometry="letterbox", input_size=(24, 24), sampling="sentence", global_batch=1, num_tokens=12, shuffle=False,
@@ -168,7 +168,7 @@ def _batches(folder: Path, into: list[Batch]) -> None:
 
 
 def _loader_says(folder: Path, truth: list[Batch]) -> tuple[str, str]:
-    """When the loader refuses a dataset, and how. What it gave until then must be the truth."""
+    """Return when and how the loader refuses a dataset. The batches before that must be correct."""
     given: list[Batch] = []
     message = ""
     try:

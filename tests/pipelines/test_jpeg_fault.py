@@ -75,7 +75,7 @@ def test_reduced_decoding_finds_what_whole_decoding_finds(form: str) -> None:
 
 
 def test_sampling_that_cannot_be_decoded_is_found() -> None:
-    # Colour is not made, but whether it could be is looked at.
+    # The check decodes without colour, but still finds faults of the colour data.
     data = FORMS["4:4:4"]
     start = data.index(b"\xff\xc0") + 11  # sampling factors of Y; those of Cb and Cr follow three bytes apart
     answers = set()

@@ -15,7 +15,7 @@ ITEMS = [RECORD, 17, "a", [], {}, True, 0.25, [[1]], 99]
 
 @pytest.fixture(params=[1, 2, 3, 7, 1 << 20])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes read at once: values are cut anywhere, letters and numbers too."""
+    """Number of bytes per read: chunks end within values, letters and numbers."""
     monkeypatch.setattr(json_stream, "_CHUNK", request.param)
     return request.param
 

@@ -1,4 +1,4 @@
-"""SIGKILL while building: the next run ends with the same bytes, no reader is fooled meanwhile, no worker is left."""
+"""SIGKILL during a build: the next run gives the same bytes, no reader accepts the folder, no worker remains."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_build.py"
     ("kinds", "num_points"), [(["step", "moment"], 10), (["worker", "parent", "upload", "upload-moment"], 10)]
 )
 def test_a_build_killed_anywhere_ends_with_the_same_bytes(kinds: list[str], num_points: int) -> None:
-    """At seeded points; `scripts/kill_build.py` says what is looked at after each, and runs as many as one likes."""
+    """Kill at seeded points; `scripts/kill_build.py` describes the checks after each and runs any number of kills."""
     command = [sys.executable, str(SCRIPT), "--points", str(num_points), "--seed", "1", "--only", *kinds]
     run = subprocess.run(command, capture_output=True, text=True)
 
@@ -33,13 +33,13 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(kinds: list[str], num_
 
 
 def _children(pid: int) -> list[int]:
-    """Python processes below a process, the resource tracker left out."""
+    """Return the Python processes below a process, without the resource tracker."""
     found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
 
 def _hear_interrupts() -> None:
-    """Undo a shell's habit: what it starts in the background ignores Ctrl-C, and so do all its children."""
+    """Make Ctrl-C effective again: processes that a shell starts in the background ignore it, as do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Leak-free unions: small ones worked by hand, then the real evaluation lists against the rule of others."""
+"""Mixes without leaks: small ones computed by hand, then the real evaluation lists and the rules of other projects."""
 
 import dataclasses
 import hashlib
@@ -199,7 +199,7 @@ def test_a_member_over_another_ones_images_shares_its_pool(build: Build, tmp_pat
 
 
 def test_an_image_of_two_members_stays_two_images(build: Build, tmp_path: Path) -> None:
-    # One image in one tar: its rows of both members are neighbours, and still each member has its own.
+    # Rows of both members refer to the same image in one tar and are adjacent, but each belongs to its member.
     base = build("refcoco/unc", {1: ("train",)})
     over = build("refcocoplus/unc", {1: ("train",)}, images_from=(base,))
 
@@ -253,7 +253,7 @@ def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp
         mix(remote, remote[0])
     with pytest.raises(UsageError, match="found files but no mix, expected a new or empty folder"):
         mix(remote, bucket, name="all")
-    # From disk the way into a bucket is the whole URL.
+    # A dataset on disk refers to a pool in a bucket by its whole URL.
     near = mix(remote, tmp_path / "near")
     assert [pool.path for pool in near.image_pools] == list(remote)
 
@@ -305,7 +305,7 @@ def test_another_mix_is_not_written_over_a_finished_one(members: list[Path], tmp
 
 
 def test_another_weight_is_another_digest(members: list[Path], tmp_path: Path) -> None:
-    # A run must not go on in another order of samples.
+    # A run must not be resumed with another order of samples.
     once = mix(members, tmp_path / "a" / "all")
     twice = mix(members, tmp_path / "b" / "all", weights=(1.0, 2.0))
 
@@ -420,7 +420,7 @@ def write_listed(folder: Path, dataset: str, splits: dict[str, set[int]]) -> Pat
             "shard": f"{entry.name}.tar", "image_bytes": 1, "sample_bytes": 2048, "sample_xxh3": "0" * 16,
             "image_kind": "jpg",
         }  # fmt: skip
-        # Each dataset has saved its pictures for itself: only the ids tell that they are the same.
+        # Each dataset has other bytes for the same pictures, so only the ids identify them.
         rows = [
             {
                 **same,

@@ -1,4 +1,4 @@
-"""Pickles of annotations: NumPy's plain values are read, everything else is refused, and nothing runs."""
+"""Pickles of annotations: plain values, also NumPy's, are read, all else is refused, and no code is executed."""
 
 import pickle
 from collections import OrderedDict
@@ -87,7 +87,7 @@ def test_other_values_are_named_with_the_way_out(value: Any, message: str, proto
 
 
 def _attributes() -> dict[str, dict[str, Any]]:
-    """Of every function and class that a pickle could reach."""
+    """Return all functions and classes that a pickle could name."""
     found = vars(numpy_pickle).items()
     return {name: dict(vars(value)) for name, value in found if callable(value) and hasattr(value, "__dict__")}
 

@@ -1,4 +1,4 @@
-"""Images that another dataset has are pointed to, not written again."""
+"""Images of another dataset are referred to and not written again."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_workers_and_places_do_not_change_the_bytes(tiny: Any, pool: Path, tmp_p
     build_dataset(_plus(tiny).options(tmp_path / "b", images_from=(pool,), workers=2))
 
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    # Moved together, both go on working; rows name the pool, the descriptor says where it lies.
+    # Both datasets still work after they were moved together: rows name the pool, and the descriptor has its path.
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.move(pool, moved / "refcoco")

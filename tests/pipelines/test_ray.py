@@ -1,4 +1,4 @@
-"""Builds on Ray: a real one of two cores on loopback, for all tests of this file."""
+"""Builds on Ray: all tests of this file use a real Ray instance with two cores."""
 
 import logging
 import os
@@ -20,12 +20,12 @@ from refseg.cli import main
 from refseg.errors import ImageError, RefsegError, StorageError, UsageError, WorkerError
 from tests.ports import free_port
 
-# Functions for Ray are made inside tests: such travel by value, as workers do not have this module.
+# Functions for Ray are defined inside tests, so that Ray pickles them by value: workers cannot import this module.
 
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[Any]:
-    """A Ray that this process is connected to, as a program of the user's would be."""
+    """A Ray instance to which this process is connected, like a user's program."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -180,7 +180,7 @@ _RAY = ("--accept-counts", "--images-per-shard", "1", "--engine", "ray", "--work
 
 
 def _marked(mark: str) -> list[int]:
-    """Processes whose environment holds a mark: all that a command started, whoever their parents are by now."""
+    """Return all processes that a command started, found by a mark in their environment."""
     found = []
     for folder in Path("/proc").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""Pictures stored at training size: smaller files, and everything else as from the originals."""
+"""Pictures reduced to training size: files are smaller, and all else equals a build of the originals."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One picture under several identities: reported by build, verify and stats, and refused where that is asked for."""
+"""A picture in several splits or under several ids is reported by build, verify and stats, or refused on request."""
 
 import json
 import logging

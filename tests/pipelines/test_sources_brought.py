@@ -1,4 +1,4 @@
-"""Annotation files as people bring them: compressed, misnamed, pointers, ids as floats, records that nothing uses."""
+"""Irregular annotation files: compressed, misnamed, LFS pointers, ids as floats, records that no ref uses."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def rejects_of(folder: Path) -> list[tuple[int, str]]:
 
 
 def as_json(tiny: Any) -> Path:
-    """Write the refs as JSON in the place of the pickle."""
+    """Write the refs as JSON instead of the pickle."""
     folder: Path = tiny.write() / tiny.folder
     (folder / f"refs({tiny.split_by}).p").unlink()
     (folder / f"refs({tiny.split_by}).json").write_text(json.dumps(tiny.refs))

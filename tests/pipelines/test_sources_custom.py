@@ -1,4 +1,4 @@
-"""Users' tables: every form of target, every form of file, and all mistakes named at once."""
+"""Users' tables: all kinds of targets and files; an error lists all mistakes."""
 
 import csv
 import json
@@ -486,7 +486,7 @@ def test_a_spreadsheet_writes_what_it_separates_columns_with(
     names = header.replace('"', "").split(",")
     cells = {"image": "a.jpg", "sentence": '"one, two; three\tfour"', "split": " val ", "box": '"1,2;3 4"'}
     lines = [mark + header.replace(",", separator), separator.join(cells[name] for name in names)]
-    # Columns and lines of nothing, as spreadsheets leave them.
+    # Empty columns and lines, as spreadsheets write them.
     empty = separator * 2
     lines = [line + empty for line in lines] + [separator * 3, "", f" {empty}"]
     (tmp_path / "sentences.csv").write_text("\r\n".join(lines), encoding="utf-8", newline="")

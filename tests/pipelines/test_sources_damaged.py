@@ -1,4 +1,4 @@
-"""Damaged annotation files of every family end as a plan or as a named error, wherever and however they are damaged."""
+"""Damaged annotation files of every family give a plan or an error that names the file."""
 
 import csv
 import io
@@ -199,7 +199,7 @@ def spoil_values(value: Any, rng: random.Random) -> Any:
 
 
 def spoil_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Cut, change, insert or repeat bytes at one place."""
+    """Remove, change, insert or repeat bytes at one offset."""
     at = rng.randrange(len(data) + 1)
     kind = rng.randrange(5)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Whatever stands in a user's table, it ends as refs or as an error that names the file."""
+"""Any content of a user's table gives refs or an error that names the file."""
 
 import csv
 import io
@@ -48,7 +48,7 @@ GOOD = st.fixed_dictionaries(
 
 
 def read_whole(path: Path, data: bytes) -> int | None:
-    """Read a table; how many sentences come out, None if it is refused."""
+    """Read a table and return the number of its sentences; None if it is refused."""
     path.write_bytes(data)
     try:
         raw = read_source(MINE, path)

@@ -1,4 +1,4 @@
-"""The guide to one's own data does what it says."""
+"""The commands of the guide `docs/your-own-data.md` have the results that it states."""
 
 import re
 import shlex
@@ -52,7 +52,7 @@ def test_the_commands_shown_lead_from_pictures_to_a_mask(my_photos: Path, capsys
     assert main(shlex.split(built)[2:]) == main(shlex.split(browsed)[2:]) == 0
     assert Path("browse/index.html").is_file()
 
-    # In the place of quickstart's model, one that is as large and was trained for a step.
+    # A model of the same size as quickstart's, trained for one step, replaces it.
     quick = ["train.max_steps=1", "train.val_every_epochs=0", "train.trackers=[]", "data.num_workers=0"]
     assert train.main(["toy-quick", "--out", "quickstart/run", "--set", "data.root=shards/my-photos", *quick]) == 0
     assert trained.startswith(program)

@@ -22,7 +22,7 @@ MINE = find_dataset("custom/mine")
 
 
 def draw(annotation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """What pycocotools makes of an annotation."""
+    """Return the mask of an annotation as pycocotools draws it."""
     shapes = coco_mask.frPyObjects(annotation["segmentation"], *size)
     return coco_mask.decode(coco_mask.merge(shapes) if isinstance(shapes, list) else shapes)
 

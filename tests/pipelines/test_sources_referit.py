@@ -1,4 +1,4 @@
-"""ReferIt's boxes as text_objseg publishes them, by hand and as released."""
+"""ReferIt's boxes in text_objseg's format: by hand, and from the released files."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The toy dataset as its files show it: sentences are parsed and objects found anew, without the generator's help."""
+"""The toy dataset, judged by its files: sentences are parsed and objects found without the generator's code."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ AXIS = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "above": (1, 1), "botto
 
 
 class Found(NamedTuple):
-    """An object as the files show it."""
+    """An object found in the files."""
 
     ann_id: int
     shape: str
@@ -92,7 +92,7 @@ def mask_of(annotation: dict[str, Any], size: tuple[int, ...]) -> npt.NDArray[np
 
 
 def named_by(sentence: str, objects: list[Found]) -> list[Found]:
-    """What a reader takes a sentence to name."""
+    """Return the objects that a sentence names."""
     sentence = sentence.removeprefix("the ")
     if match := RELATION.fullmatch(sentence):
         head, relation, anchor_words = match.groups()

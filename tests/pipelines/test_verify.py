@@ -1,4 +1,4 @@
-"""Verify against datasets that contradict themselves; `test_faults.py` has those that were damaged after the build."""
+"""Verify finds contradictions within datasets; `test_faults.py` has datasets that were damaged after the build."""
 
 import hashlib
 import json
@@ -102,7 +102,7 @@ def _change_token(row: ManifestRow) -> ManifestRow:
 def test_rows_that_contradict_themselves_are_named_even_if_every_hash_agrees(
     built: Path, change: Callable[[ManifestRow], ManifestRow], message: str
 ) -> None:
-    """As if a fault of the build had written them: the descriptor is made to fit."""
+    """Write changed rows and adapt the descriptor, as if a fault of the build had written them."""
     descriptor = load_descriptor(built)
     name = next(
         entry.name
@@ -200,7 +200,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 def say(folder: Path, **options: Any) -> str:
-    """All faults, one a line."""
+    """Return all faults, one per line."""
     return "\n".join(map(str, verify_dataset(folder, **options)))
 
 
@@ -338,7 +338,7 @@ def test_a_built_overlay_has_tars_for_the_rest_and_is_verified_and_read(built: P
 
 def test_a_row_that_points_at_another_image_of_a_pool_is_named(built: Path, tmp_path: Path) -> None:
     folder = overlay(built, tmp_path / "over", image_id=11)
-    # All is as hashed, but rows of images 7, 8, 9 and 12 say image 11.
+    # All hashes are right, but rows of the images 7, 8, 9 and 12 state image 11.
     lines = say(folder).splitlines()
     assert sum("expected image 11 as in the manifest" in line for line in lines) == 4
 
