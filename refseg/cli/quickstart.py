@@ -1,4 +1,4 @@
-"""`refseg quickstart`: the whole flow, each step a command that is shown and can be called alone."""
+"""`refseg quickstart`: draw, train and score a small example; each step is a command printed before it runs."""
 
 import argparse
 import shlex
@@ -60,7 +60,10 @@ def _print_plan(options: QuickstartOptions, steps: "tuple[Step, ...]") -> None:
 
 @contextmanager
 def _shown(num_steps: int) -> "Iterator[tuple[Callable[[str], None], Callable[[Status], None]]]":
-    """How lines are printed, and how the status is: by a bar on a terminal, elsewhere by a line every 30 seconds."""
+    """Yield a function that prints a line and one that shows the status.
+
+    On a terminal the status is a bar. Elsewhere it is a line on stderr, at most one every `SECONDS_BETWEEN_LINES`.
+    """
     if not sys.stderr.isatty():
         last_line = time.monotonic()
 
@@ -90,7 +93,7 @@ def _state(status: "Status", num_steps: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as people say it: `45 s`, `12 min`."""
+    """Format a duration: whole seconds below 100 s (`45 s`), whole minutes from there on (`12 min`)."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -117,7 +120,11 @@ to masks is described in docs/your-own-data.md; `source .venv/bin/activate` puts
 
 
 def _share(control: float, own: float) -> str:
-    """What the shuffled score says: a model that ignores the sentence scores the same either way."""
+    """Compare the score on shuffled sentences with the model's own score.
+
+    A model that ignores the sentence has the same score on both, so the share is then near 100 %. The sentences count
+    as read when the share is below one third.
+    """
     if own == 0:
         return "nothing is learnt yet"
     verdict = "the sentences are read" if 3 * control < own else "the sentences are hardly read yet"

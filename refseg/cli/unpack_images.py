@@ -1,4 +1,4 @@
-"""`refseg unpack-images`: the pictures in Parquet files as files, for a build that names their folder."""
+"""`refseg unpack-images`: write the pictures in Parquet files to a folder, which `refseg build` then reads."""
 
 import argparse
 
@@ -19,6 +19,6 @@ def run(args: argparse.Namespace) -> int:
     from pipelines.sources.pictures import unpack_images
 
     written = [is_new for _, is_new in unpack_images(args.files, args.out)]
-    there = len(written) - sum(written)
-    print(f"{args.out}: wrote {counted(sum(written), 'picture')}" + (f", {there} were there" if there else ""))
+    kept = len(written) - sum(written)
+    print(f"{args.out}: wrote {counted(sum(written), 'picture')}" + (f", {kept} already existed" if kept else ""))
     return 0

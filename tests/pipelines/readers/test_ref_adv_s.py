@@ -46,7 +46,7 @@ def test_unpacked_pictures_are_those_of_the_rows(tmp_path: Path, capsys: pytest.
     words = ["unpack-images", str(folder), "--out", str(pictures)]
     assert main(words) == main(words) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{pictures}: wrote 3 pictures", f"{pictures}: wrote 0 pictures, 3 were there"
+        f"{pictures}: wrote 3 pictures", f"{pictures}: wrote 0 pictures, 3 already existed"
     ]  # fmt: skip
     assert (pictures / "b.jpg").read_bytes() == jpeg(9)
     options = {"dataset": "custom/adv", "reader": "ref-adv-s", "annotations": folder, "images": pictures, "workers": 1}
