@@ -47,7 +47,9 @@ def report_runs(options: ReportOptions) -> tuple[Path, Path]:
         if not run.is_dir():
             raise UsageError(f"{run}: no such folder; expected a run that refseg/train.py wrote")
     if others:
-        return _write(out, build_comparison(load_runs(options.runs), written_at=datetime.now(UTC)))
+        runs = load_runs(options.runs)
+        indexes = _open_indexes(runs[0].results, options.data)
+        return _write(out, build_comparison(runs, indexes, written_at=datetime.now(UTC)))
     evaluation = find_results(folder)
     results = load_results(evaluation)
     record = RunRecord(

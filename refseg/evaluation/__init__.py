@@ -20,11 +20,15 @@ The modules, in the order in which data passes through them:
     origin         records what was scored
     results        writes and reads rows and scores
     explanation    computes what a model attended to
-    overlay        draws masks over a picture
+    overlay        draws the outline of a mask over a picture
+    outlines       traces the outline of a mask as a path for a page
     heat_maps      draws attention maps over a picture
-    examples       chooses and draws examples for a report
+    examples       chooses examples for a report, with their pictures and the outlines of their masks
+    compared_examples  chooses examples for the comparison of two runs
     curves         lays out curves over training steps
     report         builds the report of a run
     comparison     builds the comparison of several runs
     pages          renders reports as HTML and Markdown
+
+The templates contain what all pages share, those of `refseg.apps` included: `look.css`, `viewer.js`, `parts.html.j2`.
 """

@@ -105,7 +105,7 @@ BREAKDOWNS: dict[str, Callable[[pa.Table, Protocol], list[Group]]] = {
 """All groupings by their titles in a report."""
 
 
-def iou_histogram(table: pa.Table, protocol: Protocol, *, num_bins: int = 20) -> list[int]:
+def iou_histogram(table: pa.Table, protocol: Protocol, *, num_bins: int) -> list[int]:
     """Count the sentences in `num_bins` equal bins of IoU from 0 to 1; the last bin includes 1."""
     histogram, _ = np.histogram(row_ious(table, protocol), bins=num_bins, range=(0, 1))
     return [int(number) for number in histogram]

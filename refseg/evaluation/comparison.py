@@ -1,24 +1,31 @@
 """Compares several runs with the first one, image by image, on every split and protocol that both were scored on.
 
-Scores that cannot be compared are listed with the reason.
+Scores that cannot be compared are listed with the reason. If both runs kept their predicted masks, the page shows the
+same examples with the masks of both.
 """
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from refseg.data.index import ManifestIndex
 from refseg.errors import UsageError
 from refseg.evaluation.bootstrap import LEVEL, NUM_DRAWS, Difference, are_of_same_sentences, compare
+from refseg.evaluation.compared_examples import RIGHT, ComparedGroup, choose_compared_examples
 from refseg.evaluation.origin import OriginOfModel
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.protocols import Protocol
+from refseg.evaluation.report import describe_splits, evaluate_command
 from refseg.evaluation.results import Results, find_results, load_results, results_name
-from refseg.evaluation.rows import RowFacts
+from refseg.evaluation.rows import RowFacts, has_predictions
 from refseg.evaluation.scores import Scores, score
 
 logger = logging.getLogger(__name__)
+
+EXAMPLES_PER_GROUP = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +34,14 @@ class Run:
 
     Attributes:
         name: Name of the run on the page.
+        folder: Folder of the run, as the user names it.
+        evaluation: Folder of its results: `folder`, or `evaluation` in it.
         results: Results of its splits; shuffled controls among them are not compared.
     """
 
     name: str
+    folder: str
+    evaluation: str
     results: Sequence[Results]
 
 
@@ -43,12 +54,18 @@ class Column:
         results: Results of the run on the split.
         scores: Scores under the protocol.
         differences: Differences from the first run, by the name of the score; None for the first run.
+        groups: Examples beside the first run's; empty for the first run and where masks or images are missing.
+        why_no_groups: What is missing for examples; empty where nothing is.
+        commands: What to run for a page with examples.
     """
 
     name: str
     results: Results
     scores: Scores
     differences: dict[str, Difference] | None
+    groups: tuple[ComparedGroup, ...] = ()
+    why_no_groups: str = ""
+    commands: tuple[str, ...] = ()
 
     @property
     def leak_warning(self) -> str:
@@ -92,12 +109,15 @@ class _Setting:
 _Scored = Mapping[_Setting, Results]
 
 
-def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
+def build_comparison(
+    runs: Sequence[Run], indexes: Mapping[str, ManifestIndex] | None = None, *, written_at: datetime
+) -> Report:
     """Build the page that compares several runs.
 
     Args:
-        runs: At least two runs; differences are computed from the first one.
-        written_at: Time for the foot of the page.
+        runs: At least two runs; each is compared with the first one.
+        indexes: Indexes of the images, by dataset and split (`toy/refseg val`); without them the page says what is missing.
+        written_at: Time for the title and the foot of the page.
 
     Returns:
         The page. Scores that are not compared are listed with the reason, and logged as warnings.
@@ -110,6 +130,7 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
     if len(scored) < len(runs):
         raise UsageError(f"found {', '.join(run.name for run in runs)}; expected each run once")
     (first, ours), *others = scored.items()
+    by_name = {run.name: run for run in runs}
     comparisons = []
     left_out = []
     for setting, own in ours.items():
@@ -119,7 +140,9 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
             if reason := _why_not(first, own, name, theirs, setting):
                 missing.append(f"{name} is not compared: {reason}")
             else:
-                columns.append(_column(own, name, theirs[setting], setting.protocol))
+                index = (indexes or {}).get(own.origin.scored_on)
+                pair = (by_name[first], by_name[name])
+                columns.append(_column(pair, (own, theirs[setting]), setting.protocol, index))
         if len(columns) > 1:
             title = f"{setting.dataset} {setting.split}, protocol {setting.protocol.name}"
             comparisons.append(Comparison(title=title, columns=tuple(columns), missing=tuple(missing)))
@@ -147,7 +170,17 @@ def build_comparison(runs: Sequence[Run], *, written_at: datetime) -> Report:
         f"Differences from {first}, each with the interval of {LEVEL:.0%} of {NUM_DRAWS:,} draws of images, the same "
         "for both runs, and p: twice the share of draws on the other side of zero"
     )
-    values = {"runs": runs, "comparisons": comparisons, "left_out": left_out, "difference_rule": rule}
+    compared = [column.results for comparison in comparisons for column in comparison.columns]
+    values = {
+        "runs": runs,
+        "title": " against ".join(run.name for run in runs),
+        "scored_on": describe_splits(compared),
+        "comparisons": comparisons,
+        "left_out": left_out,
+        "difference_rule": rule,
+        "right": RIGHT,
+        "has_examples": any(column.groups for comparison in comparisons for column in comparison.columns),
+    }
     return render("comparison", values, written_at=written_at)
 
 
@@ -160,7 +193,10 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     found = [find_results(folder) for folder in folders]
     if len({path.resolve() for path in found}) < len(found):
         raise UsageError(f"found {', '.join(map(str, folders))}; expected each run once")
-    return [Run(name=name, results=load_results(path)) for name, path in zip(short_names(folders), found, strict=True)]
+    return [
+        Run(name=name, folder=str(folder), evaluation=str(path), results=load_results(path))
+        for name, folder, path in zip(short_names(folders), folders, found, strict=True)
+    ]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -219,6 +255,41 @@ def _differing_rules(first: Protocol, second: Protocol) -> str:
     return ", ".join(f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if ours[key] != theirs[key])
 
 
-def _column(own: Results, name: str, found: Results, protocol: Protocol) -> Column:
+def _column(
+    runs: tuple[Run, Run], results: tuple[Results, Results], protocol: Protocol, index: ManifestIndex | None
+) -> Column:
+    """A run beside the first.
+
+    Args:
+        runs: The first run and this one.
+        results: What was scored of both.
+        protocol: The protocol.
+        index: The split's images; None: they are not at hand.
+    """
+    own, found = results
     differences = {difference.name: difference for difference in compare(own.rows, found.rows, protocol)}
-    return Column(name=name, results=found, scores=score(found.rows, protocol), differences=differences)
+    why, commands, groups = "", [], list[ComparedGroup]()
+    bare = [run for run, of_run in zip(runs, results, strict=True) if not has_predictions(of_run.rows, protocol)]
+    report = shlex.join(["refseg", "report", *(run.folder for run in runs)])
+    if bare:
+        why = f"The predicted masks of {' and '.join(run.name for run in bare)} were not kept. For examples:"
+        commands = [
+            evaluate_command(of_run, run.evaluation, save_predictions=True)
+            for run, of_run in zip(runs, results, strict=True)
+            if run in bare
+        ] + [report]
+    elif index is None:
+        why = f"For examples, give the folder of the dataset; it is not at {own.origin.data}:"
+        commands = [f"{report} --data DIR"]
+    else:
+        names = (runs[0].name, runs[1].name)
+        groups = choose_compared_examples((own.rows, found.rows), names, protocol, index, number=EXAMPLES_PER_GROUP)
+    return Column(
+        name=runs[1].name,
+        results=found,
+        scores=score(found.rows, protocol),
+        differences=differences,
+        groups=tuple(groups),
+        why_no_groups=why,
+        commands=tuple(commands),
+    )

@@ -1,14 +1,18 @@
-"""Chooses the example sentences of a report, and draws their pictures."""
+"""Examples for the report: which sentences are shown, their pictures, and the outlines of their masks."""
 
 import base64
 import hashlib
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Bool, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 
 from refseg.data.index import ManifestIndex
@@ -16,7 +20,7 @@ from refseg.errors import DatasetError
 from refseg.evaluation.explanation import Explain
 from refseg.evaluation.ground_truth import GroundTruth
 from refseg.evaluation.heat_maps import draw_explanation, draw_heat_map
-from refseg.evaluation.overlay import draw_overlay
+from refseg.evaluation.outlines import outline_path
 from refseg.evaluation.protocols import Protocol
 from refseg.evaluation.rows import column_name, counts, has_predictions
 from refseg.evaluation.scores import row_ious
@@ -26,26 +30,44 @@ from refseg.run_lengths import draw_runs
 logger = logging.getLogger(__name__)
 
 _MISSING = 102
-"""Grey value, 0 to 255, that is shown instead of a picture that cannot be read."""
+"""Grey of a picture that cannot be shown, 0 to 255."""
 _LONGEST_SIDE = 512
-"""Length of an example's longer side on the page in pixels."""
+"""Largest width and height of an example's picture in the page, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPicture:
+    """A picture in a page.
+
+    Attributes:
+        url: `data:` URL of the JPEG.
+        width: Pixels of the JPEG, in which the paths of masks are given.
+        height: Pixels of the JPEG.
+    """
+
+    url: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredExample:
-    """One scored sentence with its picture.
+    """One sentence with its picture and its masks.
 
     Attributes:
-        sentence: The sentence.
-        iou: IoU of prediction and target, 0 to 1.
+        sentence: As the model read it.
+        iou: 0 to 1.
         ref_id: Id of the ref.
         image_id: Id of the image.
         sent_id: Id of the sentence.
-        picture: `data:` URL of a JPEG that shows the picture with target and prediction.
-        alt: Description of the picture in words.
-        target_share: Share of the picture that the target covers, 0 to 1.
-        predicted_share: Share of the picture that the prediction covers, 0 to 1.
-        words: Each word with its share of the attention; empty if not asked for, or if the model has none.
+        picture: The picture without masks.
+        target: Outline of the target in the picture (`outline_path`).
+        prediction: Outline of the prediction in the picture.
+        alt: The picture and its masks in words.
+        target_share: Part of the picture that the target covers, 0 to 1.
+        predicted_share: Part of the picture that the prediction covers, 0 to 1.
+        words: Each word the model read and its share of the attention; empty where it was not asked for, and for
+            models without attention over words.
         location: `data:` URL of LTS's position prior over the picture; empty for other models.
         key_maps: `data:` URL of FCNet's key maps over the picture; empty for other models.
     """
@@ -55,7 +77,9 @@ class ScoredExample:
     ref_id: int
     image_id: int
     sent_id: int
-    picture: str
+    picture: ShownPicture
+    target: str
+    prediction: str
     alt: str
     target_share: float
     predicted_share: float
@@ -66,10 +90,64 @@ class ScoredExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleGroup:
-    """Examples that were chosen by one criterion: `Best`, `Worst` or `Random`."""
+    """Examples chosen by one rule: `Best`, `Worst` or `Random`."""
 
     name: str
     examples: tuple[ScoredExample, ...]
+
+
+class ExamplePictures:
+    """Pictures and masks of the sentences of a table, by its rows."""
+
+    def __init__(self, index: ManifestIndex, protocol: Protocol) -> None:
+        self.index = index
+        self.protocol = protocol
+        self._ground_truth = GroundTruth(index, [protocol])
+
+    def ref(self, row: Mapping[str, Any]) -> int:
+        """Position in the index of the ref that a row's sentence was written for."""
+        index = self.index
+        found = (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(row["split"]))
+        return int(np.flatnonzero(found)[0])
+
+    def stored(self, row: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"] | None:
+        """The picture as it is stored, RGB; None, with a warning, if it cannot be read."""
+        try:
+            picture: NDArray[np.uint8] = (
+                self.index.decode_image(int(self.index.row_image[self.ref(row)])).permute(1, 2, 0).numpy()
+            )
+        except DatasetError as error:
+            logger.warning("%s: the example is shown without its picture", error)
+            return None
+        return picture
+
+    def shown(self, row: Mapping[str, Any], stored: UInt8[np.ndarray, "h w 3"] | None) -> ShownPicture:
+        """The picture for the page, in the shape of the annotated picture; grey where there is none."""
+        width, height = self._shown_size(row)
+        picture = Image.new("RGB", (width, height), (_MISSING,) * 3)
+        if stored is not None:
+            picture = Image.fromarray(stored).resize((width, height), Image.Resampling.LANCZOS)
+        return ShownPicture(url=data_url(picture), width=width, height=height)
+
+    def target(self, row: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
+        """The target of a row's sentence, at the size at which the protocol compares masks."""
+        ref = self.ref(row)
+        sent_ids = self.index.sent_id[self.index.sentence_start[ref] : self.index.sentence_start[ref + 1]]
+        return self._ground_truth.mask(self.protocol, ref, sent_ids.tolist().index(row["sent_id"]))
+
+    def prediction(self, row: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
+        """The mask that was predicted for a row's sentence, at the size at which the protocol compares masks."""
+        runs = np.array(row[column_name(self.protocol, "predicted_counts")], np.uint32)
+        return draw_runs(runs, self.protocol.compared_size((row["height"], row["width"])))
+
+    def outline(self, row: Mapping[str, Any], mask: Bool[np.ndarray, "H W"]) -> str:
+        """The outline of a mask of a row's picture, as a path in pixels of the shown picture."""
+        return outline_path(np.asarray(Image.fromarray(mask).resize(self._shown_size(row), Image.Resampling.NEAREST)))
+
+    def _shown_size(self, row: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of the picture in the page."""
+        scale = min(1.0, _LONGEST_SIDE / max(row["height"], row["width"]))
+        return max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale))
 
 
 def choose_examples(
@@ -83,24 +161,23 @@ def choose_examples(
 ) -> list[ExampleGroup]:
     """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
 
-    Among equally bad sentences, those with the largest targets come first, because these should be easy. The random
-    choice is made by a hash of the ids, so that a report of the same rows shows the same examples. A table without
-    predictions gives no examples.
+    Among equally bad sentences those with the largest targets come first, since they should have been easy. The random
+    order is a hash of the ids, so a report that is written again shows the same examples. A table without predictions
+    gives none.
 
     Args:
         table: Rows of a split of the index.
-        protocol: Protocol by which the IoU is computed.
-        index: Index of the split's images.
-        number: Number of examples per group.
-        num_worst: Number of the worst examples; None: `number`.
-        explain: Function that explains each example, for the weights of words and the maps; None: these are not shown.
+        protocol: Rules of the IoU.
+        index: The split's images.
+        number: Examples per group.
+        num_worst: Examples in the group of the worst; None: `number`.
+        explain: Called for each example, so that its words can be shaded and its maps shown; None: they are not.
     """
     if not has_predictions(table, protocol):
         return []
-    ground_truth = GroundTruth(index, [protocol])
+    pictures = ExamplePictures(index, protocol)
     ious = row_ious(table, protocol)
-    ids = zip(table.column("ref_id").to_pylist(), table.column("sent_id").to_pylist(), strict=True)
-    chance = np.array([int.from_bytes(hashlib.sha256(f"{r} {s}".encode()).digest()[:4]) for r, s in ids])
+    chance = chance_of(table)
     images = table.column("image_id").to_numpy()
     orders = {
         "Best": np.lexsort((chance, -ious)),
@@ -109,7 +186,7 @@ def choose_examples(
     }
     images_of_rows = images.tolist()
     chosen = {
-        name: _first_per_image(order.tolist(), images_of_rows, num_worst if name == "Worst" and num_worst else number)
+        name: first_per_image(order.tolist(), images_of_rows, num_worst if name == "Worst" and num_worst else number)
         for name, order in orders.items()
     }
     drawn: dict[str, list[ScoredExample]] = {name: [] for name in chosen}
@@ -117,12 +194,25 @@ def choose_examples(
     with report_progress(f"draw examples of {'+'.join(index.splits)}", "examples") as progress:
         for count, (name, place) in enumerate(places, 1):
             row = table.slice(place, 1).to_pylist()[0]
-            drawn[name].append(_draw(row, float(ious[place]), protocol, ground_truth, explain))
+            drawn[name].append(_draw(row, float(ious[place]), pictures, explain))
             progress(count, len(places))
     return [ExampleGroup(name=name, examples=tuple(examples)) for name, examples in drawn.items()]
 
 
-def _first_per_image(order: list[int], images: list[int], number: int) -> list[int]:
+def chance_of(table: pa.Table) -> NDArray[np.int64]:
+    """A random number for each row that depends on its ids alone, shape (N,)."""
+    ids = zip(table.column("ref_id").to_pylist(), table.column("sent_id").to_pylist(), strict=True)
+    return np.array([int.from_bytes(hashlib.sha256(f"{r} {s}".encode()).digest()[:4]) for r, s in ids], np.int64)
+
+
+def first_per_image(order: list[int], images: list[int], number: int) -> list[int]:
+    """The first rows of an order, at most one per image.
+
+    Args:
+        order: Positions of rows.
+        images: Id of the image of each row.
+        number: How many to take.
+    """
     chosen: dict[int, int] = {}
     for place in order:
         if len(chosen) == number:
@@ -131,56 +221,34 @@ def _first_per_image(order: list[int], images: list[int], number: int) -> list[i
     return list(chosen.values())
 
 
-def _draw(
-    row: dict[str, object], iou: float, protocol: Protocol, ground_truth: GroundTruth, explain: Explain | None
-) -> ScoredExample:
-    index = ground_truth.index
-    (ref,) = np.flatnonzero(
-        (index.ref_id == row["ref_id"]) & (index.row_split == index.splits.index(str(row["split"])))
-    )
-    size = index.size(int(ref))
+def _draw(row: dict[str, Any], iou: float, pictures: ExamplePictures, explain: Explain | None) -> ScoredExample:
+    stored = pictures.stored(row)
+    predicted, target = pictures.prediction(row), pictures.target(row)
     explanation = None
-    try:
-        stored = index.decode_image(int(index.row_image[ref]))
-        picture = stored.permute(1, 2, 0).numpy()
-        explanation = explain(stored, str(row["sentence"]), size) if explain else None
-    except DatasetError as error:
-        logger.warning("%s: the example is shown without its picture", error)
-        picture = np.full((*size, 3), _MISSING, np.uint8)
-    if picture.shape[:2] != size:  # the dataset stores the picture smaller than the original
-        picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
-    predicted = draw_runs(
-        np.array(row[column_name(protocol, "predicted_counts")], np.uint32), protocol.compared_size(size)
-    )
-    sent_ids = index.sent_id[index.sentence_start[ref] : index.sentence_start[ref + 1]]
-    target = ground_truth.mask(protocol, int(ref), sent_ids.tolist().index(row["sent_id"]))
-    # The overlay is drawn at the displayed size, so that lines have the same width in all pictures.
-    scale = _LONGEST_SIDE / max(size)
-    shown = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
-    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    drawn = draw_overlay(
-        np.asarray(Image.fromarray(picture).resize(shown, smooth)),
-        np.asarray(Image.fromarray(predicted).resize(shown, Image.Resampling.NEAREST)),
-        np.asarray(Image.fromarray(target).resize(shown, Image.Resampling.NEAREST)),
-    )
+    if explain and stored is not None:
+        size = (row["height"], row["width"])
+        explanation = explain(torch.from_numpy(stored).permute(2, 0, 1), row["sentence"], size)
     words: tuple[tuple[str, float], ...] = ()
     location = key_maps = ""
-    if explanation is not None and explanation.mean_weights is not None:
-        words = tuple(zip(explanation.words, explanation.mean_weights, strict=True))
-    if explanation is not None and explanation.location is not None:
-        location = _data_url(draw_heat_map(picture, explanation.location))
-    if explanation is not None and explanation.key_maps is not None:
-        maps = draw_explanation(picture, explanation)
-        assert maps is not None, "there are key maps"
-        key_maps = _data_url(maps)
+    if explanation is not None and stored is not None:
+        if explanation.mean_weights is not None:
+            words = tuple(zip(explanation.words, explanation.mean_weights, strict=True))
+        if explanation.location is not None:
+            location = data_url(Image.fromarray(draw_heat_map(stored, explanation.location)))
+        if explanation.key_maps is not None:
+            maps = draw_explanation(stored, explanation)
+            assert maps is not None, "there are key maps"
+            key_maps = data_url(Image.fromarray(maps))
     return ScoredExample(
-        sentence=str(row["sentence"]),
+        sentence=row["sentence"],
         iou=iou,
-        ref_id=int(str(row["ref_id"])),
-        image_id=int(str(row["image_id"])),
-        sent_id=int(str(row["sent_id"])),
-        picture=_data_url(drawn),
-        alt=f"Picture {row['image_id']} with the target of “{row['sentence']}” outlined and the prediction filled: "
+        ref_id=row["ref_id"],
+        image_id=row["image_id"],
+        sent_id=row["sent_id"],
+        picture=pictures.shown(row, stored),
+        target=pictures.outline(row, target),
+        prediction=pictures.outline(row, predicted),
+        alt=f"Picture {row['image_id']} with the outlines of the target of “{row['sentence']}” and of the prediction: "
         f"the target covers {target.mean():.1%}, the prediction {predicted.mean():.1%} of it",
         target_share=float(target.mean()),
         predicted_share=float(predicted.mean()),
@@ -190,7 +258,8 @@ def _draw(
     )
 
 
-def _data_url(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
+def data_url(picture: Image.Image) -> str:
+    """A picture as a JPEG in a `data:` URL."""
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=85, optimize=True)
+    picture.save(data, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

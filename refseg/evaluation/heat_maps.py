@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from refseg.evaluation.explanation import SentenceExplanation
-from refseg.evaluation.overlay import OUTLINE
+from refseg.evaluation.overlay import TARGET
 
 _COLUMNS = 4
 _GAP = 8
@@ -24,7 +24,7 @@ def draw_heat_map(picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "
     grey = Image.fromarray(picture).convert("L").resize((heat.shape[1], heat.shape[0]), Image.Resampling.LANCZOS)
     dim = 0.7 * np.asarray(grey, np.float64)[:, :, None]
     share = 0.8 * heat[:, :, None]
-    return np.rint((1 - share) * dim + share * np.array(OUTLINE)).astype(np.uint8)
+    return np.rint((1 - share) * dim + share * np.array(TARGET)).astype(np.uint8)
 
 
 def draw_explanation(

@@ -1,41 +1,37 @@
-"""Draws masks over a picture: the prediction as a fill, the target as an outline."""
+"""Masks drawn over a picture as outlines, which leave the object's own colour visible, and the colours of masks."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-FILL = (0, 224, 255)
-"""RGB colour of the prediction; people who do not see red and green can distinguish it from `OUTLINE`."""
-OUTLINE = (255, 214, 10)
-"""RGB colour of the target's outline, which has a dark edge so that it is visible on bright pictures."""
+TARGET = (255, 214, 10)
+PREDICTION = (0, 224, 255)
+GAIN = (77, 178, 255)
+LOSS = (255, 159, 28)
+"""RGB of what pages draw over pictures; `look.css` has the same. Target and prediction, and gain and loss, differ for
+readers who lack one kind of cone, too."""
 _EDGE = (20, 20, 20)
 
 
-def draw_overlay(
-    picture: UInt8[np.ndarray, "H W 3"],
-    predicted: Bool[np.ndarray, "H W"],
-    target: Bool[np.ndarray, "H W"] | None = None,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw a prediction and, if given, its target.
+def draw_overlay(picture: UInt8[np.ndarray, "H W 3"], predicted: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Outline a mask in cyan, within a dark edge that shows on bright pictures; all other pixels stay as they are.
 
     Args:
-        picture: RGB image.
-        predicted: Predicted mask, filled with half-transparent cyan; pixels outside it are not changed.
-        target: Target mask, outlined in yellow along the inside of its border.
+        picture: RGB.
+        predicted: The mask. The outline is drawn inside its border, the edge outside.
     """
     drawn = picture.copy()
-    drawn[predicted] = (0.45 * picture[predicted] + 0.55 * np.array(FILL)).astype(np.uint8)
-    width = max(1, round(max(picture.shape[:2]) / 320))
-    drawn[_border(predicted, width)] = FILL
-    if target is not None:
-        drawn[_border(target, 3 * width)] = _EDGE
-        drawn[_border(target, 2 * width)] = OUTLINE
+    width = max(1, round(max(picture.shape[:2]) / 240))
+    around = np.asarray(Image.fromarray(predicted).convert("L").filter(ImageFilter.MaxFilter(2 * width + 1))) > 0
+    drawn[around & ~predicted] = _EDGE
+    drawn[_border(predicted, 3 * width)] = _EDGE
+    drawn[_border(predicted, 2 * width)] = PREDICTION
     return drawn
 
 
 def _border(mask: Bool[np.ndarray, "H W"], width: int) -> NDArray[np.bool_]:
-    """Return the pixels of a mask within `width` pixels of its outside; the picture's edge counts as outside."""
+    """Pixels of a mask within `width` pixels of what is not in it; the picture's edge counts as outside."""
     padded = Image.fromarray(np.pad(mask, width))
     eroded = padded.convert("L").filter(ImageFilter.MinFilter(2 * width + 1))
     inner: NDArray[np.bool_] = np.asarray(eroded)[width:-width, width:-width] > 0

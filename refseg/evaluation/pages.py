@@ -52,7 +52,12 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
     environment.filters["percent"] = lambda share: "–" if math.isnan(share) else f"{100 * share:.2f}"
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     environment.filters["signed_percent"] = lambda share: "–" if math.isnan(share) else f"{100 * share:+.2f}"
-    known = {**values, "version": __version__, "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip()}
+    known = {
+        **values,
+        "version": __version__,
+        "written_on": f"{written_at:%Y-%m-%d}",
+        "written_at": f"{written_at:%Y-%m-%d %H:%M %Z}".strip(),
+    }
     return Report(
         html=environment.get_template(f"{name}.html.j2").render(known),
         markdown=environment.get_template(f"{name}.md.j2").render(known),

@@ -15,7 +15,6 @@ from refseg.evaluation.curves import HEIGHT, WIDTH, Chart, draw_chart
 from refseg.evaluation.examples import ExampleGroup, choose_examples
 from refseg.evaluation.explanation import Explain
 from refseg.evaluation.origin import Origin, OriginOfMasks, OriginOfModel
-from refseg.evaluation.overlay import FILL, OUTLINE
 from refseg.evaluation.pages import Report, render
 from refseg.evaluation.results import INTERVAL_RULE, Results, results_name
 from refseg.evaluation.rows import has_predictions
@@ -104,8 +103,8 @@ class ReportedSplit:
 
     @cached_property
     def histogram(self) -> list[int]:
-        """Number of sentences in each of twenty equal ranges of IoU."""
-        return iou_histogram(self.results.rows, self.scores.protocol)
+        """Number of sentences in each tenth of IoU."""
+        return iou_histogram(self.results.rows, self.scores.protocol, num_bins=10)
 
     @cached_property
     def examples(self) -> list[ExampleGroup]:
@@ -134,7 +133,7 @@ class ReportedSplit:
         """The commands to run for a page with examples."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return [shlex.join(["refseg", "report", self.folder, "--data"]) + " DIR"]
-        again = _command(self.results, self.evaluation, save_predictions=True)
+        again = evaluate_command(self.results, self.evaluation, save_predictions=True)
         return [again, shlex.join(["refseg", "report", self.folder])]
 
 
@@ -172,15 +171,33 @@ def build_report(
     ]
     values = {
         "run": run,
+        "title": f"{_describe_model(run, results[0])} on {describe_splits(results)}, {written_at:%Y-%m-%d}",
         "sections": sections,
+        "has_examples": any(section.examples for section in sections),
         "interval_rule": INTERVAL_RULE,
         "charts": _charts(run.metrics),
         "facts": _facts(run, results),
         "chart_size": (WIDTH, HEIGHT),
-        "fill": "rgb({}, {}, {})".format(*FILL),
-        "outline": "rgb({}, {}, {})".format(*OUTLINE),
     }
     return render("report", values, written_at=written_at)
+
+
+def _describe_model(run: RunRecord, results: Results) -> str:
+    """Return what was scored, for the title: the architecture with its image encoder, or what is known instead."""
+    model = run.recipe.get("model", {})
+    if isinstance(results.origin, OriginOfMasks) or "name" not in model:
+        return results.subject[:1].upper() + results.subject[1:]
+    return f"{model['name']} ({model['image_encoder']})" if "image_encoder" in model else str(model["name"])
+
+
+def describe_splits(results: Sequence[Results]) -> str:
+    """Return the datasets with their splits, for example `refcoco/unc val, testA; refcocog/umd val`."""
+    splits: dict[str, list[str]] = {}
+    for own in results:
+        names = splits.setdefault(own.origin.dataset, [])
+        if own.origin.split not in names:
+            names.append(own.origin.split)
+    return "; ".join(f"{dataset} {', '.join(names)}" for dataset, names in splits.items())
 
 
 def _control_key(results: Results) -> tuple[str, ...]:
@@ -229,7 +246,7 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
         "scored on": f"{origin.dataset}, digest {origin.dataset_digest[:16]}",
         **({"leaks": leaks} if (leaks := origin.leak_warning or origin.leak_statement) else {}),
         "again with": "; ".join(
-            _command(other, run.evaluation, save_predictions=has_predictions(other.rows, other.protocols[0]))
+            evaluate_command(other, run.evaluation, save_predictions=has_predictions(other.rows, other.protocols[0]))
             for other in results
         ),
     }
@@ -247,7 +264,7 @@ def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, st
     }
 
 
-def _command(results: Results, evaluation: str, *, save_predictions: bool) -> str:
+def evaluate_command(results: Results, evaluation: str, *, save_predictions: bool) -> str:
     """Return the command line that writes these results again into their folder."""
     origin = results.origin
     out = Path(evaluation)

@@ -29,6 +29,8 @@ UNNAMED = """() => {
   return [...all].filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML.slice(0, 80));
 }"""
 """Gives what a page shows without a name that a screen reader could say."""
+Faults = Callable[[Any], list[tuple[str, str]]]
+"""What the fixture `axe_faults` gives."""
 _EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> & <!--"
 
 
@@ -56,6 +58,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evil() -> str:
     """The sentence of `dataset` that is markup."""
     return _EVIL
+
+
+@pytest.fixture(scope="session")
+def axe_faults() -> Faults:
+    """Gives what axe-core finds at fault on a page: the rule, and the first element that breaks it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+
+    def find(page: Any) -> list[tuple[str, str]]:
+        faults = axe.run(page, options={"preload": False}).response["violations"]
+        return [(fault["id"], fault["nodes"][0]["html"]) for fault in faults]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ from refseg.evaluation.protocols import ORIGINAL
 from refseg.evaluation.report import RunRecord, build_report
 from refseg.evaluation.results import Results
 from refseg.evaluation.rows import Counted, RowFacts, make_table
+from refseg.evaluation.scores import row_ious
 from refseg.run_lengths import encode_runs
 
-from .conftest import UNNAMED, Open
+from .conftest import UNNAMED, Faults, Open
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +40,18 @@ STICKS_OUT = """() => {
 
 @pytest.fixture(scope="module")
 def results(dataset: Path) -> Results:
-    """Of a model that finds each target some pixels too far to the right, the later the farther."""
+    """Results of a model that finds each target some pixels too far to the right, the later the farther."""
+    return results_of(dataset, 4)
+
+
+def results_of(dataset: Path, sentences_per_pixel: int) -> Results:
+    """The same; a target is one pixel farther away after so many sentences."""
     index = ManifestIndex.open(dataset, ["train"])
     row = np.repeat(np.arange(index.num_rows), np.diff(index.sentence_start))
     sentence = np.arange(index.num_sentences) - index.sentence_start[row]
     truth = GroundTruth(index, [ORIGINAL])
     targets = [truth.mask(ORIGINAL, int(r), int(s)) for r, s in zip(row, sentence, strict=True)]
-    found = [np.roll(target, number // 4, axis=1) for number, target in enumerate(targets)]
+    found = [np.roll(target, number // sentences_per_pixel, axis=1) for number, target in enumerate(targets)]
     pixels = [[(t & f).sum(), f.sum(), t.sum()] for t, f in zip(targets, found, strict=True)]
     counted = Counted(
         row=row,
@@ -62,9 +68,13 @@ def results(dataset: Path) -> Results:
     return Results(rows=make_table(index, np.arange(index.num_rows), counted, facts), origin=origin)
 
 
+def run_of(name: str, results: Results) -> Run:
+    return Run(name=name, folder=f"runs/{name}", evaluation=f"runs/{name}/evaluation", results=[results])
+
+
 @pytest.fixture(scope="module")
 def pages(results: Results, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run's report, the same where no masks were kept, that of given masks, and a comparison."""
+    """A run's report, the same without kept masks, that of given masks, and comparisons with and without masks."""
     metrics = [{"kind": "train", "step": step, "loss": 1 / step, "lr": 1e-5 * step} for step in (10, 20, 30)]
     run = RunRecord(
         name="toy",
@@ -77,14 +87,16 @@ def pages(results: Results, dataset: Path, tmp_path_factory: pytest.TempPathFact
     bare = replace(results, rows=results.rows.drop_columns(["original_predicted_counts"]))
     given = replace(bare, origin=read_origin({**results.origin.to_json(), "predictions": "their/masks.jsonl"}))
     index = ManifestIndex.open(dataset, ["train"])
+    further = replace(results, rows=results_of(dataset, 12).rows)
     written_at = datetime(2026, 1, 2, tzinfo=UTC)
     reports = {
         "report": build_report(run, [results], {"toy/refseg train": index}, written_at=written_at),
         "bare": build_report(run, [bare], {}, written_at=written_at),
         "given": build_report(run, [given], {}, written_at=written_at),
         "comparison": build_comparison(
-            [Run(name="toy", results=[results]), Run(name="other", results=[given])], written_at=written_at
+            [run_of("toy", results), run_of("other", further)], {"toy/refseg train": index}, written_at=written_at
         ),
+        "bare comparison": build_comparison([run_of("toy", results), run_of("other", given)], written_at=written_at),
     }
     folder = tmp_path_factory.mktemp("report")
     for name, report in reports.items():
@@ -92,7 +104,7 @@ def pages(results: Results, dataset: Path, tmp_path_factory: pytest.TempPathFact
     return {name: folder / f"{name}.html" for name in reports}
 
 
-@pytest.mark.parametrize("name", ["report", "bare", "given", "comparison"])
+@pytest.mark.parametrize("name", ["report", "bare", "given", "comparison", "bare comparison"])
 def test_nothing_sticks_out_of_its_card_at_any_width(open_page: Open, pages: dict[str, Path], name: str) -> None:
     page = open_page(pages[name], width=360)
 
@@ -104,6 +116,7 @@ def test_nothing_sticks_out_of_its_card_at_any_width(open_page: Open, pages: dic
 
 def test_sorting_orders_all_examples_and_shows_each_once(open_page: Open, pages: dict[str, Path]) -> None:
     page = open_page(pages["report"])
+    assert page.title() == "fcnet on toy/refseg train, 2026-01-02: toy – refseg report"
     shown = page.locator(".example:visible")
     ids, headings = shown.locator(".ids"), page.locator("h4.group:visible")
     drawn = ids.all_inner_texts()
@@ -121,6 +134,49 @@ def test_sorting_orders_all_examples_and_shows_each_once(open_page: Open, pages:
     page.get_by_label("Order").select_option("")
     assert ids.all_inner_texts() == drawn
     assert headings.count() == 3
+
+
+def test_masks_are_outlines_that_m_fills_and_hides(open_page: Open, pages: dict[str, Path]) -> None:
+    page = open_page(pages["report"])
+    path = page.locator(".masks .prediction").first
+    found = []
+    for _ in range(4):
+        style = path.evaluate("path => [getComputedStyle(path).fill, getComputedStyle(path).visibility]")
+        found.append("none" if style[1] == "hidden" else "outline" if style[0] == "none" else "fill")
+        assert page.get_by_role("radio", name=found[-1]).first.is_checked()
+        page.keyboard.press("m")
+
+    assert found == ["outline", "fill", "none", "outline"]
+
+
+def test_a_comparison_shows_the_masks_of_both_runs_and_filters_who_is_right(
+    open_page: Open, pages: dict[str, Path], results: Results, dataset: Path
+) -> None:
+    page = open_page(pages["comparison"])
+    right = [row_ious(of_run.rows, ORIGINAL) > 0.5 for of_run in (results, results_of(dataset, 12))]
+    gained = int((~right[0] & right[1]).sum())
+    assert gained
+    assert f"toy wrong, other right: {gained}" in page.locator(".note").all_inner_texts()[-1]
+
+    page.get_by_label("Sentences").select_option(label="toy right, other wrong (0 of 0)")
+    assert page.locator(".example:visible").count() == 0
+    page.get_by_label("Sentences").select_option("wrong-right")
+    shown = page.locator(".example:visible")
+    assert shown.count() > 0
+    for example in shown.all():
+        ious = [float(text.split()[1]) for text in example.locator(".frames b").all_inner_texts()]
+        assert ious[0] <= 50 < ious[1]
+        assert example.locator(".up").inner_text() == f"{ious[1] - ious[0]:+.2f}"
+    shown.first.locator(".open").nth(1).click()
+    frames = page.get_by_role("dialog").locator(".frame")
+    assert frames.count() == 3
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    frames.first.evaluate("frame => frame.scrollTo(30, 20)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('dialog .frame')].every((f) => f.scrollLeft === 30 && f.scrollTop === 20)"
+    )
+    assert page.get_by_role("dialog").locator("output").inner_text() == "200 %"
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +229,16 @@ def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize("name", ["report", "comparison", "bare comparison"])
+def test_axe_finds_no_fault_in_reports(
+    open_page: Open, axe_faults: Faults, pages: dict[str, Path], name: str, scheme: str, width: int
+) -> None:
+    page = open_page(pages[name], width=width, scheme=scheme)
+    assert axe_faults(page) == []
+    if name != "bare comparison":
+        page.locator(".example .open").first.click()
+        assert axe_faults(page) == []

@@ -36,7 +36,9 @@ def results(better: int, **fields: Any) -> Results:
 
 
 def build(**runs: list[Results]) -> Report:
-    named = [Run(name=name, results=found) for name, found in runs.items()]
+    named = [
+        Run(name=name, folder=name, evaluation=f"{name}/evaluation", results=found) for name, found in runs.items()
+    ]
     return build_comparison(named, written_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
 
 
@@ -163,7 +165,7 @@ def test_rules_that_differ_are_both_said_and_leaks_stand_in_red() -> None:
 
 
 def test_a_run_is_not_compared_with_itself() -> None:
-    run = Run(name="one", results=[results(0)])
+    run = Run(name="one", folder="one", evaluation="one", results=[results(0)])
     with pytest.raises(UsageError, match="found one, one; expected each run once"):
         build_comparison([run, run], written_at=datetime(2026, 1, 2, tzinfo=UTC))
 
