@@ -1,7 +1,8 @@
 """What a person looks at or takes away, each behind a command; here in the order of the data flow.
 
 `quickstart.py` runs the commands of the steps that `quickstart_steps.py` lists with their estimated times.
-`browse.py` writes a page of a dataset (`browse_pictures.py` makes its pictures, `browse_files.py` its files).
+`browse.py` writes a page of a dataset: `browse_pictures.py` makes its pictures, `browse_predictions.py` reads the masks
+that a run predicted, `browse_files.py` writes its files.
 `doctor.py` diagnoses from the times of `stage_times.py` whether this machine feeds a model; `environment.py` describes
 the machine.
 `trained_model.py` is a trained model as an object; `predict.py` segments a picture; `picture_files.py` finds the

@@ -1,4 +1,4 @@
-"""A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects."""
+"""A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects, predictions."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from typing import Any
 from refseg.addresses import local_path
 from refseg.apps.browse_files import PageFiles, open_page
 from refseg.apps.browse_pictures import note_jpeg, small_jpeg
+from refseg.apps.browse_predictions import Predictions, read_predictions
 from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import Descriptor, ShardEntry
 from refseg.dataset.row_images import IMAGE_COLUMNS, RowImages
@@ -28,7 +29,7 @@ _REFS_PER_PART = 4000  # what filters look at, read one part after another when 
 _NO_TARGET, _BOX_ONLY, _NOTHING = 1, 2, 4
 _COLUMNS = [
     "dataset", "split_by", "split", "ref_id", "category", "box_xywh", "area", "no_target", "box_only", "mask.counts",
-    *(f"sentences.list.element.{name}" for name in ("raw", "sent", "exists")),
+    *(f"sentences.list.element.{name}" for name in ("sent_id", "raw", "sent", "exists")),
     "annotations.list.element.ann_id", *IMAGE_COLUMNS,
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ def write_browse_page(
     *,
     splits: Sequence[str] = (),
     num_images: int | None = None,
+    predictions: Path | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> BrowsePage:
     """Write a page of a dataset; the same dataset gives the same bytes.
@@ -70,17 +72,24 @@ def write_browse_page(
         folder: The dataset's folder, or its URL.
         out: FILE.html: all in one file, up to some hundred images; another name: a folder with index.html, for any
             number, which replaces an earlier page; by default the folder browse-DATASET.
-        splits: Splits to show; by default all.
+        splits: Splits to show; by default all, or with predictions those that were predicted.
         num_images: Show at most so many images, spread evenly over the splits; by default all.
+        predictions: A run's folder, as `refseg report` takes it: show its predicted masks beside the targets. They are
+            those that `refseg evaluate --save-predictions` kept.
         progress: Called after each shard with the numbers of images done and in all.
 
     Raises:
         DatasetError: If the dataset is unfinished, damaged or changed.
+        ResultsError: If the run has no results, or they cannot be read.
         StorageError: If remote storage refuses or fails.
-        UsageError: If there is no such split, too many images for one file, something else lies at `out`, or `out`
-            lies within a dataset.
+        UsageError: If there is no such split, too many images for one file, no predicted mask of this dataset,
+            something else lies at `out`, or `out` lies within a dataset.
     """
     dataset = BuiltDataset.open(folder, splits or None)
+    predicted = None if predictions is None else read_predictions(predictions, dataset.descriptor, splits)
+    if predicted is not None and not splits:
+        splits = predicted.splits
+        dataset = BuiltDataset.open(folder, splits)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", dataset.descriptor.dataset)
     out = Path(f"browse-{name}") if out is None else local_path(out)
     total = sum(entry.num_images for entry in dataset.entries)
@@ -91,7 +100,7 @@ def write_browse_page(
             f"give a folder (a name without .html), or --images {ONE_FILE_IMAGES}"
         )
     with open_page(out) as files, ThreadPoolExecutor() as pool:
-        writer = _Writer(files=files, splits=dataset.splits)
+        writer = _Writer(files=files, splits=dataset.splits, predictions=predicted)
         first = 0
         for entry in dataset.entries:
             # Position p of all images is shown where p * shown / total passes a whole number: evenly spread.
@@ -136,6 +145,7 @@ class _Writer:
 
     files: PageFiles
     splits: tuple[str, ...]
+    predictions: Predictions | None
     num_images: int = 0
     num_refs: int = 0
     num_sentences: int = 0
@@ -157,7 +167,7 @@ class _Writer:
             logger.warning("%s", image.fault)
         details: dict[str, Any] = {
             "id": first["image_id"], "file": first["file_name"], "height": first["height"], "width": first["width"],
-            "first": self.num_refs, "refs": [_details(row) for row in image.rows],
+            "first": self.num_refs, "refs": [self._details(row) for row in image.rows],
         }  # fmt: skip
         if picture := self.files.add_picture(number, image.jpeg):
             details["picture"] = picture
@@ -198,18 +208,46 @@ class _Writer:
                 "rejectReasons": sorted(Counter(reject["reason"] for reject in rejects).items()),
                 "numRefParts": self.num_ref_parts,
                 "imagesPerPart": _IMAGES_PER_PART,
+                "predictions": self.predictions and self.predictions.subject,
+                "predictionSize": self.predictions and self.predictions.size,
             }
         )
 
     def _summary(self, row: dict[str, Any], image: int) -> list[Any]:
-        """What filters look at: places in the page's lists, part of the image, flags, sentences, which name nothing."""
+        """What filters read.
+
+        Returns:
+            Positions of image, split, dataset and category in the page's lists, the part of the image that the target
+            covers, flags, the sentences, and the positions of those that name nothing; with predictions also the IoU
+            of each sentence.
+        """
         dataset = self.datasets.setdefault(f"{row['dataset']}/{row['split_by']}", len(self.datasets))
         category = self.categories.setdefault(row["category"], len(self.categories))
         nothing = [number for number, sentence in enumerate(row["sentences"]) if not sentence["exists"]]
         flags = _NO_TARGET * row["no_target"] + _BOX_ONLY * row["box_only"] + _NOTHING * bool(nothing)
         part = float(f"{row['area'] / (row['height'] * row['width']):.4g}")
         sentences = [sentence["sent"] for sentence in row["sentences"]]
-        return [image, self.splits.index(row["split"]), dataset, category, part, flags, sentences, nothing]
+        found = [image, self.splits.index(row["split"]), dataset, category, part, flags, sentences, nothing]
+        if self.predictions is None:
+            return found
+        predicted = self.predictions.of_row(row) or []
+        return [*found, [None if one is None else one[0] for one in predicted]]
+
+    def _details(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What is shown of a ref beside its sentences."""
+        sentences = row["sentences"]
+        details = {
+            "id": row["ref_id"],
+            "area": row["area"],
+            "box": [round(side, 2) for side in row["box_xywh"]],
+            "annotations": [annotation["ann_id"] for annotation in row["annotations"]],
+            "counts": row["mask"]["counts"],
+            # The annotator's original text, where it differs from the sentence.
+            "raw": [sentence["raw"] if sentence["raw"] != sentence["sent"] else None for sentence in sentences],
+        }
+        if self.predictions is not None:
+            details["predictions"] = self.predictions.of_row(row)
+        return details
 
     def _end_refs(self) -> None:
         self.files.add_part(f"refs-{self.num_ref_parts}", self.refs)
@@ -220,20 +258,6 @@ class _Writer:
         self.files.add_part(f"images-{self.num_image_parts}", self.images)
         self.num_image_parts += 1
         self.images = []
-
-
-def _details(row: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of a ref beside its sentences."""
-    sentences = row["sentences"]
-    return {
-        "id": row["ref_id"],
-        "area": row["area"],
-        "box": [round(side, 2) for side in row["box_xywh"]],
-        "annotations": [annotation["ann_id"] for annotation in row["annotations"]],
-        "counts": row["mask"]["counts"],
-        # As typed, where that says more.
-        "raw": [sentence["raw"] if sentence["raw"] != sentence["sent"] else None for sentence in sentences],
-    }
 
 
 def _read_images(

@@ -147,10 +147,13 @@ class _OneFile(PageFiles):
 
 
 def _render(facts: dict[str, Any], parts: dict[str, bytes]) -> str:
-    environment = open_templates("refseg.apps", "refseg.evaluation")  # reports share look.css
+    environment = open_templates("refseg.apps", "refseg.evaluation")  # reports share style, script and parts
     loader = environment.loader
     assert loader is not None
-    script, look, style = (loader.get_source(environment, name)[0] for name in ("browse.js", "look.css", "browse.css"))
+    viewer, own, look, style = (
+        loader.get_source(environment, name)[0] for name in ("viewer.js", "browse.js", "look.css", "browse.css")
+    )
+    script = viewer + own
     return environment.get_template("browse.html.j2").render(
         facts=facts,
         # Jinja would escape what a script block takes as it is; `to_json` has made it harmless.

@@ -10,7 +10,8 @@ from refseg.progress import report_progress
 from refseg.wording import counted
 
 EXAMPLE = """refseg browse shards/refcoco-unc --out refcoco
-  refseg browse shards/sample-ccby --out sample.html"""
+  refseg browse shards/sample-ccby --out sample.html
+  refseg browse shards/toy --predictions runs/toy --out predictions"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(
         parser, write_browse_page, positional=("folder",), leave_out=("progress",), out={"metavar": "PAGE"},
         splits={"flag": "--split"}, num_images={"flag": "--images", "type": _positive, "metavar": "N"},
+        predictions={"metavar": "RUN"},
     )  # fmt: skip
     add_json(parser)
 

@@ -116,7 +116,7 @@ def build_comparison(
 
     Args:
         runs: At least two runs; each is compared with the first one.
-        indexes: Indexes of the images, by dataset and split (`toy/refseg val`); without them the page says what is missing.
+        indexes: Indexes of the images, by dataset and split (`toy/refseg val`); without one the page says so.
         written_at: Time for the title and the foot of the page.
 
     Returns:

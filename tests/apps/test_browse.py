@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,8 +21,13 @@ from refseg.apps import browse, browse_pictures
 from refseg.apps.browse import write_browse_page
 from refseg.apps.browse_pictures import small_jpeg
 from refseg.cli import main
+from refseg.data.index import ManifestIndex
 from refseg.dataset.built import BuiltDataset
 from refseg.errors import DatasetError, ImageError, UsageError
+from refseg.evaluation.origin import read_origin
+from refseg.evaluation.protocols import ORIGINAL
+from refseg.evaluation.results import Results, save_results
+from refseg.evaluation.rows import Counted, RowFacts, make_table
 
 
 def rows_of(dataset: Path) -> list[dict[str, Any]]:
@@ -179,6 +185,25 @@ def test_a_page_is_replaced_and_nothing_else_is(dataset: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="is no page of `refseg browse`"):
         write_browse_page(dataset, Path(shutil.copyfile(mine / "index.html", tmp_path / "mine.html")))
     assert (tmp_path / "mine.html").read_text() == "<html>my own</html>"
+
+
+def test_predictions_of_another_build_or_without_masks_are_refused(dataset: Path, tmp_path: Path) -> None:
+    index = ManifestIndex.open(dataset, ["val"])
+    nothing = np.zeros((index.num_sentences, 1, 3), np.int64)
+    row = np.repeat(np.arange(index.num_rows), np.diff(index.sentence_start))
+    counted = Counted(row=row, sentence=np.arange(index.num_sentences) - index.sentence_start[row], pixels=nothing)
+    facts = RowFacts(protocols=(ORIGINAL,), mask_rule="union", sentence_order="own", num_left_out=0)
+    rows = make_table(index, np.arange(index.num_rows), counted, facts)
+    known = {"predictions": "masks.jsonl", "data": str(dataset), "dataset": "toy/refseg", "split": "val"}
+    for digest, reason in (
+        ("b" * 64, "toy/refseg val was scored on another build (bbbbbbbbbbbb)"),
+        (index.descriptor.digest, "toy/refseg val was scored without --save-predictions"),
+    ):
+        save_results(tmp_path / "run", Results(rows=rows, origin=read_origin({**known, "dataset_digest": digest})))
+        with pytest.raises(UsageError, match=re.escape(reason)):
+            write_browse_page(dataset, tmp_path / "page", predictions=tmp_path / "run")
+    with pytest.raises(UsageError, match="toy/refseg val is not shown"):
+        write_browse_page(dataset, tmp_path / "page", predictions=tmp_path / "run", splits=["train"])
 
 
 @pytest.mark.parametrize("name", ["page", "one.html", "deep/page"])

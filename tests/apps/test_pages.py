@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageFilter
 
 from refseg.apps import browse
 from refseg.apps.browse import write_browse_page
+from refseg.data.index import ManifestIndex
+from refseg.evaluation.origin import read_origin
+from refseg.evaluation.outlines import outline_path
+from refseg.evaluation.protocols import ORIGINAL
+from refseg.evaluation.results import Results, save_results
+from refseg.evaluation.rows import Counted, RowFacts, make_table
+from refseg.run_lengths import encode_runs
 
-from .conftest import UNNAMED, Open
+from .conftest import UNNAMED, Faults, Open
 
 pytestmark = pytest.mark.slow
-
-ALPHA = """(canvas) => {
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  return [canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];
-}"""
 
 CONTRAST = """(element) => {
   const linear = (share) => share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
@@ -127,7 +128,7 @@ def test_a_sample_is_opened_walked_and_closed_by_keyboard(
 ) -> None:
     page = open_page(browse_page)
     page.wait_for_selector(".card")
-    page.locator("#masks").focus()
+    page.get_by_role("radio", name="outline").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_selector("dialog[open]")
@@ -142,25 +143,107 @@ def test_a_sample_is_opened_walked_and_closed_by_keyboard(
     assert not dialog.is_visible()
     assert page.evaluate("document.activeElement.className") == "open"
     page.keyboard.press("m")
-    assert not page.locator(".card canvas").first.is_visible()
+    page.keyboard.press("m")
+    assert not page.locator(".card .masks").first.is_visible()
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.name") == "text"
 
 
-def test_the_mask_drawn_is_the_target(open_page: Open, either_page: Path, rows: list[dict[str, Any]]) -> None:
+def mask_of(counts: list[int]) -> np.ndarray:
+    """A mask of 96 x 128 pixels from its run lengths."""
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(128, 96).T
+
+
+def test_the_outline_drawn_is_that_of_the_target(
+    open_page: Open, either_page: Path, rows: list[dict[str, Any]]
+) -> None:
     page = open_page(either_page)
     page.wait_for_function("() => document.querySelector('.card .ids').textContent.includes('ref ')")
-    height, width, alpha = page.locator(".card canvas").first.evaluate(ALPHA)
+    drawn = page.locator(".card .masks").first
 
-    counts = rows[0]["mask"]["counts"]
-    target = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(128, 96).T
-    found = np.array(alpha).reshape(height, width)
-    assert found.shape == target.shape == (96, 128)
-    assert np.abs(found[target] - 0.35 * 255).max() < 3  # the fill; what lies under it is seen
-    near = np.asarray(Image.fromarray(target).convert("L").filter(ImageFilter.MaxFilter(9))) > 0
-    assert (found[~near] == 0).all()
-    edge = near & ~target & (np.asarray(Image.fromarray(target).convert("L").filter(ImageFilter.MaxFilter(3))) > 0)
-    assert (found[edge] > 200).all()
+    assert drawn.get_attribute("viewBox") == "0 0 128 96"
+    assert drawn.locator("path").count() == 1
+    assert drawn.locator("path").get_attribute("d") == outline_path(mask_of(rows[0]["mask"]["counts"]))
+
+
+def test_a_sample_is_enlarged_and_moved(open_page: Open, browse_page: Path) -> None:
+    page = open_page(browse_page, fragment="#open=0")
+    page.wait_for_selector("dialog[open]")
+    dialog = page.get_by_role("dialog")
+    frame, shown = dialog.locator(".frame"), dialog.locator("output")
+    size = "frame => [frame.scrollWidth / frame.clientWidth, frame.scrollLeft]"
+
+    assert frame.evaluate(size) == [1, 0]
+    dialog.get_by_role("button", name="Zoom in").click()
+    page.keyboard.press("+")
+    assert shown.inner_text() == "200 %"
+    scale, left = frame.evaluate(size)
+    assert scale == pytest.approx(2, abs=0.02)
+    assert left > 0  # the middle stays in the middle
+    box = frame.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 60, box["y"] + 100)
+    page.mouse.up()
+    assert frame.evaluate(size)[1] == pytest.approx(left + 40, abs=2)
+    page.keyboard.press("0")
+    assert shown.inner_text() == "100 %"
+    frame.dblclick()
+    assert shown.inner_text() == "300 %"
+
+
+@pytest.fixture(scope="module")
+def predicted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with predictions for val: of each second sentence nothing, of the others the target."""
+    index = ManifestIndex.open(dataset, ["val"])
+    row = np.repeat(np.arange(index.num_rows), np.diff(index.sentence_start))
+    targets = [mask_of(index.counts(int(number)).tolist()) for number in row]
+    found = [target & (number % 2 == 0) for number, target in enumerate(targets)]
+    pixels = np.array([[(t & f).sum(), f.sum(), t.sum()] for t, f in zip(targets, found, strict=True)], np.int64)
+    counted = Counted(
+        row=row,
+        sentence=np.arange(index.num_sentences) - index.sentence_start[row],
+        pixels=pixels[:, None],
+        predictions=[[encode_runs(mask) for mask in found]],
+    )
+    facts = RowFacts(protocols=(ORIGINAL,), mask_rule="union", sentence_order="own", num_left_out=0)
+    origin = read_origin({
+        "checkpoint": "runs/toy/checkpoints/step-00001200", "step": 1200, "trained_on": "toy/refseg",
+        "trained_on_digest": "a" * 64, "data": str(dataset), "dataset": index.descriptor.dataset,
+        "dataset_digest": index.descriptor.digest, "split": "val",
+    })  # fmt: skip
+    run = tmp_path_factory.mktemp("predicted")
+    save_results(run, Results(rows=make_table(index, np.arange(index.num_rows), counted, facts), origin=origin))
+    return run
+
+
+@pytest.fixture(scope="module")
+def predictions_page(dataset: Path, predicted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_browse_page(dataset, tmp_path_factory.mktemp("browse") / "folder", predictions=predicted).path
+
+
+def test_predictions_are_shown_beside_the_targets_and_filtered_by_their_iou(
+    open_page: Open, predictions_page: Path, rows: list[dict[str, Any]]
+) -> None:
+    page = open_page(predictions_page)
+    val = [row for row in rows if row["split"] == "val"]
+    settled(page, f"{len(val)} of {len(val)} refs")
+    assert "Predictions: step 1,200 of runs/toy" in page.locator(".lead").first.inner_text()
+
+    page.get_by_label("IoU in percent, at least").fill("50")
+    num = sum(len(row["sentences"]) for row in val)
+    page.wait_for_function(
+        f"() => document.querySelector('#status').textContent.endsWith(', {-(-num // 2)} sentences')"
+    )
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_label("Order").select_option(label="lowest IoU first")
+    page.locator(".card .iou", has_text="IoU 0.0 %").first.wait_for()
+    page.locator(".card .open").first.click()
+    page.wait_for_selector("dialog[open]")
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator(".prediction").get_attribute("d") == ""
+    dialog.get_by_role("button", name="IoU 100.0 %").first.click()
+    assert dialog.locator(".prediction").get_attribute("d") == dialog.locator(".target").get_attribute("d")
 
 
 def test_markup_in_a_sentence_stays_text(open_page: Open, either_page: Path, evil: str) -> None:
@@ -189,7 +272,7 @@ def test_a_long_sentence_is_cut_in_its_card_and_whole_where_it_is_opened(
     assert len(page.locator(".card .open").first.get_attribute("aria-label")) < 120
     page.locator(".card .open").first.click()
     dialog = page.get_by_role("dialog")
-    assert dialog.locator(".head").evaluate(height) < 100
+    assert dialog.locator(".toolbar").evaluate(height) < 140
     assert dialog.locator(".others button").first.evaluate(height) < 160
     sentence = dialog.locator(".sentences li").first
     assert sentence.inner_text().split() == long.split()
@@ -245,12 +328,25 @@ def test_the_page_fits_a_phone_and_names_its_controls(open_page: Open, browse_pa
     assert page.evaluate(UNNAMED) == []
 
 
-def test_a_folder_that_is_not_whole_says_so(browser: Any, dataset: Path, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_reported(browser: Any, dataset: Path, tmp_path: Path) -> None:
     path = write_browse_page(dataset, tmp_path / "page").path
     (tmp_path / "page/parts/images-0.js").unlink()
     page = browser.new_page()
     page.goto(path.as_uri())
 
     page.wait_for_selector("#fault:not([hidden])")
-    assert "parts/images-0.js cannot be read: this folder is not whole" in page.inner_text("#fault")
+    assert "parts/images-0.js cannot be read: the folder is incomplete" in page.inner_text("#fault")
     page.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize("fragment", ["", "#open=0", "#view=rejects"])
+def test_axe_finds_no_fault(
+    open_page: Open, axe_faults: Faults, predictions_page: Path, fragment: str, scheme: str, width: int
+) -> None:
+    page = open_page(predictions_page, width=width, scheme=scheme, fragment=fragment)
+    page.wait_for_selector(
+        {"": ".card .masks path", "#open=0": "dialog[open]", "#view=rejects": "#rejects tbody tr"}[fragment]
+    )
+
+    assert axe_faults(page) == []

@@ -1,9 +1,7 @@
-"use strict";
-// The page of refseg browse. What annotations say goes into the page as text (textContent, setAttribute), never as markup.
+// The page of refseg browse. The content of annotations is inserted as text (textContent, setAttribute), never as markup.
 (() => {
   const CARDS = 48, REJECTS = 100, SIDE = 512, MOST_SENTENCES = 4, BRIEF = 100;
   const NO_TARGET = 1, BOX_ONLY = 2, NOTHING = 4;
-  const TARGET = "#ffd60a", EDGE = "#141414", OTHER = "#ffffff";
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const find = (selector, within = document) => within.querySelector(selector);
   const make = (tag, text, name) => {
@@ -14,7 +12,9 @@
   };
   const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
   const brief = (text) => (text.length > BRIEF ? `${text.slice(0, BRIEF)} …` : text);
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
   const filters = find("#filters"), dialog = find("#sample"), status = find("#status");
+  const zoom = viewer.zoom(find(".body", dialog), find(".toolbar", dialog));
 
   // ---- Parts: blocks of JSON in this file, or scripts beside it (a page from the file system may not fetch).
   const parts = new Map(), arrived = new Map();
@@ -34,7 +34,7 @@
         const content = arrived.get(name);
         arrived.delete(name);
         if (content) resolve(content);
-        else reject(new Error(`parts/${name}.js cannot be read: this folder is not whole. Copy it again, or write the page again with refseg browse.`));
+        else reject(new Error(`parts/${name}.js cannot be read: the folder is incomplete. Copy it again, or write the page again with refseg browse.`));
       };
       document.head.append(script);
     });
@@ -50,9 +50,9 @@
   const refs = [];
   let found = [], terms = [], page = 0, opened = -1, reading = true;
   function addRefs(content) {
-    for (const [image, split, dataset, category, size, flags, sentences, nothing] of content) {
+    for (const [image, split, dataset, category, size, flags, sentences, nothing, ious] of content) {
       const words = sentences.map((text) => (text.match(/\S+/g) ?? []).length);
-      refs.push({ row: refs.length, image, split, dataset, category, size, flags, sentences, nothing, words, lower: sentences.map((text) => text.toLowerCase()), matches: [] });
+      refs.push({ row: refs.length, image, split, dataset, category, size, flags, sentences, nothing, ious, words, lower: sentences.map((text) => text.toLowerCase()), matches: [] });
     }
   }
   const KINDS = {
@@ -63,12 +63,17 @@
     box: (ref) => ref.flags & BOX_ONLY,
   };
   const longest = (ref) => Math.max(...ref.matches.map((i) => ref.words[i]));
+  const iousOf = (ref) => ref.matches.map((i) => ref.ious?.[i] ?? NaN).filter((iou) => !Number.isNaN(iou));
+  const lowest = (ref) => Math.min(...iousOf(ref), 2); // refs without a prediction come last in both orders
+  const highest = (ref) => Math.max(...iousOf(ref), -1);
   const shortest = (ref) => Math.min(...ref.matches.map((i) => ref.words[i]));
   const ORDERS = {
     small: (a, b) => a.size - b.size,
     large: (a, b) => b.size - a.size,
     short: (a, b) => shortest(a) - shortest(b),
     long: (a, b) => longest(b) - longest(a),
+    worst: (a, b) => lowest(a) - lowest(b),
+    best: (a, b) => highest(b) - highest(a),
   };
   function asked() {
     const fields = new Map([...new FormData(filters)].map(([name, value]) => [name, value.trim()]));
@@ -79,7 +84,8 @@
       terms: [...(fields.get("text") ?? "").toLowerCase().matchAll(/"([^"]+)"|[^\s"]+/g)].map((hit) => hit[1] ?? hit[0]),
       split: place("split"), dataset: place("dataset"), category: place("category"), kind: KINDS[fields.get("kind")] ?? KINDS[""],
       minWords: number("minWords", 0), maxWords: number("maxWords", Infinity),
-      minSize: number("minSize", 0) / 100, maxSize: number("maxSize", Infinity) / 100, order: ORDERS[fields.get("order")],
+      minSize: number("minSize", 0) / 100, maxSize: number("maxSize", Infinity) / 100,
+      minIou: number("minIou", -Infinity) / 100, maxIou: number("maxIou", Infinity) / 100, order: ORDERS[fields.get("order")],
     };
   }
   function select() {
@@ -91,62 +97,28 @@
       if (ref.size < wish.minSize || ref.size > wish.maxSize) return false;
       ref.matches = [];
       for (let i = 0; i < ref.lower.length; i++) {
+        const iou = ref.ious?.[i] ?? NaN;
+        if ((Number.isFinite(wish.minIou) && !(iou >= wish.minIou)) || (Number.isFinite(wish.maxIou) && !(iou <= wish.maxIou))) continue;
         if (ref.words[i] >= wish.minWords && ref.words[i] <= wish.maxWords && terms.every((term) => ref.lower[i].includes(term))) ref.matches.push(i);
       }
       return ref.matches.length > 0;
     });
     if (wish.order) found.sort((a, b) => wish.order(a, b) || a.row - b.row);
+    // The sentence that brought a ref to its position comes first, and its prediction is drawn.
+    if (wish.order === ORDERS.worst) for (const ref of found) ref.matches.sort((a, b) => (ref.ious?.[a] ?? 2) - (ref.ious?.[b] ?? 2));
+    if (wish.order === ORDERS.best) for (const ref of found) ref.matches.sort((a, b) => (ref.ious?.[b] ?? -1) - (ref.ious?.[a] ?? -1));
     return wish;
   }
 
-  // ---- Masks: run lengths go over columns, zeros first; each output pixel takes the one at its centre.
-  function paintShape(counts, height, width, colour) {
-    const scale = Math.min(1, SIDE / Math.max(height, width));
-    const shape = make("canvas"), W = (shape.width = Math.max(1, Math.round(width * scale))), H = (shape.height = Math.max(1, Math.round(height * scale)));
-    const context = shape.getContext("2d"), data = context.createImageData(W, H), pixels = new Uint32Array(data.data.buffer);
-    let run = 0, start = 0;
-    for (let X = 0; X < W; X++) {
-      const top = Math.floor(((X + 0.5) * width) / W) * height;
-      while (run < counts.length && start + counts[run] <= top) start += counts[run++];
-      for (let r = run, s = start; r < counts.length && s < top + height; s += counts[r++]) {
-        if (r % 2 === 0) continue;
-        const from = Math.max(0, s - top), to = Math.min(height, s + counts[r] - top);
-        const end = Math.min(H, Math.ceil((to * H) / height - 0.5));
-        for (let Y = Math.max(0, Math.ceil((from * H) / height - 0.5)); Y < end; Y++) pixels[Y * W + X] = 0xffffffff;
-      }
-    }
-    context.putImageData(data, 0, 0);
-    return tint(shape, colour);
-  }
-  function tint(canvas, colour) {
-    const context = canvas.getContext("2d");
-    context.globalCompositeOperation = "source-in";
-    context.fillStyle = colour;
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.globalCompositeOperation = "source-over";
-    return canvas;
-  }
-  function ring(shape, radius, colour) {
-    const canvas = make("canvas");
-    canvas.width = shape.width;
-    canvas.height = shape.height;
-    const context = canvas.getContext("2d");
-    for (let k = 0; k < 16; k++) context.drawImage(shape, radius * Math.cos((k * Math.PI) / 8), radius * Math.sin((k * Math.PI) / 8));
-    context.globalCompositeOperation = "destination-out";
-    context.drawImage(shape, 0, 0);
-    return tint(canvas, colour);
-  }
-  function drawTargets(canvas, image, chosen, withOthers) {
-    const shapeOf = (ref, colour) => paintShape(ref.counts, image.height, image.width, colour);
-    const shape = shapeOf(image.refs[chosen], TARGET), context = canvas.getContext("2d");
-    canvas.width = shape.width;
-    canvas.height = shape.height;
-    if (withOthers) image.refs.forEach((ref, i) => { if (i !== chosen) context.drawImage(ring(shapeOf(ref, OTHER), 1.2, OTHER), 0, 0); });
-    context.drawImage(ring(shape, 3.5, EDGE), 0, 0);
-    context.globalAlpha = 0.35;
-    context.drawImage(shape, 0, 0);
-    context.globalAlpha = 1;
-    context.drawImage(ring(shape, 2.2, TARGET), 0, 0);
+  // ---- Masks: the target of a ref and, where there are predictions, that of one of its sentences.
+  function drawRef(svg, image, chosen, sentence, withOthers) {
+    const sized = (kind, counts, height, width) => ({ kind, ...viewer.maskOfRuns(counts, height, width, SIDE) });
+    const targetOf = (ref, kind) => sized(kind, ref.counts, image.height, image.width);
+    const ref = image.refs[chosen], target = targetOf(ref, "target"), predicted = ref.predictions?.[sentence];
+    const others = withOthers ? image.refs.filter((_, i) => i !== chosen).map((other) => targetOf(other, "other")) : [];
+    const [height, width] = facts.predictionSize ?? [image.height, image.width];
+    const prediction = predicted ? [sized("prediction", predicted[1], height, width)] : [];
+    viewer.drawMasks(svg, target, [...others, target, ...prediction]);
   }
 
   // ---- Sentences.
@@ -160,12 +132,21 @@
     }
     return element;
   }
-  function sentenceItems(ref, most, raw) {
+  function sentenceItems(ref, most, raw, choose) {
     const order = [...ref.matches, ...ref.sentences.keys()].filter((i, place, all) => all.indexOf(i) === place);
     const items = order.slice(0, most).map((i) => {
       const item = marked(make("li", undefined, ref.matches.includes(i) ? "" : "aside"), ref.sentences[i], ref.lower[i]);
       if (ref.nothing.includes(i)) item.append(" ", make("span", "names nothing here", "nothing"));
+      if (ref.ious?.[i] != null) item.append(" ", make("span", `IoU ${percent(ref.ious[i])}`, "iou"));
       if (raw?.[i] != null) item.append(make("span", `as typed: ${raw[i]}`, "raw"));
+      if (choose && ref.ious?.[i] != null) {
+        const button = make("button");
+        button.type = "button";
+        button.append(...item.childNodes);
+        button.setAttribute("aria-pressed", String(i === choose.chosen));
+        button.addEventListener("click", () => choose.act(i, button));
+        item.append(button);
+      }
       return item;
     });
     if (order.length > most) items.push(make("li", `and ${order.length - most} more`, "aside"));
@@ -183,7 +164,7 @@
     const ref = card.refsegRef, image = await imageOf(ref.image).catch(() => null);
     if (!image) return;
     if (image.picture) find("img", card).src = image.picture;
-    drawTargets(find("canvas", card), image, ref.row - image.first, false);
+    drawRef(find(".masks", card), image, ref.row - image.first, ref.matches[0], false);
     find(".ids", card).append(` · image ${image.id} · ref ${image.refs[ref.row - image.first].id}`);
   }
   function makeCard(ref) {
@@ -252,10 +233,18 @@
     find("#sample-title").textContent = ref.sentences[ref.matches[0]];
     const picture = find("img", dialog);
     picture.src = pictureOf(ref.image, image);
-    picture.alt = `Image ${image.id}${ref.flags & NO_TARGET ? "" : ` with the target outlined; it covers ${sizeOf(ref)}`}`;
+    picture.alt = `Image ${image.id}${ref.flags & NO_TARGET ? "" : ` with the target outlined; it covers ${sizeOf(ref)}`}${details.predictions ? ", and the prediction" : ""}`;
     find(".frame", dialog).style.aspectRatio = `${image.width} / ${image.height}`;
-    drawTargets(find("canvas", dialog), image, chosen, true);
-    find(".sentences", dialog).replaceChildren(...sentenceItems(ref, Infinity, details.raw));
+    const choose = {
+      chosen: ref.matches[0],
+      act(sentence, button) {
+        for (const other of dialog.querySelectorAll(".sentences button")) other.setAttribute("aria-pressed", String(other === button));
+        drawRef(find(".masks", dialog), image, chosen, sentence, true);
+      },
+    };
+    drawRef(find(".masks", dialog), image, chosen, choose.chosen, true);
+    find(".sentences", dialog).replaceChildren(...sentenceItems(ref, Infinity, details.raw, choose));
+    zoom.reset();
     const told = {
       split: facts.splits[ref.split][0], dataset: facts.datasets[ref.dataset], category: categoryOf(ref),
       target: `${sizeOf(ref)}, ${count(details.area, "pixel")}${ref.flags & BOX_ONLY ? ", a filled box" : ""}`,
@@ -324,17 +313,14 @@
     find(`${nav} .next`).addEventListener("click", () => walk(1));
   }
   for (const name of ["samples", "rejects"]) find(`#show-${name}`).addEventListener("click", () => { view(name); remember(asked().fields); });
-  const bare = () => document.body.classList.toggle("bare", !find("#masks").checked);
-  find("#masks").addEventListener("change", bare);
   find(".previous", dialog).addEventListener("click", () => step(-1));
   find(".next", dialog).addEventListener("click", () => step(1));
   find(".close", dialog).addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => { opened = -1; remember(asked().fields); });
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select")) return;
-    if (event.key === "m") { find("#masks").checked = !find("#masks").checked; bare(); }
-    else if (event.key === "/" && !dialog.open) { event.preventDefault(); find("section:not([hidden]) input[name=text]").focus(); }
+    if (viewer.isTyping(event) || (zoom.isZoomed() && event.target.matches(".frame"))) return; // the arrows move the picture
+    if (event.key === "/" && !dialog.open) { event.preventDefault(); find("section:not([hidden]) input[name=text]").focus(); }
     else if (event.key === "ArrowLeft" && dialog.open) step(-1);
     else if (event.key === "ArrowRight" && dialog.open) step(1);
   });
