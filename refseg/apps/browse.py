@@ -22,10 +22,10 @@ from refseg.errors import ImageError, UsageError
 logger = logging.getLogger(__name__)
 
 ONE_FILE_IMAGES = 500
-"""Most images of a page that is one file: about 25 MB."""
+"""Largest number of images in a page that is one file, which is then about 25 MB."""
 
-_IMAGES_PER_PART = 16  # masks and ids, read when one of them is shown
-_REFS_PER_PART = 4000  # what filters look at, read one part after another when the page opens
+_IMAGES_PER_PART = 16  # masks and ids, which are read when one of these images is shown
+_REFS_PER_PART = 4000  # the input of filters, which is read part by part when the page opens
 _NO_TARGET, _BOX_ONLY, _NOTHING = 1, 2, 4
 _COLUMNS = [
     "dataset", "split_by", "split", "ref_id", "category", "box_xywh", "area", "no_target", "box_only", "mask.counts",
@@ -39,13 +39,13 @@ class BrowsePage:
     """A page that was written.
 
     Attributes:
-        path: What to open.
-        num_images: Images in it.
-        num_dataset_images: Images there are in the chosen splits.
-        num_refs: Refs in it.
-        num_sentences: Sentences in it.
-        num_rejects: Rejects in it: of the chosen splits, and those whose split is not known.
-        num_not_shown: Images whose picture cannot be shown: the page says so, and the log why.
+        path: The file to open.
+        num_images: Number of images in the page.
+        num_dataset_images: Number of images in the chosen splits.
+        num_refs: Number of refs in the page.
+        num_sentences: Number of sentences in the page.
+        num_rejects: Number of rejects in the page: those of the chosen splits, and those whose split is not known.
+        num_not_shown: Number of images whose picture cannot be shown; the page marks them, the log gives the reason.
     """
 
     path: Path
@@ -70,8 +70,8 @@ def write_browse_page(
 
     Args:
         folder: The dataset's folder, or its URL.
-        out: FILE.html: all in one file, up to some hundred images; another name: a folder with index.html, for any
-            number, which replaces an earlier page; by default the folder browse-DATASET.
+        out: FILE.html writes one file, for up to some hundred images; another name writes a folder with index.html,
+            for any number. Either replaces an earlier page. The default is the folder browse-DATASET.
         splits: Splits to show; by default all, or with predictions those that were predicted.
         num_images: Show at most so many images, spread evenly over the splits; by default all.
         predictions: A run's folder, as `refseg report` takes it: show its predicted masks beside the targets. They are
@@ -103,7 +103,8 @@ def write_browse_page(
         writer = _Writer(files=files, splits=dataset.splits, predictions=predicted)
         first = 0
         for entry in dataset.entries:
-            # Position p of all images is shown where p * shown / total passes a whole number: evenly spread.
+            # Image p of all is shown where p * shown / total passes a whole number, which spreads them evenly: of 5
+            # images, 2 are shown where 0, 0.4, 0.8, 1.2, 1.6, 2 passes 1 and 2: images 2 and 4.
             chosen = {
                 i for i in range(entry.num_images) if (first + i + 1) * shown // total > (first + i) * shown // total
             }
@@ -132,7 +133,7 @@ def write_browse_page(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ShownImage:
-    """An image with its manifest rows and the page's JPEG of it; `fault` says why that is only a note."""
+    """An image with its manifest rows and the JPEG for the page; `fault` says why the JPEG is only a note."""
 
     rows: list[dict[str, Any]]
     jpeg: bytes
@@ -141,7 +142,7 @@ class _ShownImage:
 
 @dataclass(slots=True, kw_only=True)
 class _Writer:
-    """Cuts images and refs into the page's parts as they come."""
+    """Collects images and refs, and writes a part of the page as soon as it is complete."""
 
     files: PageFiles
     splits: tuple[str, ...]
@@ -159,7 +160,7 @@ class _Writer:
     num_ref_parts: int = 0
 
     def add(self, image: _ShownImage) -> None:
-        """Take an image with all its refs."""
+        """Add an image with all its refs."""
         number, first = self.num_images, image.rows[0]
         self.num_images += 1
         if image.fault:
@@ -183,7 +184,7 @@ class _Writer:
             self._end_images()
 
     def finish(self, descriptor: Descriptor, rejects: list[dict[str, Any]], total: int) -> None:
-        """Write what is left, the rejects and the page."""
+        """Write the last, incomplete parts, the rejects and the page itself."""
         if self.refs:
             self._end_refs()
         if self.images:
@@ -263,7 +264,7 @@ class _Writer:
 def _read_images(
     dataset: BuiltDataset, entry: ShardEntry, chosen: set[int], pool: ThreadPoolExecutor
 ) -> Iterator[_ShownImage]:
-    """The chosen images of a shard, in order, by their positions in its manifest."""
+    """Read the images of a shard at the given positions of its manifest, in order."""
     rows = dataset.read(_COLUMNS, [entry]).to_pylist()
     groups = groupby(rows, key=lambda row: (row["shard"], row["image_offset"]))
     shown = [list(of_image) for position, (_, of_image) in enumerate(groups) if position in chosen]

@@ -1,7 +1,7 @@
-"""The files of a browse page: a folder with its parts beside it, or one file that holds them all.
+"""The files of a browse page: a folder with parts beside the page, or one file that contains them all.
 
-A page that is opened from the file system may not fetch, but it may add scripts: the parts of a folder are scripts
-that hand over their JSON. Whatever an annotation says stays JSON, in which no tag can begin or end.
+A page that is opened from the file system cannot fetch files, but it can add scripts: the parts of a folder are scripts
+that pass their JSON to the page. The content of annotations stays JSON, in which no HTML tag can begin or end.
 """
 
 import base64
@@ -24,48 +24,48 @@ from refseg.evaluation.pages import open_templates
 _INDEX = "index.html"
 _MARK = '<meta name="generator" content="refseg browse'
 _MARKED_BYTES = 4096
-"""The mark stands within so many bytes of a page."""
+"""Number of bytes at the beginning of a page that contain the mark."""
 _PICTURES_PER_FOLDER = 1000
 
 
 class PageFiles(ABC):
-    """Where a page's pieces go while it is made; nothing is seen at its place before `finish`."""
+    """Receives the parts of a page while it is made; nothing appears at its path before `finish`."""
 
     in_one_file: bool
 
     @abstractmethod
     def add_part(self, name: str, content: Any) -> None:
-        """Keep a part, JSON types; `name` is of letters, digits and `-`."""
+        """Add a part of JSON types; `name` consists of letters, digits and `-`."""
 
     @abstractmethod
     def add_picture(self, number: int, jpeg: bytes) -> str:
-        """Keep a picture; the answer is what the page must be told, empty where it follows from the number."""
+        """Add a picture, and return its URL for the page; empty if the URL follows from the number."""
 
     @abstractmethod
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the page itself.
 
         Args:
-            facts: What it must know at once, JSON types; `dataset` is its title.
+            facts: What the page reads first, JSON types; `dataset` is its title.
         """
 
 
 @contextmanager
 def open_page(out: Path) -> Iterator[PageFiles]:
-    """Begin a page that appears at its place whole or not at all.
+    """Begin a page that appears at its path completely or not at all.
 
     Args:
-        out: A file name that ends in `.html`: one file. Any other: a folder, which may hold an earlier page.
+        out: A name that ends in `.html` is one file. Any other is a folder, which may contain an earlier page.
 
     Raises:
-        UsageError: If something else is there, or `out` lies within a dataset.
+        UsageError: If something else is there, or `out` is within a dataset.
     """
     refuse_within_dataset(out)
     one_file = out.suffix == ".html"
     if one_file and out.is_dir():
         raise UsageError(f"--out: {out} is a folder, expected the name of a file or of a folder without .html")
     if one_file and out.exists() and not _is_ours(out):
-        raise UsageError(f"--out: {out} is no page of `refseg browse`; remove it, or name another file")
+        raise UsageError(f"--out: {out} is not a page of `refseg browse`; remove it, or name another file")
     if not one_file:
         _refuse_foreign(out)
     if one_file:
@@ -78,7 +78,7 @@ def open_page(out: Path) -> Iterator[PageFiles]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace what no earlier call made."""
+    """Refuse to replace anything but a page of an earlier call."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -88,8 +88,8 @@ def _refuse_foreign(out: Path) -> None:
         return
     if any(out.iterdir()):
         raise UsageError(
-            f"--out: {out} holds something else than a page of `refseg browse`, expected such a page, an empty folder "
-            "or none; name another folder"
+            f"--out: {out} contains something else than a page of `refseg browse`, expected such a page, an empty "
+            "folder or none; name another folder"
         )
 
 
@@ -99,12 +99,12 @@ def _is_ours(page: Path) -> bool:
 
 
 def to_json(content: Any) -> bytes:
-    """JSON in which no `<` stands, so that it can be put into a page or a script as it is."""
+    """Encode as JSON without `<`, which can be put into a page or a script unchanged."""
     return orjson.dumps(content).replace(b"<", b"\\u003c")
 
 
 class _FolderPage(PageFiles):
-    """`index.html`, `parts/*.js`, `pictures/*/*.jpg`."""
+    """A folder with `index.html`, `parts/*.js` and `pictures/*/*.jpg`."""
 
     in_one_file = False
 
@@ -128,7 +128,7 @@ class _FolderPage(PageFiles):
 
 
 class _OneFile(PageFiles):
-    """All in one page: parts as blocks of JSON that are read when they are needed, pictures in them."""
+    """One file: parts are blocks of JSON that are parsed when they are needed, and contain the pictures."""
 
     in_one_file = True
 
@@ -139,7 +139,7 @@ class _OneFile(PageFiles):
     def add_part(self, name: str, content: Any) -> None:
         self.parts[name] = to_json(content)
 
-    def add_picture(self, number: int, jpeg: bytes) -> str:  # noqa: ARG002  (parts hold pictures in order)
+    def add_picture(self, number: int, jpeg: bytes) -> str:  # noqa: ARG002  (parts contain the pictures in order)
         return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
     def finish(self, facts: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _render(facts: dict[str, Any], parts: dict[str, bytes]) -> str:
     script = viewer + own
     return environment.get_template("browse.html.j2").render(
         facts=facts,
-        # Jinja would escape what a script block takes as it is; `to_json` has made it harmless.
+        # A script block needs JSON that Jinja does not escape; `to_json` leaves no `<` in it.
         facts_json=Markup(to_json(facts).decode()),
         parts={name: Markup(content.decode()) for name, content in parts.items()},
         script=Markup(script),

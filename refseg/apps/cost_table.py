@@ -1,4 +1,4 @@
-"""What the models cost, side by side, beside the published figures."""
+"""Parameters and operations of the models, side by side, with the published figures."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -20,7 +20,7 @@ PUBLISHED = {
     ),
     ("cris", "clip_resnet50"): ("146.85 M", "CRIS's own count of parameters, with the token embedding."),
 }
-"""Printed figures and what they are, as far as counting again can tell."""
+"""Published figures, and the configurations whose counts they match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class CostRow:
         return PUBLISHED.get((self.model, self.image_encoder), (None,))[0]
 
     def to_json(self) -> dict[str, Any]:
-        """The row in JSON's types."""
+        """Return the row as JSON types."""
         return {
             "model": self.model,
             "image_encoder": self.image_encoder,
@@ -58,7 +58,7 @@ class CostRow:
 
 
 def count_costs(options: CostOptions) -> list[CostRow]:
-    """Count every chosen model with every chosen encoder at every size, without weights."""
+    """Count the cost of every chosen model with every chosen encoder at every size; no weights are allocated."""
     section: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     rows = []
     for model in options.models or MODEL_CONFIGS:

@@ -1,6 +1,6 @@
 """The demo as a web application: a page, the HTTP interface it uses, and that interface's description.
 
-All that a browser asks for comes from here: no script, font or style of another host.
+The application serves everything that the page needs; no script, font or style comes from another host.
 """
 
 import time
@@ -17,11 +17,13 @@ from pydantic import InstanceOf, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+import refseg.evaluation
 from refseg import __version__
 from refseg.apps.demo_answers import Answer, Question, Refusal, UploadedPicture, answer_question
 from refseg.apps.demo_examples import read_examples
 from refseg.apps.demo_guard import RequestGuard
 from refseg.apps.demo_pictures import KINDS, KeptPicture, Limits, PictureShelf
+from refseg.apps.demo_validation import ValidationSet
 from refseg.apps.predict import Segmenter
 from refseg.errors import ImageError, RefsegError, UsageError
 from refseg.evaluation.pages import open_templates
@@ -37,14 +39,22 @@ _GONE: dict[int | str, dict[str, Any]] = {
     404: {"model": Refusal, "description": "No picture of this id is kept: upload it."}
 }
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
-# FastAPI's own UploadFile stands for Starlette's, of which forms are made; an annotation should say what comes.
+# Forms contain Starlette's UploadFile, for which FastAPI has a class of its own; the annotation names the real one.
 _Upload = Annotated[
     UploadFile,
     InstanceOf(),
     WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"}),
     File(description="The picture's file, with its name."),
 ]
-_TEMPLATES = Path(__file__).parent / "templates"
+_OWN = Path(__file__).parent / "templates"
+_SHARED = Path(refseg.evaluation.__file__).parent / "templates"
+_STATIC = {
+    "look.css": (_SHARED, "text/css"),
+    "viewer.js": (_SHARED, "text/javascript"),
+    "demo.css": (_OWN, "text/css"),
+    "demo.js": (_OWN, "text/javascript"),
+}
+"""Files that the page loads: the folder and the type of each."""
 
 
 def make_demo(
@@ -53,17 +63,21 @@ def make_demo(
     sample: Path,
     facts: Mapping[str, str],
     allowed_hosts: Sequence[str],
+    validation: ValidationSet | None = None,
+    why_no_validation: str = "",
     limits: Limits | None = None,
 ) -> FastAPI:
-    """Build the application.
+    """Make the application that serves a model.
 
     Args:
         segmenter: The model that answers.
         sample: Folder of the bundled sample, for examples and credits.
-        facts: About the model, for the page: name to value.
+        facts: What the page says about the model, by name; `model` and `trained on` are its headline.
         allowed_hosts: Names by which browsers may call this server; `*` for any. On loopback this keeps out pages of
             other sites whose name was made to point here (DNS rebinding).
-        limits: Of uploads, texts and memory.
+        validation: The model's own validation set: its examples come first, and pictures are compared with it.
+        why_no_validation: Why there is no validation set, for the page.
+        limits: Limits of uploads, texts and memory.
 
     Raises:
         AnnotationError: If the sample is damaged.
@@ -71,11 +85,11 @@ def make_demo(
     limits = limits or Limits()
     shelf = PictureShelf(segmenter, limits)
     examples = read_examples(sample)
-    pages = open_templates("refseg.apps")
+    pages = open_templates("refseg.apps", "refseg.evaluation")
     app = FastAPI(
         title="refseg demo",
         version=__version__,
-        description="Segments what an expression names in a picture. Upload a picture once, then ask about it.",
+        description="Segments what an expression names in a picture. Upload a picture once, then send expressions.",
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
         generate_unique_id_function=_operation_id,
@@ -106,6 +120,7 @@ def make_demo(
             width=width,
             height=height,
             already_encoded=already_encoded,
+            unlike=validation.known.describe_difference(kept.shown()) if validation else None,
             seconds=time.perf_counter() - started,
         )
 
@@ -123,20 +138,40 @@ def make_demo(
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False, response_class=HTMLResponse)
     def page() -> str:
-        shown = {"facts": facts, "limits": limits, "kinds": KINDS, "examples": examples.values()}
-        return pages.get_template("demo.html.j2").render(shown, version=__version__)
+        return pages.get_template("demo.html.j2").render(
+            facts=facts,
+            limits=limits,
+            kinds=KINDS,
+            validation=validation,
+            why_no_validation=why_no_validation,
+            examples=examples.values(),
+            version=__version__,
+        )
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
     def interface_page(request: Request) -> str:
         return pages.get_template("demo_docs.html.j2").render(api=app.openapi(), host=request.url.netloc)
 
-    @app.get("/demo.css", include_in_schema=False)
-    def style() -> FileResponse:
-        return FileResponse(_TEMPLATES / "demo.css", media_type="text/css")
+    @app.get("/{name}.css", include_in_schema=False)
+    def style(name: str) -> FileResponse:
+        return static_file(f"{name}.css")
 
-    @app.get("/demo.js", include_in_schema=False)
-    def script() -> FileResponse:
-        return FileResponse(_TEMPLATES / "demo.js", media_type="text/javascript")
+    @app.get("/{name}.js", include_in_schema=False)
+    def script(name: str) -> FileResponse:
+        return static_file(f"{name}.js")
+
+    def static_file(name: str) -> FileResponse:
+        if name not in _STATIC:
+            raise HTTPException(404, f"no file {name}; expected one of {', '.join(_STATIC)}")
+        folder, kind = _STATIC[name]
+        return FileResponse(folder / name, media_type=kind)
+
+    @app.get("/validation/{number}.jpg", include_in_schema=False)
+    def validation_example(number: int) -> Response:
+        offered = validation.examples if validation else {}
+        if number not in offered:
+            raise HTTPException(404, f"no example {number} of the validation set; there are {len(offered)}")
+        return Response(offered[number].data, media_type="image/jpeg")
 
     @app.get("/examples/{image_id}.jpg", include_in_schema=False)
     def example(image_id: int) -> FileResponse:
@@ -152,22 +187,22 @@ def make_demo(
 
 
 def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    """Faults of what was sent are the sender's to know; any other is ours."""
+    """Answer 422 for faults of what was sent, and 500 for any other error of this package."""
     return JSONResponse({"detail": str(error)}, 422 if isinstance(error, ImageError | UsageError) else 500)
 
 
 def _refuse_fields(request: Request, error: Exception) -> JSONResponse:
-    """All wrong fields of a request in one sentence."""
+    """Answer with all wrong fields of a request in one sentence."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
     kind = request.headers.get("content-type", "")
-    if isinstance(error.body, bytes) and "json" not in kind:  # so FastAPI has not read it
+    if isinstance(error.body, bytes) and "json" not in kind:  # FastAPI parses JSON only if the type says so
         faults.append(f"found Content-Type: {kind or 'none'}, expected Content-Type: application/json")
     return JSONResponse({"detail": f"{'; '.join(faults)}. See /docs"}, 422)
 
 
 async def _refuse_unreadable(request: Request, error: Exception) -> Response:
-    """What FastAPI says of JSON that is no UTF-8, or too deep, is neither what is wrong nor what to do."""
+    """Say what is wrong with JSON that is not UTF-8, or nested too deeply; FastAPI's own answer does not."""
     assert isinstance(error, AnyHTTPException)
     if isinstance(error.__cause__, ValueError | RecursionError):
         refusal = f"body: cannot be read ({error.__cause__}); send JSON in UTF-8, or a form with a picture. See /docs"

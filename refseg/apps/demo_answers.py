@@ -1,4 +1,4 @@
-"""A question about a kept picture and its answer, as they go over HTTP."""
+"""A question about a kept picture and its answer, as they are sent over HTTP."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from refseg.evaluation.explanation import SentenceExplanation
 from refseg.evaluation.heat_maps import draw_explanation
 
 _LONGEST_MAP_SIDE = 512
-"""Of the probability map; the model itself gives a quarter of its input's size."""
+"""Largest side of the probability map in pixels; the model itself gives a quarter of its input's size."""
 
 
 class Refusal(BaseModel):
@@ -35,7 +35,10 @@ class UploadedPicture(BaseModel):
     name: str = Field(description="The file's name, as sent.")
     width: int = Field(description="Pixels, upright.")
     height: int = Field(description="Pixels, upright.")
-    already_encoded: bool = Field(description="The same file was there before; the model had nothing to do.")
+    already_encoded: bool = Field(description="The same file was encoded before and is kept.")
+    unlike: str | None = Field(
+        description="How the picture differs from the validation set; null if it does not, or the set is absent."
+    )
     seconds: float = Field(description="Time to decode and encode it.")
 
 
@@ -44,9 +47,9 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_id: str = Field(description="Of a picture that was uploaded.", pattern="^[0-9a-f]{64}$")
+    image_id: str = Field(description="Id of a picture that was uploaded.", pattern="^[0-9a-f]{64}$")
     text: str = Field(description="An expression, for example: the woman in the red coat.")
-    maps: bool = Field(default=False, description="Also draw where the model looked, if it can tell.")
+    maps: bool = Field(default=False, description="Also draw the model's attention maps, if it has any.")
 
 
 class RunLengths(BaseModel):
@@ -57,7 +60,7 @@ class RunLengths(BaseModel):
 
 
 class Word(BaseModel):
-    """A word as the model read it."""
+    """A word as the model read it, with its attention."""
 
     word: str = Field(description="[SOS] and [EOS] begin and end each sentence.")
     weight: float = Field(description="Its share of the model's attention to words; all sum to 1.")
@@ -68,19 +71,19 @@ class Answer(BaseModel):
 
     text: str = Field(description="As asked; control characters are spaces.")
     read_text: str = Field(description="As the model read it: lower case, cut where it was too long.")
-    is_cut: bool = Field(description="The end of the text was not read.")
+    is_cut: bool = Field(description="True if the end of the text was cut.")
     covered_share: float = Field(description="Share of the picture that the mask covers, 0 to 1.")
     box_xywh: tuple[int, int, int, int] | None = Field(
         description="Left, top, width, height in pixels; null for an empty mask."
     )
-    highest_probability: float = Field(description="Of any pixel, 0 to 1.")
+    highest_probability: float = Field(description="Highest probability of a pixel, 0 to 1.")
     threshold: float = Field(description="Pixels of higher probability are object.")
     rle: RunLengths = Field(description="The mask.")
     mask_png: str = Field(description="The mask at the picture's size, white is object: PNG in base64.")
     probability_png: str = Field(description="Probability over the picture, 0 to 255, scaled down: PNG in base64.")
-    words: list[Word] | None = Field(description="Attention over words; null where the model cannot tell.")
-    maps_png: str | None = Field(description="Where the model looked: PNG in base64; null if not asked for or unknown.")
-    seconds: float = Field(description="Time to answer, the picture being encoded already.")
+    words: list[Word] | None = Field(description="Attention over words; null for a model without it.")
+    maps_png: str | None = Field(description="Attention maps: PNG in base64; null if not asked for or absent.")
+    seconds: float = Field(description="Time to answer, without the encoding of the picture.")
 
 
 def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question, *, max_characters: int) -> Answer:
@@ -89,11 +92,11 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
     Args:
         segmenter: The one that encoded the picture.
         kept: The picture.
-        question: About it.
-        max_characters: More of the text are not looked at, which the answer says.
+        question: The expression.
+        max_characters: Longest text that is read; the answer says if it was cut.
 
     Raises:
-        UsageError: If the text is empty, or nothing in it can be read.
+        UsageError: If the text has no visible character.
     """
     started = time.perf_counter()
     text = _readable(question.text[:max_characters])
@@ -124,7 +127,7 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
 
 
 def _readable(text: str) -> str:
-    """A text without what JSON can hold and nobody can type: half characters, and control characters, now spaces."""
+    """Replace unpaired surrogates, which JSON can contain, by `?`, and control characters by spaces."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in whole)
 

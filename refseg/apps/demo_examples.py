@@ -1,4 +1,4 @@
-"""The bundled pictures as the demo's examples: with the expressions that belong to them, and credits."""
+"""The bundled pictures as examples of the demo, with their expressions and credits."""
 
 import json
 from collections import defaultdict
@@ -15,11 +15,11 @@ class BundledPicture:
 
     Attributes:
         image_id: COCO image id.
-        path: The JPEG.
+        path: Path of the JPEG.
         sentences: Expressions that annotators wrote about it.
-        origin: Address of the picture where its author published it.
+        origin: URL at which the author published the picture.
         licence: Name of its licence.
-        licence_url: Address of the licence's text.
+        licence_url: URL of the licence's text.
     """
 
     image_id: int
@@ -31,13 +31,13 @@ class BundledPicture:
 
 
 def read_examples(sample: Path) -> dict[int, BundledPicture]:
-    """Pictures of a folder in REFER's layout that have an expression, by image id.
+    """Read the pictures with an expression from a folder in REFER's layout, by image id.
 
     Args:
-        sample: Holds `sample/instances.json` with COCO's licences, one `refs(*).json`, and `images/train2014/`.
+        sample: Folder with `sample/instances.json` and COCO's licences in it, one `refs(*).json`, `images/train2014/`.
 
     Raises:
-        AnnotationError: If it is no such folder.
+        AnnotationError: If the folder is not of this kind.
     """
     try:
         instances: dict[str, Any] = json.loads((sample / "sample/instances.json").read_text(encoding="utf-8"))

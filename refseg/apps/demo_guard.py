@@ -1,4 +1,4 @@
-"""What stands before the demo's pages: whose requests are answered, their size and time, what browsers may do."""
+"""Checks requests of the demo before they are answered: their sender, size and time; and sets headers of answers."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HEADERS: Mapping[str, str] = {
-    # Scripts, styles and requests of this server alone: the page can reach no other host, whatever an upload holds.
+    # Only scripts, styles and requests of this server: the page cannot reach another host, whatever an upload contains.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -24,13 +24,13 @@ _LONGEST_SHOWN_HOST = 100
 
 
 class RequestGuard:
-    """Refuses foreign names, what other sites send, and bodies that are too large or too slow; adds headers to answers.
+    """Refuses other host names, requests of other sites, and bodies that are too large or slow; adds headers.
 
-    A browser lets any page on the web send a form to a server on loopback, or show its pictures, and tells where from
-    in `Origin` or `Sec-Fetch-Site`. That the page cannot read the answer is the browser's rule; that it cannot set
-    this machine to work is ours. Following a link to here is no such request.
-    Starlette's own limit of bodies gives no reason, and its answer is lost on who is still sending; of its check of
-    names we take the verdict alone, since its refusal is no JSON.
+    A browser lets any page on the web send a form to a server on loopback, or show its pictures, and names the sender
+    in `Origin` or `Sec-Fetch-Site`. The browser prevents that page from reading the answer; this class prevents it from
+    starting work on this machine. A link to the demo is allowed.
+    Starlette's own limit of bodies gives no reason, and a client that is still sending does not receive its answer. Of
+    Starlette's check of host names only the result is used, because its refusal is not JSON.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_seconds: float, allowed_hosts: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class RequestGuard:
         self.allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI asks."""
+        """Answer one request (ASGI)."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -51,7 +51,7 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        if not await self._is_named(scope, receive):
+        if not await self._is_allowed_host(scope, receive):
             found = headers.get("host", "")[:_LONGEST_SHOWN_HOST]
             named = ", ".join(self.allowed_hosts)
             refusal = f"found Host: {found or 'none'}, expected one of {named}; open the demo by the address it printed"
@@ -64,7 +64,7 @@ class RequestGuard:
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self.max_bytes:
             if headers.get("expect", "").lower() != "100-continue":
-                await self._read_off(receive)
+                await self._discard_body(receive)
             too_large = {"detail": self._too_large(f"{int(declared) / 1e6:.1f} MB")}
             await JSONResponse(too_large, 413, {"Connection": "close"})(scope, receive, send_guarded)
             return
@@ -84,28 +84,28 @@ class RequestGuard:
             num_bytes += len(message.get("body", b""))
             if num_bytes > self.max_bytes:
                 if more:
-                    await self._read_off(receive)
+                    await self._discard_body(receive)
                 raise HTTPException(413, self._too_large("more"), {"Connection": "close"})
             return message
 
         await self.app(scope, receive_limited, send_guarded)
 
-    async def _is_named(self, scope: Scope, receive: Receive) -> bool:
-        """Whether the request names this server by a name that is answered."""
-        is_named = False
+    async def _is_allowed_host(self, scope: Scope, receive: Receive) -> bool:
+        """Return whether the request's Host header is an allowed name."""
+        is_allowed = False
 
-        async def let_in(*_: object) -> None:
-            nonlocal is_named
-            is_named = True
+        async def accept(*_: object) -> None:
+            nonlocal is_allowed
+            is_allowed = True
 
         async def drop(_: Message) -> None:
             pass
 
-        await TrustedHostMiddleware(let_in, list(self.allowed_hosts), www_redirect=False)(scope, receive, drop)
-        return is_named
+        await TrustedHostMiddleware(accept, list(self.allowed_hosts), www_redirect=False)(scope, receive, drop)
+        return is_allowed
 
-    async def _read_off(self, receive: Receive) -> None:
-        """Read and forget: a client that is still sending when the connection closes never sees the answer."""
+    async def _discard_body(self, receive: Receive) -> None:
+        """Discard the body, since a client that is still sending when the connection closes loses the answer."""
         num_bytes, more = 0, True
         with suppress(TimeoutError):
             async with asyncio.timeout(self.max_seconds):
@@ -119,7 +119,7 @@ class RequestGuard:
 
 
 def _foreign_sender(headers: Headers, method: str) -> str | None:
-    """What another site is called whose page sent a request; None for our own pages and for programs."""
+    """Return the name of the other site whose page sent a request; None for the demo's own pages and for programs."""
     origin = headers.get("origin")
     if origin is not None:
         return origin if urlsplit(origin).netloc != headers.get("host") else None

@@ -1,4 +1,4 @@
-"""Uploads made ready for questions: checked, decoded, encoded once, and kept while there is room."""
+"""Uploaded pictures: checked, decoded, encoded once, and kept for expressions; only the last few are kept."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from refseg.errors import UsageError
 logger = logging.getLogger(__name__)
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Kinds of images that uploads may be, by Pillow's names; some of its other readers start programs."""
+"""Accepted image formats, by Pillow's names; some readers of other formats start programs."""
 _LARGEST_PICTURE = PictureSize(pixels=50_000_000, side=20_000, aspect=50.0)
 _LONGEST_NAME = 255
 _LONGEST_SHOWN_SIDE = 1280
@@ -26,14 +26,14 @@ _LONGEST_SHOWN_SIDE = 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of a stranger's goods is taken.
+    """Limits of what clients send.
 
     Attributes:
-        upload_bytes: Of one request.
-        upload_seconds: From the head of a request to its last byte.
-        picture: Of one image, by its header.
-        text_characters: Of one text; the rest is not looked at.
-        kept_pictures: Encoded pictures in memory; the one not asked about for longest goes first.
+        upload_bytes: Largest size of one request in bytes.
+        upload_seconds: Longest time from the head of a request to its last byte.
+        picture: Largest size of one image, by its header.
+        text_characters: Longest text that is read; the rest is ignored.
+        kept_pictures: Number of encoded pictures in memory; the one that was used least recently is dropped first.
     """
 
     upload_bytes: int = 20_000_000
@@ -45,11 +45,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeptPicture:
-    """What is kept of an upload.
+    """An uploaded picture that is kept.
 
     Attributes:
         image_id: SHA-256 of the file's bytes, in hexadecimal.
-        encoded: The model's part, and the size at which masks are given.
+        encoded: The model's encoding, and the size at which masks are given.
         shown_jpeg: The upright picture, scaled down for the page.
     """
 
@@ -58,7 +58,7 @@ class KeptPicture:
     shown_jpeg: bytes
 
     def shown(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture as the page shows it: RGB."""
+        """Return the picture as the page shows it: RGB."""
         return np.asarray(Image.open(io.BytesIO(self.shown_jpeg)).convert("RGB"))
 
 
@@ -68,24 +68,24 @@ class PictureShelf:
     def __init__(self, segmenter: Segmenter, limits: Limits) -> None:
         self.segmenter = segmenter
         self.limits = limits
-        # One at a time for decoding, encoding and scoring: the model takes all cores, a large picture much memory.
+        # Held while a picture is decoded, encoded or scored: the model uses all cores, a large picture much memory.
         self.turn = threading.Lock()
         self._kept: OrderedDict[str, KeptPicture] = OrderedDict()
         self._access = threading.Lock()
 
     def put(self, data: bytes, name: str) -> tuple[KeptPicture, bool]:
-        """Take an upload in.
+        """Decode and encode an upload, unless it is kept already.
 
         Args:
             data: The file's bytes.
-            name: The file's, as its sender says.
+            name: The file's name, as the client sent it.
 
         Returns:
-            What is kept of it, and whether it was there before: then the model had nothing to do.
+            The kept picture, and whether it was kept before.
 
         Raises:
             UsageError: If the name is a path.
-            ImageError: If it is not an image of `KINDS`, or is damaged, too large or too long.
+            ImageError: If it is not an image of `KINDS`, or is damaged, too large or too elongated.
         """
         check_name(name)
         image_id = hashlib.sha256(data).hexdigest()
@@ -107,7 +107,7 @@ class PictureShelf:
         return kept, False
 
     def find(self, image_id: str) -> KeptPicture | None:
-        """A picture that is still kept; it was now asked about last."""
+        """Return a picture that is still kept, and mark it as the most recently used."""
         with self._access:
             if image_id in self._kept:
                 self._kept.move_to_end(image_id)
@@ -115,7 +115,7 @@ class PictureShelf:
 
 
 def check_name(name: str) -> None:
-    """See that a file's name is a name: nothing is ever opened by it, but it goes into answers and downloads.
+    """Check that a file's name is not a path. No file is opened by it, but answers and downloads contain it.
 
     Raises:
         UsageError: If it is empty, too long, a path, or not printable.

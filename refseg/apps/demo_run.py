@@ -1,4 +1,4 @@
-"""The demo from its options to its end: port, model, application, server."""
+"""The demo as a process: it opens the port, loads the model, makes the application and runs the server."""
 
 import logging
 import socket
@@ -9,11 +9,12 @@ import torch
 from manifests import sample_folder
 from refseg.apps.demo import make_demo
 from refseg.apps.demo_server import make_server
+from refseg.apps.demo_validation import read_validation_set
 from refseg.apps.options import LOOPBACK, DemoOptions
 from refseg.apps.predict import Segmenter
 from refseg.errors import UsageError
 from refseg.models.folding import fold_batch_norms
-from refseg.training.checkpoint import load_checkpoint
+from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -22,39 +23,56 @@ def run_demo(options: DemoOptions, *, ready: Callable[[str], None]) -> None:
     """Serve the demo until the process is interrupted.
 
     Args:
-        options: Which model, and where.
+        options: Which model is served at which address.
         ready: Called with the page's address when the model is loaded.
 
     Raises:
         UsageError: If the port cannot be listened on.
         CheckpointError: If the checkpoint cannot be loaded.
+        DatasetError: If the dataset that `options.data` names cannot be read.
     """
     with _listen(options) as listener:  # before the model is loaded: a port that is in use is reported at once
         checkpoint = load_checkpoint(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         recipe = checkpoint.recipe
+        validation, why_no_validation = read_validation_set(recipe, options.data)
         app = make_demo(
             Segmenter(model=fold_batch_norms(checkpoint.model), recipe=recipe),
             sample=sample_folder(),
-            facts={
-                "model": recipe.model.name,
-                "parameters": f"{sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6:.1f} million",
-                "input": f"{recipe.data.input_size[0]} × {recipe.data.input_size[1]} pixels",
-                "words": f"{recipe.data.num_tokens} tokens at most",
-                "trained on": f"{checkpoint.state.lineage.dataset}, {checkpoint.step:,} steps",
-            },
+            facts=describe_model(checkpoint),
             allowed_hosts=options.allowed_hosts,
+            validation=validation,
+            why_no_validation=why_no_validation,
         )
         if options.host not in LOOPBACK:
             logger.warning(
-                "listening on %s: whoever reaches this machine can use the demo, without a password", options.host
+                "listening on %s: every host that reaches this machine can use the demo, without a password",
+                options.host,
             )
         host, port = listener.getsockname()[:2]
         shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{port}/")
         try:
             make_server(app).run(sockets=[listener])
-        except KeyboardInterrupt:  # the way to end it
+        except KeyboardInterrupt:  # Ctrl-C is how a demo ends
             return
+
+
+def describe_model(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the page says about a model, by name: architecture, sizes, and what it was trained on."""
+    recipe, lineage = checkpoint.recipe, checkpoint.state.lineage
+    started_from = "; before that ".join(
+        f"{ancestor.path} at step {ancestor.step:,}, trained on {ancestor.dataset}" for ancestor in lineage.ancestors
+    )
+    return {
+        "model": f"{recipe.model.name} ({recipe.model.image_encoder})",
+        "trained on": f"{' '.join(filter(None, (lineage.dataset, lineage.split)))}, {checkpoint.step:,} steps",
+        **({"started from": started_from} if started_from else {}),
+        "digest of the training set": lineage.dataset_digest,
+        "parameters": f"{sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6:.1f} million",
+        "input": f"{recipe.data.input_size[0]} × {recipe.data.input_size[1]} pixels",
+        "words": f"at most {recipe.data.num_tokens} tokens",
+        "checkpoint": str(checkpoint.folder),
+    }
 
 
 def _listen(options: DemoOptions) -> socket.socket:

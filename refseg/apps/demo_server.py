@@ -1,8 +1,8 @@
-"""The demo's HTTP server: clients that are slow or silent cannot keep others out.
+"""The demo's HTTP server, in which clients that are slow or silent cannot block others.
 
 uvicorn limits how many connections there are, and how long one may be idle after an answer. It does not limit how
 long a client takes to send the head of a request or to read an answer, so that a few dozen half-open connections would
-use up the limit. Here each of these has a time limit, and at the limit of connections a new one replaces the one that
+reach the limit. Here each of these has a time limit, and at the limit of connections a new one replaces the one that
 has kept the server waiting for longest.
 """
 
@@ -17,12 +17,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """What one client may take of the server.
+    """Limits of connections.
 
     Attributes:
-        connections: At once, of all clients together.
-        head_seconds: From a connection, or from the first byte of its next request, to the end of the request's head.
-        answer_seconds: To read an answer.
+        connections: Largest number of connections at once, of all clients together.
+        head_seconds: Longest time from the opening of a connection, or from the first byte of its next request, to the
+            end of the request's head.
+        answer_seconds: Longest time to read an answer.
     """
 
     connections: int = 64
@@ -31,13 +32,13 @@ class ServerLimits:
 
 
 def make_server(app: ASGIApp, limits: ServerLimits | None = None) -> uvicorn.Server:
-    """A server of an application, to be run on a listening socket."""
+    """Make the server of an application, which runs on a listening socket."""
     chosen = limits or ServerLimits()
 
     class LimitedConnection(_Connection):
         limits = chosen
 
-    # uvicorn's own log lines would go to stdout, one per request; what matters is logged where it is done.
+    # uvicorn's own log would print a line per request to stdout.
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -53,10 +54,10 @@ def make_server(app: ASGIApp, limits: ServerLimits | None = None) -> uvicorn.Ser
 
 
 class _Connection(H11Protocol):
-    """One connection. It waits for its client, or works on a request whose head it has.
+    """A connection, which either waits for its client or processes a request whose head was received.
 
-    Only a waiting connection has a time limit and can be replaced. The time for a request's body is limited by
-    `RequestGuard`, which can say so to the client.
+    Only a waiting connection has a time limit and can be replaced. `RequestGuard` limits the time of a request's body,
+    because it can answer with the reason.
     """
 
     limits: ClassVar[ServerLimits]
@@ -65,7 +66,7 @@ class _Connection(H11Protocol):
     _reads_head = False
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a head; at the limit of connections, end the one that has waited for longest."""
+        """Wait for a head; at the limit of connections, abort the one that has waited for longest."""
         super().connection_made(transport)
         self._reads_head = True
         self._wait(self.limits.head_seconds)
@@ -80,7 +81,7 @@ class _Connection(H11Protocol):
             other.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request."""
+        """Pass bytes of a request on, and start or stop the time limit of its head."""
         if not self._reads_head and self._awaits_request():
             self._reads_head = True
             self._wait(self.limits.head_seconds)
@@ -88,7 +89,7 @@ class _Connection(H11Protocol):
         self._stop_waiting_for_head()
 
     def on_response_complete(self) -> None:
-        """The whole answer was given to the transport; a pipelined request begins at once."""
+        """Start the time limit for reading the answer; a pipelined request begins at once."""
         self._reads_head = False
         self._wait(self.limits.answer_seconds)
         super().on_response_complete()
@@ -96,27 +97,27 @@ class _Connection(H11Protocol):
             self._end_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the time limit."""
         self._end_wait()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read its answer as fast as it is written."""
+        """Start the time limit, since the client reads its answer more slowly than it is written."""
         super().pause_writing()
         self._wait(self.limits.answer_seconds)
 
     def resume_writing(self) -> None:
-        """The client has read nearly all that was written."""
+        """Stop the time limit, since the client has read nearly all of the answer."""
         super().resume_writing()
         if not self._awaits_request():
             self._end_wait()
 
     def waits_for_client(self) -> bool:
-        """True if nothing but the client keeps this connection busy."""
+        """Return whether the connection waits for its client and not for the server."""
         return self._awaits_request() or self.reads_body() or self.flow.write_paused
 
     def reads_body(self) -> bool:
-        """True between the head of a request and the end of its body."""
+        """Return whether the head of a request was received and its body was not."""
         return not self._awaits_request() and self.cycle.more_body
 
     def _awaits_request(self) -> bool:
@@ -126,7 +127,7 @@ class _Connection(H11Protocol):
         if self._reads_head and not self._awaits_request():
             self._reads_head = False
             self._end_wait()
-            self._waits_since = self.loop.time()  # now for the body
+            self._waits_since = self.loop.time()  # for the body, from now on
 
     def _others(self) -> list["_Connection"]:
         return [other for other in self.connections if isinstance(other, _Connection) and other is not self]

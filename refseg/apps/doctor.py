@@ -1,4 +1,4 @@
-"""Whether a machine can feed a model from a dataset: where the time of a sample goes, what holds it up, what helps."""
+"""Whether a machine can feed a model from a dataset: the time of each stage, the bottleneck, and remedies."""
 
 import math
 import os
@@ -23,27 +23,27 @@ from refseg.config import Recipe
 from refseg.data.index import ManifestIndex
 from refseg.reading import Reading
 
-_ENOUGH = 1.1  # so many times what the model takes, since training competes for the cores
+_ENOUGH = 1.1  # the loader should be this many times as fast as the model, since training competes for the cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was timed.
+    """The measured times, and the facts about machine and dataset that explain them.
 
     Attributes:
-        stages: Seconds per sample by name, one core at work.
+        stages: Seconds per sample of each stage, by name, on one core.
         disk_read: Seconds per sample to read from the disk; None where shards are remote.
-        expressions: Per sample, on average.
-        delivered: Samples per second from `num_workers` workers.
-        needed: Samples per second the model takes; None: not asked.
+        expressions: Mean number of expressions per sample.
+        delivered: Samples per second that `num_workers` workers deliver.
+        needed: Samples per second that the model processes; None: not measured.
         num_workers: Packing threads or processes of one training process.
-        num_cores: Of this machine, for one training process.
-        is_remote: Shards lie at a URL.
-        by_image: Expressions of an image share its pixels already.
-        num_images: Of the split.
-        decoded_bytes: All images of the split, resized.
-        cached_share: Of the images that the cache of decoded images holds, 0 to 1; 0 without one.
-        store: What `refseg build-shards --store` takes for this input; empty where pictures are that small already.
+        num_cores: Cores of this machine for one training process.
+        is_remote: True if shards are at a URL.
+        by_image: True if the expressions of an image already share its pixels.
+        num_images: Number of images of the split.
+        decoded_bytes: Size of all images of the split after resizing, in bytes.
+        cached_share: Share of the images in the cache of decoded images, 0 to 1; 0 without a cache.
+        store: Value of `refseg build-shards --store` for this input; empty if the pictures are that small already.
     """
 
     stages: Mapping[str, float]
@@ -62,7 +62,7 @@ class Measured:
 
     @property
     def worker_times(self) -> dict[str, float]:
-        """Seconds of one worker for a sample, by what it does."""
+        """Seconds of one worker per sample, by stage."""
         images = {name: (1 - self.cached_share) * self.stages[name] for name in IMAGE_STAGES}
         others = [name for name in (*EXPRESSION_STAGES, HAND_OFF) if name in self.stages]
         cached = {FROM_CACHE: self.cached_share * self.stages[FROM_CACHE]}
@@ -70,38 +70,38 @@ class Measured:
 
     @property
     def worker_seconds(self) -> float:
-        """Of one worker for a sample."""
+        """Seconds of one worker per sample."""
         return sum(self.worker_times.values())
 
     @property
     def if_cached(self) -> "Measured":
-        """The same with a cache of decoded images that holds all; `delivered` stays what it was."""
+        """The same measurement with all images in the cache; `delivered` is unchanged."""
         return replace(self, cached_share=1.0)
 
     @property
     def cache_gigabytes(self) -> int:
-        """A cache of decoded images that holds all of the split."""
+        """Size of a cache of decoded images for all of the split."""
         return math.ceil(self.decoded_bytes / 1e9)
 
     @property
     def main_seconds(self) -> float:
-        """Of the training process for a sample, for all workers."""
+        """Seconds of the training process per sample, for all workers together."""
         return sum(self.stages.get(name, 0.0) for name in MAIN_STAGES)
 
     def rate(self, num_workers: int) -> float:
-        """Samples per second to expect of so many workers, each with a core."""
+        """Return the expected samples per second of a number of workers, each with a core."""
         by_workers = min(max(1, num_workers), self.num_cores) / self.worker_seconds
         return min(by_workers, 1 / self.main_seconds) if self.main_seconds else by_workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What holds a run up.
+    """The bottleneck of a run.
 
     Attributes:
-        bottleneck: `model`, `number of workers`, or a stage.
-        verdict: A sentence.
-        remedies: What helps, the likeliest first; empty where the model is the bottleneck.
+        bottleneck: `model`, `number of workers`, or the name of a stage.
+        verdict: The finding in one sentence.
+        remedies: What to change, the most effective first; empty where the model is the bottleneck.
     """
 
     bottleneck: str
@@ -117,24 +117,24 @@ def examine(
     needed: float | None = None,
     recipe: Recipe | None = None,
 ) -> Measured:
-    """Time the stages, the loader, and the model where there is a recipe.
+    """Measure the stages, the loader and, with a recipe, the model.
 
     Args:
-        index: What is read.
-        reading: How it is read; the global batch holds the samples of one process in a step.
-        seconds: To spend on timing the loader, about.
-        needed: Samples per second one training process takes, if it is known.
-        recipe: Otherwise: whose model's step is timed.
+        index: Index of the splits that are read.
+        reading: How they are read; the global batch contains the samples of one process in a step.
+        seconds: Approximate time for measuring the loader.
+        needed: Samples per second of one training process, if known.
+        recipe: Recipe whose model is timed, if `needed` is not known.
 
     Raises:
         DatasetError: If a sample cannot be read.
-        UsageError: If the numbers do not fit together.
+        UsageError: If the settings contradict each other.
     """
-    reading = replace(reading, remainder="pad", trim_tokens=True)  # as training trims; few samples will do
+    reading = replace(reading, remainder="pad", trim_tokens=True)  # training trims too; a few samples suffice
     times = time_stages(index, reading, seconds=seconds / 2)
     delivered, batch = time_delivery(index, reading, seconds=seconds / 2)
     stages = dict(times.stages)
-    if torch.cuda.is_available():  # after the workers are gone: they are forked
+    if torch.cuda.is_available():  # only after the workers have ended, because they are forked
         stages["to device"] = time_to_device(batch, num_samples=reading.global_batch)
     if needed is None and recipe is not None:
         needed = reading.global_batch / time_step(recipe, batch)
@@ -159,7 +159,7 @@ def examine(
 
 
 def diagnose(found: Measured) -> Diagnosis:
-    """Name what holds the run up, and what helps."""
+    """Find the bottleneck, and what to change."""
     needed = found.needed
     if needed is not None and found.delivered >= needed:
         surplus = found.delivered / needed
@@ -192,7 +192,7 @@ def diagnose(found: Measured) -> Diagnosis:
 
 
 def _remedies(found: Measured, stage: str) -> list[str]:
-    """What makes a stage take less."""
+    """Return what makes a stage faster."""
     pixels = sum(found.worker_times[name] for name in (*IMAGE_STAGES, FROM_CACHE))
     remedies = []
     if stage == "read":

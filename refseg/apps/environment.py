@@ -1,4 +1,4 @@
-"""What this machine and installation are: versions, cores, GPUs, the disk under a folder, extras."""
+"""Describes this machine and installation: versions, cores, GPUs, the disk under a folder, extras."""
 
 import importlib.metadata
 import os
@@ -18,10 +18,10 @@ _PROBE_BYTES = 64 << 20
 
 
 def describe_environment(folder: Path) -> dict[str, Any]:
-    """Versions, processor, memory, GPUs, speed of a disk, extras; numbers have their unit in the name.
+    """Return versions, processor, memory, GPUs, speed of a disk and extras; names of numbers contain the unit.
 
     Args:
-        folder: Whose disk is timed by a file of 64 MiB, which is gone afterwards.
+        folder: Folder whose disk is timed with a temporary file of 64 MiB.
     """
     requirements = _requirements()
     write, read = _disk_speed(folder)
@@ -50,9 +50,9 @@ def describe_environment(folder: Path) -> dict[str, Any]:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Packages that this installation declares, by extra; those of every installation under "".
+    """Return the packages that this installation declares, by extra; those without an extra are under "".
 
-    An extra that contains others, as `refseg[s3]` does, needs theirs too.
+    The packages of an extra that contains others include theirs.
     """
     found: dict[str, list[str]] = {"": []}
     contains: dict[str, list[str]] = {}
@@ -73,7 +73,7 @@ def _requirements() -> dict[str, list[str]]:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None if it is not there."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def _disk_speed(folder: Path) -> tuple[float, float]:
-    """Megabytes per second of one file written to the disk, and read from it again past the system's memory."""
+    """Return the megabytes per second of writing a file to the disk, and of reading it without the page cache."""
     block = os.urandom(1 << 20)
     with tempfile.TemporaryFile(dir=folder) as file:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A trained model scored on a split, on all processes that were started: what `refseg evaluate` does."""
+"""Scores a trained model on a split, with all processes that were started: what `refseg evaluate` does."""
 
 import time
 

@@ -1,7 +1,8 @@
-"""A model as two programs that run without this package: images to an image state, and state with sentences to scores.
+"""Exports a model as two programs that run without this package.
 
-The halves are those of `encode_image` and of `encode_text` with `decode`, so that a server keeps an image's state and
-answers each sentence with the second half alone. Batch norms are folded.
+The first computes `encode_image`: images to an image state. The second computes `encode_text` and `decode`: an image
+state and sentences to mask logits. A server can therefore keep the state of an image and run only the second program
+for each sentence. Batch norms are folded.
 """
 
 import json
@@ -21,11 +22,11 @@ from refseg.models.model import SegmentationModel
 
 ExportFormat = Literal["onnx", "torch"]
 _FACTS = "model.json"
-_LARGEST_ERROR = 1e-3  # of a logit, beside the model itself
+_LARGEST_ERROR = 1e-3  # of a logit, compared with the model
 
 
 class _ImageHalf(nn.Module):
-    """Images to the tensors of the image state, in its order."""
+    """Computes the tensors of the image state, in its order, from images."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class _ImageHalf(nn.Module):
 
 
 class _SentenceHalf(nn.Module):
-    """The tensors of an image state and sentences to mask logits."""
+    """Computes mask logits from the tensors of an image state and sentences."""
 
     def __init__(self, model: SegmentationModel, state_type: type[Any]) -> None:
         super().__init__()
@@ -56,12 +57,12 @@ class _SentenceHalf(nn.Module):
 
 
 def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: ExportFormat) -> float:
-    """Write both halves and `model.json`, run them, and compare with the model.
+    """Write both programs and `model.json`, run the programs, and compare their output with the model's.
 
     Args:
-        model: In evaluation mode.
-        recipe: What it was made by.
-        out: Folder to make: `image.onnx` and `sentence.onnx`, or `image.pt2` and `sentence.pt2`.
+        model: The model, in evaluation mode.
+        recipe: Recipe of the model.
+        out: Folder to make, with `image.onnx` and `sentence.onnx`, or `image.pt2` and `sentence.pt2`.
         kind: `onnx`, or `torch` for `torch.export`.
 
     Returns:
@@ -77,7 +78,7 @@ def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: E
         _require_onnx()
     model = fold_batch_norms(model).cpu()
     height, width = recipe.data.input_size
-    # Two of everything: a dimension of one would be taken for a constant.
+    # Two of everything, since a dimension of 1 would be exported as a constant.
     images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     token_ids = torch.tensor([[49406, 736, 1449, 49407], [49406, 2368, 49407, 0]])
     token_mask = torch.tensor([[True] * 4, [True, True, True, False]])
@@ -169,7 +170,7 @@ def _require_onnx() -> None:
 
 
 def _facts(model: SegmentationModel, recipe: Recipe, kind: ExportFormat, num_states: int) -> dict[str, Any]:
-    """What a user of the programs must know to feed them."""
+    """Return what a user of the programs must know about their inputs."""
     return {
         "format": kind,
         "image_inputs": ["images (I, 3, H, W) float32, (RGB / 255 - mean) / std"],

@@ -89,6 +89,8 @@ class DemoOptions:
         host: Address to listen on. The default is reached from this machine alone, 0.0.0.0 by all that reach this
             machine.
         port: Port to listen on; 0 takes a free one.
+        data: The dataset's folder or URL, whose validation split gives the first examples (default: that of the
+            recipe).
 
     Raises:
         UsageError: If there is no such port.
@@ -97,6 +99,7 @@ class DemoOptions:
     checkpoint: Path
     host: str = "127.0.0.1"
     port: int = 8000
+    data: Path | str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -1,4 +1,4 @@
-"""A run's best checkpoint as a folder of the Hugging Face Hub, with a model card made from recipe and scores."""
+"""Writes a run's best checkpoint as a folder for the Hugging Face Hub, with a model card of recipe and scores."""
 
 import json
 import logging
@@ -27,12 +27,12 @@ _ARCHITECTURES = {"fcnet": "FCNet", "crformer": "CRFormer", "lts": "LTS", "cris"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """What was published.
+    """A published model.
 
     Attributes:
-        folder: With `config.json`, `model.safetensors` and `README.md`.
-        checkpoint: Where the weights are from.
-        splits: Whose scores stand on the card, as `<dataset id> <split>`; controls not counted.
+        folder: Folder with `config.json`, `model.safetensors` and `README.md`.
+        checkpoint: Folder of the checkpoint whose weights were published.
+        splits: Splits whose scores are on the card, as `<dataset id> <split>`, without controls.
     """
 
     folder: Path
@@ -41,12 +41,12 @@ class Publication:
 
 
 def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
-    """Write a run's best checkpoint, or a given one, as a folder of the Hub.
+    """Write a run's best checkpoint, or a given one, as a folder for the Hub.
 
     Args:
-        run: A run's folder or a checkpoint's; scores are taken from its `evaluation` folder, those of this checkpoint.
-        out: A new folder; its name is the model's.
-        licence: Of the weights, by the Hub's name, for example `apache-2.0`; empty: the card names none.
+        run: A run's folder or a checkpoint's. The scores of this checkpoint are taken from its folder `evaluation`.
+        out: A new folder; its name becomes the name of the model.
+        licence: Licence of the weights, by the Hub's name, for example `apache-2.0`; empty: the card names none.
 
     Raises:
         CheckpointError: If there is no sound checkpoint.
@@ -73,13 +73,13 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
 
 
 def model_card(published: PublishedModel, results: Sequence[Results], *, name: str, licence: str = "") -> str:
-    """The card in Markdown: a head that the Hub reads, then use, scores with their rules, input, training, recipe.
+    """Return the model card in Markdown: a head for the Hub, use, scores with their rules, input, training, recipe.
 
     Args:
         published: The model.
         results: Its evaluations and controls.
-        name: Of the model.
-        licence: By the Hub's name; empty: none is named.
+        name: Name of the model.
+        licence: Licence by the Hub's name; empty: the card names none.
     """
     recipe = without_paths(published.recipe)
     head = ModelCardData(
@@ -105,7 +105,7 @@ def model_card(published: PublishedModel, results: Sequence[Results], *, name: s
         or None,
     )
     return open_templates("refseg.apps").get_template("model_card.md.j2").render(
-        head=Markup(head.to_yaml()),  # YAML quotes what others wrote
+        head=Markup(head.to_yaml()),  # `to_yaml` quotes texts of others
         name=name,
         architecture=_ARCHITECTURES[recipe.model.name],
         recipe=recipe,
@@ -122,7 +122,7 @@ def model_card(published: PublishedModel, results: Sequence[Results], *, name: s
 
 
 def _results_of(checkpoint: Checkpoint, folder: Path) -> list[Results]:
-    """The evaluations in a folder that are of this checkpoint."""
+    """Read the evaluations of this checkpoint from a folder."""
     if not any(folder.glob("scores-*.json")):
         return []
     kept = []
@@ -140,7 +140,7 @@ def _results_of(checkpoint: Checkpoint, folder: Path) -> list[Results]:
 
 
 def _toml(recipe: Recipe) -> str:
-    """The recipe as TOML; a setting without a value is left out, as it stands for its absence."""
+    """Return the recipe as TOML; settings without a value are left out, because TOML has no null."""
     lines = []
     for section, settings in recipe.to_dict().items():
         lines += ["", f"[{section}]"]

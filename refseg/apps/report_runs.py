@@ -1,4 +1,4 @@
-"""The page of a run, or of several side by side, from what lies in their folders: what `refseg report` does."""
+"""The report of a run, or of several side by side, from the files in their folders: what `refseg report` does."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from refseg.training.checkpoint import load_checkpoint
 from refseg.training.run_files import ENVIRONMENT_NAME, RECIPE_NAME, read_facts, read_metrics
 
 _MARK = " – refseg report</title>"
-"""In the head of every page."""
+"""End of the title of every report."""
 _MARKED_BYTES = 4096
 
 
@@ -30,7 +30,7 @@ def report_runs(options: ReportOptions) -> tuple[Path, Path]:
     """Write the report of one run, or the comparison of several.
 
     Returns:
-        The page and the Markdown beside it.
+        The page and the Markdown file beside it.
 
     Raises:
         UsageError: If a folder is missing, `out` is not a page's name or is another file, a dataset is not the one that
@@ -71,7 +71,7 @@ def report_runs(options: ReportOptions) -> tuple[Path, Path]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace a file that no earlier call wrote; the Markdown belongs to the page beside it."""
+    """Refuse to replace a file that no earlier call wrote; the Markdown file belongs to the page beside it."""
     if out.is_file() and _MARK.encode() in out.read_bytes()[:_MARKED_BYTES]:
         return
     for path in (out, out.with_suffix(".md")):
@@ -80,7 +80,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _write(out: Path, report: Report) -> tuple[Path, Path]:
-    """Write the page and the Markdown beside it, each whole or not at all."""
+    """Write the page and the Markdown file beside it, each completely or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     markdown = out.with_suffix(".md")
     for path, text in ((out, report.html), (markdown, report.markdown)):
@@ -89,7 +89,7 @@ def _write(out: Path, report: Report) -> tuple[Path, Path]:
 
 
 def _open_indexes(results: Sequence[Results], data: Path | str | None) -> dict[str, ManifestIndex]:
-    """The images of each split; a dataset that has moved is left out unless its folder was named."""
+    """Open the index of each split; a dataset that has moved is left out unless its folder was named."""
     indexes = {}
     for scored in results:
         folder = str(data or scored.origin.data)
@@ -107,7 +107,7 @@ def _open_indexes(results: Sequence[Results], data: Path | str | None) -> dict[s
 
 
 def _load_explainers(results: Sequence[Results]) -> dict[str, Explainer]:
-    """The model behind each of the results; scored masks have none."""
+    """Load the model of each of the results; masks of other projects have none."""
     explainers = {}
     for name in {scored.origin.checkpoint for scored in results if isinstance(scored.origin, OriginOfModel)}:
         checkpoint = load_checkpoint(Path(name), "cuda" if torch.cuda.is_available() else "cpu")

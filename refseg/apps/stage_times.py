@@ -1,6 +1,6 @@
-"""Times what happens to a sample between the shard and the model, on this machine and a dataset of the user's.
+"""Measures each stage of a sample between shard and model, on this machine and the user's dataset.
 
-All figures are medians over batches: other work on the machine disturbs some batches and not the most.
+All figures are medians over batches, since other work on the machine disturbs some of the batches.
 """
 
 import os
@@ -34,28 +34,28 @@ from refseg.training.losses import LossWeights, training_loss
 T = TypeVar("T")
 
 IMAGE_STAGES = ("read", "hash", "decode", "resize")
-"""Done once for each image of a batch."""
+"""Stages that run once for each image of a batch."""
 FROM_CACHE = "from the cache"
-"""Done instead, for images that the cache of decoded images holds."""
+"""Stage that replaces these for images in the cache of decoded images."""
 EXPRESSION_STAGES = ("masks", "tokens and packing")
-"""Done for each expression."""
+"""Stages that run for each expression."""
 HAND_OFF = "hand-off"
-"""Done by a worker that is a process, for each batch: into memory that the training process sees too."""
+"""Stage of a worker process that copies each batch into memory shared with the training process."""
 MAIN_STAGES = ("receive", "to device")
-"""Done by the training process, for all workers; it receives from processes alone."""
+"""Stages of the training process, for all workers; it receives batches only from worker processes."""
 
 _TIMED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
-    """Seconds per sample, one core at work.
+    """Seconds per sample on one core.
 
     Attributes:
-        stages: By name, in order; `read` is from the system's memory where the images fit there, else from the disk;
-            `FROM_CACHE` is from the system's memory.
-        disk_read: `read` with the system's memory of those bytes emptied before; None where shards are remote.
-        expressions: Per sample, on average.
+        stages: Seconds by the name of the stage, in order. `read` is from the page cache if the images fit into memory,
+            else from the disk; `FROM_CACHE` is from the page cache.
+        disk_read: Seconds of `read` after these bytes were removed from the page cache; None where shards are remote.
+        expressions: Mean number of expressions per sample.
     """
 
     stages: dict[str, float]
@@ -64,12 +64,12 @@ class StageTimes:
 
 
 def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> StageTimes:
-    """Do each stage by itself, batch after batch, as one worker does.
+    """Run each stage separately, batch after batch, as one worker does.
 
     Args:
-        index: What is read.
-        reading: How it is read; the global batch holds the samples of one process in a step.
-        seconds: To spend, about; a batch of each is timed at least.
+        index: Index of the splits that are read.
+        reading: How they are read; the global batch contains the samples of one process in a step.
+        seconds: Approximate time to spend; at least one batch of each stage is measured.
     """
     batches, geometry = _batches(index, reading), Geometry.of(reading)
     with _one_thread(), TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> St
                 break
         stages = {name: float(np.median(times)) / reading.global_batch for name, times in spent.items()}
         disk_read = max(0.0, stages.pop("disk") - stages["hash"])
-        stages["read"] = max(0.0, stages["read"] - stages["hash"])  # reading checks the hash
+        stages["read"] = max(0.0, stages["read"] - stages["hash"])  # `read` includes the check of the hash
         whole, batch = _time_packing(index, reading, seconds=0.25 * seconds)
         stages["tokens and packing"] = max(0.0, whole - sum(stages.values()) + stages[FROM_CACHE])
         if not fits and not index.is_remote:
@@ -105,12 +105,12 @@ def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> St
 
 
 def time_delivery(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:
-    """Samples per second that the loader gives with its workers, after their start, and a batch.
+    """Return the samples per second of the loader with its workers, without their start, and a batch.
 
-    With a cache of decoded images, those that are timed find their images there, as far as it has room for them.
+    With a cache of decoded images the measured samples find their images there, as far as it has space for them.
     """
     loader = RefLoader(index, reading)
-    ahead = 2 * reading.num_workers + 1  # what the workers had ready before the clock starts
+    ahead = 2 * reading.num_workers + 1  # batches that the workers prepared before the measurement starts
     num_steps = _fill_cache(loader, seconds=seconds) if reading.cache_bytes else None
     num_batches, begin = 0, time.monotonic()
     while True:
@@ -123,19 +123,19 @@ def time_delivery(index: ManifestIndex, reading: Reading, *, seconds: float) -> 
 
 
 def _fill_cache(loader: RefLoader, *, seconds: float) -> int:
-    """Read the first batches of the epoch, for about so long, and say how many."""
+    """Read the first batches of the epoch for about this time, and return their number."""
     num_steps, until = 0, time.monotonic() + seconds
     for _ in loader:
         num_steps += 1
         if time.monotonic() > until:
             break
-    for _ in islice(loader, num_steps):  # once more, for what the workers read ahead of these
+    for _ in islice(loader, num_steps):  # a second pass caches what the workers read ahead
         pass
     return num_steps
 
 
 def time_to_device(batch: Batch, *, num_samples: int) -> float:
-    """Seconds per sample to bring a batch to the GPU."""
+    """Return the seconds per sample to copy a batch to the GPU."""
     begin = time.perf_counter()
     for _ in range(_TIMED_STEPS):
         _on_device(batch, torch.device("cuda"))
@@ -144,7 +144,7 @@ def time_to_device(batch: Batch, *, num_samples: int) -> float:
 
 
 def time_step(recipe: Recipe, batch: Batch) -> float:
-    """Seconds of a forward and a backward pass of the recipe's model, random weights, in its precision."""
+    """Return the seconds of a forward and backward pass of the recipe's model with random weights, in its precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(recipe.model, input_size=recipe.data.input_size).to(device).train()
     batch = _on_device(batch, device)
@@ -163,7 +163,7 @@ def time_step(recipe: Recipe, batch: Batch) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    step()  # the first one also prepares
+    step()  # the first step includes one-time preparation
     times = []
     for _ in range(_TIMED_STEPS):
         begin = time.perf_counter()
@@ -175,7 +175,7 @@ def time_step(recipe: Recipe, batch: Batch) -> float:
 def _batches(
     index: ManifestIndex, reading: Reading
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Images, rows and sentences of one batch after the other, for ever."""
+    """Yield images, rows and sentences of batch after batch, without end."""
     order = EpochOrder(index, reading, epoch=0)
     for step in cycle(range(order.num_steps)):
         plan = order.plan(step, rank=0, world_size=1)
@@ -191,7 +191,7 @@ def _time_batch(
     sentences: NDArray[np.int64],
     spent: dict[str, list[float]],
 ) -> None:
-    """Add the seconds of each stage of one batch to `spent`; those of reads are with the hash."""
+    """Add the seconds of each stage of one batch to `spent`; reading includes the check of the hash."""
     if index.is_remote:
         spent["disk"].append(0.0)
     else:
@@ -204,15 +204,15 @@ def _time_batch(
     jpegs = [np.frombuffer(bytearray(jpeg), np.uint8) for jpeg in data]
     pictures = _timed(spent, "decode", lambda: [decode_rgb(jpeg) for jpeg in jpegs])
     sizes = list(zip(index.height[images].tolist(), index.width[images].tolist(), strict=True))
-    slot = torch.zeros(*geometry.size, 3, dtype=torch.uint8)  # memory in use, as in the loader
+    slot = torch.zeros(*geometry.size, 3, dtype=torch.uint8)  # allocated once, as in the loader
     _timed(
         spent,
         "resize",
         lambda: [geometry.apply_image(*of_one, out=slot) for of_one in zip(pictures, sizes, strict=True)],
     )
-    for place in range(len(images)):
-        cache.write(place, slot)
-    _timed(spent, FROM_CACHE, lambda: [cache.read(place, slot) for place in range(len(images))])
+    for slot_number in range(len(images)):
+        cache.write(slot_number, slot)
+    _timed(spent, FROM_CACHE, lambda: [cache.read(slot_number, slot) for slot_number in range(len(images))])
     targets = [
         (index.counts(row, sentence), index.size(row))
         for row, sentence in zip(rows.tolist(), sentences.tolist(), strict=True)
@@ -222,7 +222,7 @@ def _time_batch(
 
 
 def _time_packing(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:
-    """Seconds per sample of everything a worker does, and a batch."""
+    """Return the seconds per sample of all stages of a worker together, and a batch."""
     until, times = time.perf_counter() + seconds, []
     while True:
         begin = time.perf_counter()
@@ -235,7 +235,7 @@ def _time_packing(index: ManifestIndex, reading: Reading, *, seconds: float) -> 
 
 
 def _time_hand_off(batch: Batch, *, seconds: float) -> tuple[float, float]:
-    """Seconds that a worker needs to give away a finished batch, and this process to take it."""
+    """Return the seconds in which a worker passes a finished batch on, and in which this process receives it."""
     copies: dict[str, list[float]] = {"copy": [], "whole": [], "receive": []}
     for _ in range(_TIMED_STEPS):
         _timed(copies, "copy", lambda: _Copies(batch)[0])
@@ -251,7 +251,7 @@ def _time_hand_off(batch: Batch, *, seconds: float) -> tuple[float, float]:
 
 
 class _Copies(Dataset[list[torch.Tensor]]):
-    """A new copy of a batch each time: a tensor that has been handed over once is shared and costs nothing again."""
+    """Gives a new copy of a batch each time, since a tensor that was passed on once is already in shared memory."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -275,7 +275,7 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _forget(index: ManifestIndex, image: int) -> None:
-    """Empty the system's memory of a sample's bytes, so that the disk is read."""
+    """Remove a sample's bytes from the page cache, so that the disk is read."""
     descriptor = os.open(index.shards[index.image_shard[image]].address, os.O_RDONLY | os.O_CLOEXEC)
     try:
         start, length = int(index.image_offset[image]), int(index.sample_bytes[image])
@@ -285,7 +285,7 @@ def _forget(index: ManifestIndex, image: int) -> None:
 
 
 def _fits_in_memory(num_bytes: int) -> bool:
-    """True if the system could keep so many bytes of files in memory, beside a run."""
+    """Return whether the page cache can keep this many bytes of files beside a training run."""
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return num_bytes < available / 2
@@ -293,7 +293,7 @@ def _fits_in_memory(num_bytes: int) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker of a DataLoader."""
+    """Let torch use one thread, as in a worker of a DataLoader."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""A trained model as an object: any picture and any texts in, masks out."""
+"""A trained model as an object, which segments what texts name in a picture."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,46 +15,46 @@ from refseg.errors import ImageError
 from refseg.training.checkpoint import Checkpoint
 
 Picture: TypeAlias = Path | str | Image.Image | np.ndarray | Tensor
-"""A file of any kind that Pillow reads, a picture of Pillow's, or RGB from 0 to 255: a uint8 array `(H, W, 3)`, or a
-uint8 tensor `(3, H, W)` such as a sample's."""
+"""A file that Pillow reads, a Pillow image, or RGB from 0 to 255: a uint8 array `(H, W, 3)`, or a uint8 tensor
+`(3, H, W)` such as that of a sample."""
 
 
 class TrainedModel:
-    """What `refseg.load_model` gives.
+    """The model that `refseg.load_model` returns.
 
     Attributes:
-        checkpoint: The network in evaluation mode (`checkpoint.model`), its settings (`checkpoint.recipe`), and what it
-            was trained on (`checkpoint.state`).
+        checkpoint: The network in evaluation mode (`checkpoint.model`), its settings (`checkpoint.recipe`), and the
+            record of its training (`checkpoint.state`).
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Wrap.
+        """Keep a checkpoint.
 
         Args:
-            checkpoint: Loaded, on the device where it is to run.
+            checkpoint: A loaded checkpoint, on the device on which the model runs.
         """
         self.checkpoint = checkpoint
 
     def segment(
         self, image: Picture, texts: str | Iterable[str], *, probabilities: bool = False, explain: bool = False
     ) -> Prediction:
-        """Find what each text names in an image; the image is encoded once.
+        """Segment what each text names in an image; the image is encoded once.
 
         Args:
-            image: See `Picture`.
-            texts: One phrase, or several, each looked for on its own.
-            probabilities: Also keep the probability of each pixel, 4 bytes a pixel and text.
-            explain: Also say what the model looked at.
+            image: A picture in one of the forms of `Picture`.
+            texts: One phrase, or several; each gets its own mask.
+            probabilities: Also keep the probability of each pixel, 4 bytes per pixel and text.
+            explain: Also return what the model attended to.
 
         Returns:
-            Masks at the picture's own size, with boxes, shares and overlays; in the order of the texts.
+            Masks at the picture's own size, with boxes, shares and overlays, in the order of the texts.
 
         Raises:
-            UsageError: If there is no text, or one is empty or no text.
-            ImageError: If the image cannot be read, is no picture, or its pixels are of another shape or type.
+            UsageError: If there is no text, or one is empty or not a string.
+            ImageError: If the image cannot be read, is not a picture, or its pixels are of another shape or type.
         """
         several = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping)
-        chosen: list[str] = list(texts) if several else [texts]  # type: ignore[list-item]  # `segment` looks at each
+        chosen: list[str] = list(texts) if several else [texts]  # type: ignore[list-item]  # `segment` checks each
         return segment(self.checkpoint, _opened(image), chosen, probabilities=probabilities, explain=explain)
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class TrainedModel:
 
 
 def _opened(image: Picture) -> Path | Image.Image:
-    """As `segment` takes it."""
+    """Convert a picture to a form that `segment` accepts."""
     if isinstance(image, str):
         return local_path(image)
     if isinstance(image, Tensor | np.ndarray) and 0 in image.shape:

@@ -15,6 +15,7 @@ from pipelines.options import BuildOptions
 from pipelines.toy import draw_toy
 from refseg.apps.demo import make_demo
 from refseg.apps.demo_server import make_server
+from refseg.apps.demo_validation import read_validation_set
 from refseg.apps.predict import Segmenter
 from refseg.config import load_recipe
 from tests.colour_model import ColourModel
@@ -79,10 +80,15 @@ def segmenter() -> Segmenter:
 
 
 @pytest.fixture(scope="session")
-def demo_port(segmenter: Segmenter) -> Iterator[int]:
-    """Port on 127.0.0.1 of a demo of that model."""
+def demo_port(segmenter: Segmenter, dataset: Path) -> Iterator[int]:
+    """Port on 127.0.0.1 of a demo of that model, whose validation set is `dataset`."""
+    validation, _ = read_validation_set(segmenter.recipe, dataset)
     app = make_demo(
-        segmenter, sample=sample_folder(), facts={"model": "tiny <fcnet>"}, allowed_hosts=["127.0.0.1", "localhost"]
+        segmenter,
+        sample=sample_folder(),
+        facts={"model": "tiny <fcnet>", "trained on": "toy/refseg train, 12 steps"},
+        allowed_hosts=["127.0.0.1", "localhost"],
+        validation=validation,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = make_server(app)

@@ -182,7 +182,7 @@ def test_a_page_is_replaced_and_nothing_else_is(dataset: Path, tmp_path: Path) -
     assert (mine / "index.html").read_text() == "<html>my own</html>"
     with pytest.raises(UsageError, match="is a file, expected a folder"):
         write_browse_page(dataset, Path(shutil.copyfile(mine / "index.html", tmp_path / "note")))
-    with pytest.raises(UsageError, match="is no page of `refseg browse`"):
+    with pytest.raises(UsageError, match="is not a page of `refseg browse`"):
         write_browse_page(dataset, Path(shutil.copyfile(mine / "index.html", tmp_path / "mine.html")))
     assert (tmp_path / "mine.html").read_text() == "<html>my own</html>"
 

@@ -22,8 +22,11 @@ from pycocotools import mask as coco_masks
 from manifests import sample_folder
 from refseg.apps.demo import make_demo
 from refseg.apps.demo_pictures import Limits, PictureShelf
+from refseg.apps.demo_validation import read_validation_set
 from refseg.apps.predict import Segmenter
-from refseg.errors import AnnotationError
+from refseg.config import load_recipe
+from refseg.data.index import ManifestIndex
+from refseg.errors import AnnotationError, RefsegError
 
 MB = 1_000_000
 
@@ -527,7 +530,7 @@ def test_the_interface_is_described_for_people_and_programs(server: Server) -> N
 def test_examples_come_with_their_sentences_and_credits(server: Server) -> None:
     page = server.send("GET", "/")[1].decode()
 
-    assert page.count('class="example"') == 6
+    assert page.count('data-picture="/examples/') == 6
     assert page.count("http://creativecommons.org/licenses/by/2.0/") == 5
     status, picture, _ = server.send("GET", "/examples/397133.jpg")
     assert (status, picture) == (200, (sample_folder() / "images/train2014/000000397133.jpg").read_bytes())
@@ -535,6 +538,50 @@ def test_examples_come_with_their_sentences_and_credits(server: Server) -> None:
     assert server.send("GET", "/examples/1.jpg")[1]["detail"].startswith("no example 1; expected one of 180239, 529")
     for path in ("/examples/..%2f..%2fREADME.jpg", "/../demo.py", "/examples/../../README.md", "/demo.html.j2"):
         assert server.send("GET", path)[0] in (404, 422)
+
+
+def test_examples_of_the_validation_set_are_its_own_files(server: Server, dataset: Path) -> None:
+    page = server.send("GET", "/")[1].decode()
+    index = ManifestIndex.open(dataset, ["val"])
+
+    offered = re.findall(r'<img src="/validation/(\d+)\.jpg" alt="Picture (\d+) of the validation set"', page)
+    assert 1 < len(offered) <= 6
+    for number, image_id in offered:
+        (image,) = np.flatnonzero(index.image_id == int(image_id))
+        assert server.send("GET", f"/validation/{number}.jpg")[1] == index.read_image_bytes(int(image))
+    assert "there are" in server.send("GET", "/validation/99.jpg")[1]["detail"]
+    assert server.send("GET", "/other.js")[1]["detail"].startswith("no file other.js; expected one of look.css")
+
+
+def test_a_picture_unlike_the_validation_set_is_uploaded_with_a_warning(server: Server, dataset: Path) -> None:
+    known = ManifestIndex.open(dataset, ["val"]).read_image_bytes(0)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+
+    assert server.upload(known)[1]["unlike"] is None
+    said = server.upload(file.getvalue())[1]["unlike"]
+    assert said.startswith("This picture is unlike the ")
+    assert "amount of fine detail 1" in said
+    assert "toy/refseg val" in said
+
+
+def test_a_demo_runs_without_a_validation_set_and_says_why(
+    tmp_path: Path, dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = load_recipe("toy-quick", [f"data.root={tmp_path / 'moved'}"])
+    published = load_recipe("toy-quick", ["data.root="])
+
+    assert read_validation_set(moved, None) == (
+        None, f"the validation set cannot be read at {tmp_path / 'moved'}; name its folder with --data"
+    )  # fmt: skip
+    assert "the demo offers no example of the validation set" in caplog.text
+    assert read_validation_set(published, None)[1].endswith("name it with --data")
+    found, why = read_validation_set(published, dataset)
+    assert found is not None
+    assert (found.name, why) == ("toy/refseg val", "")
+    with pytest.raises(RefsegError, match="moved"):
+        read_validation_set(published, tmp_path / "moved")
 
 
 def test_a_damaged_sample_is_said(segmenter: Segmenter, tmp_path: Path) -> None:

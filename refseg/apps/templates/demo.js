@@ -1,23 +1,23 @@
-// The demo's page: uploads a picture, asks about it, and draws the answers. It speaks to its own server alone.
+// The demo's page: uploads a picture, sends expressions, and draws the answers. It makes requests to its own server only.
 
 const byId = (id) => document.getElementById(id);
 const maxBytes = Number(document.body.dataset.maxBytes);
-const FILL = [0, 224, 255]; // of a mask; the colours of refseg's reports
-const HEAT = [255, 214, 10];
+const HEAT = [255, 214, 10]; // the colour of heat maps in refseg's reports
+const zoom = viewer.zoom(byId("figure"), byId("views"));
 
 let picture = null; // {blob, name, source, id, shown: HTMLImageElement, answers: [answer]}
-let arriving = null; // the upload under way: questions wait for it
+let arriving = null; // the upload in progress, for which questions wait
 let current = null; // the answer that is shown
-let newest = 0; // number of the last thing begun: what finishes later than a newer one is dropped
+let newest = 0; // number of the last action: the result of an older one that finishes later is dropped
 
-// ---- Speaking to the server
+// ---- Requests
 
 async function call(path, options) {
   let response;
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer; see whether refseg demo still runs.");
+    throw new Error("The server does not answer; check that refseg demo still runs.");
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
@@ -55,7 +55,7 @@ function load(source) {
   });
 }
 
-// ---- What a person does
+// ---- Actions
 
 async function begin(message, work) {
   const number = ++newest;
@@ -96,6 +96,8 @@ async function takePicture(blob, name, source) {
     const { told, made } = await own;
     if (arriving !== own) return null; // another was chosen meanwhile
     put(made);
+    byId("unlike").hidden = !told.unlike;
+    byId("unlike").textContent = told.unlike ?? "";
     byId("name").textContent = `${name}, ${told.width} × ${told.height}`;
     return told.already_encoded ? "This picture was encoded before." : `Encoded in ${told.seconds.toFixed(2)} s.`;
   } finally {
@@ -104,22 +106,25 @@ async function takePicture(blob, name, source) {
 }
 
 function choose(blob, name) {
-  byId("picture-error").hidden = true; // until then a refusal stays, through questions about the picture before
+  byId("picture-error").hidden = true; // a refusal stays until another picture is chosen
   return begin("Encoding the picture …", () => takePicture(blob, name, ""));
 }
 
-async function find(text, isNewest) {
+// `spoken` says of which words the text is left: {words, out: positions of those that were left out}.
+async function find(text, isNewest, spoken) {
   if (arriving) await arriving;
   if (!picture) throw new Error("There is no picture yet; choose one, or take an example below.");
-  if (!text.trim()) throw new Error("The expression is empty; say what to look for, such as: the woman in the red coat");
+  if (!text.trim()) throw new Error("The expression is empty; enter a description such as: the woman in the red coat");
   const asked = picture;
   const answer = await ask(asked, text, false);
   answer.mask = await load(`data:image/png;base64,${answer.mask_png}`);
   answer.probability = await load(`data:image/png;base64,${answer.probability_png}`);
   if (!isNewest() || asked !== picture) return null;
+  answer.spoken = spoken ?? { words: answer.text.trim().split(/\s+/), out: new Set() };
+  answer.shape = shapeOf(answer.mask, asked.shown);
   asked.answers = asked.answers.filter((old) => old.text !== answer.text).concat(answer);
   show(answer);
-  byId("canvas").scrollIntoView({ block: "nearest" }); // on a phone it lies above
+  byId("frame").scrollIntoView({ block: "nearest" }); // on a phone it is above
   return `Answered in ${answer.seconds.toFixed(2)} s, from the encoded picture.`;
 }
 
@@ -156,7 +161,7 @@ addEventListener("dragover", (event) => {
 });
 addEventListener("dragleave", () => byId("drop").classList.remove("over"));
 addEventListener("drop", (event) => {
-  event.preventDefault(); // beside the field too: the browser would leave the page
+  event.preventDefault(); // also beside the field, where the browser would open the file
   byId("drop").classList.remove("over");
   const [file] = event.dataTransfer.files;
   if (file) choose(file, file.name);
@@ -165,41 +170,81 @@ addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
   if (file) choose(file, file.name || "pasted.png");
 });
-byId("views").addEventListener("change", draw);
+byId("probability").addEventListener("change", draw);
 byId("maps").addEventListener("toggle", showMaps);
 
-// ---- What a person sees
+// ---- Display
 
 function put(made) {
   picture = made;
   current = null;
   byId("drop").classList.add("filled");
   byId("figure").hidden = false;
-  for (const id of ["answer", "asked", "views", "looked"]) byId(id).hidden = true;
+  for (const id of ["answer", "asked", "looked"]) byId(id).hidden = true;
+  byId("views").hidden = false;
+  byId("frame").style.aspectRatio = `${made.shown.naturalWidth} / ${made.shown.naturalHeight}`;
   draw();
+  zoom.reset();
 }
 
 function show(answer) {
   current = answer;
-  byId("answer").hidden = byId("views").hidden = byId("looked").hidden = false;
+  byId("answer").hidden = byId("looked").hidden = false;
   byId("answer-text").textContent = answer.text;
   byId("cut").hidden = !answer.is_cut;
-  byId("cut").textContent = `Too long for the model. It read: ${answer.read_text}`;
+  byId("cut").textContent = `The text is too long for the model, which read: ${answer.read_text}`;
   const [box, percent] = [answer.box_xywh, (share) => `${(100 * share).toFixed(1)} %`];
   const facts = {
-    found: box ? `${percent(answer.covered_share)} of the picture` : "nothing: no pixel is probable enough",
+    found: box ? `${percent(answer.covered_share)} of the picture` : "nothing: no pixel reaches the threshold",
     ...(box && { box: `${box[2]} × ${box[3]} pixels at ${box[0]}, ${box[1]}` }),
     "highest probability": `${percent(answer.highest_probability)} (object above ${percent(answer.threshold)})`,
   };
+  const { words, out } = answer.spoken;
+  const whole = picture.answers.find((other) => other.text === words.join(" "));
+  if (out.size && whole) facts["IoU with all words"] = percent(overlap(answer.shape.mask, whole.shape.mask));
   byId("answer-facts").replaceChildren(
     ...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
   );
+  showSpoken(answer);
   showWords(answer);
   offer(byId("mask-file"), bytesOf(answer.mask_png), "image/png", `${fileStem(answer)}.mask.png`);
   offer(byId("rle-file"), JSON.stringify(answer.rle), "application/json", `${fileStem(answer)}.rle.json`);
   byId("maps").open = false;
   showAsked();
   draw();
+}
+
+function showSpoken(answer) {
+  const { words, out } = answer.spoken;
+  byId("spoken").replaceChildren(
+    ...words.map((word, place) => {
+      const button = element("button", word);
+      button.type = "button";
+      button.setAttribute("aria-pressed", String(!out.has(place)));
+      button.disabled = words.length - out.size === 1 && !out.has(place); // one word has to stay
+      button.addEventListener("click", () => {
+        const others = new Set(out);
+        if (!others.delete(place)) others.add(place);
+        const text = words.filter((_, other) => !others.has(other)).join(" ");
+        byId("text").value = text;
+        begin("Looking …", async (isNewest) => {
+          const done = await find(text, isNewest, { words, out: others });
+          byId("spoken").children[place]?.focus(); // the buttons were made anew
+          return done;
+        });
+      });
+      return button;
+    }),
+  );
+}
+
+function overlap(one, other) {
+  let both = 0, either = 0;
+  for (let place = 0; place < one.length; place++) {
+    both += one[place] & other[place];
+    either += one[place] | other[place];
+  }
+  return either ? both / either : 1;
 }
 
 function showWords(answer) {
@@ -232,7 +277,7 @@ async function showMaps() {
     answer.maps_png ??= (await ask(asked, answer.text, true)).maps_png;
     if (answer !== current) return;
     note.textContent = answer.maps_png
-      ? "Yellow is high. Under a map of FCNet: number and weight of its emphasis, and the words that this heard most."
+      ? "Yellow is high. Below a map of FCNet are the number and weight of its emphasis, and the words with the most attention."
       : "This model has no maps to show.";
     if (answer.maps_png) {
       image.src = `data:image/png;base64,${answer.maps_png}`;
@@ -255,7 +300,7 @@ function showAsked() {
       button.addEventListener("click", () => {
         const place = picture.answers.indexOf(answer);
         show(answer);
-        byId("asked").querySelectorAll("button")[place].focus(); // the list was drawn anew
+        byId("asked").querySelectorAll("button")[place].focus(); // the list was made anew
       });
       item.append(button);
       return item;
@@ -271,17 +316,22 @@ function draw() {
   canvas.height = height;
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.drawImage(picture.shown, 0, 0);
-  const view = current ? document.querySelector("input[name=view]:checked").value : "picture";
-  byId("scale").hidden = view !== "probability";
-  if (view !== "picture") {
+  const isHeat = current !== null && byId("probability").checked;
+  byId("scale").hidden = !isHeat;
+  if (isHeat) {
     const pixels = pen.getImageData(0, 0, width, height);
-    const values = valuesOf(view === "mask" ? current.mask : current.probability, width, height);
-    (view === "mask" ? paintMask : paintHeat)(pixels.data, values, width, height);
+    paintHeat(pixels.data, valuesOf(current.probability, width, height));
     pen.putImageData(pixels, 0, 0);
   }
-  const shown = { mask: "The picture with the mask of", probability: "Probability, over the picture, of" }[view];
+  viewer.drawMasks(byId("masks"), { width, height }, current ? [{ kind: "prediction", ...current.shape }] : []);
+  const shown = isHeat ? "The probability over the picture, and the mask, of" : "The picture with the mask of";
   const found = current?.box_xywh ? `${(100 * current.covered_share).toFixed(1)} % of it` : "nothing was found";
-  canvas.setAttribute("aria-label", shown ? `${shown} “${current.text}”: ${found}` : `The picture ${picture.name}`);
+  canvas.setAttribute("aria-label", current ? `${shown} “${current.text}”: ${found}` : `The picture ${picture.name}`);
+}
+
+function shapeOf(image, { naturalWidth: width, naturalHeight: height }) {
+  const values = valuesOf(image, width, height);
+  return { mask: Uint8Array.from({ length: width * height }, (_, place) => (values[4 * place] > 127 ? 1 : 0)), width, height };
 }
 
 function valuesOf(image, width, height) {
@@ -291,18 +341,6 @@ function valuesOf(image, width, height) {
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, width, height);
   return pen.getImageData(0, 0, width, height).data; // grey: every fourth number
-}
-
-function paintMask(pixels, values, width, height) {
-  const line = Math.max(1, Math.round(Math.max(width, height) / 320));
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && values[4 * (y * width + x)] > 127;
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!inside(x, y)) continue;
-      const isBorder = !(inside(x - line, y) && inside(x + line, y) && inside(x, y - line) && inside(x, y + line));
-      blend(pixels, 4 * (y * width + x), FILL, isBorder ? 1 : 0.55);
-    }
-  }
 }
 
 function paintHeat(pixels, values) {
