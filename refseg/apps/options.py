@@ -9,7 +9,7 @@ from refseg.model_config import MODEL_CONFIGS, ImageEncoderName
 from refseg.wording import did_you_mean
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Hosts that only this machine reaches."""
+"""Addresses that only this machine can reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class CostOptions:
         num_tokens: Token ids of a sentence.
 
     Raises:
-        UsageError: If a size or number cannot be, or a name is unknown.
+        UsageError: If a size or number is out of range, or a name is unknown.
     """
 
     input_sizes: tuple[int, ...] = (480,)
@@ -70,7 +70,7 @@ class PredictOptions:
         checkpoint: A run's folder, a checkpoint's, or what `refseg publish` wrote.
         out: Folder to write to; results are named after the picture, and a name that holds another result is never
             replaced: the next free number is taken.
-        explain: Also say what the model looked at: words by attention, weights of the emphases, heat maps.
+        explain: Also write what the model attended to: words by attention, weights of the emphases, heat maps.
     """
 
     images: tuple[Path | str, ...]
@@ -82,12 +82,12 @@ class PredictOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """A model, and where its web page is served.
+    """A model, and the address at which its web page is served.
 
     Attributes:
         checkpoint: A run's folder, a checkpoint's, or what `refseg publish` wrote.
-        host: Address to listen on. The default is reached from this machine alone, 0.0.0.0 by all that reach this
-            machine.
+        host: Address to listen on. The default accepts connections of this machine only, 0.0.0.0 of every host that
+            can reach it.
         port: Port to listen on; 0 takes a free one.
         data: The dataset's folder or URL, whose validation split gives the first examples (default: that of the
             recipe).
@@ -107,8 +107,8 @@ class DemoOptions:
 
     @property
     def allowed_hosts(self) -> list[str]:
-        """Names in a request's Host header that are answered."""
+        """Names that are accepted in a request's Host header."""
         if self.host in ("0.0.0.0", "::"):
-            return ["*"]  # the names by which others reach this machine are not ours to know
+            return ["*"]  # the names by which other hosts reach this machine are not known
         named = {self.host, *LOOPBACK} if self.host in LOOPBACK else {self.host}
         return sorted(f"[{name}]" if ":" in name else name for name in named)

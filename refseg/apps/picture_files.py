@@ -13,21 +13,21 @@ from refseg.storage import Folder, WebFolder, open_folder
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What is taken from a folder; a file that is named itself may have any name."""
+"""Suffixes of files that are taken from a folder; a file that is given by its path may have any name."""
 RESULT_KINDS = ("mask", "overlay", "explain")
 """`refseg predict` writes `<name>.<kind>.png`, which is not a picture to be segmented."""
 _NUM_NAMED = 5
-"""Files that a message names before it only counts them."""
+"""Largest number of files that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
-    """One picture, not yet read.
+    """A picture that was not read yet.
 
     Attributes:
         address: Its path or URL, for messages.
-        folder: Folder that is asked for it.
-        name: Its name there; empty: the folder's own address is the picture's.
+        folder: Folder from which it is read.
+        name: Its name in the folder; empty: the address of the folder is that of the picture.
     """
 
     address: str
@@ -41,7 +41,7 @@ class PictureFile:
         return PurePosixPath(name).stem or "picture"
 
     def read(self) -> bytes:
-        """The bytes of the file.
+        """Read the bytes of the file.
 
         Raises:
             ImageError: If there is no such file, or it cannot be read.

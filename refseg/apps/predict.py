@@ -1,4 +1,4 @@
-"""Segment any picture a user has: a checkpoint, an image, some texts; masks at the image's own size."""
+"""Segments what texts name in any picture, with a checkpoint; masks have the size of the picture."""
 
 import io
 import logging
@@ -31,19 +31,19 @@ from refseg.training.checkpoint import Checkpoint, load_checkpoint
 logger = logging.getLogger(__name__)
 
 _SHOWN = 200
-"""Letters of a text in a message."""
+"""Largest number of characters of a text in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
-    """Masks of one image.
+    """The masks of one image.
 
     Attributes:
-        picture: RGB, upright.
-        texts: As given.
-        masks: One per text, at the picture's size: True is object.
-        explanations: One per text, what the model looked at; empty where not asked for.
-        probabilities: One map per text, at the picture's size, 0 to 1; None where not asked for.
+        picture: The image: RGB, upright.
+        texts: The texts, as given.
+        masks: A mask for each text, at the picture's size: True is object.
+        explanations: What the model attended to, for each text; empty if not asked for.
+        probabilities: A map for each text, at the picture's size, 0 to 1; None if not asked for.
     """
 
     picture: UInt8[np.ndarray, "H W 3"]
@@ -59,20 +59,20 @@ class Prediction:
 
     @property
     def covered_shares(self) -> list[float]:
-        """Share of the picture each mask covers, 0 to 1."""
+        """The share of the picture that each mask covers, 0 to 1."""
         return [float(mask.mean()) for mask in self.masks]
 
     @property
     def boxes_xywh(self) -> list[tuple[int, int, int, int] | None]:
-        """Box around each mask: left, top, width, height in pixels; None for an empty mask."""
+        """The box around each mask: left, top, width, height in pixels; None for an empty mask."""
         return [box_xywh(mask) for mask in self.masks]
 
     def overlay(self, number: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture with the mask of one text drawn over it."""
+        """Return the picture with the outline of the mask of one text."""
         return draw_overlay(self.picture, self.masks[number])
 
     def explanation_picture(self, number: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Heat maps of one text's explanation; None where its model has no map.
+        """Return the heat maps of one text's explanation; None if its model has no map.
 
         Raises:
             UsageError: If no explanations were asked for.
@@ -91,18 +91,18 @@ def segment(
     explain: bool = False,
     probabilities: bool = False,
 ) -> Prediction:
-    """Find what each text names in an image. The image is encoded once.
+    """Segment what each text names in an image, which is encoded once.
 
     Args:
         checkpoint: A run's folder, a checkpoint's, or a loaded checkpoint.
-        image: A file of any kind Pillow reads, or a picture.
-        texts: What to look for, each on its own.
-        device: Where the model runs; a loaded checkpoint says that itself.
-        explain: Also say what the model looked at.
-        probabilities: Also keep the probability of each pixel, 4 bytes a pixel and text.
+        image: A file that Pillow reads, or a picture.
+        texts: Phrases, each of which gets its own mask.
+        device: Device on which the model runs; ignored for a loaded checkpoint.
+        explain: Also return what the model attended to.
+        probabilities: Also keep the probability of each pixel, 4 bytes per pixel and text.
 
     Raises:
-        UsageError: If there is no text, or one is empty or no text.
+        UsageError: If there is no text, or one is empty or not a string.
         ImageError: If the image cannot be read.
         CheckpointError: If the checkpoint cannot be loaded.
     """
@@ -113,7 +113,7 @@ def segment(
     segmenter = Segmenter(model=checkpoint.model, recipe=checkpoint.recipe)
     encoded = segmenter.encode(picture)
     masks, explanations, maps = [], [], []
-    # One text at a time: a large picture's probabilities take more memory than the model.
+    # One text at a time, since the probabilities of a large picture take more memory than the model.
     for text in texts:
         token_ids = segmenter.read_text(text)
         mask_logits = segmenter.score(encoded, token_ids)
@@ -132,7 +132,7 @@ def segment(
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse texts that name nothing.
+    """Refuse texts without words.
 
     Raises:
         UsageError: If there is no text, or one is empty or not a text.
@@ -153,10 +153,10 @@ def check_texts(texts: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedPicture:
-    """What a model made of one picture: every text about it starts from here.
+    """A picture that a model encoded once for all texts.
 
     Attributes:
-        state: The model's own kind of image state.
+        state: The image state, whose type depends on the model.
         size: `(height, width)` of the picture in pixels.
     """
 
@@ -166,11 +166,11 @@ class EncodedPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segmenter:
-    """The steps from a picture and a text to a mask, apart, so that a picture is encoded once for all its texts.
+    """The separate steps from a picture and a text to a mask, so that a picture is encoded once for all its texts.
 
     Attributes:
-        model: In evaluation mode.
-        recipe: What it was made by: input size, geometry, tokens, and the protocol that says what is object.
+        model: The model, in evaluation mode.
+        recipe: Recipe of the model: input size, geometry, tokens, and the protocol by which masks are made.
     """
 
     model: SegmentationModel
@@ -178,7 +178,7 @@ class Segmenter:
 
     @property
     def geometry(self) -> Geometry:
-        """How pictures are brought to the network's input."""
+        """The geometry by which pictures are resized to the network's input."""
         return Geometry(kind=self.recipe.data.geometry, size=self.recipe.data.input_size, mean=self.model.image_mean)
 
     @property
@@ -188,13 +188,13 @@ class Segmenter:
 
     @torch.inference_mode()
     def encode(self, picture: UInt8[np.ndarray, "H W 3"]) -> EncodedPicture:
-        """Encode an RGB picture; what takes most of the time."""
+        """Encode an RGB picture; this takes most of the time."""
         resized = self.geometry.apply_image(torch.from_numpy(picture).permute(2, 0, 1))
         images = normalise(resized[None].to(self._device), self.model.image_mean, self.model.image_std)
         return EncodedPicture(state=self.model.encode_image(images), size=(picture.shape[0], picture.shape[1]))
 
     def read_text(self, text: str) -> tuple[int, ...]:
-        """Token ids with SOS and EOS, cut to what the model reads; a cut is logged."""
+        """Return token ids with SOS and EOS, cut to the length that the model reads; a cut is logged."""
         token_ids, num_tokens = tokenizer.encode(text), self.recipe.data.num_tokens
         kept = tokenizer.truncate(token_ids, num_tokens)
         if len(kept) < len(token_ids):
@@ -204,14 +204,14 @@ class Segmenter:
 
     @torch.inference_mode()
     def score(self, encoded: EncodedPicture, token_ids: Sequence[int]) -> Float[Tensor, "1 1 h w"]:
-        """Mask logits of one sentence, at the fraction of the input's size that the model gives."""
+        """Return the mask logits of one sentence, at the resolution of the model's output."""
         ids = torch.tensor([list(token_ids)], device=self._device)
         text_state = self.model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool))
         return self.model.decode(encoded.state, text_state, torch.zeros(1, dtype=torch.int64, device=self._device))
 
     @torch.inference_mode()
     def mask(self, encoded: EncodedPicture, mask_logits: Float[Tensor, "1 1 h w"]) -> Bool[np.ndarray, "H W"]:
-        """The mask at the picture's size, by the recipe's protocol."""
+        """Return the mask at the picture's size, by the recipe's protocol."""
         masks = masks_at_original_size(
             mask_logits, original_size=encoded.size, geometry=self.geometry, protocol=self.protocol
         )
@@ -222,13 +222,13 @@ class Segmenter:
     def probabilities(
         self, encoded: EncodedPicture, mask_logits: Float[Tensor, "1 1 h w"], size: tuple[int, int]
     ) -> Float[np.ndarray, "H W"]:
-        """Probability of object, 0 to 1, over the picture brought to `size`: `(height, width)` in pixels."""
+        """Return the probability of object, 0 to 1, over the picture at `size`: `(height, width)` in pixels."""
         values = F.interpolate(mask_logits.float().sigmoid(), self.geometry.size, mode="bilinear", align_corners=False)
         over: Float[np.ndarray, "H W"] = self.geometry.invert(values[:, 0], encoded.size, size)[0].cpu().numpy()
         return over
 
     def explain(self, encoded: EncodedPicture, token_ids: Sequence[int]) -> SentenceExplanation:
-        """What the model looked at for one sentence."""
+        """Return what the model attended to for one sentence."""
         return explain_sentence(self.model, encoded.state, token_ids, geometry=self.geometry, picture_size=encoded.size)
 
     @property
@@ -238,12 +238,12 @@ class Segmenter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureSize:
-    """How large a picture may be.
+    """The largest size of a picture.
 
     Attributes:
-        pixels: In all.
-        side: Pixels of the longer side. Resizing a line of millions of pixels takes far longer than their number tells.
-        aspect: The longer side over the shorter one. Of a longer strip the network sees lines thinner than a pixel.
+        pixels: Number of pixels.
+        side: Pixels of the longer side. The time to resize a line of millions of pixels exceeds that of its area.
+        aspect: The longer side over the shorter one. The network would see a longer strip as less than a pixel wide.
     """
 
     pixels: int
@@ -251,10 +251,10 @@ class PictureSize:
     aspect: float
 
     def check(self, name: str, width: int, height: int) -> None:
-        """See that a picture of `width` x `height` pixels is within.
+        """Check that a picture of `width` x `height` pixels is not larger.
 
         Raises:
-            ImageError: If it is not.
+            ImageError: If it is larger.
         """
         found = f"{name}: found {width} x {height} pixels, expected at most"
         if width * height > self.pixels:
@@ -296,7 +296,7 @@ def _read(
 ) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what it can read all the same: damaged EXIF, 89 megapixels; from 179 it refuses.
+            # Pillow warns about files that it can read: damaged EXIF, more than 89 megapixels. It refuses 179.
             warnings.simplefilter("ignore")
             with Image.open(source, formats=kinds) as picture:
                 if largest is not None:
@@ -312,14 +312,14 @@ def _read(
     except Image.DecompressionBombError as error:
         limit = f"; expected at most {largest.pixels / 1e6:g} million pixels" if largest is not None else ""
         raise ImageError(f"{name}: too large ({error}){limit}; scale it down first") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on damaged files
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's readers raise these for damaged files
         raise ImageError(f"{name}: cannot be read as an image ({error}); take an undamaged file") from error
 
 
 def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I") or upright.mode == "F":
-        # 16-bit and float greyscale: Pillow would clip at 255 and leave white. Floats are 0 to 1 or as integers.
+        # 16-bit and float greyscale, which Pillow would clip at 255. Floats are 0 to 1, or have the range of integers.
         grey = np.nan_to_num(np.asarray(upright).astype(np.float64))
         whites = (1, 255, 65535) if upright.mode == "F" else (255, 65535)
         top = next((white for white in whites if grey.max() <= white), 65535)
@@ -331,7 +331,7 @@ def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def box_xywh(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int] | None:
-    """Box around a mask: left, top, width, height in pixels; None for an empty mask."""
+    """Return the box around a mask: left, top, width, height in pixels; None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

@@ -24,9 +24,9 @@ from refseg.json_text import parse_json
 from refseg.training.checkpoint import Checkpoint, load_checkpoint
 
 _KEY = "refseg"
-"""Of the PNG's text that says of which picture, sentence and checkpoint a result is."""
+"""Key of the PNG's text that records the picture, sentence and checkpoint of a result."""
 _LONGEST_STEM = 180
-"""Bytes; what is added stays within the 255 that file systems allow."""
+"""Largest number of bytes of a stem; with what is added, names stay within the 255 that file systems allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,9 @@ class PredictionFiles:
     """The files of one sentence.
 
     Attributes:
-        mask: Object is 255, the rest 0.
-        overlay: The picture with the mask over it.
-        explain: Heat maps; None where there are none.
+        mask: The mask: object is 255, the rest 0.
+        overlay: The picture with the outline of the mask.
+        explain: The heat maps; None if there are none.
     """
 
     mask: Path
@@ -46,13 +46,13 @@ class PredictionFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PictureResult:
-    """What became of one picture.
+    """The result of one picture.
 
     Attributes:
         image: Path or URL of the picture.
-        prediction: What was found; None where the picture cannot be read.
+        prediction: The masks; None if the picture cannot be read.
         files: The files of each text, in the order of the texts.
-        error: Why the picture cannot be read; empty where it was.
+        error: Why the picture cannot be read; empty if it was read.
     """
 
     image: str
@@ -62,15 +62,15 @@ class PictureResult:
 
 
 def predict_pictures(options: PredictOptions) -> Iterator[PictureResult]:
-    """Find what each text names in each picture, and write masks, overlays and heat maps.
+    """Segment what each text names in each picture, and write masks, overlays and heat maps.
 
-    A picture that cannot be read is reported in its result, and the others are segmented all the same.
+    A picture that cannot be read is reported in its result, and the others are segmented nevertheless.
 
     Yields:
         The result of each picture, once its files are written.
 
     Raises:
-        UsageError: If a text has no visible character, or a folder holds no picture.
+        UsageError: If a text has no visible character, or a folder contains no picture.
         MissingImageError: If the path of a picture names nothing; then nothing is written.
         CheckpointError: If the checkpoint cannot be loaded.
         OSError: If a file cannot be written.
@@ -93,11 +93,11 @@ def predict_pictures(options: PredictOptions) -> Iterator[PictureResult]:
 def _write_prediction(
     out: Path, picture: PictureFile, data: bytes, prediction: Prediction, checkpoint: Checkpoint
 ) -> tuple[PredictionFiles, ...]:
-    """Write what was predicted for one picture.
+    """Write the results of one picture.
 
-    The files are named after the picture: `photo.mask.png`, of several sentences `photo-1.mask.png`, ... A name that
-    holds another picture's result, another sentence's, another checkpoint's, or anything else is left alone, and the
-    next free number is taken. The same call again replaces its own files.
+    The files are named after the picture: `photo.mask.png`, of several sentences `photo-1.mask.png`, ... A name
+    that is used for another picture, sentence or checkpoint, or for anything else, is not replaced; the next free
+    number is taken. The same call again replaces its own files.
 
     Args:
         out: Folder, made if absent.
@@ -141,7 +141,7 @@ def _write_prediction(
 
 
 def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
-    """Find the first name that is free or holds this result, and reserve it by an empty mask file."""
+    """Find the first name that is free or is used for this result, and reserve it by an empty mask file."""
     for name in itertools.chain([first], (f"{stem}-{number}" for number in itertools.count(2))):
         taken = [path for kind in RESULT_KINDS if (path := out / f"{name}.{kind}.png").exists()]
         if any(_facts_of(path) != facts for path in taken):
@@ -150,17 +150,17 @@ def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
             return name
         try:
             (out / f"{name}.mask.png").touch(exist_ok=False)
-        except FileExistsError:  # another process took it a moment ago
+        except FileExistsError:  # another process has just taken it
             continue
         return name
     raise AssertionError("numbers do not end")
 
 
 def _facts_of(path: Path) -> object:
-    """What a PNG says it is of; None if it says nothing."""
+    """Return the record in a PNG; None if there is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's of 89 megapixels
+            warnings.simplefilter("ignore")  # Pillow's warning about 89 megapixels
             with Image.open(path, formats=["PNG"]) as picture:
                 return parse_json(picture.info.get(_KEY, "null"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -168,7 +168,7 @@ def _facts_of(path: Path) -> object:
 
 
 def _write(path: Path, pixels: Any, facts: dict[str, Any]) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG completely or not at all."""
     info = PngInfo()
     info.add_text(_KEY, json.dumps(facts))
     with file_aside(path) as aside:

@@ -27,7 +27,7 @@ _TRAINED = re.compile(rb"step (\d+)/(\d+) ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a quickstart leaves.
+    """The results of a quickstart.
 
     Attributes:
         run: Folder of the run, with its report.
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How far a quickstart is.
+    """The progress of a quickstart.
 
     Attributes:
         step: The step that is running.

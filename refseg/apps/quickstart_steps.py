@@ -28,7 +28,7 @@ SENTENCE = "the white ceramic bowl that is not on the counter"
 _FASTEST_PACE = 0.5
 """Seconds beside the estimates; steps that are done from an earlier call take no time, which says nothing."""
 _LEAST_SHARE = 0.02
-"""Of a step, from which its speed is taken."""
+"""Smallest share of a step from which its speed is computed."""
 
 Command = tuple[str, ...]
 

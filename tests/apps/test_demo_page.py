@@ -167,7 +167,6 @@ def test_the_picture_is_enlarged_by_keys_and_buttons(page: Any, photo: Path) -> 
     assert page.locator("#masks").evaluate("masks => getComputedStyle(masks).visibility") == "hidden"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
 def test_axe_finds_no_fault(page: Any, axe_faults: Faults, address: str, photo: Path, scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)

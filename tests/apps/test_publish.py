@@ -97,8 +97,8 @@ def test_scores_of_another_checkpoint_are_left_out_aloud(
     assert published.splits == ()
     assert "the scores of toy/refseg val are of step 999, not of step" in caplog.text
     card = (published.folder / "README.md").read_text()
-    assert "None: the run had no evaluation of this checkpoint when it was published." in card
-    assert "No licence is named here" in card
+    assert "The run had no evaluation of this checkpoint when it was published." in card
+    assert "No licence is given" in card
 
 
 def test_the_command_says_what_it_wrote(scored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,7 +231,6 @@ def test_the_report_fits_a_phone_and_names_its_controls(open_page: Open, report_
     assert page.evaluate(UNNAMED) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
 @pytest.mark.parametrize("name", ["report", "comparison", "bare comparison"])
 def test_axe_finds_no_fault_in_reports(
