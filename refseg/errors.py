@@ -29,6 +29,10 @@ class MissingImageError(ImageError, UsageError):
     """Nothing exists at the path where an image is expected."""
 
 
+class DownloadError(RefsegError):
+    """A file cannot be downloaded, or is not the one that was expected."""
+
+
 class BuildError(RefsegError):
     """A build cannot start, resume or finish."""
 

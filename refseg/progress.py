@@ -32,7 +32,7 @@ def report_progress(
     if not shown:
         yield _ignore
     elif sys.stderr.isatty():
-        with tqdm(desc=task, unit=f" {unit}", leave=False) as bar:
+        with tqdm(desc=task, unit=f" {unit}", unit_scale=unit == "bytes", leave=False) as bar:
 
             def update(done: int, in_all: int) -> None:
                 bar.total = in_all

@@ -12,9 +12,9 @@ import shutil
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,9 +25,9 @@ from refseg.addresses import parse_address
 from refseg.addresses import whole_address as whole_address
 from refseg.aside import file_aside, sync_path
 from refseg.errors import StorageError
-from refseg.http_file import HttpFile
+from refseg.http_file import FilePart, HttpFile
 from refseg.storage_requests import ask, http_status, open_file_system
-from refseg.zip_archive import ByteFile, ZipMember, read_directory, read_member
+from refseg.zip_archive import ZipMember, read_directory, read_member
 
 T = TypeVar("T")
 
@@ -195,7 +195,8 @@ class RemoteFolder(Folder):
         def request(files: Any, path: str) -> bytes:
             try:
                 # With an explicit start, even 0, s3fs sends one request; without it, a request for the size precedes.
-                return bytes(files.cat_file(path, start=start, end=None if length is None else start + length))
+                end = None if length is None else start + length
+                return bytes(files.cat_file(path, start=start, end=end))
             except OSError as error:
                 # Object stores refuse a range that begins at or after the end (416); a local file returns no bytes.
                 if error.errno == errno.EINVAL and start >= int(files.info(path)["size"]):
@@ -397,7 +398,7 @@ class ZipFolder(RemoteFolder):
             member = _open_archive(self.archive).members.get(path)
             if member is None:
                 raise FileNotFoundError
-            return read_member(_archive_file(self.archive), member, start, length)
+            return read_member(open_file(self.archive), member, start, length)
 
         if is_remote(self.archive):
             return ask("reading", self.join(name), request)
@@ -446,40 +447,50 @@ class _Archive(NamedTuple):
     folders: dict[str, dict[str, tuple[str, int]]]
 
 
-class _LocalFile:
-    """A local file, for `read_directory` and `read_member`."""
+class FolderFile:
+    """A file in a folder, read by byte ranges as `HttpFile` reads one of a web server.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def size(self) -> int:
-        return Path(self.path).stat().st_size
-
-    def read(self, start: int, length: int) -> bytes:
-        with Path(self.path).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, start)
-
-
-class _RemoteFile:
-    """A file in remote storage, for `read_directory` and `read_member`."""
+    Args:
+        address: Its path or URL.
+    """
 
     def __init__(self, address: str) -> None:
-        folder, self.name = split_address(address)
-        self.folder = open_folder(folder)
+        self.address = address
+        folder, self._name = split_address(address)
+        self._folder = open_folder(folder or "/")
+
+    @contextmanager
+    def open_part(self, start: int = 0) -> Iterator[FilePart]:
+        """Read the bytes from `start`, in parts of some megabytes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            OSError: If it cannot be read; `StorageError` for a URL.
+        """
+        num_bytes = self.size()
+        starts = range(start, num_bytes, _PART_BYTES)
+        chunks = (self._folder.read(self._name, offset, _PART_BYTES) for offset in starts)
+        yield FilePart(start, num_bytes, is_whole=False, chunks=chunks)
 
     def size(self) -> int:
-        if (num_bytes := self.folder.size(self.name)) is None:
-            raise FileNotFoundError
+        """Bytes of the file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        if (num_bytes := self._folder.size(self._name)) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address)
         return num_bytes
 
     def read(self, start: int, length: int) -> bytes:
-        return self.folder.read(self.name, start, length)
+        """The bytes from `start`, `length` of them."""
+        return self._folder.read(self._name, start, length)
 
 
-def _archive_file(address: str) -> ByteFile:
-    if not is_remote(address):
-        return _LocalFile(address)
-    return HttpFile(address) if address.startswith(_WEB) else _RemoteFile(address)
+def open_file(address: str) -> HttpFile | FolderFile:
+    """A file by its path or URL, to be read by byte ranges; no request is made before it is read."""
+    is_web = address.startswith(_WEB) and "::" not in address
+    return HttpFile(address) if is_web else FolderFile(address)
 
 
 def _open_archive(address: str) -> _Archive:
@@ -504,7 +515,7 @@ _reading_directory = threading.Lock()
 @functools.lru_cache(maxsize=8)
 def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # noqa: ARG001  # another stamp misses the cache
     try:
-        members = read_directory(_archive_file(address))
+        members = read_directory(open_file(address))
     except zipfile.BadZipFile as error:
         message = f"is not a complete ZIP archive ({error}); fetch it again"
         raise StorageError(errno.EIO, message, address) from error
@@ -520,6 +531,7 @@ def _read_archive(address: str, stamp: tuple[int, int] | None) -> _Archive:  # n
 
 
 _WEB = ("http://", "https://")
+_PART_BYTES = 1 << 23
 _IN_ARCHIVE = "cannot be written: a ZIP archive can only be read; write to a folder"
 _READ_ONLY = "cannot be written: a web server can only be read; write to a path or to an object store such as s3://"
 _NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)

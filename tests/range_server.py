@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             request = Request(path, asked, sum(earlier.path == path for earlier in server.requests))
             server.requests.append(request)
         fault = server.fault(request)
-        if fault == "redirect":
+        if fault == "redirect" and not path.startswith("moved/"):
             return self._answer(302, {"Location": f"/moved{self.path}"})
         content = server.files.get(path.removeprefix("moved/"))
         if content is None or (fault is not None and fault.isdigit()):

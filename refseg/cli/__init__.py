@@ -27,6 +27,7 @@ GROUPS = {
         "toy": "draw a toy dataset in the real source formats",
     },
     "datasets": {
+        "download": "fetch annotations of published datasets and the images that they refer to",
         "unpack-images": "the pictures in Parquet files of the Hugging Face Hub as files, for a build",
         "build-shards": "build verified shards from annotations and images",
         "mix": "join datasets without leaks: no training image that any of them evaluates on",

@@ -1,0 +1,167 @@
+"""One file whose size and digest are known, from the first mirror that gives it.
+
+The bytes that arrive are kept in a hidden file beside the target, so that a download that was killed continues where it
+stood. The file gets its name once its digest is right.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from pipelines.download.catalogue import PinnedFile
+from refseg.aside import sync_path
+from refseg.errors import DownloadError, RefsegError, StorageError
+from refseg.http_file import HttpFile, NoRangesError
+from refseg.storage import FolderFile, open_file
+from refseg.storage_requests import ask
+
+logger = logging.getLogger(__name__)
+
+_LEAST_PROGRESS = 1 << 20
+"""Bytes after which a connection that breaks off is not a failed try: of 13 GB, many break off."""
+
+
+class _MirrorError(RefsegError):
+    """A mirror has another file, or does not send it as announced."""
+
+
+def part_path(path: Path) -> Path:
+    """Where the bytes of a file are kept until it is complete."""
+    return path.with_name(f".{path.name}.part")
+
+
+def is_complete(pin: PinnedFile, path: Path) -> bool:
+    """True if a file is there, and is the expected one.
+
+    Raises:
+        DownloadError: If it is another one, which is not written over.
+    """
+    if not path.exists():
+        return False
+    num_bytes = path.stat().st_size
+    found = f"{num_bytes:,} bytes" if num_bytes != pin.num_bytes else f"SHA-256 {_digest(path)}"
+    expected = f"{pin.num_bytes:,} bytes" if num_bytes != pin.num_bytes else f"SHA-256 {pin.sha256}"
+    if found != expected:
+        raise DownloadError(
+            f"{path}: found {found}, expected {expected}; move the file away and run the same command again to "
+            "download the expected one"
+        )
+    return True
+
+
+def fetch_file(pin: PinnedFile, path: Path, addresses: Sequence[str], progress: Callable[[int], None]) -> None:
+    """Download a file, or the rest of it.
+
+    Args:
+        pin: Its size and digest.
+        path: Where it will be.
+        addresses: URLs or paths of the file, in order of preference.
+        progress: Called with the number of bytes that arrived; less than 0 where bytes are given up.
+
+    Raises:
+        DownloadError: If no mirror gives the file, or it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_path(path)
+    faults = []
+    part.touch()
+    with part.open("rb+") as file:
+        for address in addresses:
+            try:
+                _fetch_from(pin, open_file(address), file, path, progress)
+            except FileNotFoundError:
+                faults.append(f"{address}: no such file")
+            except (_MirrorError, NoRangesError, StorageError) as error:
+                faults.append(str(error))
+            else:
+                os.fsync(file.fileno())
+                part.replace(path)
+                sync_path(path.parent)
+                return
+            logger.warning("%s", faults[-1])
+    if not part.stat().st_size:
+        part.unlink()
+    listed = "".join(f"\n  {fault}" for fault in faults)
+    raise DownloadError(
+        f"{path}: no mirror gave the file; run the same command again later to continue, add --mirror URL, or put the "
+        f"file there by hand ({pin.num_bytes:,} bytes, SHA-256 {pin.sha256}){listed}"
+    )
+
+
+def _fetch_from(
+    pin: PinnedFile, mirror: HttpFile | FolderFile, file: IO[bytes], path: Path, progress: Callable[[int], None]
+) -> None:
+    """Complete the file from one mirror; bytes from before that turn out to be wrong are fetched once more."""
+    assert pin.num_bytes is not None
+    while True:
+        before = file.seek(0, os.SEEK_END)
+        if before > pin.num_bytes:
+            before = _begin_anew(file, progress)
+        while file.seek(0, os.SEEK_END) < pin.num_bytes:
+            ask("reading", mirror.address, lambda: _append(pin, mirror, file, path, progress))
+        file.flush()
+        found = _digest(part_path(path))
+        if found == pin.sha256:
+            return
+        _begin_anew(file, progress)
+        if before == 0:
+            raise _MirrorError(f"{mirror.address}: found SHA-256 {found}, expected {pin.sha256}")
+        logger.warning("%s: the %d bytes from an earlier download are not of this file; it begins anew", path, before)
+
+
+def _begin_anew(file: IO[bytes], progress: Callable[[int], None]) -> int:
+    progress(-file.seek(0, os.SEEK_END))
+    file.truncate(0)
+    return file.seek(0)
+
+
+def _append(
+    pin: PinnedFile, mirror: HttpFile | FolderFile, file: IO[bytes], path: Path, progress: Callable[[int], None]
+) -> None:
+    """Add what one request gives; it need not be all."""
+    assert pin.num_bytes is not None
+    start = file.seek(0, os.SEEK_END)
+    position = start
+    try:
+        with mirror.open_part(start) as part:
+            if part.num_bytes not in (None, pin.num_bytes):
+                raise _MirrorError(f"{mirror.address}: found {part.num_bytes:,} bytes, expected {pin.num_bytes:,}")
+            if part.start not in (0, start):
+                raise OSError(f"found the bytes from {part.start}, expected those from {start}")
+            position = part.start
+            for chunk in part.chunks:
+                # A server without ranges sends the whole file: what is there already is passed over.
+                new = chunk[max(0, start - position) :]
+                position += len(chunk)
+                if position > pin.num_bytes:
+                    raise _MirrorError(f"{mirror.address}: found more than the expected {pin.num_bytes:,} bytes")
+                if new:
+                    _write(file, new, path)
+                    progress(len(new))
+        if position < pin.num_bytes:
+            raise OSError(f"broke off after {position:,} of {pin.num_bytes:,} bytes")
+    except RefsegError:
+        raise
+    except Exception as error:
+        if position - start < _LEAST_PROGRESS:
+            raise
+        logger.info("%s: broke off after %d bytes (%s); continuing", mirror.address, position, type(error).__name__)
+
+
+def _write(file: IO[bytes], data: bytes, path: Path) -> None:
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        raise DownloadError(
+            f"{path}: cannot be written ({error.strerror}); check permissions and free disk space, then run the same "
+            "command again to continue"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
