@@ -31,7 +31,7 @@ _REFUSALS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryEr
 _FINAL = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"})
 """Names of botocore's errors that would be the same on every try."""
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
-_EXTRAS = {"s3": "refseg[s3]", "s3a": "refseg[s3]", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+_EXTRAS = {"s3": "refseg[s3]", "s3a": "refseg[s3]", "gs": "gcsfs", "gcs": "gcsfs", "hf": "refseg[hf]"}
 """The package to install for a protocol; for other protocols, fsspec's own message names the package."""
 
 
@@ -102,7 +102,8 @@ def open_file_system(address: str) -> tuple[Any, str]:
             f"{address}: found the unknown protocol {scheme}{hint}; expected a path or a URL such as s3://bucket/folder"
         )
     try:
-        # Listings are not cached, because another process may have written in the meantime.
+        # Listings are not cached, because another process may have written in the meantime. The Hub's file system
+        # caches them nevertheless, so `RemoteFolder` invalidates them.
         files, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
     except ImportError as error:
         raise _missing_package(address, error) from error

@@ -129,7 +129,7 @@ def test_the_package_of_a_known_protocol_is_named(monkeypatch: pytest.MonkeyPatc
         raise ImportError("Install huggingface_hub to access HfFileSystem")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    with pytest.raises(UsageError, match=r"install it with: pip install 'huggingface_hub'"):
+    with pytest.raises(UsageError, match=r"install it with: pip install 'refseg\[hf\]'"):
         open_folder("hf://datasets/owner/name").read("x")
     with pytest.raises(UsageError, match=r"install it with: pip install 'refseg\[s3\]'"):
         open_folder("s3://bucket").read("x")
