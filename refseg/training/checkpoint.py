@@ -286,7 +286,7 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
 
 
 def _resolve(path: Path) -> Path:
-    """Return the checkpoint's folder: the path itself, or of a run the best checkpoint, or else the newest."""
+    """Return a checkpoint's folder unchanged, and for a run's folder that of its best or else newest checkpoint."""
     if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
         return path
     if not path.is_dir():
