@@ -17,7 +17,7 @@ from tests.training.test_training_runs import ROOT
 from tests.warm_python import python
 
 
-def ask_to_leave(
+def send_sigterm(
     out: Path, overrides: list[str], *, when: Callable[[int], bool], executable: str = sys.executable, **environ: str
 ) -> tuple[int, str]:
     """Start a run, send SIGTERM when `when(pid)` returns True, and return exit code and output of the run.
@@ -36,7 +36,7 @@ def ask_to_leave(
     return run.returncode, output
 
 
-def hears_sigterm(pid: int) -> bool:
+def handles_sigterm(pid: int) -> bool:
     """Return True if a process has installed a handler for SIGTERM."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.split("SigCgt:")[1].split()[0], 16)
@@ -47,18 +47,18 @@ def has_loaded(name: str) -> Callable[[int], bool]:
     return lambda pid: name in Path(f"/proc/{pid}/maps").read_text()
 
 
-@pytest.mark.parametrize("when", [hears_sigterm, has_loaded("libtorch_cpu")])
-def test_a_run_that_is_asked_to_leave_while_it_starts_ends_with_75(
+@pytest.mark.parametrize("when", [handles_sigterm, has_loaded("libtorch_cpu")])
+def test_a_run_that_sigterm_stops_while_it_starts_ends_with_75(
     when: Callable[[int], bool], overrides: list[str], tmp_path: Path
 ) -> None:
-    code, output = ask_to_leave(tmp_path / "run", overrides, when=when)
+    code, output = send_sigterm(tmp_path / "run", overrides, when=when)
 
     assert code == 75
     assert output == "refseg: error: stopped by SIGTERM while no step was running; the same command resumes the run\n"
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str], tmp_path: Path) -> None:
+def test_sigterm_ends_a_run_at_once_that_waits_for_other_processes(overrides: list[str], tmp_path: Path) -> None:
     # Rank 0 of 2 opens the rendezvous, and waits in torch for the other process, which is never started.
     port = free_port()
 
@@ -67,7 +67,7 @@ def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str
             return client.connect_ex(("127.0.0.1", port)) == 0
 
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    code, output = ask_to_leave(
+    code, output = send_sigterm(
         tmp_path / "run", overrides, when=waits, executable=python(), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), **group,
     )  # fmt: skip
@@ -76,20 +76,20 @@ def test_a_run_that_waits_for_other_processes_leaves_at_once(overrides: list[str
     assert "stopped by SIGTERM while no step was running" in output
 
 
-def test_who_heard_sigterm_before_hears_it_again_afterwards() -> None:
-    heard: list[int] = []
+def test_the_earlier_handler_of_sigterm_is_restored() -> None:
+    received: list[int] = []
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     handler, wakeup = (
-        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number)),
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number)),
         signal.set_wakeup_fd(writing),
     )
     try:
         with Preemption().catch_sigterm():
             signal.raise_signal(signal.SIGTERM)
-        assert heard == []
+        assert received == []
         signal.raise_signal(signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         assert os.read(reading, 8) == bytes([signal.SIGTERM])
     finally:
         signal.signal(signal.SIGTERM, handler)
