@@ -26,11 +26,17 @@ def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
         TrainingError: If a worker process died.
     """
     try:
-        yield
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            # The signal's handler may raise here as well. What it raises is caught below, with this error as its context.
+            if not isinstance(error, RefsegError) and _find_notice(error) is None:
+                _await_notice(signal_seconds)
+            raise
     except RefsegError:
         raise
     except (RuntimeError, OSError, EOFError) as error:
-        notice = _find_notice(error) or _await_notice(signal_seconds)
+        notice = _find_notice(error)
         if notice is None:
             raise
         raise TrainingError(
@@ -48,16 +54,15 @@ def _find_notice(error: BaseException | None) -> re.Match[str] | None:
     return found
 
 
-def _await_notice(seconds: float) -> re.Match[str] | None:
+def _await_notice(seconds: float) -> None:
     """Ask torch for dead workers until it names one or the time is over.
 
     Waiting for the signal is not sufficient: an error that its handler raises within a destructor is lost.
+
+    Raises:
+        RuntimeError: With torch's message, by this call or by the signal's handler.
     """
     deadline = time.monotonic() + seconds
-    try:
-        while time.monotonic() < deadline:
-            _error_if_any_worker_fails()
-            time.sleep(0.01)
-    except RuntimeError as error:  # raised by the call above or by the signal's handler
-        return _find_notice(error)
-    return None
+    while time.monotonic() < deadline:
+        _error_if_any_worker_fails()
+        time.sleep(0.01)
