@@ -1,9 +1,12 @@
 """Turns every symptom of a dead worker process into one error."""
 
 import re
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch._C import _error_if_any_worker_fails
 
@@ -25,11 +28,14 @@ def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
     Raises:
         TrainingError: If a worker process died.
     """
+    before: Any = None
     try:
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            # The signal's handler may raise here as well. What it raises is caught below, with this error as its context.
+            # The signal may arrive here as well: what its handler raises is caught below, and this error is its context.
+            # After the next line it raises nothing, so that the second `except` is not interrupted.
+            before = _ignore_signal()
             if not isinstance(error, RefsegError) and _find_notice(error) is None:
                 _await_notice(signal_seconds)
             raise
@@ -43,6 +49,16 @@ def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
             f"DataLoader worker (pid {notice[1]}) {notice[2].strip(' .')}; if memory ran out, use fewer "
             "data.num_workers or smaller batches; the run can be resumed from its newest checkpoint"
         ) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _ignore_signal() -> Any:
+    """Ignore the signal of a death and return its handler; None in a thread in which no handler runs."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def _find_notice(error: BaseException | None) -> re.Match[str] | None:
@@ -60,7 +76,7 @@ def _await_notice(seconds: float) -> None:
     Waiting for the signal is not sufficient: an error that its handler raises within a destructor is lost.
 
     Raises:
-        RuntimeError: With torch's message, by this call or by the signal's handler.
+        RuntimeError: If a worker is dead; the message is torch's.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
