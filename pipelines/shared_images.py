@@ -8,16 +8,17 @@ found.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from refseg.dataset.descriptor import ShardEntry
+from refseg.dataset.descriptor import ShardEntry, load_descriptor
 from refseg.dataset.manifest_reader import read_unchecked
 from refseg.dataset.schema import CUSTOM
 from refseg.errors import DatasetError
-from refseg.storage import Folder
+from refseg.storage import Folder, open_folder
 
 _NAMED = 5
 _IMAGE = np.dtype([("hash", ">u8"), ("image_id", np.int64), ("shard", np.int32)])
@@ -71,6 +72,20 @@ class SharedImages:
             f"the same picture (equal bytes) occurs more than once: {found}: {', '.join(map(str, self.first))}{more}"
             "; give each picture one name and keep all its refs in one split"
         )
+
+
+def describe_shared_images(folder: Path | str) -> str:
+    """What `SharedImages.describe` says of a built dataset.
+
+    Args:
+        folder: The dataset's folder, or its URL.
+
+    Raises:
+        DatasetError: If the dataset is unfinished or damaged.
+        StorageError: If remote storage fails.
+    """
+    descriptor = load_descriptor(folder)
+    return find_shared_images(open_folder(folder), descriptor.dataset, descriptor.shards).describe()
 
 
 def find_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry]) -> SharedImages:

@@ -19,6 +19,7 @@ from refseg.config import Recipe
 from refseg.errors import RefsegError, UsageError
 from refseg.models.folding import fold_batch_norms
 from refseg.models.model import SegmentationModel
+from refseg.training.checkpoint import load_checkpoint
 
 ExportFormat = Literal["onnx", "torch"]
 _FACTS = "model.json"
@@ -54,6 +55,25 @@ class _SentenceHalf(nn.Module):
         return self.model.decode(
             self.state_type(*image_state), self.model.encode_text(token_ids, token_mask), image_index
         )
+
+
+def export_checkpoint(checkpoint: Path, out: Path, *, kind: ExportFormat = "torch") -> float:
+    """Write a checkpoint's model as `export_model` does.
+
+    Args:
+        checkpoint: A run's folder, or a checkpoint's.
+        out: Folder to make.
+        kind: ONNX, or torch.export's own format.
+
+    Returns:
+        The largest difference of a mask logit between the written programs and the model.
+
+    Raises:
+        CheckpointError: If there is no sound checkpoint.
+        UsageError: If `out` exists, or the packages for ONNX are missing.
+    """
+    loaded = load_checkpoint(checkpoint)
+    return export_model(loaded.model, loaded.recipe, out, kind=kind)
 
 
 def export_model(model: SegmentationModel, recipe: Recipe, out: Path, *, kind: ExportFormat) -> float:

@@ -40,22 +40,23 @@ class Publication:
     splits: tuple[str, ...]
 
 
-def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
+def publish(source: Path, out: Path, *, licence: str = "") -> Publication:
     """Write a run's best checkpoint, or a given one, as a folder for the Hub.
 
     Args:
-        run: A run's folder or a checkpoint's. The scores of this checkpoint are taken from its folder `evaluation`.
-        out: A new folder; its name becomes the name of the model.
-        licence: Licence of the weights, by the Hub's name, for example `apache-2.0`; empty: the card names none.
+        source: A run's folder (its best checkpoint) or a checkpoint's; its folder `evaluation` gives the scores of this
+            checkpoint.
+        out: New folder; its name is the name of the model.
+        licence: Licence of the weights by the Hub's name, such as apache-2.0; by default the card names none.
 
     Raises:
         CheckpointError: If there is no sound checkpoint.
         UsageError: If `out` exists, or scores cannot be read.
     """
-    run, out = local_path(run), local_path(out)
+    source, out = local_path(source), local_path(out)
     if out.exists():
         raise UsageError(f"{out}: there is something already; remove it or choose another --out")
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(source)
     state = checkpoint.state
     published = PublishedModel(
         model=checkpoint.model,
@@ -65,7 +66,7 @@ def publish(run: Path, out: Path, *, licence: str = "") -> Publication:
         epoch=state.epoch,
         num_processes=state.num_processes,
     )
-    results = _results_of(checkpoint, run / "evaluation")
+    results = _results_of(checkpoint, source / "evaluation")
     card = model_card(published, results, name=out.resolve().name, licence=licence)
     published.save_pretrained(out, card=card)
     splits = tuple(found.origin.scored_on for found in results if not found.is_control)

@@ -4,8 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from refseg.addresses import path_argument
-from refseg.cli.options import add_json
+from refseg.cli.options import add_json, add_options, given
 from refseg.exits import print_next
 
 EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
@@ -13,29 +12,16 @@ EXAMPLE = """refseg publish runs/toy --out published/fcnet-toy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        type=path_argument,
-        metavar="RUN",
-        help="folder of a run (its best checkpoint and the scores in RUN/evaluation are used) or of a checkpoint",
-    )
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        required=True,
-        metavar="FOLDER",
-        help="new folder; its name becomes the model's name",
-    )
-    parser.add_argument(
-        "--licence", default="", metavar="NAME", help="licence of the weights by the Hub's name, such as apache-2.0"
-    )
+    from refseg.apps.publish import publish
+
+    add_options(parser, publish, positional=("source",), source={"metavar": "RUN"}, out={"metavar": "FOLDER"})
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from refseg.apps.publish import publish
 
-    published = publish(args.checkpoint, args.out, licence=args.licence)
+    published = publish(**given(args, publish))
     if args.json:
         print(json.dumps(asdict(published), indent=1, default=str))
         return 0

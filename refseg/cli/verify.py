@@ -19,25 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pipelines.shared_images import find_shared_images
+    from pipelines.shared_images import describe_shared_images
     from pipelines.verify import verify_dataset
-    from refseg.dataset.descriptor import load_descriptor
-    from refseg.storage import open_folder
 
     chosen = given(args, verify_dataset)
     faults, fast = verify_dataset(**chosen), "fast" in chosen
-    notes = []
-    if not faults and not fast:
-        descriptor = load_descriptor(args.folder)
-        shared = find_shared_images(open_folder(args.folder), descriptor.dataset, descriptor.shards)
-        notes = [shared.describe()] if shared.describe() else []
+    note = "" if faults or fast else describe_shared_images(args.folder)
     if args.json:
+        notes = [note] if note else []
         summary = {"folder": args.folder, "faults": [asdict(fault) for fault in faults], "notes": notes}
         print(json.dumps(summary, indent=1))
     else:
         for fault in faults:
             print(fault)
-        for note in notes:
+        if note:
             print(f"{args.folder}: note (not a fault): {note}")
         checked = "descriptor, files and sizes" if fast else "everything"
         print(

@@ -108,16 +108,22 @@ def convert_weights(
     """Read a weight file without running code from it, and write the weights of an encoder as safetensors.
 
     Args:
-        kind: Family of the source file.
-        source: The source file.
-        out: The safetensors file, which appears only when it is complete. A file of an earlier conversion is replaced.
-        accepted_sha256: SHA-256 of a CLIP archive that is not OpenAI's but is to be accepted.
-        allow_namespace: Accept a checkpoint that holds an `argparse.Namespace`, as LAVT's do; its values are not used.
+        kind: Family of the file. clip: OpenAI's archive; cris: a checkpoint of CRIS; lavt: one of LAVT, or Microsoft's
+            Swin file.
+        source: The file to read; nothing in it is run.
+        out: The safetensors file to write, whole or not at all; a file that an earlier call wrote is replaced.
+        accepted_sha256: Of kind clip: hash of an archive that is taken although OpenAI did not publish it.
+        allow_namespace: Of kinds cris and lavt: accept a checkpoint that holds an `argparse.Namespace` beside the
+            weights; it is not used.
 
     Raises:
-        UsageError: If a file exists at `out` that no conversion wrote.
-        CheckpointError: If the source is missing, damaged, of another hash or family, or asks to run code.
+        UsageError: If something else is at `out`, or an option does not fit the kind.
+        CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
     """
+    if accepted_sha256 and kind != "clip":
+        raise UsageError(f"--accept-hash: found kind {kind}, whose files have no published hashes; remove the option")
+    if allow_namespace and kind == "clip":
+        raise UsageError("--allow-namespace: an archive of CLIP contains no Namespace; remove the option")
     source, out = local_path(source), local_path(out)
     if not source.is_file():
         raise MissingCheckpointError(f"{source}: no such file; {_where_from(kind, source)}")
