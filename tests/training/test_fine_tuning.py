@@ -189,7 +189,7 @@ def test_a_run_that_began_from_other_weights_is_not_gone_on_with(
     trainer.train(load_recipe("toy-quick", fine_tune), tmp_path / "tuned")
     other = load_recipe("toy-quick", [*plain, f"train.init_from={tmp_path / 'plain'}"])
     with pytest.raises(
-        RecipeError, match=rf"began from {ancestor} \(weights with SHA-256 \w+\), but train.init_from n"
+        RecipeError, match=rf"started from {ancestor} \(weights with SHA-256 \w+\), but train.init_from n"
     ):
         trainer.train(other, tmp_path / "tuned")
 
@@ -204,7 +204,7 @@ def test_images_that_an_ancestor_was_trained_on_are_a_leak(
     train = check_leaks(trained_on, ManifestIndex.open(toy_shards, ["train"]))
     assert train.num_shared == train.num_images == 24
     assert train.says.endswith(f"toy/refseg train is the training set (by {ancestor}, whose weights it started from)")
-    with pytest.raises(UsageError, match=r"24 of its 24 images were trained on .* say --allow-leak"):
+    with pytest.raises(UsageError, match=r"24 of its 24 images were trained on .* add --allow-leak"):
         refuse_leaks(train, where="toy train")
     assert check_leaks(trained_on[:1], ManifestIndex.open(toy_shards, ["train"])).num_shared == 0
 
