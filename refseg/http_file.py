@@ -6,6 +6,7 @@ Errors of `requests` are passed on unchanged; callers send requests through `ref
 import functools
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from refseg.errors import RefsegError
 
 TIMEOUT_SECONDS = (10.0, 60.0)
 """Time limits in seconds for making a connection, and for the next bytes of an answer."""
+
+LONGEST_WAIT_SECONDS = 60
+"""Longest pause in seconds after a refusal with a `Retry-After` header."""
 
 _CHUNK_BYTES = 1 << 18
 _CONNECTIONS = 16
@@ -67,6 +71,8 @@ class HttpFile:
         with _session(os.getpid()).get(self.address, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as answer:
             if answer.status_code in _NOT_THERE:
                 raise FileNotFoundError(f"{answer.status_code} {answer.reason}")
+            if (seconds := answer.headers.get("Retry-After", "")).isdecimal() and not answer.ok:
+                time.sleep(min(int(seconds), LONGEST_WAIT_SECONDS))
             answer.raise_for_status()
             chunks = answer.iter_content(_CHUNK_BYTES)
             found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))

@@ -32,7 +32,8 @@ class RangeServer(ThreadingHTTPServer):
 
     Attributes:
         files: Content by path: bytes, or a local file.
-        fault: Says what is wrong with the answer to a request; None: nothing. `404` and other numbers: this status.
+        fault: Returns what is wrong with the answer to a request; None: nothing. `404` and other numbers: this status,
+            `429` with `Retry-After: 600`.
             `cut`: half of the bytes, then the connection is closed. `slow`: a pause before each piece. `wrong byte`:
             the last one is another. `short`: half of the file, as if it were all. `lie`: the stated size is one byte
             more. `whole`: ranges are ignored. `chunked`: the whole file without its length. `redirect`: to
@@ -87,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(302, {"Location": f"/moved{self.path}"})
         content = server.files.get(path.removeprefix("moved/"))
         if content is None or (fault is not None and fault.isdigit()):
-            return self._answer(404 if content is None else int(str(fault)), {})
+            wait = {"Retry-After": "600"} if fault == "429" else {}
+            return self._answer(404 if content is None else int(str(fault)), wait)
         num_bytes = len(content) if isinstance(content, bytes) else content.stat().st_size
         if fault == "short":
             num_bytes //= 2

@@ -1,6 +1,7 @@
 """From an empty folder to a trained model on real annotations and images, as docs/get-refcoco.md shows it."""
 
 import hashlib
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -26,16 +27,23 @@ def test_one_command_each_leads_from_nothing_to_a_trained_model(
 ) -> None:
     source = shared_data / "refer-mini"
     images = sorted((source / "images/mscoco/images/train2014").iterdir())
-    archives = {
-        "refcoco.zip": {f"refcoco/{path.name}": path for path in sorted((source / "refcoco").iterdir())},
-        "train2014.zip": {f"train2014/{path.name}": path for path in images},
-    }
+    archives = {"train2014.zip": {f"train2014/{path.name}": path for path in images}}
+    needed = set()
+    for folder, refs in {"refcoco": "refs(unc)", "refcoco+": "refs(unc)", "refcocog": "refs(umd)"}.items():
+        files = sorted((source / folder).iterdir())
+        archives[f"{folder}.zip"] = {f"{folder}/{path.name}": path for path in files}
+        needed |= {ref["image_id"] for ref in json.loads((source / folder / f"{refs}.json").read_text())}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
     monkeypatch.setattr("refseg.train.leave_at_sigterm", lambda: None)
     with serving() as server:
-        lines = ['[images.train2014]\narchive = "train2014.zip"', '[datasets."refcoco/unc"]']
-        lines += ['annotations = ["refcoco.zip"]\nimages = ["train2014"]']
+        lines = ['[images.train2014]\narchive = "train2014.zip"']
+        for dataset, name in (
+            ("refcoco/unc", "refcoco"),
+            ("refcocoplus/unc", "refcoco+"),
+            ("refcocog/umd", "refcocog"),
+        ):
+            lines += [f'[datasets."{dataset}"]\nannotations = ["{name}.zip"]\nimages = ["train2014"]']
         for name, members in archives.items():
             with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
                 for member, path in members.items():
@@ -45,11 +53,12 @@ def test_one_command_each_leads_from_nothing_to_a_trained_model(
             lines += [f'mirrors = ["{server.url}/{name}"]']
         Path("catalogue.toml").write_text("\n".join(lines))
 
-        assert main(["download", "refcoco/unc", "--out", "data", "--catalogue", "catalogue.toml"]) == 0
+        datasets = ["refcoco/unc", "refcoco+/unc", "refcocog/umd"]
+        assert main(["download", *datasets, "--out", "data", "--catalogue", "catalogue.toml"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("data: fetched refcoco.zip, 5 images, ")
-    assert len(list(Path("data/train2014").iterdir())) == 5
-    (build,) = re.findall(r"^  refseg (build-shards .*)$", said, re.MULTILINE)
+    assert said.startswith(f"data: fetched refcoco.zip, refcoco+.zip, refcocog.zip, {len(needed)} images, ")
+    assert 5 < len(list(Path("data/train2014").iterdir())) == len(needed) < len(images)
+    build, *_ = re.findall(r"^  refseg (build-shards .*)$", said, re.MULTILINE)
     assert main([*build.split(), "--accept-counts", "--workers", "1"]) == 0  # of 17 refs, none of them for training
     assert main(["verify", "shards/refcoco-unc"]) == 0
     settings = [

@@ -130,7 +130,7 @@ def _fetch_from(place: ImagePlace, images: Sequence[NeededImage], out: Path, pro
 
     def fetch(image: NeededImage) -> str:
         try:
-            data = folder.read(image.name)
+            data = folder.read(image.name) if place.folder else _read_whole(folder.join(image.name))
         except FileNotFoundError:
             return f"{folder.join(image.name)}: no such file"
         if fault := find_jpeg_fault(data, image.height, image.width, decode=False):
@@ -151,3 +151,16 @@ def _fetch_from(place: ImagePlace, images: Sequence[NeededImage], out: Path, pro
     finally:
         pool.shutdown(cancel_futures=True)
     return faults[0] if faults else ""
+
+
+def _read_whole(address: str) -> bytes:
+    """A file that is not in an archive."""
+
+    def request() -> bytes:
+        with open_file(address).open_part() as part:
+            data = b"".join(part.chunks)
+        if part.num_bytes not in (None, len(data)):
+            raise OSError(f"found {len(data)} bytes, expected {part.num_bytes}")
+        return data
+
+    return ask("reading", address, request)

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.download.catalogue import PinnedFile
 from pipelines.download.pinned_file import fetch_file, is_complete, part_path
-from refseg import storage_requests
+from refseg import http_file, storage_requests
 from refseg.errors import DownloadError
 from tests.range_server import RangeServer, serving
 
@@ -25,6 +25,7 @@ PIN = PinnedFile(
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     """Two mirrors, `one` and `two`, with the same file."""
     monkeypatch.setattr(storage_requests, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(http_file, "LONGEST_WAIT_SECONDS", 0)
     with serving() as server:
         server.files = {"one/file.zip": CONTENT, "two/file.zip": CONTENT}
         yield server
@@ -122,6 +123,19 @@ def test_a_server_that_breaks_off_again_and_again_is_read_to_the_end(server: Ran
         f"bytes={HALF + HALF // 2}-",
     ]
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+def test_the_pause_that_a_busy_server_states_is_kept_up_to_a_minute(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(http_file, "LONGEST_WAIT_SECONDS", 60)
+    monkeypatch.setattr(http_file.time, "sleep", waited.append)
+    server.fault = lambda request: "429" if request.number == 0 else None
+
+    fetch(server, tmp_path / "file.zip", "one")
+
+    assert 60 in waited
 
 
 def test_a_full_disk_is_named_and_the_same_call_completes_the_file(server: RangeServer, tmp_path: Path) -> None:
