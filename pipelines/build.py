@@ -71,7 +71,9 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
     try:
         if options.stage in ("all", "plan"):
             spec = find_dataset(options.dataset)
-            said = ReadOptions(png_rule=options.png_rule, as_split=options.as_split or "")
+            said = ReadOptions(
+                png_rule=options.png_rule, as_split=options.as_split or "", ignored_regions=options.ignored_regions
+            )
             with local_annotations(options.annotations, "" if spec.dataset == CUSTOM else spec.folder) as annotations:
                 source = read_source(spec, annotations, said, reader=options.reader or "")
                 return _build_from_source(folder, source, options, progress)

@@ -30,6 +30,8 @@ class BuildOptions:
         reader: Layout of the annotations, by the name of its reader: coco, saco, sa2va, label-studio, cvat and so on;
             by default REFER's layout or that of a published conversion, and for custom/<name> your own table.
         as_split: Split of annotation files that name none; by default such files are refused.
+        ignored_regions: Handling of annotated regions whose pixels should not count, as in ReasonSeg: refuse the build,
+            because training and scores would count them, or count them as background.
         images: Folder of the JPEGs or with a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL;
             by default beside the annotations.
         images_from: Finished datasets whose images are used. An image in one of them is referred to and not written
@@ -67,6 +69,7 @@ class BuildOptions:
     annotations: Path | str
     reader: str | None = None
     as_split: str | None = None
+    ignored_regions: Literal["refuse", "background"] = "refuse"
     images: Path | str | None = None
     images_from: tuple[Path | str, ...] = ()
     out: Path | str

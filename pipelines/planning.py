@@ -38,7 +38,7 @@ def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
     return _survey(source, options, None).keys
 
 
-OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split")
+OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split", "ignored_regions")
 """Keys that `option_keys` contains only if the option is given."""
 
 
@@ -54,6 +54,8 @@ def option_keys(options: BuildOptions) -> dict[str, str]:
         keys["mask_png"] = str(options.png_rule)
     if options.reader is not None:
         keys["reader"] = options.reader
+    if options.ignored_regions != "refuse":
+        keys["ignored_regions"] = options.ignored_regions
     if options.as_split is not None:
         keys["as_split"] = options.as_split
     if options.store is not None:

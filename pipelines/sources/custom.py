@@ -64,7 +64,7 @@ def read_custom(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> R
         origin=table,
         root=table.parent,
         sources=[describe_file(path, f"{spec.folder}/{path.name}") for path in (table, instances) if path is not None],
-        png_rule=options.png_rule,
+        options=options,
         instances=instances,
     )
 

@@ -16,7 +16,7 @@ SPLIT_NAME = r"[A-Za-z][A-Za-z0-9]{0,63}"
 """Pattern of a split's name, which becomes part of file names."""
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 """Known names of splits, in their order."""
-COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width")
+COLUMNS = (*REQUIRED, *TARGETS, "ref_id", "sent_id", "category", "height", "width", "ignore")
 
 Size = tuple[int, int]
 
@@ -37,6 +37,7 @@ class CustomRow:
         sent_id: Id of the sentence. None: the row's position.
         category: Name of the category; empty if not given.
         size: `(height, width)` of the image in pixels from the columns height and width; None if not given.
+        has_ignored: True if the row marks a region whose pixels should not count.
     """
 
     image: str
@@ -48,6 +49,7 @@ class CustomRow:
     sent_id: int | None
     category: str
     size: Size | None
+    has_ignored: bool = False
 
 
 def read_row(values: dict[str, Any]) -> CustomRow:
@@ -89,6 +91,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
         sent_id=reader.integer("sent_id"),
         category=reader.text("category"),
         size=size,
+        has_ignored=reader.ignored(),
     )
     if reader.faults:
         raise RowFault("; ".join(reader.faults))
@@ -150,6 +153,12 @@ class _Reader:
         if target is None:
             self.faults.append(f"found {kind} {short(value)}, expected {expected}")
         return kind, target
+
+    def ignored(self) -> bool:
+        value = self._values.get("ignore")
+        if value is not None and _rles(value) is None and _polygons(value) is None:
+            self.faults.append(f"found ignore {short(value)}, expected COCO's run lengths or polygons")
+        return value is not None
 
     def _says_no_target(self) -> bool:
         value = self._values.get("no_target")

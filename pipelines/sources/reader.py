@@ -16,10 +16,12 @@ class ReadOptions:
     Attributes:
         png_rule: How mask PNGs are read.
         as_split: Split of files that name none; empty: such files are refused.
+        ignored_regions: Handling of refs with regions whose pixels should not count: `refuse`, or `background`.
     """
 
     png_rule: PngRule = DEFAULT_RULE
     as_split: str = ""
+    ignored_regions: str = "refuse"
 
 
 DEFAULT_OPTIONS = ReadOptions()

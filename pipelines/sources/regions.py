@@ -17,6 +17,9 @@ from pipelines.sources.table import Row, RowFault
 from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
 from refseg.values import short, whole_number
 
+IGNORED = "ignore"
+"""Label of regions whose pixels should not count for any ref of their picture."""
+
 Size = tuple[int, int]
 
 
@@ -48,7 +51,11 @@ def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[t
         regions: Its regions, in the order of the file.
     """
     targets: dict[tuple[str, str], list[Region]] = {}
+    ignored: list[Region] = []
     for number, region in enumerate(regions):
+        if region.label.lower() == IGNORED and not region.sentences:
+            ignored.append(region)
+            continue
         key = ("group", region.group) if region.group else ("region", str(number))
         targets.setdefault(key if region.sentences or region.group else ("label", region.label), []).append(region)
     for parts in targets.values():
@@ -62,6 +69,8 @@ def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[t
             continue
         for sentence in sentences or names:
             row = {"image": image, "height": size[0], "width": size[1], "sentence": sentence, **_target(parts)}
+            if ignored:
+                row["ignore"] = _join(ignored)
             yield f"{sentence!r:.60}", row | ({"category": ", ".join(names)} if sentences and names else {})
 
 
@@ -108,8 +117,13 @@ def pack_mask(mask: NDArray[Any]) -> dict[str, Any]:
 def _target(parts: Sequence[Region]) -> dict[str, Any]:
     if len(parts) == 1 and parts[0].box_xywh is not None:
         return {"box": list(parts[0].box_xywh)}
+    return {"rle": _join(parts)}
+
+
+def _join(parts: Sequence[Region]) -> dict[str, Any]:
+    """Run lengths of the union of regions."""
     joined = coco_mask.merge([part.shape for part in parts])
-    return {"rle": {"size": list(joined["size"]), "counts": joined["counts"].decode()}}
+    return {"size": list(joined["size"]), "counts": joined["counts"].decode()}
 
 
 def _corner(point: Any) -> tuple[float, float] | None:

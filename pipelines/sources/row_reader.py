@@ -69,7 +69,7 @@ def row_reader(
             origin=annotations,
             root=root,
             sources=_describe(files, root, spec),
-            png_rule=options.png_rule,
+            options=options,
         )
 
     return Reader(name=name, reads=reads, serves=serves_custom, read=read)

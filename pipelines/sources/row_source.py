@@ -11,11 +11,13 @@ from pipelines.sources.custom_row import SPLITS, read_row
 from pipelines.sources.custom_store import CustomStore
 from pipelines.sources.json_stream import JsonTables
 from pipelines.sources.raw import RawSource
+from pipelines.sources.reader import ReadOptions
 from pipelines.sources.table import Row, RowFault
 from refseg.dataset.descriptor import SourceFile
 from refseg.dataset.schema import DatasetSpec
 from refseg.errors import AnnotationError
-from refseg.mask_png import DEFAULT_RULE, PngRule, note_object_values
+from refseg.mask_png import note_object_values
+from refseg.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ def collect_rows(
     origin: Path,
     root: Path,
     sources: Iterable[SourceFile],
-    png_rule: PngRule = DEFAULT_RULE,
+    options: ReadOptions,
     instances: Path | None = None,
 ) -> RawSource:
     """Check rows and join them to refs, images and annotations.
@@ -45,7 +47,7 @@ def collect_rows(
         origin: The file or folder that the rows come from, for messages.
         root: Folder to which paths of mask files are relative.
         sources: The files that were read, with their hashes.
-        png_rule: How mask files are read.
+        options: How mask files and regions to ignore are read.
         instances: COCO's `instances.json`, to which `ann_id` refers.
 
     Returns:
@@ -56,15 +58,17 @@ def collect_rows(
             locations.
     """
     listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
-    store = CustomStore(root, f"{origin.name} " if origin.is_file() else "", png_rule)
+    store = CustomStore(root, f"{origin.name} " if origin.is_file() else "", options.png_rule)
     try:
         for section, record in listed or ():
             store.add_listed(section, record)
-        _fill(store, rows, origin, has_instances=listed is not None)
+        ignored = _fill(store, rows, origin, has_instances=listed is not None)
     except sqlite3.Error as error:
         raise AnnotationError(
             f"{origin}: its rows cannot be stored in a temporary file ({error}); set TMPDIR to a disk with free space"
         ) from error
+    if ignored:
+        _report_ignored(origin, ignored, options.ignored_regions)
     if note := note_object_values(store.object_values):
         logger.warning("%s: masks: %s", origin, note)
     described = list(sources)
@@ -82,8 +86,24 @@ def collect_rows(
     )
 
 
-def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, has_instances: bool) -> None:
-    """Read the rows into the store; raise an error that lists their mistakes, if there are any."""
+def _report_ignored(origin: Path, places: list[str], handling: str) -> None:
+    """Refuse rows with regions to ignore, or warn that their pixels count as background."""
+    rows, first = counted(len(places), "row"), places[0]
+    if handling == "refuse":
+        raise AnnotationError(
+            f"{origin}: found {rows} with regions to ignore, the first at {first}; training and scores would "
+            "count their pixels; give --ignored-regions background to build with them as background"
+        )
+    logger.warning("%s: regions to ignore of %s count as background, the first at %s", origin, rows, first)
+
+
+def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, has_instances: bool) -> list[str]:
+    """Read the rows into the store; raise an error that lists their mistakes, if there are any.
+
+    Returns:
+        Places of the rows with regions to ignore.
+    """
+    ignored: list[str] = []
     faults: list[str] = []
     num_faults = 0
     for place, values in rows:
@@ -94,6 +114,8 @@ def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, 
             if row.kind == "ann_id" and not has_instances:
                 raise RowFault("found ann_id, but no instances.json beside the table that would define it")
             store.add(row, place)
+            if row.has_ignored:
+                ignored.append(place)
         except RowFault as fault:
             num_faults += 1
             if num_faults <= _MOST_FAULTS:
@@ -105,8 +127,9 @@ def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, 
         num_faults, faults = len(faults), faults[:_MOST_FAULTS]
     if num_faults:
         rest = f"\n  and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
-        counted = "1 mistake" if num_faults == 1 else f"{num_faults} mistakes"
-        raise AnnotationError(f"{origin}: found {counted}\n  " + "\n  ".join(faults) + rest)
+        listed = "\n  ".join(faults)
+        raise AnnotationError(f"{origin}: found {counted(num_faults, 'mistake')}\n  {listed}{rest}")
+    return ignored
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,17 @@ def test_run_lengths_of_several_parts_are_their_union(read: Read) -> None:
     assert (annotation["bbox"], annotation["area"]) == ([0, 0, 2, 10], 15)  # 10 pixels and 10, of which 5 are both's
 
 
+def test_regions_to_ignore_are_refused_until_they_are_said_to_be_background(
+    read: Read, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row(), row(sentence="it", ignore=[[0, 0, 3, 0, 3, 3]])]
+    with pytest.raises(AnnotationError, match=r"found 1 row with regions to ignore, the first at line 2; training and"):
+        read(rows)
+
+    assert read_source(MINE, tmp_path, ReadOptions(ignored_regions="background")).spec.splits == ("train",)
+    assert "regions to ignore of 1 row count as background, the first at line 2" in caplog.text
+
+
 def test_ids_of_the_table_are_kept(read: Read) -> None:
     rows = [row(ref_id=5, sent_id=50), row(ref_id=3, sent_id=30), row(ref_id=5, sent_id=51)]
 
@@ -357,6 +368,7 @@ MISTAKES = [
     (row(ref_id="first"), "found ref_id 'first', expected a whole number"),
     (row(sent_id=1.5), "found sent_id 1.5, expected a whole number"),
     (row(category=5), "found category 5, expected text"),
+    (row(ignore="a.png"), "found ignore 'a.png', expected COCO's run lengths or polygons"),
     (row(colour="red"), "found unknown 'colour', expected image, sentence, split, ann_id"),
 ]  # fmt: skip
 

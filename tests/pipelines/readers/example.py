@@ -53,6 +53,8 @@ def to_bytes(content: Any) -> bytes:
         buffer = BytesIO()
         pq.write_table(content, buffer)
         return buffer.getvalue()
+    if isinstance(content, bytes):
+        return content
     return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.sources import ReadOptions, read_source
+from refseg.dataset.schema import find_dataset
 from refseg.errors import AnnotationError
 
 from .example import Example, area, meanings, read
@@ -71,6 +73,18 @@ def test_a_circle_is_its_disc(tmp_path: Path) -> None:
     assert mask.sum() == pytest.approx(math.pi * 4**2, rel=0.05)
     assert mask[5, 10]
     assert not mask[1:9, 7:14][[0, -1], [0, -1]].any()  # the corners of the square around it
+
+
+def test_regions_with_the_label_ignore_are_not_a_target(tmp_path: Path) -> None:
+    shapes = (shape("cup", square(1, 2, 5, 6)), shape("Ignore", square(3, 2, 5, 6)))
+    EXAMPLE.write(tmp_path, {"train/a.json": record(*shapes)})
+    with pytest.raises(AnnotationError, match=r"found 1 row with regions to ignore, .*--ignored-regions background"):
+        read(tmp_path, "labelme")
+
+    options = ReadOptions(ignored_regions="background")
+    found = meanings(read_source(find_dataset("custom/mine"), tmp_path / "train", options, reader="labelme"))
+
+    assert [sentence for _, _, sentence in found] == ["cup"]
 
 
 @pytest.mark.parametrize(
