@@ -33,7 +33,7 @@ def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            # The signal may arrive here as well: what its handler raises is caught below, and this error is its context.
+            # The signal may arrive here as well: what its handler raises is caught below, with this error as context.
             # After the next line it raises nothing, so that the second `except` is not interrupted.
             before = _ignore_signal()
             if not isinstance(error, RefsegError) and _find_notice(error) is None:
