@@ -86,12 +86,12 @@ def _check_files(folder: Folder, descriptor: Descriptor) -> Iterator[Fault]:
 
 
 def _check_contents(folder: Folder, descriptor: Descriptor, workers: int | None) -> list[Fault]:
-    datasets = dataset_ids(descriptor)
+    datasets, rules_of = dataset_ids(descriptor), row_rules(descriptor)
     tasks = [
         VerifyTask(
             folder=folder.address,
             entry=entry,
-            rules=row_rules(descriptor, entry),
+            rules=rules_of(entry),
             mask_rule=descriptor.mask_rule,
             stored_images=descriptor.stored_images,
         )

@@ -6,10 +6,10 @@ from refseg.dataset.descriptor import DESCRIPTOR_NAME, Descriptor, IndexEntry, l
 from refseg.dataset.faults import DamageError, Fault
 from refseg.dataset.file_checks import read_whole
 from refseg.dataset.index_checks import find_index_faults
-from refseg.dataset.index_file import MASKS, map_arrays, split_tars
+from refseg.dataset.index_file import MASKS, split_tars
 from refseg.dataset.index_rows import Arrays, FlatRows, continued, read_flat
-from refseg.dataset.packed_runs import unpack_runs
-from refseg.errors import DatasetError
+from refseg.dataset.packed_runs import unpack_ends
+from refseg.dataset.split_index import SplitIndex
 from refseg.storage import Folder, open_folder
 
 _COMPRESSED = ("mask_start", MASKS, "mask_xxh3")
@@ -47,16 +47,16 @@ def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: byt
     """Compare the arrays with those of each manifest, and return the first difference."""
     entries = tuple(shard for shard in descriptor.shards if shard.split == entry.split)
     try:
-        arrays = map_arrays(data)
-    except DatasetError as error:
-        return Fault(file=entry.name, found=str(error).removeprefix("found "), expected="an index")
-    for found, expected in find_index_faults(arrays, descriptor, entries):
+        index = SplitIndex(place, entry, data)
+    except DamageError as error:
+        return error.fault
+    for found, expected in find_index_faults(index.arrays, descriptor, entries):
         return Fault(file=entry.name, found=found, expected=expected)
     lengths: dict[str, int] = {}
-    tars = split_tars(arrays)
+    tars = split_tars(index.arrays)
     try:
         for shard, rows in zip(entries, read_flat(place, descriptor, entries), strict=True):
-            name = _find_difference(arrays, rows, lengths, tars)
+            name = _find_difference(index, rows, lengths, tars)
             if name is not None:
                 expected = f"that of the rows of {shard.name}.parquet"
                 return Fault(file=entry.name, found=f"another {name}", expected=expected)
@@ -65,7 +65,7 @@ def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: byt
     return None
 
 
-def _find_difference(arrays: Arrays, rows: FlatRows, lengths: dict[str, int], tars: list[str]) -> str | None:
+def _find_difference(index: SplitIndex, rows: FlatRows, lengths: dict[str, int], tars: list[str]) -> str | None:
     """Return the first array whose next part differs from a manifest's; add the manifest's lengths to `lengths`."""
     numbers = np.array([tars.index(tar) if tar in tars else -1 for tar in rows.tars], np.int32)
     expected = {**rows.arrays, "image_shard": numbers[rows.arrays["image_shard"]]}
@@ -73,20 +73,18 @@ def _find_difference(arrays: Arrays, rows: FlatRows, lengths: dict[str, int], ta
     for name, values in continued(expected, dict(lengths)):
         start = lengths.get(name, 0)
         lengths[name] = start + len(values)
-        if name not in _COMPRESSED and not np.array_equal(arrays[name][start : lengths[name]], values):
+        if name not in _COMPRESSED and not np.array_equal(index.arrays[name][start : lengths[name]], values):
             return name
-    return _find_other_mask(arrays, rows.arrays, first_row)
+    return _find_other_mask(index, rows.arrays, first_row)
 
 
-def _find_other_mask(arrays: Arrays, expected: Arrays, first_row: int) -> str | None:
+def _find_other_mask(index: SplitIndex, expected: Arrays, first_row: int) -> str | None:
     for row, num_runs in enumerate(expected["num_runs"].tolist()):
+        packed = expected[MASKS][slice(*expected["mask_start"][row : row + 2])].tobytes()
         try:
-            found, wanted = (
-                unpack_runs(of_one[MASKS][slice(*of_one["mask_start"][number : number + 2])], num_runs)
-                for of_one, number in ((arrays, first_row + row), (expected, row))
-            )
-        except DatasetError:
+            found = index.run_ends(first_row + row)
+        except DamageError:
             return f"mask of ref {expected['ref_id'][row]}"
-        if not np.array_equal(found, wanted):
+        if not np.array_equal(found, unpack_ends(packed, num_runs)):
             return f"mask of ref {expected['ref_id'][row]}"
     return None

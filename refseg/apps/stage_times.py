@@ -214,11 +214,11 @@ def _time_batch(
         cache.write(slot_number, slot)
     _timed(spent, FROM_CACHE, lambda: [cache.read(slot_number, slot) for slot_number in range(len(images))])
     targets = [
-        (index.counts(row, sentence), index.size(row))
+        (index.run_ends(row, sentence), index.size(row))
         for row, sentence in zip(rows.tolist(), sentences.tolist(), strict=True)
     ]
     mask = np.zeros(geometry.size, np.uint8)
-    _timed(spent, "masks", lambda: [geometry.apply_mask(counts, size, out=mask) for counts, size in targets])
+    _timed(spent, "masks", lambda: [geometry.apply_mask(ends, size, out=mask) for ends, size in targets])
 
 
 def _time_packing(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:

@@ -188,7 +188,7 @@ class Packer(Dataset[Packed | Failed]):
         slots = masks.numpy()
         pairs = zip(plan.row_index.tolist(), plan.sentence_index.tolist(), strict=True)
         for slot, (row, sentence) in enumerate(pairs):
-            self.geometry.apply_mask(self.index.counts(row, sentence), self.index.size(row), out=slots[slot])
+            self.geometry.apply_mask(self.index.run_ends(row, sentence), self.index.size(row), out=slots[slot])
         return masks
 
     def _tokens(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:

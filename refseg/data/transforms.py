@@ -102,7 +102,7 @@ class Geometry:
 
     def apply_mask(
         self,
-        counts: NDArray[np.uint32],
+        run_ends: NDArray[np.int64],
         original_size: tuple[int, int],
         out: UInt8[np.ndarray, "H W"] | None = None,
     ) -> UInt8[np.ndarray, "H W"]:
@@ -113,14 +113,14 @@ class Geometry:
         drawn column: [0 1 1 1 0 0]. Resizing only maps the rows and columns of these marks.
 
         Args:
-            counts: COCO's run lengths in column order; the first run is of zeros.
+            run_ends: Running sums of COCO's run lengths in column order; the first run is of zeros.
             original_size: `(height, width)` of the mask in pixels.
             out: Memory to draw into; None: new memory.
         """
         if out is None:
             out = np.empty(self.size, np.uint8)
         top, left, height, width = self.placed(original_size)
-        columns, starts, ends = _split_runs(counts, original_size[0])
+        columns, starts, ends = _split_runs(run_ends, original_size[0])
         # `row_edges[y]` is the first row of the input that shows row y of the original or a later one. If 4 rows are
         # reduced to 2, which show the rows 1 and 3, the edges of the rows 0 to 4 are [0 0 1 1 2].
         row_edges, column_edges = _edges(original_size[0], height), _edges(original_size[1], width)
@@ -200,16 +200,15 @@ def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, d
 
 
 def _split_runs(
-    counts: NDArray[np.uint32], height: int
+    run_ends: NDArray[np.int64], height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Cut runs of ones into pieces of single columns; return the column, first row and row after the last of each.
 
-    Example: height 4 and the counts [2, 5, 1]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
+    Example: height 4 and the run ends [2, 7, 8]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
     and rows 0 to 2 of column 1. The result is the columns [0, 1], first rows [2, 0] and ends [4, 3].
     """
-    num_runs = len(counts) // 2
-    borders = np.cumsum(counts, dtype=np.int64)[: 2 * num_runs]
-    starts, lasts = borders[::2], borders[1::2] - 1
+    num_runs = len(run_ends) // 2
+    starts, lasts = run_ends[: 2 * num_runs : 2], run_ends[1::2] - 1
     columns, last_columns = starts // height, lasts // height
     rows, end_rows = starts - columns * height, lasts - last_columns * height + 1
     num_pieces = last_columns - columns + 1

@@ -246,10 +246,10 @@ def _expressions_of(
     num_tokens: int,
 ) -> Iterator[StreamSample]:
     for ref in facts["refs"]:
-        counts = np.array(ref["mask"]["counts"], np.uint32)
-        if tuple(ref["mask"]["size"]) != size or counts.sum(dtype=np.int64) != size[0] * size[1]:
+        run_ends = np.cumsum(np.array(ref["mask"]["counts"], np.uint32), dtype=np.int64)
+        if tuple(ref["mask"]["size"]) != size or not run_ends.size or run_ends[-1] != size[0] * size[1]:
             raise ValueError(f"the mask of ref {ref['ref_id']} does not have the image's size")
-        mask = torch.from_numpy(geometry.apply_mask(counts, size))
+        mask = torch.from_numpy(geometry.apply_mask(run_ends, size))
         empty = torch.zeros_like(mask)
         for sentence in ref["sentences"]:
             cut = tokenizer.truncate(sentence["token_ids"], num_tokens)

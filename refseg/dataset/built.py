@@ -1,6 +1,6 @@
 """`BuiltDataset`: every reader opens datasets, compares their files with the descriptor and reads rows through it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,9 @@ from refseg.dataset.descriptor import (
 from refseg.dataset.faults import CHANGED, Fault
 from refseg.dataset.file_checks import find_file_faults, find_pool_faults, tar_name
 from refseg.dataset.image_pools import open_pool
-from refseg.dataset.manifest_reader import dataset_ids, read_checked
+from refseg.dataset.manifest_reader import dataset_ids, read_checked, row_rules
 from refseg.dataset.rejects import read_rejects
+from refseg.dataset.row_checks import RowRules
 from refseg.dataset.shard_cache import Tar
 from refseg.errors import DatasetError, UsageError
 from refseg.storage import Folder, open_folder
@@ -167,10 +168,14 @@ class BuiltDataset:
         return tuple(self._tars[name] for name in names)
 
     def _read(self, columns: Sequence[str], entry: ShardEntry) -> pa.Table:
-        table = read_checked(self.place, entry, self.descriptor, columns)
+        table = read_checked(self.place, entry, self._row_rules(entry), columns)
         if self.with_tars:
             self.tars(table.column("shard").unique().to_pylist())
         return table
+
+    @cached_property
+    def _row_rules(self) -> Callable[[ShardEntry], RowRules]:
+        return row_rules(self.descriptor)
 
     @cached_property
     def _tar_facts(self) -> Mapping[str, tuple[ImagePool | None, PoolTar]]:

@@ -77,13 +77,13 @@ def _find_wrong_lengths(arrays: Arrays, entries: tuple[ShardEntry, ...]) -> Iter
     images = len(arrays["image_id"])
     of_images = ("height", "width", "image_shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3")
     for length, names in (
-        (rows, ("ref_id", "source_rank", "row_image", "num_runs", "row_dataset", "no_target")),
+        (rows, ("ref_id", "source_rank", "row_image", "num_runs", "row_dataset", "no_target", "mask_xxh3")),
         (rows + 1, ("sentence_start", "category_start", "mask_start")),
         (sentences, ("sent_id", "sentence_exists")),
         (sentences + 1, ("token_start", "sent_start")),
         (images, of_images),
         (images + 1, ("row_start", "file_name_start")),
-        (len(entries), ("mask_xxh3",)),
+        (len(entries), ("manifest_xxh3",)),
         (len(entries) + 1, ("manifest_start",)),
     ):
         for name in names:

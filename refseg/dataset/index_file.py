@@ -2,8 +2,8 @@
 
 The file is in the format of safetensors: the length of a header, the header in JSON, and the arrays one after the
 other. Ours have one order, by the size of their numbers, so that each lies where its kind of number may lie; packed
-masks, most of the file, are the last. The header is as it has to be for the arrays' lengths, so equal rows give equal
-bytes, and a reader takes no position from the file.
+masks, most of the file, are the last. The header is as it has to be for the arrays' lengths, so equal manifests give
+equal bytes, and a reader takes no position from the file.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from refseg.json_text import parse_json
 from refseg.storage import Folder
 
 MASKS = "mask_bytes"
-"""The last array, whose hashes are those in `mask_xxh3`: a manifest's masks are compared when the first is read."""
+"""The last array. Each mask has its hash in `mask_xxh3`, which is compared whenever the mask is read."""
 _KINDS = {
     "int64": (
         "ref_id", "source_rank", "row_image", "sentence_start", "category_start", "mask_start", "manifest_start",
         "sent_id", "token_start", "sent_start",
         "image_id", "row_start", "image_offset", "image_bytes", "sample_bytes", "file_name_start", "tar_start",
     ),
-    "uint64": ("sample_xxh3", "mask_xxh3"),
+    "uint64": ("sample_xxh3", "mask_xxh3", "manifest_xxh3"),
     "int32": ("num_runs", "height", "width", "image_shard"),
     "int16": ("row_dataset",),
     "uint16": ("tokens",),

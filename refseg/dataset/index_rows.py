@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from refseg.dataset.arrow_arrays import list_ends, list_lengths, numbers, one_array
 from refseg.dataset.descriptor import Descriptor, ShardEntry
-from refseg.dataset.manifest_reader import dataset_ids, open_manifest, read_checked
+from refseg.dataset.file_checks import manifest_name, read_as_built
+from refseg.dataset.manifest_reader import dataset_ids, parse_manifest, read_checked, row_rules
 from refseg.dataset.packed_runs import pack_runs
 from refseg.storage import Folder
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 STRINGS = ("category", "sent", "file_name")
@@ -56,22 +58,25 @@ def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntr
         DamageError: If a manifest is missing, another than was built, or has rows that the format forbids.
         StorageError: If storage refuses or fails.
     """
+    rules = row_rules(descriptor)
 
     def read(entry: ShardEntry) -> FlatRows:
-        file = open_manifest(place, entry, dictionaries=_FEW)
-        table = read_checked(place, entry, descriptor, ["category", "mask"], file=file)
-        return flatten(table, dataset_ids(descriptor))
+        name = manifest_name(entry)
+        data = read_as_built(place, name, entry.parquet_sha256)
+        file = parse_manifest(place, name, data, dictionaries=_FEW)
+        table = read_checked(place, entry, rules(entry), ["category", "mask"], file=file)
+        return flatten(table, dataset_ids(descriptor), xxhash.xxh3_64_intdigest(data))
 
     return map_ahead(read, entries)
 
 
-def map_ahead(work: Callable[[ShardEntry], T], entries: Iterable[ShardEntry]) -> Iterator[T]:
+def map_ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Results in order, of several threads, with few in memory at a time."""
     with ThreadPoolExecutor(_THREADS) as threads:
         ahead: deque[Future[T]] = deque()
         try:
-            for entry in entries:
-                ahead.append(threads.submit(work, entry))
+            for item in items:
+                ahead.append(threads.submit(work, item))
                 if len(ahead) == _READ_AHEAD:
                     yield ahead.popleft().result()
             while ahead:
@@ -81,12 +86,13 @@ def map_ahead(work: Callable[[ShardEntry], T], entries: Iterable[ShardEntry]) ->
                 future.cancel()
 
 
-def flatten(table: pa.Table, datasets: tuple[str, ...]) -> FlatRows:
+def flatten(table: pa.Table, datasets: tuple[str, ...], manifest_xxh3: int) -> FlatRows:
     """The arrays of a manifest's checked rows.
 
     Args:
         table: The rows, with `category` and `mask`.
         datasets: Ids that rows may have.
+        manifest_xxh3: XXH3-64 of the manifest's file.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
     sentences = columns["sentences"].flatten()
@@ -107,7 +113,7 @@ def flatten(table: pa.Table, datasets: tuple[str, ...]) -> FlatRows:
         return numbers(columns[name])[first_row]
 
     _, hashes = _text(columns["sample_xxh3"].take(pa.array(first_row)))
-    mask_start, mask_bytes = _pack_masks(columns["mask"])
+    mask_start, mask_bytes, mask_xxh3 = _pack_masks(columns["mask"])
     arrays = {
         "ref_id": numbers(columns["ref_id"]),
         "source_rank": numbers(columns["source_rank"]),
@@ -118,7 +124,8 @@ def flatten(table: pa.Table, datasets: tuple[str, ...]) -> FlatRows:
         "mask_start": mask_start,
         "mask_bytes": mask_bytes,
         "manifest_start": np.array([0, table.num_rows]),
-        "mask_xxh3": np.array([xxhash.xxh3_64_intdigest(mask_bytes.data)], np.uint64),
+        "manifest_xxh3": np.array([manifest_xxh3], np.uint64),
+        "mask_xxh3": mask_xxh3,
         "sentence_start": _starts(list_ends(columns["sentences"])),
         "sent_id": numbers(sentences.field("sent_id")),
         "sentence_exists": numbers(sentences.field("exists")),
@@ -178,12 +185,14 @@ def _row_datasets(
     return np.array([known.index(dataset_id) for dataset_id in ids], np.int16)[code]
 
 
-def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Where each mask's packed run lengths begin, and those of all masks."""
+def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
+    """Where each mask's packed run lengths begin, those of all masks, and the hash of each."""
     lists = masks.field("counts")
     starts, counts = _starts(list_ends(lists)).tolist(), numbers(lists.flatten())
     packed = [pack_runs(counts[start:end]) for start, end in itertools.pairwise(starts)]
-    return _starts(np.cumsum([len(one) for one in packed], dtype=np.int64)), np.frombuffer(b"".join(packed), np.uint8)
+    ends = np.cumsum([len(one) for one in packed], dtype=np.int64)
+    hashes = np.array([xxhash.xxh3_64_intdigest(one) for one in packed], np.uint64)
+    return _starts(ends), np.frombuffer(b"".join(packed), np.uint8), hashes
 
 
 def _text(strings: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

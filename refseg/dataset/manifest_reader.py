@@ -3,7 +3,9 @@
 Hashes show damage and edits; `row_checks` shows what another writer did wrong, or wanted to do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 from refseg.dataset.arrow_arrays import one_array
 from refseg.dataset.descriptor import Descriptor, ShardEntry
 from refseg.dataset.faults import DamageError, Fault
-from refseg.dataset.file_checks import manifest_name, read_as_built, read_whole
+from refseg.dataset.file_checks import manifest_name, read_as_built, read_whole, tar_name
 from refseg.dataset.row_checks import RowRules, find_row_faults
 from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.storage import Folder
@@ -29,17 +31,22 @@ def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
     return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
 
 
-def row_rules(descriptor: Descriptor, entry: ShardEntry) -> RowRules:
-    """What the rows of a shard must be."""
-    own = {f"{entry.name}.tar": entry.tar_bytes} if entry.num_samples else {}
+def row_rules(descriptor: Descriptor) -> Callable[[ShardEntry], RowRules]:
+    """A function from each shard to what its rows must be; the tars of image pools are listed once for all shards."""
     pools = {f"{pool.name}/{tar.name}": tar.num_bytes for pool in descriptor.image_pools for tar in pool.tars}
-    return RowRules(split=entry.split, datasets=dataset_ids(descriptor), tar_bytes={**own, **pools})
+    return partial(_rules_of_shard, dataset_ids(descriptor), pools)
+
+
+def _rules_of_shard(datasets: tuple[str, ...], pools: dict[str, int], entry: ShardEntry) -> RowRules:
+    own = {tar_name(entry): entry.tar_bytes} if entry.num_samples else {}
+    tar_bytes: Mapping[str, int] = ChainMap(own, pools)
+    return RowRules(split=entry.split, datasets=datasets, tar_bytes=tar_bytes)
 
 
 def read_checked(
     place: Folder,
     entry: ShardEntry,
-    descriptor: Descriptor,
+    rules: RowRules,
     columns: Sequence[str],
     *,
     file: pq.ParquetFile | None = None,
@@ -49,7 +56,7 @@ def read_checked(
     Args:
         place: The dataset's folder.
         entry: The shard.
-        descriptor: Descriptor of the dataset.
+        rules: What the rows must be, from `row_rules`.
         columns: Names, of nested ones with their path.
         file: The manifest from `open_manifest`; None: it is opened here.
 
@@ -61,7 +68,7 @@ def read_checked(
     wanted = ("annotations" if name.startswith("annotations.") else name for name in columns)
     file = open_manifest(place, entry) if file is None else file
     table = read_table(place, manifest_name(entry), file, list(dict.fromkeys([*_CHECKED, *wanted])))
-    for fault in find_manifest_faults(table, entry, row_rules(descriptor, entry)):
+    for fault in find_manifest_faults(table, entry, rules):
         raise fault.error(place)
     return table
 

@@ -205,11 +205,9 @@ def _find_wrong_locations(columns: Mapping[str, pa.Array], rules: RowRules) -> I
     """Find samples that are not within their tars."""
     tars, tar = _codes(columns["shard"])
     is_unknown = np.array([name not in rules.tar_bytes for name in tars], np.bool_)[tar]
-    yield from _of_rows(
-        is_unknown,
-        lambda row: f"shard {tars[tar[row]]!r:.80}",
-        " or ".join(sorted(rules.tar_bytes)[:3]) or "none, because there is no tar",
-    )
+    if is_unknown.any():
+        expected = " or ".join(sorted(rules.tar_bytes)[:3]) or "none, because there is no tar"
+        yield from _of_rows(is_unknown, lambda row: f"shard {tars[tar[row]]!r:.80}", expected)
     tar_bytes = np.array([rules.tar_bytes.get(name, 0) for name in tars], np.int64)[tar]
     offset, image, sample = (numbers(columns[name]) for name in ("image_offset", "image_bytes", "sample_bytes"))
     yield from _of_rows(

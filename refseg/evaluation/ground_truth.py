@@ -104,7 +104,7 @@ def draw_scaled(annotations: Parts, original_size: tuple[int, int], size: tuple[
 
 def stretch(runs: Runs, original_size: tuple[int, int], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     """Draw a mask at another size by nearest pixels, as Pillow resizes, without keeping the aspect ratio."""
-    return Geometry(kind="stretch", size=size).apply_mask(runs, original_size)
+    return Geometry(kind="stretch", size=size).apply_mask(np.cumsum(runs, dtype=np.int64), original_size)
 
 
 def _runs_of(annotation: Mapping[str, Any], original_size: tuple[int, int], size: tuple[int, int]) -> list[Any]:

@@ -165,7 +165,9 @@ def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
         with tempfile.TemporaryDirectory() as scratch, IndexWriter(Path(scratch)) as writer:
             for entry in descriptor.shards:
                 if entry.split == split:
-                    writer.add(flatten(pq.read_table(folder / f"{entry.name}.parquet"), dataset_ids(descriptor)))
+                    data = (folder / f"{entry.name}.parquet").read_bytes()
+                    table = pq.read_table(io.BytesIO(data))
+                    writer.add(flatten(table, dataset_ids(descriptor), xxhash.xxh3_64_intdigest(data)))
             indexes.append(writer.finish(folder / f"{split}.index.safetensors", split))
     changed = replace(descriptor, indexes=tuple(indexes))
     (folder / DESCRIPTOR_NAME).write_text(changed.to_json(), encoding="utf-8")

@@ -27,7 +27,7 @@ from refseg.data.webdataset import stream, tar_urls
 from refseg.dataset.descriptor import load_descriptor
 from refseg.dataset.image_pools import host_of
 from refseg.dataset.index_file import write_indexes
-from refseg.dataset.manifest_reader import read_checked
+from refseg.dataset.manifest_reader import read_checked, row_rules
 from refseg.dataset.schema import MANIFEST_SCHEMA
 from refseg.errors import DatasetError, ImageError, RefsegError, StorageError
 from refseg.jpeg_header import jpeg_size
@@ -129,9 +129,11 @@ def test_a_box_is_four_numbers_for_every_reader_of_boxes(
 ) -> None:
     folder = rewrite(write(tmp_path / "d", {SHARD: grid_pictures(0, 4)}), edit_descriptor, put(box, "box_xywh"))
     descriptor = load_descriptor(folder)
+    first = descriptor.shards[0]
+    rules = row_rules(descriptor)(first)
 
     with pytest.raises(DatasetError, match="found a box_xywh of other values, expected four finite numbers"):
-        read_checked(open_folder(folder), descriptor.shards[0], descriptor, ["box_xywh"])
+        read_checked(open_folder(folder), first, rules, ["box_xywh"])
     assert any("a box_xywh of other values" in str(fault) for fault in verify_dataset(folder, workers=1))
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,9 @@ from pipelines.verify.index import check_index
 from refseg.data.index import ManifestIndex
 from refseg.dataset import split_index
 from refseg.dataset.descriptor import DESCRIPTOR_NAME, load_descriptor
-from refseg.dataset.file_checks import read_as_built
 from refseg.dataset.index_checks import find_index_faults
 from refseg.dataset.index_file import ARRAYS, map_arrays, write_indexes
-from refseg.dataset.packed_runs import pack_runs, unpack_runs
+from refseg.dataset.packed_runs import pack_runs, unpack_ends
 from refseg.errors import DatasetError
 from refseg.storage import open_folder
 
@@ -52,11 +51,13 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the manifests whose hashes are compared."""
     names: list[str] = []
 
-    def count(place: Any, name: str, sha256: str) -> bytes:
-        names.append(name)
-        return read_as_built(place, name, sha256)
+    hash_manifest = split_index._hash_manifest
 
-    monkeypatch.setattr(split_index, "read_as_built", count)
+    def count(place: Any, name: str) -> int | None:
+        names.append(name)
+        return hash_manifest(place, name)
+
+    monkeypatch.setattr(split_index, "_hash_manifest", count)
     return names
 
 
@@ -67,8 +68,7 @@ def alter(folder: Path, change: Callable[[dict[str, np.ndarray]], object], *, ma
     arrays = {name: array.copy() for name, array in map_arrays(data).items()}
     change(arrays)
     if masks:
-        start = arrays["mask_start"][arrays["manifest_start"]].tolist()
-        parts = [arrays["mask_bytes"][a:b].tobytes() for a, b in pairwise(start)]
+        parts = [arrays["mask_bytes"][a:b].tobytes() for a, b in pairwise(arrays["mask_start"].tolist())]
         arrays["mask_xxh3"][:] = [xxhash.xxh3_64_intdigest(part) for part in parts]
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     body = b"".join(array.tobytes() for array in arrays.values())
@@ -180,7 +180,7 @@ def test_a_changed_bit_of_any_array_is_noticed(copy: Path) -> None:
         offset += array.nbytes
         if name == "mask_bytes":  # is compared when masks are read
             index = ManifestIndex.open(copy, ["train"])
-            with pytest.raises(DatasetError, match=rf"{TRAIN}: found other masks of manifest \d, expected those that"):
+            with pytest.raises(DatasetError, match=rf"{TRAIN}: ref \d+: found another mask, expected the one that was"):
                 masks(index)
         else:
             with pytest.raises(DatasetError, match=rf"{TRAIN}: found .*; the dataset was changed after it was built"):
@@ -188,13 +188,20 @@ def test_a_changed_bit_of_any_array_is_noticed(copy: Path) -> None:
         assert [fault.file for fault in check_index((str(copy), "train"))] == [TRAIN], name
 
 
-def test_masks_of_a_whole_manifest_are_read_beside_damage_in_another(copy: Path) -> None:
+def test_whole_masks_are_read_beside_a_damaged_one(copy: Path) -> None:
     whole = masks(ManifestIndex.open(copy, ["train"]))
-    flip(copy / TRAIN, (copy / TRAIN).stat().st_size - 1)  # of the second of two manifests
+    flip(copy / TRAIN, (copy / TRAIN).stat().st_size - 1)  # the end of the last of 21
     index = ManifestIndex.open(copy, ["train"])
-    assert [index.counts(row).tolist() for row in range(12)] == whole[:12]
-    with pytest.raises(DatasetError, match="found other masks of manifest 1"):
-        index.counts(12)
+    assert [index.counts(row).tolist() for row in range(20)] == whole[:20]
+    with pytest.raises(DatasetError, match=r"ref \d+: found another mask, expected the one that was built"):
+        index.counts(20)
+
+
+def test_an_index_that_was_made_of_other_manifests_is_refused(copy: Path) -> None:
+    alter(copy, put("manifest_xxh3", 1, 7))
+    with pytest.raises(DatasetError, match=rf"{TRAIN}: found another manifest_xxh3 of train-00001.parquet, expected"):
+        ManifestIndex.open(copy, ["train"])
+    assert [fault.found for fault in check_index((str(copy), "train"))] == ["another manifest_xxh3"]
 
 
 def test_an_index_that_is_missing_or_anothers_is_refused(copy: Path, tmp_path: Path, write: Write) -> None:
@@ -292,8 +299,8 @@ def test_a_header_that_says_other_positions_is_refused(copy: Path) -> None:
 
 
 def test_masks_that_are_not_those_of_the_image_are_refused(copy: Path) -> None:
-    def swap(arrays: dict[str, np.ndarray]) -> None:  # the first mask's bytes for zeros of the same length
-        arrays["mask_bytes"][: arrays["mask_start"][1]] = 0
+    def swap(arrays: dict[str, np.ndarray]) -> None:  # the first mask's bytes for others of the same length
+        arrays["mask_bytes"][: arrays["mask_start"][1]] = 255
 
     alter(copy, swap)
     index = ManifestIndex.open(copy, ["train"])
@@ -347,18 +354,20 @@ def test_a_file_removed_or_replaced_while_in_use_is_named(copy: Path) -> None:
 @given(st.lists(st.integers(0, 2**28), min_size=1, max_size=50))
 def test_packed_runs_are_those_that_were_packed(counts: list[int]) -> None:
     runs = np.array(counts, np.uint32)
-    unpacked = unpack_runs(np.frombuffer(pack_runs(runs), np.uint8), len(runs))
-    assert (unpacked.dtype, unpacked.tolist()) == (np.uint32, counts)
+    unpacked = unpack_ends(pack_runs(runs), len(runs))
+    assert (unpacked.dtype, unpacked.tolist()) == (np.int64, list(accumulate(counts)))
 
 
 @given(st.binary(max_size=60), st.integers(1, 100))
 def test_any_bytes_are_run_lengths_or_refused(data: bytes, num_runs: int) -> None:
     with suppress(DatasetError):
-        assert len(unpack_runs(np.frombuffer(data, np.uint8), num_runs)) == num_runs
+        ends = unpack_ends(data, num_runs)
+        assert len(ends) == num_runs
+        assert (np.diff(ends) >= 0).all()
 
 
-def test_more_or_fewer_runs_than_were_packed_are_refused() -> None:
-    packed = np.frombuffer(pack_runs(np.arange(10, dtype=np.uint32)), np.uint8)
-    for num_runs in (8, 11, 2**28):
-        with pytest.raises(DatasetError, match="found"):
-            unpack_runs(packed, num_runs)
+def test_fewer_or_many_more_runs_than_were_packed_are_refused() -> None:
+    packed = pack_runs(np.arange(10, dtype=np.uint32))
+    for num_runs in (8, 2**28):
+        with pytest.raises(DatasetError, match="found run lengths that cannot be unpacked"):
+            unpack_ends(packed, num_runs)

@@ -79,7 +79,7 @@ def test_a_batch_by_ref_holds_what_its_rows_say(train_index: ManifestIndex, num_
         for i, (row, sentence) in enumerate(zip(batch.row_index.tolist(), batch.sentence_index.tolist(), strict=True)):
             image = train_index.decode_image(int(train_index.row_image[row]))
             assert torch.equal(batch.images[i], GEOMETRY.apply_image(image))
-            mask = GEOMETRY.apply_mask(train_index.counts(row), train_index.size(row))
+            mask = GEOMETRY.apply_mask(train_index.run_ends(row), train_index.size(row))
             assert np.array_equal(batch.masks[i], mask)
             expected = tokenizer.encode(train_index.text(row, sentence))
             assert batch.token_ids[i][batch.token_mask[i]].tolist() == list(expected)

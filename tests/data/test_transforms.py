@@ -96,7 +96,7 @@ def test_masks_are_resized_as_pillow_does(kind: str, size: tuple[int, int]) -> N
     resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     expected[top : top + height, left : left + width] = np.array(resized)
 
-    drawn = geometry.apply_mask(np.array(run_lengths(mask), np.uint32), size)
+    drawn = geometry.apply_mask(np.cumsum(run_lengths(mask)), size)
 
     assert np.array_equal(drawn, expected)
 
@@ -107,7 +107,7 @@ def test_a_mask_comes_back_to_its_place(kind: str, size: tuple[int, int]) -> Non
     geometry = Geometry(kind=kind, size=(480, 480))  # type: ignore[arg-type]
     mask = blob(size)
 
-    drawn = geometry.apply_mask(np.array(run_lengths(mask), np.uint32), size)
+    drawn = geometry.apply_mask(np.cumsum(run_lengths(mask)), size)
     back = geometry.invert(torch.from_numpy(drawn)[None].float(), size)[0].numpy() > 0.5
 
     assert back.shape == size
@@ -122,7 +122,7 @@ def test_image_mask_and_inverse_agree_on_where_a_picture_lies() -> None:
     image = torch.from_numpy(mask * 255).expand(3, -1, -1)
 
     white = geometry.apply_image(image)[0] > 127
-    drawn = torch.from_numpy(geometry.apply_mask(np.array(run_lengths(mask), np.uint32), (61, 97))) > 0
+    drawn = torch.from_numpy(geometry.apply_mask(np.cumsum(run_lengths(mask)), (61, 97))) > 0
     back = geometry.invert(white[None].float(), (61, 97))[0].numpy() > 0.5
 
     assert (white & drawn).sum() / (white | drawn).sum() > 0.95

@@ -48,7 +48,7 @@ def test_a_streamed_sample_equals_the_index(dataset: Path, train_index: Manifest
 
     assert (sample.image_id, sample.ref_id, sample.sent_id) == (2, 200, 2001)
     assert torch.equal(sample.image, GEOMETRY.apply_image(train_index.decode_image(2)))
-    assert sample.mask.tolist() == GEOMETRY.apply_mask(train_index.counts(3), train_index.size(3)).tolist()
+    assert sample.mask.tolist() == GEOMETRY.apply_mask(train_index.run_ends(3), train_index.size(3)).tolist()
     assert sample.token_ids[:5].tolist() == train_index.token_ids(3, 1)[:5].tolist()
     assert sample.token_ids[5] == EOS_ID
     assert sample.token_mask.all()

@@ -43,7 +43,7 @@ def test_masks_and_places_are_those_of_the_originals(tiny: Any, tmp_path: Path) 
         geometry = Geometry(kind=kind, size=(8, 8))
         for row in range(whole.num_rows):
             assert np.array_equal(whole.target_mask(row), small.target_mask(row))
-            masks = [geometry.apply_mask(index.counts(row), index.size(row)) for index in (whole, small)]
+            masks = [geometry.apply_mask(index.run_ends(row), index.size(row)) for index in (whole, small)]
             assert np.array_equal(*masks)
             image = int(whole.row_image[row])
             pictures = [
