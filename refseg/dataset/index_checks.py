@@ -23,6 +23,8 @@ from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
 
 _LEAST = dict.fromkeys(("row_start", "sentence_start", "mask_start", "sent_start"), 1) | {"token_start": 2}
 """Least lengths of lists: an image has a row, a row a sentence, a sentence SOS and EOS."""
+_PART = 1 << 18
+"""Images, rows or sentences that are checked together."""
 
 
 class IndexFault(NamedTuple):
@@ -44,24 +46,19 @@ def find_index_faults(
         arrays: Arrays of a split's index.
         descriptor: Descriptor of the dataset.
         entries: The shards of the split.
-        release: Called between the checks, to let go of the memory of arrays that were looked at.
+        release: Called after each part of an array, to let go of the memory of what was checked.
     """
-    checks: tuple[Callable[[], Iterator[IndexFault]], ...] = (
-        lambda: _find_wrong_lengths(arrays, entries),
-        lambda: _find_wrong_starts(arrays, release),
-        lambda: _find_wrong_images(arrays, descriptor, entries),
-        lambda: _find_wrong_rows(arrays, len(dataset_ids(descriptor))),
-        lambda: _find_wrong_tokens(arrays),
-        lambda: _find_wrong_sentences(arrays),
-    )
-    for check in checks:
-        yield from check()
-        release()
+    yield from _find_wrong_lengths(arrays, entries)
+    yield from _find_wrong_starts(arrays, release)
+    yield from _find_wrong_images(arrays, descriptor, entries)
+    yield from _find_wrong_rows(arrays, len(dataset_ids(descriptor)), release)
+    yield from _find_wrong_tokens(arrays, release)
+    yield from _find_wrong_sentences(arrays, release)
     for name in STRINGS:
-        release()
         text = strings_of(arrays, name)
         try:
-            text.validate(full=True)
+            for part in _parts(len(text), release):
+                text[part].validate(full=True)
         except pa.ArrowInvalid:
             yield IndexFault(f"{name} that is not UTF-8", "text")
 
@@ -97,16 +94,27 @@ def _find_wrong_lengths(arrays: Arrays, entries: tuple[ShardEntry, ...]) -> Iter
 def _find_wrong_starts(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
     """Lists that reach out of what they are lists of."""
     for name, counted in chain(COUNTED.items(), [("tar_start", "tar_bytes")]):
-        if name == "row_image":
-            continue
-        starts, end = arrays[name], len(arrays[counted])
-        is_whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == end
-        if not is_whole or (np.diff(starts) < _LEAST.get(name, 0)).any():
+        end = len(arrays[counted])
+        if name != "row_image" and not _is_in_order(arrays[name], end, _LEAST.get(name, 0), release):
             yield IndexFault(f"{name} that is not in order", f"positions from 0 to {end} in {counted}")
-        release()
-    row_start = arrays["row_start"]
-    if not np.array_equal(arrays["row_image"], np.repeat(np.arange(len(row_start) - 1), np.diff(row_start))):
-        yield IndexFault("another row_image", "the image whose rows begin at row_start")
+    row_start, row_image = arrays["row_start"], arrays["row_image"]
+    for images in _parts(len(row_start) - 1, release):
+        starts = row_start[images.start : images.stop + 1]
+        expected = np.repeat(np.arange(images.start, images.stop), np.diff(starts))
+        if not np.array_equal(row_image[starts[0] : starts[-1]], expected):
+            yield IndexFault("another row_image", "the image whose rows begin at row_start")
+
+
+def _is_in_order(starts: NDArray[np.int64], end: int, least: int, release: Callable[[], None]) -> bool:
+    """True if lists of `least` values or more follow each other from 0 to `end`."""
+    if not len(starts) or starts[0] != 0 or starts[-1] != end:
+        return False
+    for lists in _parts(len(starts) - 1, release):
+        first, last = starts[lists], starts[lists.start + 1 : lists.stop + 1]
+        # Positions are compared first: the difference of wild ones would overflow and look like a length.
+        if (last < first).any() or (least and (last - first < least).any()):
+            return False
+    return True
 
 
 def _find_wrong_images(arrays: Arrays, descriptor: Descriptor, entries: tuple[ShardEntry, ...]) -> Iterator[IndexFault]:
@@ -142,64 +150,82 @@ def _find_wrong_images(arrays: Arrays, descriptor: Descriptor, entries: tuple[Sh
     )
 
 
-def _find_wrong_rows(arrays: Arrays, num_datasets: int) -> Iterator[IndexFault]:
-    ref_id, dataset, num_runs = arrays["ref_id"], arrays["row_dataset"], arrays["num_runs"]
-    no_target = arrays["no_target"]
-    pixels = (arrays["height"].astype(np.int64) * arrays["width"])[arrays["row_image"]]
-
-    def of_row(found: str) -> Callable[[int], str]:
-        return lambda row: f"ref {ref_id[row]} with {found}"
-
-    unknown = (dataset < 0) | (dataset >= num_datasets)
-    yield from _first(unknown, of_row("an unknown dataset"), "a dataset of the descriptor")
-    too_many = (num_runs < 1) | (num_runs > pixels + 1)
-    yield from _first(too_many, of_row("another number of run lengths"), "from one to those of its pixels")
-    contradiction = (num_runs > 1) == no_target.view(np.bool_)
-    yield from _first(
-        contradiction, of_row("no_target that its mask contradicts"), "a target with pixels, or no_target and none"
-    )
-    yield from _find_repeated(ref_id, dataset, num_datasets, "ref_id", "each once")
+def _find_wrong_rows(arrays: Arrays, num_datasets: int, release: Callable[[], None]) -> Iterator[IndexFault]:
+    ref_id, dataset = arrays["ref_id"], arrays["row_dataset"]
+    pixels = arrays["height"].astype(np.int64) * arrays["width"]
+    for rows in _parts(len(ref_id), release):
+        unknown = (dataset[rows] < 0) | (dataset[rows] >= num_datasets)
+        yield from _first_of(unknown, "ref", ref_id[rows], "with an unknown dataset", "a dataset of the descriptor")
+        num_runs = arrays["num_runs"][rows]
+        too_many = (num_runs < 1) | (num_runs > pixels[arrays["row_image"][rows]] + 1)
+        said, expected = "with another number of run lengths", "from one to those of its pixels"
+        yield from _first_of(too_many, "ref", ref_id[rows], said, expected)
+        contradiction = (num_runs > 1) == arrays["no_target"][rows].view(np.bool_)
+        said, expected = "with no_target that its mask contradicts", "a target with pixels, or no_target and none"
+        yield from _first_of(contradiction, "ref", ref_id[rows], said, expected)
+    yield from _find_repeated(ref_id, dataset, "ref_id", "each once", release)
 
 
-def _find_wrong_tokens(arrays: Arrays) -> Iterator[IndexFault]:
-    tokens, start = arrays["tokens"], arrays["token_start"]
-    is_wrong = (tokens[start[:-1]] != SOS_ID) | (tokens[start[1:] - 1] != EOS_ID)
-    if (tokens >= VOCAB_SIZE).any():
-        is_wrong |= np.maximum.reduceat(tokens, start[:-1]) >= VOCAB_SIZE
-    sent_id = arrays["sent_id"]
-    yield from _first(
-        is_wrong,
-        lambda sentence: f"sentence {sent_id[sentence]} with token_ids that are not those of a sentence",
-        f"{SOS_ID}, ids below {SOS_ID}, {EOS_ID}",
-    )
+def _find_wrong_tokens(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
+    sent_id, token_start = arrays["sent_id"], arrays["token_start"]
+    for sentences in _parts(len(sent_id), release):
+        starts = token_start[sentences.start : sentences.stop + 1]
+        tokens, starts = arrays["tokens"][starts[0] : starts[-1]], starts - starts[0]
+        is_wrong = (tokens[starts[:-1]] != SOS_ID) | (tokens[starts[1:] - 1] != EOS_ID)
+        if (tokens >= VOCAB_SIZE).any():
+            is_wrong |= np.maximum.reduceat(tokens, starts[:-1]) >= VOCAB_SIZE
+        said, expected = "with token_ids that are not those of a sentence", f"{SOS_ID}, ids below {SOS_ID}, {EOS_ID}"
+        yield from _first_of(is_wrong, "sentence", sent_id[sentences], said, expected)
 
 
-def _find_wrong_sentences(arrays: Arrays) -> Iterator[IndexFault]:
-    sent_id = arrays["sent_id"]
-    num_sentences = np.diff(arrays["sentence_start"])
-    is_wrong = arrays["sentence_exists"] & np.repeat(arrays["no_target"], num_sentences)
-    yield from _first(
-        is_wrong,
-        lambda sentence: f"sentence {sent_id[sentence]} that exists in a ref with no_target",
-        "none that does",
-    )
+def _find_wrong_sentences(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
+    sent_id, sentence_start = arrays["sent_id"], arrays["sentence_start"]
+    for rows in _parts(len(sentence_start) - 1, release):
+        no_target = arrays["no_target"][rows]
+        if no_target.any():
+            starts = sentence_start[rows.start : rows.stop + 1]
+            is_wrong = arrays["sentence_exists"][starts[0] : starts[-1]] & np.repeat(no_target, np.diff(starts))
+            said = "that exists in a ref with no_target"
+            yield from _first_of(is_wrong, "sentence", sent_id[starts[0] : starts[-1]], said, "none that does")
     dataset = arrays["row_dataset"]
-    of_sentence = np.repeat(dataset, num_sentences)
-    num_datasets = int(dataset.max(initial=0)) + 1
-    yield from _find_repeated(sent_id, of_sentence, num_datasets, "sent_id", "each once in a split")
+    if dataset.any():
+        dataset = np.repeat(dataset, np.diff(sentence_start))
+    yield from _find_repeated(sent_id, dataset, "sent_id", "each once in a split", release)
 
 
 def _find_repeated(
-    ids: NDArray[np.int64], dataset: NDArray[Any], num_datasets: int, what: str, expected: str
+    ids: NDArray[np.int64], dataset: NDArray[Any], what: str, expected: str, release: Callable[[], None]
 ) -> Iterator[IndexFault]:
-    """An id that a dataset has twice; one dataset after the other, since sorting plain numbers is fast."""
+    """Ids that a dataset has more than once. Datasets are sorted one after the other: sorting plain numbers is fast.
+
+    `dataset` has the position of each id's dataset; if all are 0 it may have any length.
+    """
+    num_datasets = int(dataset.max(initial=0)) + 1
     for position in range(num_datasets):
-        of_one = np.sort(ids if num_datasets == 1 else ids[dataset == position])
-        again = of_one[1:][of_one[1:] == of_one[:-1]]
-        if len(again):
-            yield IndexFault(f"{what} {again[0]} more than once", expected)
+        of_one = np.empty_like(ids) if num_datasets == 1 else ids[dataset == position]
+        if num_datasets == 1:
+            for part in _parts(len(ids), release):
+                of_one[part] = ids[part]
+        of_one.sort()
+        for part in _parts(len(of_one) - 1):
+            again = of_one[part] == of_one[part.start + 1 : part.stop + 1]
+            if again.any():
+                yield IndexFault(f"{what} {of_one[part][again.argmax()]} more than once", expected)
+
+
+def _parts(length: int, release: Callable[[], None] = lambda: None) -> Iterator[slice]:
+    """The whole as short parts, so that temporary arrays stay in the processor's cache; `release` follows each."""
+    for start in range(0, length, _PART):
+        yield slice(start, min(start + _PART, length))
+        release()
 
 
 def _first(is_wrong: NDArray[np.bool_], found: Callable[[int], str], expected: str) -> Iterator[IndexFault]:
     if is_wrong.any():
         yield IndexFault(found(int(is_wrong.argmax())), expected)
+
+
+def _first_of(
+    is_wrong: NDArray[np.bool_], what: str, ids: NDArray[np.int64], said: str, expected: str
+) -> Iterator[IndexFault]:
+    return _first(is_wrong, lambda position: f"{what} {ids[position]} {said}", expected)

@@ -231,9 +231,20 @@ def put(name: str, position: int, value: int) -> Callable[[dict[str, np.ndarray]
     return change
 
 
+def wrap(name: str) -> Callable[[dict[str, np.ndarray]], None]:
+    """Positions that grow by 2^62 and come back to 0 after four steps, as 64 bits overflow."""
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name][1:4] = [2**62, -(2**63), -(2**62)]
+        arrays[name][4] = 0
+
+    return change
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (put("row_start", 1, 10**15), "row_start that is not in order, expected positions from 0 to 21 in ref_id"),
     (put("row_start", 0, -1), "row_start that is not in order"),
+    (wrap("sentence_start"), "sentence_start that is not in order, expected positions from 0 to"),
     (put("row_image", 3, 10), "another row_image"),
     (put("sentence_start", 1, 0), "sentence_start that is not in order"),
     (put("token_start", 2, 2**62), "token_start that is not in order"),
