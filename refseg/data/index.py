@@ -1,7 +1,7 @@
-"""The index of a dataset: some of its splits as flat arrays, and where each image lies.
+"""The index of a dataset: some of its splits as flat arrays, with the tar and offset of each image.
 
-Nothing here is per-object Python: a dataset of millions of images is a few dozen arrays, which are mapped from the
-files that belong to the dataset (`refseg.dataset.split_index`). Those of several splits are joined in memory.
+No Python object exists per row or image. A dataset of millions of images is a few dozen arrays, which are mapped from
+the dataset's index files (`refseg.dataset.split_index`). The arrays of several splits are joined in memory.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from refseg.wording import counted
 _OF_FILES = (
     "num_runs", "mask_start", MASKS, "mask_xxh3", "manifest_start", "manifest_xxh3", "tar_start", "tar_bytes",
 )  # fmt: skip
-"""Arrays of an index file that `SplitIndex` alone reads."""
+"""Arrays of an index file that only `SplitIndex` reads."""
 
 
 class SentenceIds(NamedTuple):
-    """What names one expression outside this index.
+    """The ids that identify one expression outside this index.
 
     Attributes:
-        split: Of its ref.
-        ref_id: Id in the source.
+        split: Split of its ref.
+        ref_id: Id of the ref in the source.
         image_id: COCO image id.
-        sent_id: Id in the source.
+        sent_id: Id of the sentence in the source.
     """
 
     split: str
@@ -56,15 +56,16 @@ class ManifestIndex:
     """Some splits of one dataset, as flat arrays over rows (refs), sentences, and images.
 
     Rows are in the order of the manifests; sentences in the order of their rows; the rows of one image are adjacent.
-    A "position" counts from 0 within this index; an "id" is the source's.
+    A "position" counts from 0 within this index; an "id" comes from the source.
 
     Attributes:
-        folder: Of the dataset: its path or URL.
-        descriptor: What `refseg.json` says.
-        splits: In the dataset's order.
-        datasets: Dataset ids the rows may be of: the members of a mix, or the dataset alone.
-        digest: SHA-256 of the descriptor's digest and the splits: the same samples in the same order.
-        order_key: The same of the descriptor's `order_key`; the order of an epoch is keyed by it.
+        folder: Path or URL of the dataset's folder.
+        descriptor: Content of `refseg.json`.
+        splits: Names of the splits, in the dataset's order.
+        datasets: Dataset ids that rows may have: the members of a mix, or the dataset itself.
+        digest: SHA-256 of the descriptor's digest and the splits. Equal digests mean the same samples in the same
+            order.
+        order_key: SHA-256 of the descriptor's `order_key` and the splits; it keys the order of an epoch.
 
         ref_id: `(rows,)` int64.
         row_split: `(rows,)` int16, position in `splits`.
@@ -73,22 +74,24 @@ class ManifestIndex:
         no_target: `(rows,)` bool.
         category: `(rows,)` strings.
         source_rank: `(rows,)` int64, position of each ref in its source.
-        sentence_start: `(rows + 1,)` int64, where each row's sentences start.
+        sentence_start: `(rows + 1,)` int64, position of each row's first sentence; the last entry is the number of
+            sentences.
 
         sent_id: `(sentences,)` int64.
         sent: `(sentences,)` strings as cleaned by the dataset's authors.
-        sentence_exists: `(sentences,)` bool, False: it names nothing in the image, and its target is empty.
-        token_start: `(sentences + 1,)` int64, where each sentence's ids start in `tokens`.
-        tokens: uint16 ids with SOS and EOS.
+        sentence_exists: `(sentences,)` bool; False if the sentence names nothing in the image, so its target is
+            empty.
+        token_start: `(sentences + 1,)` int64, position in `tokens` of each sentence's first id.
+        tokens: uint16 ids of all sentences, with SOS and EOS.
 
-        image_id: `(images,)` int64; an image that has refs in several splits is there once for each.
+        image_id: `(images,)` int64; an image that has refs in several splits appears once for each.
         file_name: `(images,)` strings.
         height: `(images,)` int32, pixels.
         width: `(images,)` int32, pixels.
-        row_start: `(images + 1,)` int64, where each image's rows start.
-        shards: The tars, those of image pools among them.
+        row_start: `(images + 1,)` int64, position of each image's first row.
+        shards: The tars, including those of image pools.
         image_shard: `(images,)` int32, position in `shards`.
-        image_offset: `(images,)` int64, of the JPEG in the tar.
+        image_offset: `(images,)` int64, offset of the JPEG in the tar, in bytes.
         image_bytes: `(images,)` int64, length of the JPEG.
         sample_bytes: `(images,)` int64, length of the whole sample (headers, JPEG, JSON, padding).
         sample_xxh3: `(images,)` uint64, XXH3-64 of the whole sample.
@@ -129,28 +132,28 @@ class ManifestIndex:
     sample_xxh3: NDArray[np.uint64]
 
     _parts: tuple[SplitIndex, ...]
-    """The files of the splits, whose masks are read one at a time."""
+    """The open index files of the splits, from which masks are read one at a time."""
     _files: ShardFiles = field(init=False)
 
     def __post_init__(self) -> None:
-        # The dataclass is frozen because the index is a value; this is part of its construction.
+        # The dataclass is frozen because the index is a value; this assignment is part of its construction.
         object.__setattr__(self, "_files", ShardFiles(self.shards))
 
     @classmethod
     def open(cls, folder: Path | str, splits: Sequence[str]) -> "ManifestIndex":
         """Map the index of some splits.
 
-        On the first opening of a dataset on a machine, its hashes are compared (see `open_split_index`).
+        When a machine opens a dataset for the first time, its hashes are compared (see `open_split_index`).
 
         Args:
-            folder: Of a finished dataset: a path or a URL.
+            folder: Path or URL of a finished dataset.
             splits: Names of splits; their order does not matter.
 
         Raises:
-            DatasetError: If the dataset is unfinished, made with another tokenizer, or its files, or those of its
-                image pools, are not those the descriptor names.
-            UsageError: If the dataset has no such split, or none is asked for.
-            StorageError: If remote storage refuses or fails.
+            DatasetError: If the dataset is unfinished or was built with another tokenizer, or if a file of it or of
+                its image pools is not the one that the descriptor names.
+            UsageError: If `splits` is empty or the dataset does not have one of them.
+            StorageError: If remote storage refuses access or fails.
         """
         dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
         parts = tuple(open_split_index(dataset, split) for split in dataset.splits)
@@ -171,7 +174,7 @@ class ManifestIndex:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what the receiving process can map."""
+        """Return the state without the arrays, which the receiving process maps from the index files itself."""
         return {name: value for name, value in self.__dict__.items() if name not in _joined_names()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -186,17 +189,17 @@ class ManifestIndex:
 
     @property
     def num_rows(self) -> int:
-        """Refs."""
+        """Number of refs."""
         return len(self.ref_id)
 
     @property
     def num_sentences(self) -> int:
-        """Expressions over all refs."""
+        """Number of expressions over all refs."""
         return len(self.sent_id)
 
     @property
     def num_images(self) -> int:
-        """Images; one with refs in several splits counts once for each."""
+        """Number of images; an image with refs in several splits counts once for each."""
         return len(self.image_id)
 
     def size(self, row: int) -> tuple[int, int]:
@@ -214,7 +217,7 @@ class ManifestIndex:
         )
 
     def text(self, row: int, sentence: int) -> str:
-        """The cleaned text of a row's sentence: what its token ids stand for."""
+        """The cleaned text of a row's sentence, from which its token ids were made."""
         return str(self.sent[int(self.sentence_start[row] + sentence)])
 
     def token_ids(self, row: int, sentence: int) -> NDArray[np.uint16]:
@@ -223,11 +226,18 @@ class ManifestIndex:
         return self.tokens[self.token_start[position] : self.token_start[position + 1]]
 
     def run_ends(self, row: int, sentence: int | None = None) -> NDArray[np.int64]:
-        """Where each run of a mask ends: column-major, zeros first; the last is height × width.
+        """The end of each run of a mask, as running sums of its run lengths.
+
+        Runs are column-major and begin with zeros. A 2 × 2 mask whose second column is object has the run lengths 2, 2
+        and the ends 2, 4.
 
         Args:
             row: Row of the ref.
-            sentence: The target of this sentence, which is empty if the sentence names nothing; None: of the ref.
+            sentence: Position of the sentence within the row, whose target is returned: an empty mask if the sentence
+                names nothing in the image. None returns the ref's mask.
+
+        Returns:
+            `(runs,)` pixel positions; the last is height × width.
 
         Raises:
             DamageError: If the mask is not the one that was built.
@@ -239,23 +249,26 @@ class ManifestIndex:
         return self._parts[split].run_ends(row - sum(len(part.arrays["ref_id"]) for part in self._parts[:split]))
 
     def counts(self, row: int, sentence: int | None = None) -> NDArray[np.uint32]:
-        """Run lengths of a mask: column-major, zeros first; their sum is height × width.
+        """Run lengths of a mask, column-major and beginning with zeros; their sum is height × width.
 
-        Arguments and errors are those of `run_ends`, which is faster.
+        The arguments and errors are those of `run_ends`, which is faster.
         """
         return np.diff(self.run_ends(row, sentence), prepend=0).astype(np.uint32)
 
     def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
-        """A mask at the image's original size: 1 is object. The memory is column-major. Arguments as of `counts`."""
+        """A mask at the image's original size, in which 1 is object; its memory is column-major.
+
+        The arguments and errors are those of `run_ends`.
+        """
         height, width = self.size(row)
         counts = self.counts(row, sentence)
         return np.repeat((np.arange(len(counts)) & 1).astype(np.uint8), counts).reshape(width, height).T
 
     def read_image_bytes(self, image: int) -> bytes:
-        """The JPEG of an image, exactly as the source had it.
+        """The bytes of an image's JPEG, unchanged from the source.
 
         Raises:
-            DatasetError: If the tar is missing or cut short, or the bytes are not those that were built.
+            DatasetError: If the tar is missing or truncated, or the bytes are not those that were built.
         """
         return self._read(image).tobytes()
 
@@ -263,7 +276,7 @@ class ManifestIndex:
         """An image as RGB, 0 to 255 (see `decode.decode_rgb`).
 
         Raises:
-            DatasetError: If it cannot be read (see `read_image_bytes`) or is no JPEG.
+            DatasetError: If the image cannot be read (see `read_image_bytes`) or is not a JPEG.
         """
         try:
             return decode_rgb(self._read(image))
@@ -272,34 +285,36 @@ class ManifestIndex:
 
     @property
     def is_remote(self) -> bool:
-        """True if some shards lie at URLs."""
+        """True if at least one tar is at a URL."""
         return any(tar.is_remote for tar in self.shards)
 
     def fetch_ahead(self, images: NDArray[np.int64]) -> None:
-        """Begin to bring remote shards to this machine, as many as its cache has room for.
+        """Start to download remote tars in the background, as many as this machine's cache has room for.
 
         Args:
-            images: The first that will be read, in order; the shards of all others follow theirs.
+            images: Positions of the images that will be read first, in order. Their tars are downloaded first, then
+                all others.
         """
         shards, first = np.unique(self.image_shard[images], return_index=True)
         self._files.fetch_ahead(dict.fromkeys([*shards[np.argsort(first)].tolist(), *range(len(self.shards))]))
 
     def check_ahead(self, *, wait: bool = False) -> None:
-        """Raise what `fetch_ahead` met in the background.
+        """Raise an error that `fetch_ahead` met in the background.
 
         Args:
-            wait: Until all its shards are here.
+            wait: Whether to wait until all its tars are downloaded.
 
         Raises:
-            DatasetError: If an object is missing, or twice another than was built.
-            StorageError: If storage refuses or fails.
+            DatasetError: If an object is missing, or was downloaded twice and was not the one that was built.
+            StorageError: If the storage refuses access or fails.
         """
         self._files.check_ahead(wait=wait)
 
     def _read(self, image: int) -> NDArray[np.uint8]:
-        """The JPEG of an image, out of its whole sample: a sample whose JSON or headers changed is another's.
+        """Read an image's JPEG.
 
-        Its header says the size that its rows do.
+        The whole sample is read, because the hash that it is compared with covers its headers and JSON too. The size
+        in the JPEG's header is compared with the size in the index.
         """
         shard = int(self.image_shard[image])
         sample = self._files.read_sample(
@@ -311,7 +326,7 @@ class ManifestIndex:
         )
         jpeg = sample[HEADER_BYTES : HEADER_BYTES + int(self.image_bytes[image])]
         try:
-            # Checked before decoding: a small file may claim a size that takes gigabytes.
+            # The size is checked before decoding: a small file may declare a size that takes gigabytes.
             self.shards[shard].check_picture(jpeg.data, (int(self.height[image]), int(self.width[image])))
         except ImageError as error:
             raise DatasetError(f"{self._where(image)}: {error}; `refseg verify` the dataset") from error
@@ -322,17 +337,17 @@ class ManifestIndex:
 
 
 def _tars(parts: Sequence[SplitIndex]) -> list[str]:
-    """What rows of any of the splits call their tars, each once."""
+    """The names of the tars in several indexes, each once."""
     return list(dict.fromkeys(tar for part in parts for tar in split_tars(part.arrays)))
 
 
 def _join(parts: Sequence[SplitIndex]) -> dict[str, Any]:
-    """The arrays of several splits one after the other, as `ManifestIndex` has them."""
+    """Join the arrays of several splits in order, to the fields of `ManifestIndex`."""
     of_parts = [{name: values for name, values in part.arrays.items() if name not in _OF_FILES} for part in parts]
     sizes = [len(arrays["ref_id"]) for arrays in of_parts]
     if len(parts) == 1:
         joined = of_parts[0]
-        row_split = np.broadcast_to(np.int16(0), sizes[0])  # which takes no memory
+        row_split = np.broadcast_to(np.int16(0), sizes[0])  # a broadcast scalar takes no memory per row
     else:
         joined = _concatenate(of_parts, _tars(parts), [split_tars(part.arrays) for part in parts])
         row_split = np.repeat(np.arange(len(parts), dtype=np.int16), sizes)

@@ -1,4 +1,4 @@
-"""One batch from its plan: read, decode, resize, draw, all straight into a few flat tensors."""
+"""Makes a batch from its plan: images are read, decoded and resized, and masks are drawn, into a few flat tensors."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,36 +23,38 @@ from refseg.tokenizer import EOS_ID
 
 
 class Packed(NamedTuple):
-    """What a worker hands over."""
+    """A batch as a worker returns it."""
 
     batch: Batch
-    """Without images where `jpegs` are there."""
+    """The batch; its images are empty if `jpegs` are given."""
     jpegs: Jpegs | None
-    """What the images will be made of, on the device."""
+    """Coded images that will be decoded on the device; None if `batch` has the images."""
     is_lent: bool
-    """The memory of images and masks belongs to a worker process (`buffers.SharedBuffers`)."""
+    """Whether the memory of images and masks belongs to a worker process (`buffers.SharedBuffers`)."""
 
     def unpack(self, device: torch.device) -> Batch:
-        """The whole batch, its images decoded if they are not.
+        """Return the whole batch, with its images decoded.
 
         Args:
-            device: Where the batch is.
+            device: Device of the batch, on which `jpegs` are decoded.
 
         Raises:
             DatasetError: If an image cannot be decoded.
         """
         images, masks = self.batch.images, self.batch.masks
-        if self.is_lent and images.is_cpu:  # else a copy to a device may still read them: the worker replaces them
+        # On another device the tensors are copies, and the copying may still be reading the lent memory. It is then
+        # not given back, and the worker allocates new memory.
+        if self.is_lent and images.is_cpu:
             images, masks = give_back_when_gone(images), give_back_when_gone(masks)
         if self.jpegs is not None:
             images = self.jpegs.decode(device)
         return self.batch._replace(images=images, masks=masks)
 
     def pin_memory(self) -> "Packed":
-        """The same with all tensors in pinned memory; torch's loader calls it.
+        """Return the same with all tensors in pinned memory; torch's loader calls this method.
 
-        What is pinned already stays where it is. The copy of the rest is between memory of the CPU and has ended when
-        `Tensor.pin_memory` returns, so a worker may then write to what it has lent.
+        Tensors that are already pinned are not copied. The others are copied within the CPU's memory, which has ended
+        when `Tensor.pin_memory` returns. The lent memory may therefore be given back to the worker at once.
         """
         batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
         if self.is_lent:
@@ -61,7 +63,10 @@ class Packed(NamedTuple):
         return Packed(batch, self.jpegs, is_lent=False)
 
     def __reduce__(self) -> tuple[Callable[..., "Packed"], tuple[object, ...]]:
-        """For another process: small tensors go within the message, for each tensor is a file that is passed on."""
+        """Pickle for another process: small tensors are part of the message.
+
+        torch passes each tensor as a file of shared memory, which is slower than a message for a few bytes.
+        """
         large = {"images": self.batch.images, "masks": self.batch.masks}
         small = {name: tensor.numpy() for name, tensor in self.batch._asdict().items() if name not in large}
         return _receive, (large, small, self.jpegs, self.is_lent)
@@ -74,36 +79,36 @@ def _receive(large: dict[str, Tensor], small: dict[str, Any], jpegs: Jpegs | Non
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What a worker process hands over instead: torch would raise an error with a text of its own around ours."""
+    """An error as a worker process returns it; if the worker raised it, torch would wrap its message in another one."""
 
     error: RefsegError
     where: str
     """The worker's traceback."""
 
     def unpack(self, device: torch.device) -> Batch:  # noqa: ARG002  # as of `Packed`
-        """Raise the error where the batch was to be.
+        """Raise the worker's error in the training process.
 
         Raises:
-            RefsegError: Ours, its cause the worker's traceback.
+            RefsegError: The worker's error; its cause shows the worker's traceback.
         """
         raise self.error from WorkerTraceback(self.where)
 
 
 class WorkerTraceback(Exception):
-    """Where in a worker process an error was raised: shown above it, as its cause."""
+    """The traceback of an error in a worker process, which Python shows above that error as its cause."""
 
     def __str__(self) -> str:
         return f"in a worker process:\n{self.args[0]}"
 
 
 class Packer(Dataset[Packed | Failed]):
-    """Turns plans into batches; keeps no state between them, so any worker packs any batch.
+    """Turns plans into batches. It keeps no state between batches, so any worker can pack any batch.
 
     Args:
-        index: What to read.
-        reading: How it is read. With sampling by images an image is kept once for all its expressions of a batch,
-            otherwise each expression has a copy.
-        cache: Of resized images, with `decode` on the CPU; None: decode each time.
+        index: Index of the splits that are read.
+        reading: How samples are read. With sampling by images, a batch has each image once for all its expressions;
+            otherwise it has a copy of the image for each expression.
+        cache: Cache of resized images, for `decode` on the CPU; None decodes an image each time.
         memory: Kind of the memory to pack into (see `buffers.MemoryKind`).
     """
 
@@ -124,10 +129,10 @@ class Packer(Dataset[Packed | Failed]):
         self._shared_buffers = SharedBuffers()
 
     def __getitem__(self, plan: BatchPlan) -> Packed | Failed:
-        """Read, decode, draw.
+        """Read and decode the images of a plan, and draw its masks.
 
         Raises:
-            DatasetError: If a sample cannot be read; a worker process hands it over instead.
+            DatasetError: If a sample cannot be read; a worker process returns the error as `Failed` instead.
         """
         try:
             return self._pack(plan)
@@ -161,19 +166,22 @@ class Packer(Dataset[Packed | Failed]):
         return Packed(batch, jpegs, is_lent=self._is_lending())
 
     def _is_lending(self) -> bool:
-        """Whether this is a worker process whose memory comes back: the training process pins or keeps its batches."""
+        """Whether this is a worker process that lends its memory; the training process gives it back after use."""
         return self._lends and get_worker_info() is not None
 
     def _empty(self, *shape: int) -> Tensor:
-        """Memory to pack into, with anything in it."""
+        """Uninitialised memory to pack into."""
         return (self._shared_buffers if self._is_lending() else self._own_buffers).empty(shape)
 
     def _images(self, pictures: Sequence[int]) -> Tensor:
-        """`(I, 3, H, W)` in channels_last memory: what decoding gives and convolutions like."""
+        """Decode images to `(I, 3, H, W)` in channels_last memory, the layout that decoding returns.
+
+        Convolutions are fast on it, too.
+        """
         slots = self._empty(len(pictures), *self.geometry.size, 3)
         done: dict[int, int] = {}
         for slot, image in enumerate(pictures):
-            if image in done:  # two refs of one image in a batch: decoded once, copied
+            if image in done:  # two refs of a batch may share an image, which is decoded once and copied
                 slots[slot] = slots[done[image]]
             elif self.cache is None or not self.cache.read(image, slots[slot]):
                 size = (int(self.index.height[image]), int(self.index.width[image]))
@@ -201,5 +209,5 @@ class Packer(Dataset[Packed | Failed]):
         token_ids = np.zeros((len(sentences), length), np.int64)
         for i, ids in enumerate(sentences):
             token_ids[i, : lengths[i]] = ids[:length]
-            token_ids[i, lengths[i] - 1] = EOS_ID  # already there unless the sentence was cut
+            token_ids[i, lengths[i] - 1] = EOS_ID  # a sentence that was cut lost its EOS
         return torch.from_numpy(token_ids), torch.from_numpy(np.arange(length) < lengths[:, None])

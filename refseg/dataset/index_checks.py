@@ -1,7 +1,8 @@
-"""What the arrays of an index must be: checked once on a machine, before a reader uses them without looking again.
+"""Checks the arrays of an index once on each machine; readers then use them without checks.
 
-An index with the right hash may still be untrusted. Only arrays that pass have the positions, sizes and offsets that
-readers rely on. A manifest says the same of its rows (`row_checks`), and `refseg verify` compares the two.
+An index with the right hash may still come from an untrusted writer. Only arrays that pass have the positions, sizes
+and offsets that readers rely on. `row_checks` checks the rows of manifests by the same rules, and `refseg verify`
+compares the two.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ from refseg.dataset.schema import MAX_PIXELS, MAX_SIDE
 from refseg.tokenizer import EOS_ID, SOS_ID, VOCAB_SIZE
 
 _LEAST = dict.fromkeys(("row_start", "sentence_start", "mask_start", "sent_start"), 1) | {"token_start": 2}
-"""Least lengths of lists: an image has a row, a row a sentence, a sentence SOS and EOS."""
+"""Least lengths of lists: an image has at least one row, a row one sentence, and a sentence the two tokens SOS and
+EOS."""
 _PART = 1 << 18
-"""Images, rows or sentences that are checked together."""
+"""Number of images, rows or sentences that are checked together."""
 
 
 class IndexFault(NamedTuple):
-    """One thing in which an index is not as it must be."""
+    """One violation of the format in an index."""
 
     found: str
     expected: str
@@ -40,13 +42,16 @@ def find_index_faults(
     entries: tuple[ShardEntry, ...],
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[IndexFault]:
-    """Look for arrays that no reader may use; the first fault may make the others meaningless.
+    """Check the arrays of an index; after the first fault, further ones may be consequences of it.
 
     Args:
         arrays: Arrays of a split's index.
         descriptor: Descriptor of the dataset.
         entries: The shards of the split.
-        release: Called after each part of an array, to let go of the memory of what was checked.
+        release: Function that is called after each part of an array, to release the memory of what was checked.
+
+    Yields:
+        Faults; none if readers may use the index.
     """
     yield from _find_wrong_lengths(arrays, entries)
     yield from _find_wrong_starts(arrays, release)
@@ -64,7 +69,7 @@ def find_index_faults(
 
 
 def strings_of(arrays: Arrays, name: str) -> pa.LargeStringArray:
-    """A column of strings over its two arrays; nothing is copied."""
+    """Return a column of strings that shares the memory of its two arrays."""
     start, data = arrays[f"{name}_start"], arrays[f"{name}_bytes"]
     return pa.LargeStringArray.from_buffers(len(start) - 1, pa.py_buffer(start), pa.py_buffer(data))
 
@@ -92,7 +97,7 @@ def _find_wrong_lengths(arrays: Arrays, entries: tuple[ShardEntry, ...]) -> Iter
 
 
 def _find_wrong_starts(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
-    """Lists that reach out of what they are lists of."""
+    """Find lists that are out of order, or reach beyond the end of the array that they have positions in."""
     for name, counted in chain(COUNTED.items(), [("tar_start", "tar_bytes")]):
         end = len(arrays[counted])
         if name != "row_image" and not _is_in_order(arrays[name], end, _LEAST.get(name, 0), release):
@@ -106,12 +111,13 @@ def _find_wrong_starts(arrays: Arrays, release: Callable[[], None]) -> Iterator[
 
 
 def _is_in_order(starts: NDArray[np.int64], end: int, least: int, release: Callable[[], None]) -> bool:
-    """True if lists of `least` values or more follow each other from 0 to `end`."""
+    """Whether lists of at least `least` values follow each other without a gap from 0 to `end`."""
     if not len(starts) or starts[0] != 0 or starts[-1] != end:
         return False
     for lists in _parts(len(starts) - 1, release):
         first, last = starts[lists], starts[lists.start + 1 : lists.stop + 1]
-        # Positions are compared first: the difference of wild ones would overflow and look like a length.
+        # Positions are compared before they are subtracted: the difference of damaged ones may overflow to a number
+        # that looks like a length.
         if (last < first).any() or (least and (last - first < least).any()):
             return False
     return True
@@ -158,11 +164,11 @@ def _find_wrong_rows(arrays: Arrays, num_datasets: int, release: Callable[[], No
         yield from _first_of(unknown, "ref", ref_id[rows], "with an unknown dataset", "a dataset of the descriptor")
         num_runs = arrays["num_runs"][rows]
         too_many = (num_runs < 1) | (num_runs > pixels[arrays["row_image"][rows]] + 1)
-        said, expected = "with another number of run lengths", "from one to those of its pixels"
-        yield from _first_of(too_many, "ref", ref_id[rows], said, expected)
+        found, expected = "with another number of run lengths", "from one to those of its pixels"
+        yield from _first_of(too_many, "ref", ref_id[rows], found, expected)
         contradiction = (num_runs > 1) == arrays["no_target"][rows].view(np.bool_)
-        said, expected = "with no_target that its mask contradicts", "a target with pixels, or no_target and none"
-        yield from _first_of(contradiction, "ref", ref_id[rows], said, expected)
+        found, expected = "with no_target that its mask contradicts", "a target with pixels, or no_target and none"
+        yield from _first_of(contradiction, "ref", ref_id[rows], found, expected)
     yield from _find_repeated(ref_id, dataset, "ref_id", "each once", release)
 
 
@@ -174,8 +180,8 @@ def _find_wrong_tokens(arrays: Arrays, release: Callable[[], None]) -> Iterator[
         is_wrong = (tokens[starts[:-1]] != SOS_ID) | (tokens[starts[1:] - 1] != EOS_ID)
         if (tokens >= VOCAB_SIZE).any():
             is_wrong |= np.maximum.reduceat(tokens, starts[:-1]) >= VOCAB_SIZE
-        said, expected = "with token_ids that are not those of a sentence", f"{SOS_ID}, ids below {SOS_ID}, {EOS_ID}"
-        yield from _first_of(is_wrong, "sentence", sent_id[sentences], said, expected)
+        found, expected = "with token_ids that are not those of a sentence", f"{SOS_ID}, ids below {SOS_ID}, {EOS_ID}"
+        yield from _first_of(is_wrong, "sentence", sent_id[sentences], found, expected)
 
 
 def _find_wrong_sentences(arrays: Arrays, release: Callable[[], None]) -> Iterator[IndexFault]:
@@ -185,8 +191,8 @@ def _find_wrong_sentences(arrays: Arrays, release: Callable[[], None]) -> Iterat
         if no_target.any():
             starts = sentence_start[rows.start : rows.stop + 1]
             is_wrong = arrays["sentence_exists"][starts[0] : starts[-1]] & np.repeat(no_target, np.diff(starts))
-            said = "that exists in a ref with no_target"
-            yield from _first_of(is_wrong, "sentence", sent_id[starts[0] : starts[-1]], said, "none that does")
+            found = "that exists in a ref with no_target"
+            yield from _first_of(is_wrong, "sentence", sent_id[starts[0] : starts[-1]], found, "none that does")
     dataset = arrays["row_dataset"]
     if dataset.any():
         dataset = np.repeat(dataset, np.diff(sentence_start))
@@ -196,9 +202,17 @@ def _find_wrong_sentences(arrays: Arrays, release: Callable[[], None]) -> Iterat
 def _find_repeated(
     ids: NDArray[np.int64], dataset: NDArray[Any], what: str, expected: str, release: Callable[[], None]
 ) -> Iterator[IndexFault]:
-    """Ids that a dataset has more than once. Datasets are sorted one after the other: sorting plain numbers is fast.
+    """Find ids that a dataset has more than once.
 
-    `dataset` has the position of each id's dataset; if all are 0 it may have any length.
+    The ids of each dataset are sorted, after which equal ones are adjacent. Sorting plain numbers dataset by dataset is
+    faster than sorting pairs of dataset and id.
+
+    Args:
+        ids: The ids.
+        dataset: Position of each id's dataset; if all are 0, the array may have any length.
+        what: Name of the ids, for the message.
+        expected: The rule, for the message.
+        release: Function that is called after each part.
     """
     num_datasets = int(dataset.max(initial=0)) + 1
     for position in range(num_datasets):
@@ -214,7 +228,10 @@ def _find_repeated(
 
 
 def _parts(length: int, release: Callable[[], None] = lambda: None) -> Iterator[slice]:
-    """The whole as short parts, so that temporary arrays stay in the processor's cache; `release` follows each."""
+    """Divide `length` values into short parts, whose temporary arrays fit in the processor's cache.
+
+    `release` is called after each part.
+    """
     for start in range(0, length, _PART):
         yield slice(start, min(start + _PART, length))
         release()
@@ -226,6 +243,6 @@ def _first(is_wrong: NDArray[np.bool_], found: Callable[[int], str], expected: s
 
 
 def _first_of(
-    is_wrong: NDArray[np.bool_], what: str, ids: NDArray[np.int64], said: str, expected: str
+    is_wrong: NDArray[np.bool_], what: str, ids: NDArray[np.int64], found: str, expected: str
 ) -> Iterator[IndexFault]:
-    return _first(is_wrong, lambda position: f"{what} {ids[position]} {said}", expected)
+    return _first(is_wrong, lambda position: f"{what} {ids[position]} {found}", expected)

@@ -1,9 +1,9 @@
 """The index of a split in one file, which readers map into memory instead of reading manifests.
 
 The file is in the format of safetensors: the length of a header, the header in JSON, and the arrays one after the
-other. Ours have one order, by the size of their numbers, so that each lies where its kind of number may lie; packed
-masks, most of the file, are the last. The header is as it has to be for the arrays' lengths, so equal manifests give
-equal bytes, and a reader takes no position from the file.
+other. The arrays have a fixed order, from wide to narrow numbers, so that each begins at a multiple of its number's
+size. Packed masks, most of the file, are the last. The header follows from the lengths of the arrays alone. Equal
+manifests therefore give equal bytes, and a reader computes all offsets instead of reading them from the file.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from refseg.json_text import parse_json
 from refseg.storage import Folder
 
 MASKS = "mask_bytes"
-"""The last array. Each mask has its hash in `mask_xxh3`, which is compared whenever the mask is read."""
+"""Name of the last array. Each mask has its hash in `mask_xxh3`, which is compared whenever the mask is read."""
 _KINDS = {
     "int64": (
         "ref_id", "source_rank", "row_image", "sentence_start", "category_start", "mask_start", "manifest_start",
@@ -40,31 +40,31 @@ _KINDS = {
     "bool": ("no_target", "sentence_exists"),
     "uint8": ("category_bytes", "sent_bytes", "file_name_bytes", "tar_bytes", MASKS),
 }  # fmt: skip
-"""Arrays by the kind of their numbers, in the order of the file; all are little-endian."""
+"""Names of arrays by the type of their numbers, in the order of the file; all are little-endian."""
 _NAMES = {
     "int64": "I64", "uint64": "U64", "int32": "I32", "int16": "I16", "uint16": "U16", "bool": "BOOL", "uint8": "U8",
 }  # fmt: skip
-"""What safetensors calls a kind of number."""
+"""Names that safetensors has for types of numbers."""
 ARRAYS = {name: np.dtype(kind).newbyteorder("<") for kind, names in _KINDS.items() for name in names}
-"""The kind of each array."""
+"""The type of each array's numbers."""
 _ALIGNMENT = 64
 _MOST_HEADER_BYTES = 1 << 16
 _COPIED_BYTES = 1 << 22
 
 
 def write_indexes(place: Folder, descriptor: Descriptor, stage: Path) -> tuple[IndexEntry, ...]:
-    """Write and publish the index of each split of a dataset whose manifests are there.
+    """Write and publish the index of each split of a dataset whose manifests are already written.
 
     Args:
         place: The dataset's folder.
         descriptor: Descriptor of the dataset, without indexes.
-        stage: Folder of this machine for files in the making; on the same file system if `place` is local.
+        stage: Local folder for unfinished files; it must be on the file system of `place` if that is local.
 
     Returns:
-        What the descriptor says of them.
+        The descriptor's entries of the indexes.
 
     Raises:
-        DamageError: If a manifest is another than was built, or has rows that the format forbids.
+        DamageError: If a manifest is not the one that was built, or has rows that the format forbids.
         OSError: If a file cannot be written.
     """
     indexes = []
@@ -80,10 +80,12 @@ def write_indexes(place: Folder, descriptor: Descriptor, stage: Path) -> tuple[I
 
 
 class IndexWriter:
-    """Writes an index, manifest by manifest, into files of which the index is put together at the end.
+    """Writes an index manifest by manifest.
+
+    Each array grows in a file of its own, so memory does not grow with the split; `finish` joins the files.
 
     Args:
-        scratch: Folder for those files, which the caller removes.
+        scratch: Folder for the files of the arrays, which the caller removes.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -101,7 +103,7 @@ class IndexWriter:
             file.close()
 
     def add(self, rows: FlatRows) -> None:
-        """Append a manifest."""
+        """Append the rows of one manifest."""
         before = dict(self._lengths)
         numbers = [self._tars.setdefault(tar, len(self._tars)) for tar in rows.tars]
         arrays = {**rows.arrays, "image_shard": np.array(numbers, np.int32)[rows.arrays["image_shard"]]}
@@ -109,11 +111,14 @@ class IndexWriter:
             self._write(name, values)
 
     def finish(self, path: Path, split: str) -> IndexEntry:
-        """Put the file together.
+        """Join the arrays to the index file.
 
         Args:
-            path: The new file.
-            split: Whose index it is.
+            path: Path of the new file.
+            split: Name of the split.
+
+        Returns:
+            The descriptor's entry of the index.
         """
         names = [tar.encode() for tar in self._tars]
         self._write("tar_start", np.cumsum([0, *map(len, names)]))
@@ -143,13 +148,13 @@ class IndexWriter:
 
 
 def map_arrays(data: Any) -> Arrays:
-    """The arrays of an index file, read-only and without a copy.
+    """Return the arrays of an index file, read-only and without a copy.
 
     Args:
-        data: The bytes of the file: a memory map, or bytes.
+        data: The content of the file, as a memory map or as bytes.
 
     Raises:
-        DatasetError: If they are not an index; the message names no file.
+        DatasetError: If the content is not an index; the message names no file.
     """
     num_bytes = len(data)
     header_bytes = int.from_bytes(data[:8], "little")
@@ -174,7 +179,7 @@ def map_arrays(data: Any) -> Arrays:
 
 
 def split_tars(arrays: Arrays) -> list[str]:
-    """What the rows of an index call their tars."""
+    """Return the names of an index's tars; `image_shard` has positions in this list."""
     ends, text = arrays["tar_start"].tolist(), arrays["tar_bytes"].tobytes()
     return [text[start:end].decode() for start, end in itertools.pairwise(ends)]
 

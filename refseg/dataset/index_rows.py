@@ -1,4 +1,4 @@
-"""The rows of a manifest as flat arrays: what the index of a split is made of."""
+"""Converts the rows of manifests to flat arrays, which `index_file` writes to the index of a split."""
 
 import itertools
 from collections import deque
@@ -22,32 +22,38 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 STRINGS = ("category", "sent", "file_name")
-"""Columns of strings: `NAME_bytes` is the text of all, UTF-8 without separators, and `NAME_start` where each begins."""
+"""Columns of strings. `NAME_bytes` is the UTF-8 text of all rows without separators; `NAME_start` has their offsets."""
 COUNTED = {
     "row_image": "image_id", "row_start": "ref_id", "sentence_start": "sent_id", "token_start": "tokens",
     "mask_start": "mask_bytes", "manifest_start": "ref_id", **{f"{name}_start": f"{name}_bytes" for name in STRINGS},
 }  # fmt: skip
-"""Arrays that hold positions in others. A `*_start` array has one entry more than what it counts for, and begins with
-0: the `i`-th list lies between its entries `i` and `i + 1`."""
+"""Arrays that hold positions, with the array that each has positions in.
 
-_FEW = ("dataset", "split_by", "split", "shard", "category")  # values that repeat, read as dictionaries
-_THREADS = 4  # that read manifests; Parquet and NumPy let go of the interpreter
-_READ_AHEAD = 8  # manifests in memory at most
+A `*_start` array has one entry more than there are lists: list `i` is between its entries `i` and `i + 1`. Three refs
+with 2, 1 and 3 sentences have the `sentence_start` 0, 2, 3, 6.
+"""
+
+_REPEATING = ("dataset", "split_by", "split", "shard", "category")
+"""Columns with few different values, which are read as dictionaries."""
+_THREADS = 4
+"""Threads that read manifests. Parquet and NumPy release the interpreter lock, so they run at the same time."""
+_READ_AHEAD = 8
+"""Most manifests in memory at a time."""
 
 Arrays = dict[str, NDArray[Any]]
-"""Flat arrays by name. `ManifestIndex` says what each is."""
+"""Flat arrays by name; `ManifestIndex` describes each."""
 
 
 class FlatRows(NamedTuple):
-    """The rows of one manifest, or of several."""
+    """The rows of one manifest."""
 
     arrays: Arrays
     tars: list[str]
-    """What the rows call their tars; `image_shard` counts in here."""
+    """Names of the rows' tars; `image_shard` has positions in this list."""
 
 
 def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntry]) -> Iterator[FlatRows]:
-    """Read manifests in order, several at a time but never many ahead.
+    """Read manifests in order, in several threads and with at most `_READ_AHEAD` in memory.
 
     Args:
         place: The dataset's folder.
@@ -55,15 +61,15 @@ def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntr
         entries: The shards.
 
     Raises:
-        DamageError: If a manifest is missing, another than was built, or has rows that the format forbids.
-        StorageError: If storage refuses or fails.
+        DamageError: If a manifest is missing, is not the one that was built, or has rows that the format forbids.
+        StorageError: If the storage refuses access or fails.
     """
     rules = row_rules(descriptor)
 
     def read(entry: ShardEntry) -> FlatRows:
         name = manifest_name(entry)
         data = read_as_built(place, name, entry.parquet_sha256)
-        file = parse_manifest(place, name, data, dictionaries=_FEW)
+        file = parse_manifest(place, name, data, dictionaries=_REPEATING)
         table = read_checked(place, entry, rules(entry), ["category", "mask"], file=file)
         return flatten(table, dataset_ids(descriptor), xxhash.xxh3_64_intdigest(data))
 
@@ -71,7 +77,7 @@ def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntr
 
 
 def map_ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Results in order, of several threads, with few in memory at a time."""
+    """Apply `work` to items in several threads; yield the results in order, with at most `_READ_AHEAD` in memory."""
     with ThreadPoolExecutor(_THREADS) as threads:
         ahead: deque[Future[T]] = deque()
         try:
@@ -87,11 +93,11 @@ def map_ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def flatten(table: pa.Table, datasets: tuple[str, ...], manifest_xxh3: int) -> FlatRows:
-    """The arrays of a manifest's checked rows.
+    """Convert the checked rows of a manifest to flat arrays.
 
     Args:
-        table: The rows, with `category` and `mask`.
-        datasets: Ids that rows may have.
+        table: The rows, with the columns `category` and `mask`.
+        datasets: Dataset ids that rows may have.
         manifest_xxh3: XXH3-64 of the manifest's file.
     """
     columns = {name: one_array(table.column(name)) for name in table.column_names}
@@ -100,7 +106,9 @@ def flatten(table: pa.Table, datasets: tuple[str, ...], manifest_xxh3: int) -> F
     shards = _dictionary(columns["shard"])
     row_shard = numbers(shards.indices)
 
-    # Rows of one image are adjacent: a new image starts where the offset in a tar changes, or the member of a mix.
+    # The rows of one image are adjacent, so a new image begins at each row whose tar, offset in it or dataset differs
+    # from those of the row before. For the offsets 512, 512, 9216 of one tar, `is_first` is True, False, True, and
+    # `row_image` is 0, 0, 1.
     row_dataset = _row_datasets(_dictionary(columns["dataset"]), _dictionary(columns["split_by"]), datasets)
     offset = numbers(columns["image_offset"])
     is_first = np.ones(table.num_rows, np.bool_)
@@ -152,10 +160,14 @@ def flatten(table: pa.Table, datasets: tuple[str, ...], manifest_xxh3: int) -> F
 
 
 def continued(arrays: Arrays, lengths: Mapping[str, int]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Arrays as they follow others: positions shifted, and one leading 0 for all.
+    """Shift the positions in arrays, so that the arrays can be appended to others.
+
+    The `sentence_start` 0, 2, 3 of two refs, appended to the 0, 4 of one ref, becomes 6, 7: the number of sentences so
+    far is added, and the leading 0 is dropped.
 
     Args:
-        arrays: To be appended; without `image_shard`, which counts in a list of its own.
+        arrays: Arrays to be appended. `image_shard` must already be converted, because it has positions in a list of
+            names.
         lengths: Lengths of the arrays so far, by name; empty at the beginning.
     """
     for name, values in arrays.items():
@@ -186,7 +198,7 @@ def _row_datasets(
 
 
 def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
-    """Where each mask's packed run lengths begin, those of all masks, and the hash of each."""
+    """Return the offset of each mask's packed run lengths, the packed run lengths of all masks, and their hashes."""
     lists = masks.field("counts")
     starts, counts = _starts(list_ends(lists)).tolist(), numbers(lists.flatten())
     packed = [pack_runs(counts[start:end]) for start, end in itertools.pairwise(starts)]
@@ -196,7 +208,7 @@ def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.ui
 
 
 def _text(strings: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Where each string begins in all strings' bytes, and these bytes."""
+    """Return the offset of each string in the joined bytes of all strings, and these bytes."""
     _, offsets, data = strings.buffers()
     starts = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
     text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)

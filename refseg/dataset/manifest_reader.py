@@ -1,6 +1,6 @@
-"""Manifests as the descriptor names them: compared by hash, with rows that the format allows.
+"""Reads manifests: their hashes are compared with the descriptor, and their rows with what the format allows.
 
-Hashes show damage and edits; `row_checks` shows what another writer did wrong, or wanted to do.
+A hash detects damage and edits. `row_checks` detects rows that another writer wrote wrongly or with ill intent.
 """
 
 from collections import ChainMap
@@ -23,7 +23,7 @@ _CHECKED = (
     *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "token_ids", "exists")),
     "shard", "image_offset", "image_bytes", "sample_bytes", "sample_xxh3", "source_rank", "image_kind", "ignore",
 )  # fmt: skip
-"""Columns that are always read and checked; `mask` and `annotations` where they are asked for."""
+"""Columns that are always read and checked; `mask` and `annotations` are so only on request."""
 
 
 def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
 
 
 def row_rules(descriptor: Descriptor) -> Callable[[ShardEntry], RowRules]:
-    """A function from each shard to what its rows must be; the tars of image pools are listed once for all shards."""
+    """Return a function from a shard to the rules of its rows; the tars of image pools are listed once for all."""
     pools = {f"{pool.name}/{tar.name}": tar.num_bytes for pool in descriptor.image_pools for tar in pool.tars}
     return partial(_rules_of_shard, dataset_ids(descriptor), pools)
 
@@ -56,15 +56,15 @@ def read_checked(
     Args:
         place: The dataset's folder.
         entry: The shard.
-        rules: What the rows must be, from `row_rules`.
-        columns: Names, of nested ones with their path.
-        file: The manifest from `open_manifest`; None: it is opened here.
+        rules: The shard's rules, from `row_rules`.
+        columns: Names of columns; a nested column is named by its path.
+        file: The manifest from `open_manifest`; None opens it.
 
     Raises:
-        DamageError: If the manifest is missing, another than was built, or has rows that the format forbids.
-        StorageError: If storage refuses or fails.
+        DamageError: If the manifest is missing, is not the one that was built, or has rows that the format forbids.
+        StorageError: If the storage refuses access or fails.
     """
-    # Annotations are checked whole, so they are read whole, also where only their ids are asked for.
+    # Annotations are checked as a whole, so all their fields are read even if only the ids are requested.
     wanted = ("annotations" if name.startswith("annotations.") else name for name in columns)
     file = open_manifest(place, entry) if file is None else file
     table = read_table(place, manifest_name(entry), file, list(dict.fromkeys([*_CHECKED, *wanted])))
@@ -76,24 +76,24 @@ def read_checked(
 def read_unchecked(place: Folder, entry: ShardEntry, columns: Sequence[str]) -> pa.Table:
     """Read columns of a manifest that this process wrote or checked before: its hash is compared, its rows are not.
 
-    Arguments and errors as of `read_checked`.
+    The arguments and errors are those of `read_checked`.
     """
     return read_table(place, manifest_name(entry), open_manifest(place, entry), columns)
 
 
 def read_all_columns(place: Folder, entry: ShardEntry) -> tuple[pa.Table | None, list[Fault]]:
-    """Read a manifest whose rows may be anything.
+    """Read a manifest without checking its rows, and collect the faults of the file.
 
     Args:
         place: The dataset's folder.
         entry: The shard.
 
     Returns:
-        All its columns, None if it is missing or no manifest; and what is wrong with the file. A missing file is no
-        fault here: `find_file_faults` has it.
+        All its columns, or None if it is missing or not a manifest; and the faults of the file. A missing file is not
+        among them, because `find_file_faults` reports it.
 
     Raises:
-        StorageError: If storage refuses or fails.
+        StorageError: If the storage refuses access or fails.
     """
     name = manifest_name(entry)
     try:
@@ -108,15 +108,15 @@ def read_all_columns(place: Folder, entry: ShardEntry) -> tuple[pa.Table | None,
 
 
 def find_manifest_faults(table: pa.Table, entry: ShardEntry, rules: RowRules) -> Iterator[Fault]:
-    """Compare the rows of a manifest with what the format allows and the descriptor counted.
+    """Compare the rows of a manifest with the rules of the format and the counts in the descriptor.
 
     Args:
-        table: The rows, at least the columns that `read_checked` always reads.
+        table: The rows, with at least the columns that `read_checked` always reads.
         entry: The shard.
-        rules: What the rows must be.
+        rules: The shard's rules, from `row_rules`.
 
     Yields:
-        Faults; those with a `sample` are of rows that cannot be used at all.
+        Faults; one with a `sample` is the fault of a row that cannot be used at all.
     """
     file = manifest_name(entry)
     if table.num_rows != entry.num_refs:
@@ -132,13 +132,23 @@ def find_manifest_faults(table: pa.Table, entry: ShardEntry, rules: RowRules) ->
 
 
 def open_manifest(place: Folder, entry: ShardEntry, *, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a manifest that is the one that was built; its rows are not looked at. Errors as of `read_checked`."""
+    """Open a manifest and compare its hash; its rows are not checked.
+
+    Args:
+        place: The dataset's folder.
+        entry: The shard.
+        dictionaries: Columns of strings to be read as dictionaries.
+
+    Raises:
+        DamageError: If the manifest is missing or is not the one that was built.
+        StorageError: If the storage refuses access or fails.
+    """
     name = manifest_name(entry)
     return parse_manifest(place, name, read_as_built(place, name, entry.parquet_sha256), dictionaries=dictionaries)
 
 
 def parse_manifest(place: Folder, name: str, data: bytes, *, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
-    """Look into a manifest's bytes.
+    """Open a manifest from its bytes.
 
     Args:
         place: The dataset's folder, for messages.
@@ -147,7 +157,7 @@ def parse_manifest(place: Folder, name: str, data: bytes, *, dictionaries: Seque
         dictionaries: Columns of strings to be read as dictionaries.
 
     Raises:
-        DamageError: If they are not Parquet, or have other columns than a manifest.
+        DamageError: If the bytes are not Parquet, or do not have the columns of a manifest.
     """
     try:
         schema = pq.read_schema(pa.BufferReader(data))
@@ -160,10 +170,10 @@ def parse_manifest(place: Folder, name: str, data: bytes, *, dictionaries: Seque
 
 
 def read_table(place: Folder, name: str, file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read columns of an open manifest without a look at their values; None: all columns.
+    """Read columns of an open manifest without checking their values; None reads all columns.
 
-    Without Arrow's threads: manifests are read several at a time, and a command that ends while they wind down can be
-    aborted by them, its work done and its exit code lost.
+    Arrow's threads are not used. Manifests are already read several at a time, and Arrow's threads can abort a command
+    that ends before they have stopped: its work is done, but its exit code is lost.
 
     Raises:
         DamageError: If the content is damaged.
@@ -177,6 +187,6 @@ def read_table(place: Folder, name: str, file: pq.ParquetFile, columns: Sequence
 
 
 def not_parquet(name: str, error: Exception) -> Fault:
-    """What is wrong with a file that Arrow cannot read."""
+    """Return the fault of a file that Arrow cannot read."""
     reason = str(error).splitlines()[0]
     return Fault(file=name, found=f"a file that cannot be read as Parquet ({reason})", expected="a whole file")

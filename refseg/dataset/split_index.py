@@ -1,7 +1,8 @@
-"""The index of a split, opened: mapped from the dataset's folder, or from this machine's copy of a remote one.
+"""Opens the index of a split, which is mapped from the dataset's folder, or from this machine's copy of a remote one.
 
-What is mapped was compared with the dataset's hashes and checked when this machine first opened it. That is remembered
-by an empty file in the machine's cache, whose name says which files of which sizes, times and inodes were compared.
+When a machine opens an index for the first time, it is compared with the dataset's hashes and checked. An empty file in
+the machine's cache records this. Its name is a hash of the sizes, times and inodes of all files that were compared, so
+a file that changes is compared again.
 """
 
 import hashlib
@@ -37,24 +38,29 @@ logger = logging.getLogger(__name__)
 
 _HASHED_BYTES = 1 << 26
 _CHECKS_VERSION = 1
-"""Raised when what is checked at the first opening becomes more."""
+"""Number that is increased when checks are added, so that indexes are checked again."""
 
 
 class SplitIndex:
-    """The arrays of a split's index, mapped and read-only, and its masks one at a time.
+    """An open index of a split: its arrays are mapped read-only, and its masks are read one at a time.
 
     Attributes:
         place: The dataset's folder.
-        entry: What the descriptor says of the file.
-        arrays: By name (`ManifestIndex` says what each is).
+        entry: The descriptor's entry of the file.
+        arrays: Arrays by name; `ManifestIndex` describes each.
     """
 
     def __init__(self, place: Folder, entry: IndexEntry, source: Path | bytes) -> None:
-        """Map the file, or take its bytes.
+        """Open an index.
+
+        Args:
+            place: The dataset's folder.
+            entry: The descriptor's entry of the file.
+            source: Path of the file, which is mapped, or its bytes.
 
         Raises:
-            DamageError: If it is not an index.
-            OSError: If it cannot be opened.
+            DamageError: If the file is not an index.
+            OSError: If the file cannot be opened.
         """
         self.place, self.entry, self._source = place, entry, source
         self.facts: tuple[int, int] = (len(source), 0) if isinstance(source, bytes) else (0, 0)
@@ -69,10 +75,10 @@ class SplitIndex:
         self._masks = self.arrays[MASKS].data
 
     def run_ends(self, row: int) -> NDArray[np.int64]:
-        """Where each run of a row's mask ends: `(runs,)`, never decreasing; the last is the image's number of pixels.
+        """The end of each run of a row's mask: `(runs,)` sums that never decrease; the last is the number of pixels.
 
         Raises:
-            DamageError: If the mask is not the one that was built, or is not of the image's size.
+            DamageError: If the mask is not the one that was built, or does not have the image's size.
         """
         arrays = self.arrays
         start, end = arrays["mask_start"][row : row + 2].tolist()
@@ -89,10 +95,10 @@ class SplitIndex:
         return ends
 
     def compare(self) -> None:
-        """Compare all but the masks with the hash that was built.
+        """Compare the hash of all arrays except the masks with the descriptor; a mask is compared when it is read.
 
         Raises:
-            DamageError: If a bit is another.
+            DamageError: If the hashes differ.
         """
         digest, end = xxhash.xxh3_64(), len(self._data) - len(self.arrays[MASKS])
         for start in range(0, end, _HASHED_BYTES):
@@ -102,7 +108,7 @@ class SplitIndex:
             raise self.fault(f"arrays with xxh3 {digest.hexdigest()}", self.entry.arrays_xxh3).error(self.place)
 
     def release(self) -> None:
-        """Let go of the memory of what was read so far; it stays in the system's cache of the file."""
+        """Release the process's memory of what was read so far; the pages stay in the system's page cache."""
         if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self._data.madvise(mmap.MADV_DONTNEED)
 
@@ -110,7 +116,7 @@ class SplitIndex:
         return self.fault(found, expected, f"ref {self.arrays['ref_id'][row]}").error(self.place)
 
     def fault(self, found: str, expected: str, sample: str = "") -> Fault:
-        """What is wrong with the file."""
+        """Return a fault of this file."""
         return Fault(file=self.entry.name, sample=sample, found=found, expected=expected, remedy=CHANGED)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -120,18 +126,18 @@ class SplitIndex:
 def open_split_index(dataset: BuiltDataset, split: str) -> SplitIndex:
     """Open the index of a split.
 
-    On the machine's first opening its hash is compared, its arrays are checked and, for a dataset of this machine's
-    file systems, the hashes of the split's manifests are compared. A remote index is copied to this machine's cache.
+    When a machine opens it for the first time, its hash is compared and its arrays are checked. The hashes of the
+    split's manifests are compared too, unless the dataset is remote. A remote index is copied to this machine's cache.
 
     Args:
         dataset: The open dataset.
-        split: One of its splits.
+        split: Name of one of its splits.
 
     Raises:
-        DamageError: If the index or a manifest is another than was built, or the index has content that the format
-            forbids.
+        DamageError: If the index or a manifest is not the one that was built, or if the index has content that the
+            format forbids.
         DatasetError: If the dataset has no index.
-        StorageError: If remote storage refuses or fails.
+        StorageError: If remote storage refuses access or fails.
     """
     entry = next((index for index in dataset.descriptor.indexes if index.split == split), None)
     if entry is None:
@@ -160,8 +166,8 @@ def _check(dataset: BuiltDataset, index: SplitIndex) -> None:
 def _compare_manifests(dataset: BuiltDataset, index: SplitIndex, entries: Sequence[ShardEntry]) -> None:
     """Compare local manifests with the hashes in the index; remote ones are compared when they are read.
 
-    XXH3 is ten times as fast as SHA-256, with which a manifest that differs is compared again, for the message that
-    every reader gives.
+    XXH3 is used because it is ten times as fast as SHA-256. A manifest that differs is compared by SHA-256 too, so that
+    its error has the same message as in every other reader.
     """
     hashes = index.arrays["manifest_xxh3"]
 
@@ -177,7 +183,7 @@ def _compare_manifests(dataset: BuiltDataset, index: SplitIndex, entries: Sequen
 
 
 def _hash_manifest(place: Folder, name: str) -> int | None:
-    """XXH3-64 of a manifest; None if it cannot be read."""
+    """Return the XXH3-64 of a manifest, or None if it cannot be read."""
     try:
         return xxhash.xxh3_64_intdigest(place.read(name))
     except OSError:
@@ -193,11 +199,12 @@ def _open_local(place: Folder, entry: IndexEntry) -> SplitIndex:
 
 
 def _fetch(place: Folder, entry: IndexEntry) -> SplitIndex:
-    """A remote index, by this machine's copy of it; where it can keep none, by its bytes in memory."""
+    """Open a remote index from this machine's copy of it, or from its bytes in memory if no copy can be kept."""
     remote = Tar(address=place.join(entry.name), num_bytes=entry.num_bytes, sha256=entry.sha256)
     cache = ShardCache.of_this_machine("index")
     if cache is not None and cache.fetch(remote) == "here":
-        descriptor = cache.open(remote)  # which keeps it from being removed; so does the map below, from then on
+        # The cache removes no file that is in use. The open descriptor protects this one until the map below does so.
+        descriptor = cache.open(remote)
         if descriptor is not None:
             try:
                 return SplitIndex(place, entry, cache.path(remote))
@@ -222,7 +229,7 @@ def _open_again(place: Folder, entry: IndexEntry, source: Path | bytes, facts: t
 
 
 def _map(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
-    """A file as memory; and its size and inode, which tell it from a file that replaces it."""
+    """Map a file; return the map with the file's size and inode, by which a file that replaces it is recognised."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)
@@ -234,7 +241,7 @@ def _map(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
 
 
 def _mark(dataset: BuiltDataset, index: SplitIndex) -> Path:
-    """The file that says that this index and the manifests it was made of were compared as they are now."""
+    """Return the path of the file that records that this index and its manifests were compared as they are now."""
     facts: list[object] = [_CHECKS_VERSION, index.entry.sha256, index.facts, dataset.descriptor.digest]
     if not is_remote(dataset.place.address):
         names = [index.entry.name, *(manifest_name(entry) for entry in dataset.entries_of(index.entry.split))]
@@ -244,13 +251,13 @@ def _mark(dataset: BuiltDataset, index: SplitIndex) -> Path:
 
 
 def _file_facts(path: str) -> Sequence[int]:
-    """What changes when a file is written again."""
+    """Return properties of a file that change when the file is written again."""
     facts = Path(path).stat()
     return facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_dev
 
 
 def _remember(mark: Path) -> None:
-    """Lost where it cannot be written: then the next opening compares again."""
+    """Write the file that records the comparison; if it cannot be written, the next opening compares again."""
     with suppress(OSError):
         make_cache_folder(mark.parent)
         os.close(open_cache_file(mark, os.O_WRONLY | os.O_CREAT))
