@@ -1,4 +1,4 @@
-"""A second, independent writer of the folder format: small datasets for tests of reading."""
+"""A second writer of the folder format, independent of `pipelines`; it writes small datasets for tests of reading."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ from refseg.dataset.schema import MANIFEST_SCHEMA
 
 @dataclass(frozen=True)
 class Ref:
-    """A ref to write: its mask is the rectangle `(top, left, bottom, right)`; some sentences may name nothing."""
+    """A ref to write. Its mask is the rectangle `(top, left, bottom, right)`; some sentences may name nothing."""
 
     ref_id: int
     rectangle: tuple[int, int, int, int]
@@ -46,7 +46,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to write, its JPEG drawn from its id unless given."""
+    """An image to write. Its JPEG is drawn from its id unless it is given."""
 
     image_id: int
     size: tuple[int, int]
@@ -55,7 +55,7 @@ class Picture:
 
 
 def draw_jpeg(image_id: int, size: tuple[int, int], mode: str = "RGB") -> bytes:
-    """A smooth picture that differs from id to id."""
+    """Draw a smooth picture, which is another one for each id."""
     rng = np.random.default_rng(image_id)
     picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
     data = io.BytesIO()
@@ -78,7 +78,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha256: str | None = None) -> Path:
-    """Write a dataset; `shards` goes from names like `train-00000` to what is in them."""
+    """Write a dataset; `shards` maps names such as `train-00000` to the images of each shard."""
     folder.mkdir(parents=True)
     entries = []
     for name, pictures in shards.items():
@@ -159,7 +159,7 @@ def write_dataset(folder: Path, shards: dict[str, list[Picture]], *, vocab_sha25
 
 
 def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
-    """Write `refseg.json` over the indexes of the manifests that are there, whatever their rows are."""
+    """Write the indexes and `refseg.json` for the manifests in a folder, without a check of their rows."""
     indexes = []
     for split in descriptor.splits:
         with tempfile.TemporaryDirectory() as scratch, IndexWriter(Path(scratch)) as writer:
@@ -174,7 +174,10 @@ def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
 
 
 def write_overlay(folder: Path, built: Path, *, pool_path: str = "../built", mix: tuple[str, ...] = ()) -> Path:
-    """The rows of a built dataset once more, over its tars; as a mix, each shard's rows are of another member."""
+    """Write the rows of a built dataset again, with its tars as an image pool.
+
+    In a mix, the rows of each shard belong to another member.
+    """
     folder.mkdir(parents=True)
     descriptor = load_descriptor(built)
     entries = []
@@ -228,7 +231,7 @@ def _ref_fields(picture: Picture, ref: Ref) -> dict[str, Any]:
 
 
 def grid_pictures(first: int, number: int) -> list[Picture]:
-    """Pictures of changing shape with 1, 2, 3, 1, ... refs of 1, 2, 3, 1, ... sentences."""
+    """Images of different shapes with 1, 2, 3, 1, ... refs, which have 1, 2, 3, 1, ... sentences."""
     pictures = []
     for image_id in range(first, first + number):
         size = ((24, 32), (40, 30), (32, 32))[image_id % 3]
@@ -246,13 +249,13 @@ def grid_pictures(first: int, number: int) -> list[Picture]:
 
 @pytest.fixture(scope="session")
 def write() -> Callable[..., Path]:
-    """The writer, for datasets of a test's own."""
+    """The writer, for tests that make their own datasets."""
     return write_dataset
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train`: 11 images in two shards, 22 refs, 43 sentences; `val`: 4 images."""
+    """A dataset with two splits: `train` has 11 images in two shards, 22 refs and 43 sentences; `val` has 4 images."""
     return write_dataset(
         tmp_path_factory.mktemp("data") / "toy",
         {

@@ -1,4 +1,4 @@
-"""Datasets of other writers, with every hash right: what the format forbids is refused, never decoded or drawn."""
+"""Datasets of other writers with correct hashes: content that the format forbids is refused before it is used."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ SHARD = "train-00000"
 
 
 def rewrite(folder: Path, edit_descriptor: Edit, change: Callable[[list[dict[str, Any]]], object]) -> Path:
-    """Change the rows of the first shard and make the descriptor fit."""
+    """Change the rows of the first shard, and correct the hashes in the descriptor."""
     path = folder / f"{SHARD}.parquet"
     rows = pq.read_table(path).to_pylist()
     change(rows)
@@ -54,7 +54,7 @@ def rewrite(folder: Path, edit_descriptor: Edit, change: Callable[[list[dict[str
 
 
 def put(value: Any, *path: str | int) -> Callable[[list[dict[str, Any]]], None]:
-    """Give one value of the third row, which is the second of its image, another value."""
+    """Replace one value of the third row, which is the second row of its image."""
 
     def change(rows: list[dict[str, Any]]) -> None:
         place: Any = rows[2]
@@ -116,7 +116,7 @@ def test_rows_that_the_format_forbids_are_refused_by_every_reader(
 
     with pytest.raises(DatasetError, match=pattern):
         write_indexes(open_folder(folder), load_descriptor(folder), tmp_path)  # as a build or a mix does
-    if "mask" not in message:  # which `stats` does not read
+    if "mask" not in message:  # `stats` does not read masks
         with pytest.raises(DatasetError, match=pattern):
             stats_dataset(folder)
     faults = [str(fault) for fault in verify_dataset(folder, workers=1)]
@@ -156,7 +156,7 @@ def test_a_manifest_that_was_cut_is_refused_by_stats(dataset: Path, tmp_path: Pa
 
 
 def claim(jpeg: bytes, height: int, width: int) -> bytes:
-    """The file with another size in its header."""
+    """Return the file with another size in its header."""
     start = jpeg.find(b"\xff\xc0") + 5
     return jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
 
@@ -186,7 +186,7 @@ def test_a_picture_whose_header_says_another_size_is_never_decoded(write: Write,
 
 def test_the_size_of_a_jpeg_is_found_as_libjpeg_finds_it() -> None:
     jpeg = draw_jpeg(1, (12, 34))
-    comment = b"\xff\xfe\x00\x09" + b"\xff\xc0\x00\x11\x08\x00\x01"  # a size within a comment is none
+    comment = b"\xff\xfe\x00\x09" + b"\xff\xc0\x00\x11\x08\x00\x01"  # bytes of a comment that look like a size
 
     assert jpeg_size(jpeg) == (12, 34)
     assert jpeg_size(jpeg[:2] + comment + b"junk\xff\xff" + jpeg[3:]) == (12, 34)
@@ -212,7 +212,7 @@ def test_a_descriptor_whose_values_no_reader_can_use_is_refused(
 
 
 def streamed(**fields: Any) -> str:
-    """A sample's JSON whose one sentence has other fields."""
+    """Return a sample's JSON in which the only sentence has other fields."""
     sentence = {"sent_id": 1, "exists": True, "token_ids": [49406, 49407], **fields}
     ref = {"ref_id": 1, "mask": {"size": [8, 8], "counts": [64]}, "sentences": [sentence]}
     return json.dumps({"image_id": 1, "height": 8, "width": 8, "refs": [ref]})
@@ -309,7 +309,7 @@ def test_any_value_anywhere_in_a_descriptor_is_read_or_refused(
         try:
             edit_descriptor(folder, lambda _: None)
         except (TypeError, KeyError, ValueError, OverflowError):
-            return  # of a shape that has no hash
+            return  # an object of this shape has no hash
 
     try:
         found = load_descriptor(folder)

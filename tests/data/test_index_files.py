@@ -1,4 +1,4 @@
-"""Indexes as files of their dataset: equal bytes for equal rows, compared once on a machine, checked before use."""
+"""Index files: equal rows give equal bytes, and each machine compares and checks an index once before it is used."""
 
 import hashlib
 import os
@@ -41,14 +41,14 @@ TRAIN = "train.index.safetensors"
 
 @pytest.fixture
 def copy(tmp_path: Path, write: Write) -> Path:
-    """A dataset that a test may damage: 11 images and 21 refs in two shards of train; val."""
+    """A dataset that a test may damage: train has 11 images and 21 refs in two shards; it also has a val split."""
     shards = {"train-00000": grid_pictures(0, 6), "train-00001": grid_pictures(6, 5), "val-00000": grid_pictures(50, 2)}
     return write(tmp_path / "copy", shards)
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the manifests whose hashes are compared."""
+    """Record the names of the manifests whose hashes are compared."""
     names: list[str] = []
 
     hash_manifest = split_index._hash_manifest
@@ -62,7 +62,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def alter(folder: Path, change: Callable[[dict[str, np.ndarray]], object], *, masks: bool = True) -> None:
-    """Change arrays of train's index, and make every hash right again."""
+    """Change arrays of train's index, and correct the hashes that cover it."""
     path = folder / TRAIN
     data = path.read_bytes()
     arrays = {name: array.copy() for name, array in map_arrays(data).items()}
@@ -178,7 +178,7 @@ def test_a_changed_bit_of_any_array_is_noticed(copy: Path) -> None:
         (copy / TRAIN).write_bytes(data)
         flip(copy / TRAIN, offset + array.nbytes // 2)
         offset += array.nbytes
-        if name == "mask_bytes":  # is compared when masks are read
+        if name == "mask_bytes":  # masks are compared when they are read
             index = ManifestIndex.open(copy, ["train"])
             with pytest.raises(DatasetError, match=rf"{TRAIN}: ref \d+: found another mask, expected the one that was"):
                 masks(index)
@@ -190,7 +190,7 @@ def test_a_changed_bit_of_any_array_is_noticed(copy: Path) -> None:
 
 def test_whole_masks_are_read_beside_a_damaged_one(copy: Path) -> None:
     whole = masks(ManifestIndex.open(copy, ["train"]))
-    flip(copy / TRAIN, (copy / TRAIN).stat().st_size - 1)  # the end of the last of 21
+    flip(copy / TRAIN, (copy / TRAIN).stat().st_size - 1)  # the last byte of the last of 21 masks
     index = ManifestIndex.open(copy, ["train"])
     assert [index.counts(row).tolist() for row in range(20)] == whole[:20]
     with pytest.raises(DatasetError, match=r"ref \d+: found another mask, expected the one that was built"):
@@ -213,7 +213,7 @@ def test_an_index_that_is_missing_or_anothers_is_refused(copy: Path, tmp_path: P
     (copy / TRAIN).unlink()
     with pytest.raises(DatasetError, match=rf"{TRAIN}: found no such file, expected \d+ bytes; the dataset was"):
         ManifestIndex.open(copy, ["train"])
-    assert ManifestIndex.open(copy, ["val"]).num_images == 2  # does not need it
+    assert ManifestIndex.open(copy, ["val"]).num_images == 2  # val does not need the damaged file
 
 
 def test_a_dataset_without_an_index_is_built_again(copy: Path) -> None:
@@ -232,7 +232,7 @@ def put(name: str, position: int, value: int) -> Callable[[dict[str, np.ndarray]
 
 
 def wrap(name: str) -> Callable[[dict[str, np.ndarray]], None]:
-    """Positions that grow by 2^62 and come back to 0 after four steps, as 64 bits overflow."""
+    """Positions that grow by 2^62 and overflow 64 bits, so that they are 0 again after four steps."""
 
     def change(arrays: dict[str, np.ndarray]) -> None:
         arrays[name][1:4] = [2**62, -(2**63), -(2**62)]
@@ -284,7 +284,7 @@ def test_arrays_that_no_reader_can_use_are_refused(
 
 @pytest.mark.parametrize("name", ["sent_id", "ref_id", "width", "token_start", "row_start", "mask_xxh3", "tar_start"])
 def test_arrays_that_are_too_short_are_refused(name: str, tmp_path: Path, write: Write) -> None:
-    # As many images as rows, and as many rows as sentences.
+    # This split has as many images as rows, and as many rows as sentences.
     refs = [Picture(i, (24, 32), (Ref(i, (0, 0, 2, 2), ("it",)),)) for i in range(3)]
     folder = write(tmp_path / "d", {"train-00000": refs})
     arrays, descriptor = map_arrays((folder / TRAIN).read_bytes()), load_descriptor(folder)
@@ -310,7 +310,7 @@ def test_a_header_that_says_other_positions_is_refused(copy: Path) -> None:
 
 
 def test_masks_that_are_not_those_of_the_image_are_refused(copy: Path) -> None:
-    def swap(arrays: dict[str, np.ndarray]) -> None:  # the first mask's bytes for others of the same length
+    def swap(arrays: dict[str, np.ndarray]) -> None:  # replaces the first mask's bytes
         arrays["mask_bytes"][: arrays["mask_start"][1]] = 255
 
     alter(copy, swap)
@@ -345,7 +345,7 @@ def test_pickled_it_is_the_paths_of_its_files(copy: Path) -> None:
 
     received = pickle.loads(pickled)
 
-    assert len(pickled) < 6000  # no array, but the descriptor and the tars' names: three shards
+    assert len(pickled) < 6000  # the descriptor and the names of three tars, but no array
     assert masks(received) == masks(index)
     assert received.sent.to_pylist() == index.sent.to_pylist()
     assert received.read_image_bytes(3) == index.read_image_bytes(3)

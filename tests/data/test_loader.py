@@ -1,4 +1,4 @@
-"""Batches: what is in them, and that neither ranks, workers nor kills change it."""
+"""The content of batches, which is independent of ranks, workers and interruptions."""
 
 import gc
 import pickle
@@ -31,7 +31,7 @@ GEOMETRY = Geometry(kind="letterbox", size=(24, 28))
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images decoded in this process so far."""
+    """Record the images that this process decodes."""
     images: list[int] = []
     decode = ManifestIndex.decode_image
 
@@ -92,7 +92,7 @@ def test_a_batch_by_image_shares_each_decoded_image(train_index: ManifestIndex, 
     options = {"sampling": "images", "expressions_per_image": "all", "shuffle": False, "global_batch": 3}
     first = next(iter(make_loader(train_index, **options)))
 
-    # Images 0, 1, 2 with 1, 5 and 6 sentences.
+    # Images 0, 1 and 2 have 1, 5 and 6 sentences.
     assert decoded == [0, 1, 2]
     assert first.images.shape[0] == 3
     assert first.masks.shape[0] == 12
@@ -115,7 +115,7 @@ def test_a_sentence_that_names_nothing_has_an_empty_mask(tmp_path: Path, write: 
 def test_two_refs_of_one_image_in_a_batch_have_a_copy_each(train_index: ManifestIndex, decoded: list[int]) -> None:
     batch = next(iter(make_loader(train_index, shuffle=False)))
 
-    # Rows 0 | 1 2 | 3 4 5 are of images 0, 1, 2.
+    # Row 0 is of image 0, rows 1 and 2 are of image 1, and rows 3 to 5 are of image 2.
     assert decoded == [0, 1, 2]
     assert batch.images.shape[0] == 6
     assert torch.equal(batch.images[1], batch.images[2])
@@ -171,7 +171,8 @@ def test_ranks_and_workers_change_nothing(
 def test_a_run_goes_on_where_it_was_killed(
     train_index: ManifestIndex, before: tuple[int, int], after: tuple[int, int], num_workers: int, killed_after: int
 ) -> None:
-    # (number of ranks, epoch) before; (number of ranks, epoch the new process happens to start with) after.
+    # The first pair is (number of ranks, epoch) before the restart. The second is (number of ranks, epoch) with which
+    # the new process starts.
     whole = global_batches([make_loader(train_index, epoch=before[1])])
     first = make_loader(train_index, rank=before[0] - 1, world_size=before[0])
     first.set_epoch(before[1])
@@ -214,7 +215,7 @@ def test_a_cache_changes_no_batch_and_saves_decoding(train_index: ManifestIndex,
         for one, other in zip(plain, loader, strict=True):
             assert_equal(one, other)
 
-    # 11 images in 2 epochs, and one in each that pads the last batch: the first of the epoch again.
+    # There are 2 epochs of 11 images. In each, the first image is read again to pad the last batch.
     times = {image: decoded.count(image) for image in range(11)}
     assert all(times[image] == 1 for image in range(min(room, 11)))
     assert all(times[image] >= 2 for image in range(room, 11))
@@ -233,7 +234,7 @@ def test_another_loader_finds_what_is_in_the_cache(train_index: ManifestIndex, d
 
 def test_what_packs_batches_can_be_sent_to_a_spawned_worker(train_index: ManifestIndex) -> None:
     loader = make_loader(train_index)
-    expected = next(iter(loader))  # tars are open now, which cannot be sent
+    expected = next(iter(loader))  # the loader now has open tars, which cannot be pickled
 
     packer, (plan,) = pickle.loads(pickle.dumps((loader.dataloader.dataset, next(iter(loader._plans)))))
 
@@ -253,7 +254,7 @@ def test_a_damaged_picture_stops_the_epoch_with_its_name(
     with pytest.raises(DatasetError, match=r"^[^\n]*image 1 \([^\n]*the shard is damaged[^\n]*$") as caught:
         list(make_loader(index, num_workers=num_workers, worker_kind=kind))
     if kind == "processes":
-        assert "in _images" in str(caught.value.__cause__)  # where in the worker
+        assert "in _images" in str(caught.value.__cause__)  # the worker's traceback
 
 
 def test_an_error_of_storage_keeps_its_words_over_processes(
@@ -394,7 +395,7 @@ def test_pinning_copies_a_batch_and_gives_its_memory_back(
 ) -> None:
     loader = make_loader(train_index, num_workers=1, worker_kind="processes")
     expected = next(iter(make_loader(train_index)))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # pinning needs a GPU
     packed = next(iter(loader.dataloader))
     lent = {name: getattr(packed.batch, name) for name in ("images", "masks")}
     flags = [torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())[-1] for tensor in lent.values()]
@@ -404,12 +405,12 @@ def test_pinning_copies_a_batch_and_gives_its_memory_back(
 
     assert [int(flag) for flag in flags] == [0, 0]
     for tensor in lent.values():
-        tensor.zero_()  # as the worker does now
+        tensor.zero_()  # the worker overwrites its memory like this
     assert_equal(pinned.unpack(torch.device("cpu")), expected)
 
 
 def shared_file(tensor: torch.Tensor) -> int:
-    """Which shared memory a tensor lies in: its number in the list of what this process has mapped."""
+    """Return the inode of the shared memory that holds a tensor, from the list of this process's maps."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(address, 16) for address in line.split()[0].split("-"))
         if start <= tensor.data_ptr() < end:
