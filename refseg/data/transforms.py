@@ -204,7 +204,7 @@ def _split_runs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Cut runs of ones into pieces of single columns; return the column, first row and row after the last of each.
 
-    Example: height 4 and the run ends [2, 7, 8]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
+    Example: height 4 and run ends [2, 7, 8]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
     and rows 0 to 2 of column 1. The result is the columns [0, 1], first rows [2, 0] and ends [4, 3].
     """
     num_runs = len(run_ends) // 2
