@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import resource
 import shutil
 import statistics
 import subprocess
@@ -94,6 +93,10 @@ def report(folder: Path, aim: str) -> None:
     print(f"  opened for the first time           {of_first('open')}, peak memory {one['peak'] / 1e6:,.0f} MB")
     print(f"  ... of which CPU                    {of_first('cpu')}")
     print(f"  first time, with the first batch    {of_first('first batch')} (aim: {aim})")
+    print(
+        f"  memory with the first batch         {one['peak with batch'] / 1e6:8,.0f} MB at most with mapped files, "
+        f"{one['own'] / 1e6:,.0f} MB of its own"
+    )
     print(f"  opened later                        {median('open'):8.2f} s")
     print(f"  opened later, with the first batch  {median('first batch'):8.2f} s (aim: {aim})")
     print(f"  resumed at 90 %, with a batch       {median('resume'):8.2f} s (aim: 1 s)")
@@ -116,9 +119,10 @@ def measure(folder: Path) -> dict[str, float]:
     start, start_cpu = time.perf_counter(), time.process_time()
     index = ManifestIndex.open(folder, ["train"])
     opened, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory("VmHWM")
     next(iter(make_loader(index)))
     first_batch = time.perf_counter() - start
+    peak_with_batch, own = memory("VmHWM"), memory("RssAnon")
 
     start = time.perf_counter()
     loader = make_loader(index)
@@ -134,10 +138,16 @@ def measure(folder: Path) -> dict[str, float]:
     plan = time.perf_counter() - start
     return {
         "images": index.num_images, "refs": index.num_rows, "sentences": index.num_sentences, "open": opened,
-        "cpu": cpu,
+        "cpu": cpu, "peak with batch": peak_with_batch, "own": own,
         "first batch": first_batch, "resume": resume, "plan": plan, "peak": peak,
         "pickled": len(pickle.dumps(index)), "worker": worker_memory(index),
     }  # fmt: skip
+
+
+def memory(field: str) -> int:
+    """Bytes of this process. `ru_maxrss` would begin with the memory of the process that started this one."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def make_loader(index: ManifestIndex, kind: WorkerKind = "threads") -> RefLoader:
