@@ -11,8 +11,9 @@ The files, in the order in which a build uses them. Each stage is finished for a
   `masks.py`. A ref with a fault becomes a reject (`rejects.py`). `published.py` compares counts with the published
   ones. `planning.py` runs survey and check and makes the `BuildPlan` of `build_plan.py`, whose fingerprint covers all
   inputs.
-- **build**: `build_shard.py` writes one shard. `jpeg_faults.py` checks its pictures, `resize.py` reduces them if that
-  is requested, and `tars.py` writes the tar. `engines/` runs the shards in local processes or on a Ray cluster.
+- **build**: `build_shard.py` writes one shard. `convert_images.py` converts its pictures if that is requested,
+  `jpeg_faults.py` checks them, `resize.py` reduces them if that is requested, and `tars.py` writes the tar. `engines/`
+  runs the shards in local processes or on a Ray cluster.
 - **finalize**: `finalize.py` writes the rejects and the descriptor. With `shared_images.py` it reports pictures that
   occur in several splits or under several ids. `build_folder.py` holds names, locks and temporary files of the folder.
 

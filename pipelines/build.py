@@ -168,6 +168,7 @@ def _tasks(folder: Folder, plan: BuildPlan, options: BuildOptions) -> list[Build
             skip_bad=options.on_bad_sample == "skip",
             decode=options.check_images == "decode",
             stored_images=plan.stored_images,
+            conversion=options.conversion,
         )
         for shard in plan.shards
     ]

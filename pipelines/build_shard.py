@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.build_folder import RECEIPTS_FOLDER, hash_file, publish_bytes, scratch_files
 from pipelines.build_plan import PlannedShard, differing_keys, installed_tools
 from pipelines.check import PlannedSample, read_samples, reject_image
+from pipelines.convert_images import ImageConversion, convert_to_jpeg
 from pipelines.images import FETCHES
-from pipelines.jpeg_faults import find_jpeg_fault
+from pipelines.jpeg_faults import JpegFault, find_jpeg_fault
 from pipelines.rejects import Reject
 from pipelines.resize import shrink_jpeg
 from pipelines.tars import TarWriter
@@ -40,6 +41,7 @@ class BuildTask:
         skip_bad: True: reject the refs of a bad image and continue. False: raise an error.
         decode: True: decode each image completely. False: check only its header and end marker.
         stored_images: Size to which pictures are reduced; None: the source's bytes are stored.
+        conversion: Conversion of pictures; None: files that are not JPEGs are faults.
     """
 
     folder: str
@@ -49,6 +51,7 @@ class BuildTask:
     skip_bad: bool
     decode: bool
     stored_images: StoredImages | None
+    conversion: ImageConversion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ def build_shard(task: BuildTask) -> Receipt:
         with tar_path.open("wb", buffering=1 << 20) as file:
             tar = TarWriter(file)
             samples = _read_samples(folder, task.shard)
-            images = _read_images([sample for sample in samples if sample.image.location is None], decode=task.decode)
+            images = _read_images([sample for sample in samples if sample.image.location is None], task)
             for sample in samples:
                 location = sample.image.location
                 if location is None:
@@ -209,9 +212,9 @@ def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
     return read_samples(data)
 
 
-def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
+def _read_images(samples: Sequence[PlannedSample], task: BuildTask) -> Iterator[tuple[bytes, list[Reject]]]:
     """Yield the result of `_read_image` for each sample; remote images are fetched several at a time."""
-    read = partial(_read_image, decode=decode)
+    read = partial(_read_image, task=task)
     if any(is_remote(sample.image.address) for sample in samples):
         with ThreadPoolExecutor(FETCHES) as pool:
             yield from pool.map(read, samples)
@@ -219,8 +222,8 @@ def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[
         yield from map(read, samples)
 
 
-def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Reject]]:
-    """Return the image's bytes and, if it is bad, a reject for each of its refs."""
+def _read_image(sample: PlannedSample, *, task: BuildTask) -> tuple[bytes, list[Reject]]:
+    """Return the image's bytes, converted if that is requested, and a reject for each of its refs if it is bad."""
     image = sample.image
 
     def reject(reason: str, found: str) -> list[Reject]:
@@ -244,7 +247,11 @@ def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Rej
             "wait until the file is complete and build again"
         )
     first = sample.rows[0]
-    fault = find_jpeg_fault(data, first["height"], first["width"], decode=decode, size_from=sample.size_from)
+    converted = data if task.conversion is None else convert_to_jpeg(data, task.conversion)
+    if isinstance(converted, JpegFault):
+        return data, reject(converted.reason, f"{image.name} {converted.found}")
+    data = converted
+    fault = find_jpeg_fault(data, first["height"], first["width"], decode=task.decode, size_from=sample.size_from)
     if fault is None:
         return data, []
     reason, found = fault

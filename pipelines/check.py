@@ -4,14 +4,16 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
 
+from pipelines.convert_images import ImageConversion, convert_to_jpeg
 from pipelines.images import SourceImage, describe_alike
-from pipelines.jpeg_faults import JpegFault, read_jpeg_sizes
+from pipelines.jpeg_faults import Convert, JpegFault, read_jpeg_sizes
 from pipelines.records import find_annotation_ids, find_integer, make_records, reject_ref
 from pipelines.rejects import Reject
 from pipelines.sources.raw import RawRef, RawShard, find_split, has_no_size
@@ -57,6 +59,7 @@ class CheckTask:
         spec: Dataset and partition.
         seed: Seed of the order of images.
         mask_rule: `union` or `legacy`.
+        conversion: Conversion of pictures; None: they are read as they are.
         categories: Names as found, by category id.
         box_targets: As in `RawSource`.
         repeated: Positions of refs whose id an earlier ref has.
@@ -70,6 +73,7 @@ class CheckTask:
     spec: DatasetSpec
     seed: int
     mask_rule: str
+    conversion: ImageConversion | None
     categories: dict[int, Any]
     box_targets: bool
     repeated: frozenset[int]
@@ -100,7 +104,8 @@ class CheckedShard:
 def check_records(task: CheckTask) -> CheckedShard:
     """Check one shard's records and write its samples in the order of the tar."""
     raw, images, ambiguous = _read_raw(task)
-    unsized = _read_sizes(raw, images, task.alike)
+    convert = None if task.conversion is None else partial(convert_to_jpeg, conversion=task.conversion)
+    unsized = _read_sizes(raw, images, task.alike, convert)
     records, rejects = make_records(raw, mask_rule=task.mask_rule)
     rejects += ambiguous + unsized
     own_refs = {item.position: item for item in raw.refs} if task.spec.dataset == CUSTOM else {}
@@ -231,7 +236,7 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
 
 
 def _read_sizes(
-    raw: RawShard, images: dict[int, SourceImage | None], alike: Mapping[str, str]
+    raw: RawShard, images: dict[int, SourceImage | None], alike: Mapping[str, str], convert: Convert | None
 ) -> list[tuple[int, Reject]]:
     """Read the sizes of pictures that a user's table does not give, and remove refs whose picture has no usable size.
 
@@ -243,14 +248,16 @@ def _read_sizes(
     """
     if raw.spec.dataset != CUSTOM:
         return []
-    other_sizes = _check_drawn_sizes(raw, images)
+    other_sizes = _check_drawn_sizes(raw, images, convert)
     unsized = {image_id: images[image_id] for image_id, record in raw.images.items() if has_no_size(record)}
     files = {image_id: found for image_id, found in unsized.items() if found is not None}
     faults = {
         image_id: _missing_fault(raw.spec.dataset, str(raw.images[image_id].get("file_name")), alike)
         for image_id in unsized.keys() - files.keys()
     }
-    for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):
+    for (image_id, file), size in zip(
+        files.items(), read_jpeg_sizes(list(files.values()), convert=convert), strict=True
+    ):
         if isinstance(size, JpegFault):
             faults[image_id] = size.reason, f"{file.name} {size.found}"
         else:
@@ -261,7 +268,9 @@ def _read_sizes(
     return other_sizes + unreadable
 
 
-def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> list[tuple[int, Reject]]:
+def _check_drawn_sizes(
+    raw: RawShard, images: dict[int, SourceImage | None], convert: Convert | None
+) -> list[tuple[int, Reject]]:
     """Replace sizes that masks or run lengths gave by the picture's size, and reject the refs with another size.
 
     A picture whose size cannot be read, or that EXIF rotates, is not compared here but when the shard is built.
@@ -272,7 +281,9 @@ def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> 
         if record.get("size_by_target") and (found := images[image_id]) is not None
     }
     pictures: dict[int, tuple[str, tuple[int, int]]] = {}
-    for (image_id, file), size in zip(files.items(), read_jpeg_sizes(list(files.values())), strict=True):
+    for (image_id, file), size in zip(
+        files.items(), read_jpeg_sizes(list(files.values()), convert=convert), strict=True
+    ):
         record = raw.images[image_id]
         if not isinstance(size, JpegFault) and size != (record["height"], record["width"]):
             record["height"], record["width"] = size

@@ -2,8 +2,9 @@
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from PIL import JpegImagePlugin
@@ -37,34 +38,49 @@ class JpegFault(NamedTuple):
     found: str
 
 
-def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | JpegFault]:
+Convert = Callable[[bytes], bytes | JpegFault]
+"""A function from a file's content to the JPEG that is stored in its place, or to its fault."""
+
+
+def read_jpeg_sizes(
+    images: Sequence[SourceImage], *, convert: Convert | None = None
+) -> list[tuple[int, int] | JpegFault]:
     """Return the stored `(height, width)` of each image in pixels, or the fault because of which there is none.
 
     A picture that EXIF rotates by 90 degrees is a fault, because annotations could mean either of its two sizes. Remote
     images are read several at a time.
 
+    Args:
+        images: Where the images are.
+        convert: Applied to each file before its size is read; None: files are read as they are.
+
     Raises:
         StorageError: If remote storage fails.
     """
+    read = partial(_read_jpeg_size, convert=convert)
     if any(is_remote(image.address) for image in images):
         with ThreadPoolExecutor(FETCHES) as pool:
-            return list(pool.map(_read_jpeg_size, images))
-    return list(map(_read_jpeg_size, images))
+            return list(pool.map(read, images))
+    return list(map(read, images))
 
 
-def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
+def _read_jpeg_size(image: SourceImage, *, convert: Convert | None) -> tuple[int, int] | JpegFault:
     """Read the size from the start of a file, or from the whole file if the start is not sufficient."""
     try:
-        picture = _open_jpeg(read_file(image.address, 0, _HEAD_BYTES))
-        if isinstance(picture, JpegFault) and image.num_bytes > _HEAD_BYTES:
-            picture = _open_jpeg(read_file(image.address))
+        if convert is not None:
+            data = convert(read_file(image.address))
+            picture = data if isinstance(data, JpegFault) else open_jpeg(data)
+        else:
+            picture = open_jpeg(read_file(image.address, 0, _HEAD_BYTES))
+        if convert is None and isinstance(picture, JpegFault) and image.num_bytes > _HEAD_BYTES:
+            picture = open_jpeg(read_file(image.address))
     except StorageError:
         raise  # a fault of the storage, not of the image
     except OSError as error:
         return JpegFault("missing_image", f"cannot be read ({error.strerror or error}); fetch the file again")
     if isinstance(picture, JpegFault):
         return picture
-    orientation = _exif_orientation(picture)
+    orientation = find_orientation(picture)
     if orientation in _TURNED:
         width, height = picture.size
         return JpegFault(
@@ -76,7 +92,7 @@ def _read_jpeg_size(image: SourceImage) -> tuple[int, int] | JpegFault:
     return picture.height, picture.width
 
 
-def _open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
+def open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
     """Read the header of a JPEG without decoding its pixels."""
     try:
         return open_stored_jpeg(data)
@@ -104,12 +120,12 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_
     Returns:
         The fault, or None if there is none.
     """
-    picture = _open_jpeg(data)
+    picture = open_jpeg(data)
     if isinstance(picture, JpegFault):
         return picture
     if picture.size != (width, height):
         found_width, found_height = picture.size
-        orientation = _exif_orientation(picture)
+        orientation = find_orientation(picture)
         if picture.size == (height, width) and orientation in _TURNED:
             remedy = (
                 f"it is stored rotated (EXIF orientation {orientation}) and is read as stored: rotate the pixels "
@@ -151,7 +167,7 @@ def _has_end(data: bytes) -> bool:
     return False
 
 
-def _exif_orientation(picture: JpegImagePlugin.JpegImageFile) -> int | None:
+def find_orientation(picture: JpegImagePlugin.JpegImageFile) -> int | None:
     """Return the EXIF orientation of a picture; None if it has none or it cannot be read."""
     try:
         orientation = picture.getexif().get(_ORIENTATION)

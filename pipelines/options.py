@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from pipelines.convert_images import ImageConversion
 from pipelines.engines import Engine
 from pipelines.rejects import LEFT_OUT, Reject
 from pipelines.resize import parse_store
@@ -50,6 +51,11 @@ class BuildOptions:
             first fault of a picture. skip: such refs are written to rejects.parquet.
         max_bad: With skip, the build ends if more refs than this have faults; by default there is no limit.
         check_images: Check of each image: decode it completely, or read only its size and its end.
+        convert_images: JPEG quality, 1 to 100, with which pictures of other kinds (PNG, WebP, BMP, TIFF, and AVIF and
+            HEIC where Pillow reads them) are converted. This is lossy and recorded in the plan. By default they are
+            refused.
+        exif: Handling of EXIF orientations. stored: pixels count as they are stored. apply: pictures are rotated as a
+            viewer shows them, as their annotations must then be, and saved with the quality of `convert_images`.
         store: Store pictures reduced to training size, letterbox:480 or stretch:480x640. This is lossy, is recorded in
             the dataset and makes decoding faster. By default the source's bytes are stored.
         store_quality: With `store`, quality of the JPEGs, 1 to 100.
@@ -83,6 +89,8 @@ class BuildOptions:
     on_bad_sample: Literal["fail", "skip"] = "fail"
     max_bad: int | None = None
     check_images: Literal["decode", "header"] = "decode"
+    convert_images: int | None = None
+    exif: Literal["stored", "apply"] = "stored"
     store: str | None = None
     store_quality: int = 95
     on_shared_images: Literal["warn", "refuse"] = "warn"
@@ -116,10 +124,21 @@ class BuildOptions:
                     f"--store {self.store}: found --check-images header, but reducing an image decodes it; remove "
                     "--check-images"
                 )
+        if self.convert_images is not None and not 1 <= self.convert_images <= 100:
+            raise UsageError(f"--convert-images {self.convert_images}: expected a JPEG quality, 1 to 100")
+        if self.exif == "apply" and self.convert_images is None:
+            raise UsageError("--exif apply saves rotated pictures again; give their quality with --convert-images")
         if not 0 <= self.task_index < self.task_count:
             raise UsageError(f"--task-index {self.task_index}: expected 0 to {self.task_count - 1} (--task-count - 1)")
         if self.max_bad is not None and self.on_bad_sample != "skip":
             raise UsageError("--max-bad needs --on-bad-sample skip; without it any fault ends the build")
+
+    @property
+    def conversion(self) -> ImageConversion | None:
+        """The conversion of pictures that `convert_images` and `exif` request; None if there is none."""
+        if self.convert_images is None:
+            return None
+        return ImageConversion(quality=self.convert_images, is_upright=self.exif == "apply")
 
     @property
     def stored_images(self) -> StoredImages | None:

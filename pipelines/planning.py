@@ -38,7 +38,7 @@ def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
     return _survey(source, options, None).keys
 
 
-OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split", "ignored_regions")
+OPTIONAL_KEYS = ("mask_png", "store", "reader", "as_split", "ignored_regions", "convert_images")
 """Keys that `option_keys` contains only if the option is given."""
 
 
@@ -58,6 +58,8 @@ def option_keys(options: BuildOptions) -> dict[str, str]:
         keys["ignored_regions"] = options.ignored_regions
     if options.as_split is not None:
         keys["as_split"] = options.as_split
+    if options.conversion is not None:
+        keys["convert_images"] = f"{options.conversion} pillow {pillow}"
     if options.store is not None:
         keys["store"] = f"{options.store} quality {options.store_quality} pillow {pillow}"
     return {name: str(value) for name, value in keys.items()}
@@ -235,6 +237,7 @@ def _check_tasks(
             spec=source.spec,
             seed=options.seed,
             mask_rule=options.mask_rule,
+            conversion=options.conversion,
             categories=tables.categories,
             box_targets=source.box_targets,
             repeated=survey.repeated,
