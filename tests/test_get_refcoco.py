@@ -35,7 +35,7 @@ def test_one_command_each_leads_from_nothing_to_a_trained_model(
         needed |= {ref["image_id"] for ref in json.loads((source / folder / f"{refs}.json").read_text())}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: 1)
-    monkeypatch.setattr("refseg.train.leave_at_sigterm", lambda: None)
+    monkeypatch.setattr("refseg.train.exit_at_sigterm", lambda: None)
     with serving() as server:
         lines = ['[images.train2014]\narchive = "train2014.zip"']
         for dataset, name in (
