@@ -43,7 +43,6 @@ def zipped(tiny: TinyRefer, tmp_path: Path) -> Path:
     ("annotations", "images"),
     [
         ("{zipped}", None),
-        ("{zipped}/refcoco.zip", None),
         ("{zipped}/refcoco.zip", "{zipped}/train2014.zip"),
         ("{url}/refcoco.zip", "{url}/train2014.zip"),
         ("memory://{zipped}", None),
@@ -114,6 +113,6 @@ def test_a_built_dataset_is_read_out_of_an_archive(tiny: TinyRefer, tmp_path: Pa
     server.files["built.zip"] = tmp_path / "built.zip"
     whole = load_dataset(tmp_path / "built", "val")
 
-    for address in (f"zip://tiny::{tmp_path}/built.zip", f"zip://tiny::{server.url}/built.zip"):
-        assert verify_dataset(address) == []
-        assert (load_dataset(address, "val")[0].image == whole[0].image).all()
+    address = f"zip://tiny::{server.url}/built.zip"
+    assert verify_dataset(address) == []
+    assert (load_dataset(address, "val")[0].image == whole[0].image).all()
