@@ -87,8 +87,8 @@ def build_shard(task: BuildTask) -> Receipt:
     differing = differing_keys(task.tools, installed_tools())
     if differing:
         raise BuildError(
-            f"{name}: this machine ({socket.gethostname()}) would write other bytes than planned "
-            f"({'; '.join(differing)}); install the same versions on all machines"
+            f"{name}: the library versions on this machine ({socket.gethostname()}) differ from those of the plan "
+            f"({'; '.join(differing)}), so the shard would differ; install the same versions on all machines"
         )
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []

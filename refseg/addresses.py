@@ -70,7 +70,7 @@ def _expanded(address: Path | str) -> Path:
     text = str(address)
     if not text.strip():
         raise UsageError(
-            "found an empty path, expected a file or folder; check that the variables of the command are set"
+            "found an empty path, expected a file or folder; check that the shell variables in the command are set"
         )
     if "\0" in text:
         raise UsageError(f"found a path with a zero byte, {text!r:.200}; expected the name of a file or folder")

@@ -34,11 +34,11 @@ class Maker:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to set an attribute."""
-        raise NumpyFault("sets an attribute of a function")
+        raise NumpyFault("tries to set an attribute of a function, which is not allowed")
 
     def __setstate__(self, state: Any) -> None:
         """Refuse to set the state."""
-        raise NumpyFault("sets the state of a function")
+        raise NumpyFault("tries to set the state of a function, which is not allowed")
 
 
 class _Dtype:

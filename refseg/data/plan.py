@@ -92,7 +92,7 @@ def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, rank
     """
     if num_nodes < 1 or ranks_per_node < 1:
         raise UsageError(
-            f"found {num_nodes} nodes with {ranks_per_node} processes on each; expected at least 1 of both"
+            f"found {num_nodes} nodes with {ranks_per_node} processes on each; expected at least 1 of each"
         )
     num_ranks, global_batch = num_nodes * ranks_per_node, reading.global_batch
     order = EpochOrder(index, reading, epoch=0)

@@ -226,8 +226,8 @@ def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str
         raise PredictionError(f"{path}: {error}") from error
     if facts.sentence_order != "own":
         raise PredictionError(
-            f"{path}: found rows of the shuffled control, which is not a score of a model, expected each sentence "
-            "against its own target; run `refseg evaluate` without --shuffled-sentences and with --save-predictions"
+            f"{path}: found a file from `refseg evaluate --shuffled-sentences`, which cannot be used here; run "
+            "`refseg evaluate` with --save-predictions and without --shuffled-sentences"
         )
     kept = [other for other in facts.protocols if column_name(other, "predicted_counts") in schema.names]
     if protocol not in kept:

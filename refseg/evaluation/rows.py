@@ -103,8 +103,8 @@ class RowFacts:
         text = (table.schema.metadata or {}).get(_FACTS_KEY)
         if text is None:
             raise UsageError(
-                "the rows have lost the facts of their evaluation (`refseg` in the schema's metadata), which happens "
-                "if pandas wrote them again; use the file that `refseg evaluate` wrote, or copy its metadata"
+                "found rows without the metadata key `refseg`, probably because pandas rewrote the file; use the file "
+                "that `refseg evaluate` wrote, or copy its metadata"
             )
         try:
             return _FACTS.validate_json(text, strict=True)

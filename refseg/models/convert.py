@@ -185,7 +185,7 @@ def _check_clip_hash(source: Path, sha256: str, accepted: str) -> None:
     if sha256 in ({accepted.lower()} if accepted else {file.sha256 for file in CLIP_FILES.values()}):
         return
     if accepted:
-        raise CheckpointError(f"{source}: found SHA-256 {sha256}, expected the accepted {accepted.lower()}")
+        raise CheckpointError(f"{source}: found SHA-256 {sha256}, expected SHA-256 {accepted.lower()}")
     published = "\n".join(f"  {file.model:8} {file.address}" for file in CLIP_FILES.values())
     raise CheckpointError(
         f"{source}: found SHA-256 {sha256}, expected that of a published archive; the download is damaged, or it is "

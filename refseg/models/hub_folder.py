@@ -101,14 +101,14 @@ class PublishedModel:
             model = build_model(recipe.model, input_size=recipe.data.input_size)
             published = cls(model=model, recipe=recipe, lineage=lineage, **progress)
         except RecipeError as error:
-            raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
+            raise CheckpointError(f"{error}\n  use the refseg release that wrote this folder: {release}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             # A RuntimeError is raised for layer sizes that exceed the memory of any machine.
             raise CheckpointError(f"{folder / CONFIG_NAME}: unexpected content ({error}); fetch it again") from error
         if preprocessing != _preprocessing(model):
             raise CheckpointError(
                 f"{folder / CONFIG_NAME}: found preprocessing {preprocessing}, expected {_preprocessing(model)}; "
-                f"use the refseg release that wrote it: {release}"
+                f"use the refseg release that wrote this folder: {release}"
             )
         weights = folder / WEIGHTS_NAME
         try:
@@ -176,7 +176,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config.get("format_version") != FOLDER_VERSION:
         raise CheckpointError(
             f"{path}: found format version {config.get('format_version')}, expected {FOLDER_VERSION}; "
-            f"use the refseg release that wrote it: {config.get('refseg')}"
+            f"use the refseg release that wrote this folder: {config.get('refseg')}"
         )
     try:
         return open_seal(config)

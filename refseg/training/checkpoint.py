@@ -132,12 +132,12 @@ def read_state(folder: Path) -> CheckpointState:
     except OSError as error:
         raise _unreadable(path, error) from error
     if fields.get("format") != "refseg-checkpoint":
-        raise CheckpointError(f"{path}: not a refseg checkpoint; take a folder that refseg/train.py wrote")
+        raise CheckpointError(f"{path}: not a refseg checkpoint; use a folder that refseg/train.py wrote")
     version = fields.get("format_version")
     if version != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{path}: found checkpoint format version {version}, expected {CHECKPOINT_VERSION}; "
-            "use the refseg release that wrote it"
+            "use the refseg release that wrote this checkpoint"
         )
     try:
         content = open_seal(fields)
@@ -146,7 +146,7 @@ def read_state(folder: Path) -> CheckpointState:
         state = CheckpointState.from_dict(content, where=str(path))
     except RecipeError as error:
         release = fields.get("refseg_version")
-        raise CheckpointError(f"{error}\n  use the refseg release that wrote it: {release}") from error
+        raise CheckpointError(f"{error}\n  use the refseg release that wrote this checkpoint: {release}") from error
     except (BrokenSealError, DatasetError, KeyError, TypeError, ValueError) as error:
         raise TornCheckpointError(f"{path}: damaged checkpoint, unexpected content ({error})") from error
     _compare_step(folder, state)
@@ -246,8 +246,8 @@ def _load(model: torch.nn.Module, path: Path) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from error
-    fit_weights(model, weights, where=str(path), remedy="use the release of refseg that wrote it")
+        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from error
+    fit_weights(model, weights, where=str(path), remedy="use the refseg release that wrote this checkpoint")
 
 
 def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where: str, remedy: str) -> None:

@@ -101,7 +101,7 @@ def test_a_cache_that_is_too_small_is_named(dataset: Path, tmp_path: Path, monke
 
 
 def test_a_world_of_nothing_is_refused(train_index: ManifestIndex) -> None:
-    with pytest.raises(UsageError, match="found 0 nodes with 1 processes on each; expected at least 1 of both"):
+    with pytest.raises(UsageError, match="found 0 nodes with 1 processes on each; expected at least 1 of each"):
         plan(train_index, num_nodes=0)
 
 

@@ -456,7 +456,7 @@ def test_rows_of_the_shuffled_control_are_refused(
     pq.write_table(facts.attach(table), tmp_path / "rows.parquet")
 
     with pytest.raises(
-        PredictionError, match=r"rows\.parquet: found rows of the shuffled control, .* without --shuffled-sentences"
+        PredictionError, match=r"rows\.parquet: found a file from `refseg evaluate --shuffled-sentences`, which"
     ):
         read_predictions(tmp_path / "rows.parquet", [CRIS], "val")
 
@@ -469,6 +469,6 @@ def test_rows_that_lost_their_facts_are_refused_by_name(
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "rows.parquet")
 
     with pytest.raises(
-        PredictionError, match=r"rows\.parquet: the rows have lost the facts .* pandas .*; use the file that `refseg"
+        PredictionError, match=r"rows\.parquet: found rows without the metadata key `refseg`, .* pandas .*; use"
     ):
         read_predictions(tmp_path / "rows.parquet", [CRIS], "val")

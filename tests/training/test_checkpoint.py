@@ -137,7 +137,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path: Path, recipe: Recipe, weigh
     ("change", "message"),
     [
         ({"format": "lightning"}, "not a refseg checkpoint"),
-        ({"format_version": 1}, "found checkpoint format version 1, expected 2; use the refseg release that wrote it"),
+        ({"format_version": 1}, "format version 1, expected 2; use the refseg release that wrote this checkpoint"),
         ({"recipe": {"model": {}}}, "mistakes in the recipe"),
     ],
 )

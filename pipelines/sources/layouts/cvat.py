@@ -112,10 +112,15 @@ def _paste(shape: ElementTree.Element, size: Size) -> dict[str, object]:
     runs = [_number(run) for run in (shape.get("rle") or "").split(",")]
     whole = np.zeros(size, np.bool_)
     is_inside = 0 <= left <= left + width <= size[1] and 0 <= top <= top + height <= size[0]
-    if not is_inside or min(runs) < 0 or sum(runs) != width * height:
+    if not is_inside:
         raise RowFault(
-            f"found a mask of {sum(runs)} pixels in a box of {width} x {height} at {left}, {top}, expected as many as "
-            f"the box has, inside the picture ({size[1]} x {size[0]})"
+            f"found a mask whose box is {width} x {height} pixels at {left}, {top}, expected a box inside the image "
+            f"({size[1]} x {size[0]})"
+        )
+    if min(runs) < 0 or sum(runs) != width * height:
+        raise RowFault(
+            f"found run lengths with sum {sum(runs)} and minimum {min(runs)}, expected sum {width * height} (the box "
+            f"is {width} x {height} pixels) and minimum 0 or more"
         )
     part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
     whole[top : top + height, left : left + width] = part

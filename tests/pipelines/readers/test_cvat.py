@@ -51,7 +51,12 @@ EXAMPLE = Example(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('rle="1,6,5"', 'rle="1,6,6"', "image 'a.jpg' mask[2]: found a mask of 13 pixels in a box of 4 x 3 at 2, 5"),
+        (
+            'rle="1,6,5"',
+            'rle="1,6,6"',
+            "image 'a.jpg' mask[2]: found run lengths with sum 13 and minimum 1, expected sum 12",
+        ),
+        ('left="2"', 'left="200"', "mask[2]: found a mask whose box is 4 x 3 pixels at 200, 5, expected a box inside"),
         ('points="1.00,2.00;', 'points="1.00;', "image 'a.jpg' polygon[0]: found the polygon"),
         ('xtl="10.0"', 'xtl="left"', "image 'a.jpg' box[1]: found 'left', expected a number"),
         ('xbr="12.0"', 'xbr="12.0" rotation="10.0"', "found a box with rotation 10.0, expected none"),
