@@ -1,8 +1,11 @@
-"""Published counts with which builds are compared, and the bundled sample."""
+"""Holds published counts, with which builds are compared, and the bundled sample."""
 
 from pathlib import Path
 
 
 def sample_folder() -> Path:
-    """Return the root folder of the bundled sample `sample/ccby` in REFER's layout; its README has the credits."""
+    """Return the root folder of the bundled sample `sample/ccby` in REFER's layout.
+
+    Its README credits the photographs.
+    """
     return Path(__file__).parent / "sample"

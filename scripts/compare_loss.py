@@ -1,7 +1,9 @@
-"""Compares the losses and scores of two commits, in the current environment: `scripts/compare_loss A [B]`.
+"""Compares the losses and scores of two commits in the current environment.
+
+Usage: scripts/compare_loss A [B]. Without B, commit A is compared with the working tree.
 
 The code of each commit runs in a temporary worktree. It draws and builds the toy dataset, and trains on it with the
-recipe `tests/golden/toy_loss.toml` of this checkout. Without B, the working tree is used.
+recipe `tests/golden/toy_loss.toml` of this checkout.
 """
 
 import argparse
@@ -22,7 +24,7 @@ _COMMANDS = (
     ["refseg.cli", "build-shards", "toy/refseg", "--annotations", "source", "--out", "shards", "--workers", "1"],
     ["refseg.train", "recipe.toml", "--out", "run"],
 )  # fmt: skip
-"""Modules whose `main` is called, with their arguments; the command line changes less often than the functions."""
+"""The modules whose `main` is called, with the arguments. The command line changes less often than the functions."""
 _CALL = """
 import importlib, pathlib, sys
 tree, module, *arguments = sys.argv[1:]
@@ -36,7 +38,7 @@ sys.exit(importlib.import_module(module).main(arguments))
 
 
 class CompareError(Exception):
-    """One of the two sides cannot be run; the message names it and the reason."""
+    """The code of one commit cannot be run. The message names the commit and the reason."""
 
 
 class CommitError(CompareError):
@@ -49,7 +51,7 @@ class Trace:
 
     Attributes:
         name: Name of the commit.
-        losses: Loss of each step, from the first.
+        losses: Training loss of each step, the first step first.
         scores: `oIoU` and `mIoU` after the last step.
     """
 
@@ -59,10 +61,10 @@ class Trace:
 
 
 def run_tree(tree: Path, name: str) -> Trace:
-    """Draw, build and train with the code of a folder.
+    """Draw a toy set, build shards and train with the code of a checkout.
 
     Args:
-        tree: Folder of a checkout.
+        tree: Folder of the checkout.
         name: Name of the checkout, for messages.
 
     Raises:
@@ -115,7 +117,7 @@ def find_commit(repository: Path, commit: str) -> str:
 
 @contextlib.contextmanager
 def worktree(repository: Path, commit: str) -> Iterator[Path]:
-    """Give a temporary checkout of a commit, which is removed at the end unless SIGKILL ends the process."""
+    """Yield a temporary checkout of a commit; it is removed at the end, unless SIGKILL ends the process."""
     with tempfile.TemporaryDirectory(prefix="compare_loss-tree-") as folder:
         tree = Path(folder) / "tree"
         git = ["git", "-C", str(repository), "worktree"]
@@ -148,7 +150,7 @@ def describe(a: Trace, b: Trace) -> str:
 
 
 def distance(a: Trace, b: Trace) -> float:
-    """Return the largest relative difference of a loss or absolute difference of a score.
+    """Return the largest difference of two traces: relative for losses, absolute for scores.
 
     It is infinite if the numbers of steps differ.
     """
@@ -166,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare two commits.
 
     Returns:
-        The exit code: 0 if they are equal (to the bit, or within the tolerance), 1 if they differ or a commit cannot be
-        run, 2 for wrong usage.
+        The exit code. 0: the traces are equal, bit for bit or within the tolerance. 1: they differ, or a commit cannot
+        be run. 2: the command line is wrong.
     """
     parser = argparse.ArgumentParser(prog="scripts/compare_loss", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("a", metavar="A", help="a commit")

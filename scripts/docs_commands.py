@@ -1,4 +1,7 @@
-"""Generates the page of the command line from the parsers: every command with its arguments, defaults and examples."""
+"""Generates the page of the command line from the argument parsers.
+
+The page shows the arguments, defaults and examples of every command.
+"""
 
 import argparse
 import re
@@ -13,7 +16,7 @@ _WIDTH = 88
 
 
 def commands_page() -> str:
-    """Return the page as Markdown: each command of `refseg` in the order of its help."""
+    """Return the page as Markdown, with the commands in the order of `refseg --help`."""
     parser = cli._parser([], whole=True)
     actions = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = [
@@ -66,7 +69,7 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """Return the table row of an argument: its names and values, its meaning, and its default if it has one."""
+    """Return the table row of an argument, with the names, values, meaning and default."""
     formatter = parser._get_formatter()
     meaning = formatter._expand_help(action) if action.help else ""
     stated = _DEFAULT.search(meaning)

@@ -1,4 +1,4 @@
-"""Determines what the copy button of a code block copies: the commands, without prompts and without their output."""
+"""Determines what the copy button of a code block copies: only the commands, without prompts and output."""
 
 import html
 import re
@@ -9,8 +9,8 @@ _BLOCK = re.compile(r'<div class="(?:language-\S+ )?highlight">(?=<pre>)(?:(?!</
 def copied_text(block: str) -> str:
     r"""Return the text that is copied from a code block.
 
-    In a block with prompts (`$ refseg verify shards` and the lines that it printed), this is every line after a prompt
-    and the lines that continue it (`\` at the end). Any other block is copied unchanged.
+    A block with prompts shows commands (`$ refseg verify shards`) and the lines that they print. Only the commands are
+    copied, including continuation lines after a `\`. A block without prompts is copied unchanged.
     """
     if not re.search(r"(?m)^\$ ", block):
         return block
@@ -19,7 +19,10 @@ def copied_text(block: str) -> str:
 
 
 def mark_copied_text(page: str) -> str:
-    """Return the HTML of a page with `data-copy`, which the theme's copy button reads, on blocks that have prompts."""
+    """Return the HTML of a page with the attribute `data-copy` on each block that has prompts.
+
+    The theme's copy button copies the value of this attribute.
+    """
 
     def mark(found: re.Match[str]) -> str:
         shown = html.unescape(re.sub(r"<[^>]+>", "", found[0]))

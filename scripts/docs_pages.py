@@ -1,7 +1,7 @@
-"""Generates pages of the site from other files: command line, recipes, reference, notebooks and column reference.
+"""Generates the pages for commands, recipes, the API reference, notebooks and columns of the documentation site.
 
-This is a hook of MkDocs, named in `mkdocs.yml`. If the environment variable REFSEG_REPOSITORY holds the repository's
-URL, the home page and the foot of every page link to it.
+MkDocs calls this hook, because `mkdocs.yml` names it. If the environment variable REFSEG_REPOSITORY holds the
+repository's URL, the home page and the foot of every page link to it.
 """
 
 import json
@@ -21,7 +21,7 @@ COLUMNS = "manifests/COLUMNS.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the navigation: add the pages of `docs/` that it does not name, and a reference for each package."""
+    """Add to the navigation the pages of `docs/` that it does not name, and a reference for each package."""
     named = re.findall(r"[\w/.-]+\.md", json.dumps(config.nav))
     guides = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]
     for section in config.nav or ():
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Replace links that lead out of `docs/` by links to the site's pages, and name the repository on the home page."""
+    """Replace links that lead out of `docs/` with links to pages of the site; add the repository to the home page."""
     repository = os.environ.get("REFSEG_REPOSITORY")
     if repository and page.file.src_path == "index.md":
         markdown = markdown.replace("git clone REPOSITORY", f"git clone {repository}")
@@ -67,7 +67,7 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
 
 
 def notebook_page(path: Path) -> str:
-    """Return the cells of a notebook as Markdown; cells of shell commands become shell blocks."""
+    """Return the cells of a notebook as Markdown. Cells with shell commands become shell blocks."""
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
@@ -80,7 +80,7 @@ def notebook_page(path: Path) -> str:
 
 
 def packages() -> dict[str, list[str]]:
-    """Return the public modules of the library by package, except the command line, which has a page of its own."""
+    """Return the public modules of the library by package, without the command line, which has its own page."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "refseg").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts

@@ -17,7 +17,10 @@ _HEAD = re.compile(r"(?m)^# (\w[\w ]*): +(.*(?:\n# {4,}.*)*)")
 
 
 def recipes_page() -> str:
-    """Return the page as Markdown: the keys of each section with values, default and meaning, then the recipes."""
+    """Return the page as Markdown.
+
+    It lists the keys of each section with values, default and meaning, and then the recipes.
+    """
     definitions = Recipe.model_json_schema()["$defs"]
     models = {name: definitions[model.__name__]["properties"] for name, model in MODEL_CONFIGS.items()}
     first = next(iter(models.values()))
@@ -70,7 +73,7 @@ def _table(section: str, keys: Mapping[str, Mapping[str, Any]], *, required: tup
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """Describe the values of a key: its type with its limits, or the allowed values."""
+    """Describe the type and limits of a key, or list the allowed values."""
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{_toml(value)}`" for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:

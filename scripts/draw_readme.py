@@ -1,4 +1,4 @@
-"""Draws the README's picture and prints its learning curve from a trained toy run.
+"""Draws the README's picture and prints the learning curve of a trained toy run.
 
 Usage: .venv/bin/python scripts/draw_readme.py runs/toy data/toy/images/train2014/IMAGE.jpg "TEXT" ["TEXT" ...]
 """

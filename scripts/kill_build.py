@@ -1,8 +1,10 @@
-"""Kills builds at seeded points and resumes each of them: `python scripts/kill_build.py --points 200 --seed 0`.
+"""Kills builds at seeded points and resumes each of them.
 
-After each kill, an unfinished build must not open as a dataset, and the same build, run again, must give the bytes of
-an undisturbed build. If not, the exit code is 1, and the options that repeat only that point are printed. This process
-forks, so it starts no threads.
+Usage: python scripts/kill_build.py --points 200 --seed 0
+
+After each kill, the unfinished build must not open as a dataset. When the same build is run again, it must write the
+same bytes as an undisturbed build. Otherwise the exit code is 1, and the options that repeat only this point are
+printed. This process forks, so it starts no threads.
 """
 
 import argparse
@@ -47,7 +49,7 @@ KINDS = {
     "upload": (15, "to object storage, killed before, during or after the n-th request to write or remove"),
     "upload-moment": (10, "to object storage, killed after a random time"),
 }
-"""Kinds of points: their share in percent, and their description."""
+"""The kinds of points, each with the share of all points in percent and a description."""
 PHASES = ("planning", "shards", "finalize", "finished")
 _SECONDS_AT_MOST = 120.0
 _STEPS_OF_A_WORKER = 40
@@ -57,7 +59,7 @@ _WORKER_DIED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """The source, the folders and the facts of an undisturbed build that all points share.
+    """The source and folders that all points share, with measurements of an undisturbed build.
 
     Attributes:
         source: Folder of annotations and images.
@@ -65,9 +67,9 @@ class Bench:
         bucket: URL for builds in object storage.
         expected: Content of every file of the undisturbed build, by name.
         digest: Digest of the undisturbed dataset.
-        num_steps: Number of changes of the disk in a build with one worker.
-        num_requests: Number of requests to write or remove in a build to object storage.
-        seconds: Duration of a build with one worker in seconds, to `disk` and to `bucket`.
+        num_steps: Number of file system changes in a build with one worker.
+        num_requests: Number of write and remove requests in a build to object storage.
+        seconds: Duration of a build with one worker, to `disk` and to `bucket`.
     """
 
     source: Path
@@ -81,13 +83,13 @@ class Bench:
 
 
 def build(source: Path, out: str, *, workers: int = 1) -> None:
-    """Build the dataset; one of its pictures is damaged, so that there are rejects, too."""
+    """Build the dataset. One picture is damaged, so that the build also writes rejects."""
     given: dict[str, Any] = {"images_per_shard": 2, "on_bad_sample": "skip", "accept_counts": True}
     build_dataset(BuildOptions(dataset="toy/refseg", annotations=source, out=out, workers=workers, **given))
 
 
 def hook_disk(on_step: Callable[[], bool]) -> None:
-    """Call `on_step` before each change of the disk in a build; if it returns True, the process dies there."""
+    """Call `on_step` before each file system change of a build. If it returns True, the process is killed there."""
     hook_changes(
         (
             (os, ("fsync", "mkdir", "rmdir", "unlink")),
@@ -100,7 +102,7 @@ def hook_disk(on_step: Callable[[], bool]) -> None:
 
 
 def hook_requests(on_request: Callable[[], str]) -> None:
-    """Call `on_request` before each request to write or remove; it decides when the process dies.
+    """Call `on_request` before each write or remove request. It decides when the process is killed.
 
     Args:
         on_request: Function that returns `before`, `after`, `during` followed by seconds, or an empty text.
@@ -148,7 +150,7 @@ def count_steps(hook: Callable[[Callable[[], Any]], None], no: Any, work: Callab
 
 
 def build_shard_hooked(task: BuildTask) -> Receipt:
-    """Run `build_shard` in a worker that dies at the step that the environment names."""
+    """Run `build_shard` in a worker that is killed at the step that the environment names."""
     number = os.environ.pop(_STEP_VARIABLE, "")
     if number:
         hook_disk(nth(int(number), True, False))
@@ -156,7 +158,10 @@ def build_shard_hooked(task: BuildTask) -> Receipt:
 
 
 def kill_step(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Make a build die at a change of the disk; return False if it had ended before, as all `kill_` functions do."""
+    """Kill a build at a file system change.
+
+    Like all `kill_` functions, it returns False if the build had ended before.
+    """
     number = rng.randint(1, bench.num_steps)
 
     def work() -> None:
@@ -175,7 +180,7 @@ def kill_moment(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_worker(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Make a worker die at a change of the disk; its parent then ends with an error and keeps the finished shards."""
+    """Kill a worker at a file system change. The parent then ends with an error and keeps the finished shards."""
     number = rng.randint(1, _STEPS_OF_A_WORKER)
 
     def work() -> int:
@@ -191,7 +196,7 @@ def kill_worker(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_parent(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Kill the parent of workers when some shards are finished, and wait until its workers have ended."""
+    """Kill the parent of the workers when some shards are finished, and wait until the workers have ended."""
     num_receipts = rng.randint(0, 6)
 
     def work() -> None:
@@ -218,7 +223,7 @@ def kill_parent(bench: Bench, out: str, rng: random.Random) -> bool:
 
 
 def kill_upload(bench: Bench, out: str, rng: random.Random) -> bool:
-    """Make a build die at a request to object storage."""
+    """Kill a build at a request to object storage."""
     number, when = rng.randint(1, bench.num_requests), rng.choice(("before", f"during{rng.uniform(0, 0.01)}", "after"))
 
     def work() -> None:
@@ -235,7 +240,7 @@ KILLS = {
 
 
 def children_of(process: int) -> list[int]:
-    """Return the ids of the processes that a process has started."""
+    """Return the ids of the children of a process."""
     try:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
@@ -243,7 +248,7 @@ def children_of(process: int) -> list[int]:
 
 
 def is_alive(process: int) -> bool:
-    """Return True if a process runs; False if it has ended or is a zombie."""
+    """Return True if a process is running, and False if it has ended or is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -260,7 +265,7 @@ def examine(bench: Bench, out: str) -> int:
     """Check the state after a kill, build again, and compare the result with the undisturbed build.
 
     Returns:
-        10 plus the position in `PHASES` of the phase in which the build was killed.
+        The exit code: 10 plus the index in `PHASES` of the phase in which the build was killed.
 
     Raises:
         AssertionError: If a check fails.
@@ -291,7 +296,7 @@ def examine(bench: Bench, out: str) -> int:
 
 
 def start_server(base: Path) -> int:
-    """Start an S3 server on loopback, give fsspec its address, make the bucket, and return the server's process id."""
+    """Start an S3 server on loopback, configure fsspec, make the bucket, and return the server's process id."""
     note = base / "port"
 
     def serve() -> None:
@@ -320,7 +325,7 @@ def start_server(base: Path) -> int:
 
 
 def set_up(base: Path, *, with_bucket: bool) -> Bench:
-    """Draw the source, build it undisturbed, and count the changes of the disk and the requests."""
+    """Draw the source, build it undisturbed, and count the file system changes and the requests."""
     source = base / "source"
     draw_toy(source, num_images=12, seed=0, image_size=(96, 96))
     spoilt = sorted(source.rglob("*.jpg"))[0]
@@ -342,7 +347,7 @@ def set_up(base: Path, *, with_bucket: bool) -> Bench:
 
 
 def try_point(bench: Bench, kind: str, seed: int, number: int) -> str | None:
-    """Kill one build and examine it; return the phase in which it was killed, or None if it had ended before.
+    """Kill one build and examine it. Return the phase in which it was killed; None if the build had ended before.
 
     Raises:
         SystemExit: If a check fails.

@@ -1,12 +1,14 @@
-"""Kills training runs at seeded points and resumes each: `python scripts/kill_training.py --points 20 --seed 0`.
+"""Kills training runs at seeded points and resumes each of them.
 
-A run has 28 steps with two processes over gloo. A point is a step, the process that dies, and where in the step: before
-it, between gradients and weight update, or at the n-th change of the disk while a checkpoint is written. SIGKILL ends
-that process and then the other one. The resumed run must end with the weights, the optimiser's state and the log of an
-undisturbed run, bit for bit; if not, the exit code is 1.
+Usage: python scripts/kill_training.py --points 20 --seed 0
 
-Every fourth run is resumed with one process instead of two, and its losses must agree to 1e-5. Only in these runs,
-BatchNorm is frozen, there is no dropout, and the learning rate is that of the paper.
+A run has 28 steps with two processes over gloo. A point is a step, a process, and a moment within the step. The moment
+is before the step, between gradients and weight update, or at the n-th file system change while a checkpoint is
+written. SIGKILL ends this process and then the other one. The resumed run must end with the weights, optimiser state
+and log of an undisturbed run, bit for bit. Otherwise the exit code is 1.
+
+Every fourth run is resumed with one process instead of two, and the losses must agree to 1e-5. These runs freeze
+BatchNorm, use no dropout, and use the paper's learning rate.
 """
 
 import argparse
@@ -40,7 +42,7 @@ STEPS, SAVE_EVERY, PROCESSES = 28, 7, 2
 CLOCK = ("samples_per_second", "seconds_per_step", "data_wait_share", "seconds")
 PLACES = ("before the step", "before the weights change", "while the checkpoint is written")
 _WRITES = 9
-"""Number of changes of the disk while a checkpoint is written: two files, five syncs, a rename, and its sync."""
+"""Number of file system changes while a checkpoint is written: two files, six syncs and a rename."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,9 @@ class Point:
 
     Attributes:
         step: Number of completed steps.
-        place: Position within the step, one of `PLACES`.
-        write: Number of the change of the disk, from 0; used only while a checkpoint is written.
-        rank: Rank of the process that dies first; rank 0 writes checkpoints.
+        place: Moment within the step, one of `PLACES`.
+        write: Number of the file system change, from 0. It is used only while a checkpoint is written.
+        rank: Rank of the process that is killed first. Rank 0 writes checkpoints.
         processes: Number of processes of the resumed run.
     """
 
@@ -67,7 +69,7 @@ class Point:
 
 
 def draw_points(count: int, seed: int) -> list[Point]:
-    """Draw seeded points, with each of `PLACES` equally often."""
+    """Draw seeded points. Each of `PLACES` occurs equally often."""
     chance = random.Random(seed)
     points = []
     for number in range(count):
@@ -89,7 +91,7 @@ def draw_points(count: int, seed: int) -> list[Point]:
 def overrides(shards: Path, *, exact_sums: bool) -> list[str]:
     """Return the overrides of a recipe that trains in seconds.
 
-    With `exact_sums`, no value depends on the distribution of a batch over processes.
+    With `exact_sums`, no value depends on how a batch is distributed over processes.
     """
     # At the toy recipe's learning rate of 2e-3, Adam amplifies the last bit of a sum to 5e-5 of the loss in 40 steps.
     sums = ["train.batchnorm=frozen", "model.dropout=0.0", "train.lr=1e-4"]
@@ -104,7 +106,7 @@ def overrides(shards: Path, *, exact_sums: bool) -> list[str]:
 
 
 def run(out: Path, settings: Sequence[str], *, processes: int, point: Point | None = None) -> list[int]:
-    """Train in forked processes, and return their exit codes by rank; a negative code is a signal."""
+    """Train in forked processes, and return the exit codes by rank. A negative code is a signal."""
     port = _free_port()
     children = {}
     for rank in range(processes):
@@ -134,7 +136,7 @@ def _train(out: Path, settings: Sequence[str], *, rank: int, processes: int, por
 
 
 def _arm(point: Point) -> None:
-    """Make this process die at a point."""
+    """Install the hooks that kill this process at a point."""
     train_step, adam_step, save = trainer._Trainer._train_step, torch.optim.Adam.step, checkpoint_writer.save_checkpoint
     num_adam_steps = [0]
 
@@ -172,7 +174,7 @@ def losses(out: Path) -> list[float]:
 
 
 def differences(out: Path, reference: Path) -> list[str]:
-    """List the files of a run's last checkpoint and log that differ from those of another run in any bit."""
+    """Compare the last checkpoint and the log of two runs, and list the files that differ in any bit."""
     found = []
     mine, theirs = (
         [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(folder)]
@@ -192,7 +194,7 @@ def differences(out: Path, reference: Path) -> list[str]:
 
 
 def try_point(point: Point, *, base: Path, shards: Path, references: dict[int, Path]) -> str:
-    """Kill a run at a point and resume it; return what is wrong with the result, empty if nothing is."""
+    """Kill a run at a point and resume it. Return a description of what is wrong; empty if nothing is."""
     out = base / "killed"
     shutil.rmtree(out, ignore_errors=True)
     settings = overrides(shards, exact_sums=point.processes == 1)
@@ -214,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all points.
 
     Returns:
-        The exit code: 0 if each resumed run ended as the undisturbed one, else 1.
+        The exit code: 0 if each resumed run ended like the undisturbed one, otherwise 1.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=20, help="number of runs to kill (default: %(default)s)")

@@ -1,4 +1,6 @@
-"""Functions shared by `kill_build.py` and `kill_training.py`: forked children that die by SIGKILL at a chosen call.
+"""Runs functions in forked children and kills them with SIGKILL at a chosen call.
+
+`kill_build.py` and `kill_training.py` use this module.
 
 A process that forks must not have started threads.
 """
@@ -21,12 +23,13 @@ def in_child(work: Callable[[], int | None], *, wait: bool = True, quiet: bool =
     """Run a function in a forked process.
 
     Args:
-        work: The function; its return value is the exit code, and None means 0.
+        work: The function. Its return value is the exit code; None means 0.
         wait: Wait for the end of the process.
         quiet: Do not print a `RefsegError`, because the death of another process is expected to cause one.
 
     Returns:
-        The exit code (negative: the signal that ended the process), or the process id if `wait` is False.
+        The exit code, or the process id if `wait` is False. A negative exit code is the number of the signal that ended
+        the process.
     """
     child = os.fork()
     if child == 0:
@@ -56,13 +59,13 @@ def die() -> None:
 
 
 def hook_changes(places: Iterable[tuple[Any, Iterable[str]]], on_change: Callable[[], bool]) -> None:
-    """Call `on_change` before each change of the disk; if it returns True, the process dies there.
+    """Call `on_change` before each file system change. If it returns True, the process is killed there.
 
-    If the change writes a file, the first half of its bytes is written before.
+    If the change writes a file, half of the bytes are written before the process is killed.
 
     Args:
-        places: Modules or classes, with the names of their functions that change the disk.
-        on_change: Function that decides whether to die.
+        places: Modules or classes, each with the names of the functions that change the file system.
+        on_change: Function that returns True to kill the process.
     """
 
     def hook(owner: Any, name: str) -> None:
@@ -82,7 +85,7 @@ def hook_changes(places: Iterable[tuple[Any, Iterable[str]]], on_change: Callabl
 
 
 def _write_half(name: str, args: tuple[Any, ...]) -> None:
-    """Write half of the bytes that a call of `Path.write_bytes`, `Path.write_text` or `torch.save` would write."""
+    """Write the first half of the bytes that `Path.write_bytes`, `Path.write_text` or `torch.save` would write."""
     if name == "save":
         path, content = args[1], b"half"
     elif name in ("write_bytes", "write_text"):

@@ -1,6 +1,7 @@
-"""Check the wording of the README and the pages of docs/ with proselint and the project's own list of words.
+"""Checks the wording of the README and the pages of docs/ with proselint and the project's own list of words.
 
-Usage: python scripts/lint_prose.py [FILE.md ...]. Prints each finding with what to write instead; exit code 1 if any.
+Usage: python scripts/lint_prose.py [FILE.md ...]. It prints each finding with the wording to use instead. The exit code
+is 1 if there are findings.
 """
 
 import re
@@ -41,12 +42,12 @@ _NOT_PROSE = re.compile(
 
 
 def prose_of(markdown: str) -> str:
-    """Return the text with everything that is not prose replaced by `#`, so that lines and columns do not change."""
+    """Return the text with everything that is not prose replaced with `#`, so that lines and columns do not change."""
     return _NOT_PROSE.sub(lambda found: re.sub(r"[^\n|]", "#", found[0]), markdown)
 
 
 def lint(path: Path) -> list[str]:
-    """Return a line of text for each finding in a file."""
+    """Check a file and return one line of text per finding."""
     _register()
     config = Config(max_errors=1000, checks=dict.fromkeys(("voice", *PROSELINT_CHECKS), True))
     prose = prose_of(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Rewrites the golden files; nothing else may change them. Run it after an intended change, and read the diff.
+"""Rewrites the golden files, which must not be edited by hand. Run it after an intended change, and read the diff.
 
 Usage: python scripts/update_golden.py
 """
@@ -45,9 +45,9 @@ TOLERANCES = {
 
 
 def sample_facts(work: Path) -> dict[str, Any]:
-    """Build the bundled sample in an empty folder, and return the facts that must not change unnoticed.
+    """Build the bundled sample, and return the values that the regression test compares.
 
-    `rows_sha256` covers every value of the manifest; the other facts show a reader of the diff what changed.
+    `rows_sha256` covers every value of the manifest. The other values show in the diff what has changed.
     """
     out = work / "sample-ccby"
     options = BuildOptions(dataset="sample/ccby", annotations=sample_folder(), out=out, workers=1)
@@ -76,7 +76,7 @@ def sample_facts(work: Path) -> dict[str, Any]:
 
 
 def toy_facts(work: Path) -> dict[str, Any]:
-    """Draw, build and train by `tests/golden/toy_loss.toml`, and return the facts that must not change unnoticed.
+    """Draw a toy set, build shards, train with `toy_loss.toml`, and return the values that a regression test compares.
 
     Args:
         work: An empty folder.
