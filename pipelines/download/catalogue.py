@@ -1,4 +1,4 @@
-"""What can be downloaded: `manifests/downloads.toml`, checked."""
+"""Reads and checks the catalogue of downloadable files, `manifests/downloads.toml`."""
 
 import tomllib
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ class _Entry(BaseModel):
 
 
 class PinnedFile(_Entry):
-    """A file and how it is recognised.
+    """A downloadable file with its size and digest.
 
     Attributes:
-        num_bytes: Its size; None for a file that is fetched by hand.
-        sha256: Its digest; empty for a file that is fetched by hand.
-        found_in: How many public sources state the digest.
+        num_bytes: Size of the file in bytes; None for a file that is fetched by hand.
+        sha256: SHA-256 of the file; empty for a file that is fetched by hand.
+        found_in: Description of the public sources that state the digest.
         mirrors: Addresses of the file, in the order in which they are tried.
-        by_hand: Where a person finds a file of which no digest is known; empty for all others.
-        terms: Keys of the licences and terms.
+        by_hand: Where the user finds the file, if its digest is not known; empty for all other files.
+        terms: Keys in `Catalogue.terms` of the licences and terms of use.
     """
 
     num_bytes: int | None = Field(None, alias="bytes", gt=0)
@@ -43,11 +43,11 @@ class PinnedFile(_Entry):
 
 
 class ImageGroup(_Entry):
-    """Images that are released as one archive; its files lie in a folder of the group's name.
+    """Images that are released as one archive. In the archive they are in a folder with the group's name.
 
     Attributes:
         archive: Name of the archive among the files.
-        num_images: Images in it; 0 if that is not known.
+        num_images: Number of images in the archive; 0 if it is not known.
         singles: Addresses of folders from which single images can be read by name.
     """
 
@@ -57,11 +57,11 @@ class ImageGroup(_Entry):
 
 
 class DatasetFiles(_Entry):
-    """What a dataset needs.
+    """The files and images of one dataset.
 
     Attributes:
-        annotations: Names of files.
-        images: Names of groups of images.
+        annotations: Names of the annotation files in `Catalogue.files`.
+        images: Names of the image groups in `Catalogue.images`.
     """
 
     annotations: tuple[str, ...]
@@ -69,13 +69,13 @@ class DatasetFiles(_Entry):
 
 
 class Catalogue(_Entry):
-    """All that can be downloaded.
+    """All files that can be downloaded, and the datasets that need them.
 
     Attributes:
-        files: By name, which may hold a folder.
-        images: By name of the group.
-        datasets: By dataset id.
-        terms: Licences and terms, by the keys that files name.
+        files: Files by name. A name may contain a folder.
+        images: Image groups by name.
+        datasets: The files of each dataset, by dataset id.
+        terms: Licences and terms of use, by key.
     """
 
     files: dict[str, PinnedFile]
@@ -97,10 +97,10 @@ class Catalogue(_Entry):
         return self
 
     def find(self, dataset_id: str) -> DatasetFiles:
-        """What a dataset needs; names as `find_dataset` takes them.
+        """Return the files of a dataset. `find_dataset` defines the accepted names.
 
         Raises:
-            UsageError: If there is no such dataset, or it is not in the catalogue.
+            UsageError: If the dataset does not exist, or is not in the catalogue.
         """
         found = self.datasets.get(find_dataset(dataset_id).dataset_id)
         if found is None:
@@ -111,15 +111,15 @@ class Catalogue(_Entry):
         return found
 
     def terms_of(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Licences and terms of some files, each once."""
+        """Return the licences and terms of use of some files, without repetitions."""
         return tuple(self.terms[key] for key in dict.fromkeys(key for name in names for key in self.files[name].terms))
 
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
-    """Read a catalogue; by default the one that comes with the toolkit.
+    """Read a catalogue. The default is the toolkit's own catalogue.
 
     Raises:
-        UsageError: If the file is not there or has mistakes, all of which are listed.
+        UsageError: If the file does not exist, or has mistakes. The message lists all mistakes.
     """
     try:
         text = (path or files("manifests") / "downloads.toml").read_text(encoding="utf-8-sig")

@@ -1,4 +1,7 @@
-"""The images that annotations refer to, and only these: out of a remote archive by byte ranges, or one by one."""
+"""Finds the images that annotations refer to, and downloads only these.
+
+Images are read from a remote archive with byte ranges, or as single files.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -21,18 +24,18 @@ from refseg.wording import counted
 logger = logging.getLogger(__name__)
 
 _MOST_MISSING = 3 * FETCHES
-"""So many images are asked for in vain before a mirror that gave none is left."""
+"""If a mirror has none of the first `_MOST_MISSING` images, the next mirror is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeededImage:
-    """An image that a ref is about.
+    """An image that at least one ref refers to.
 
     Attributes:
-        image_id: COCO's.
-        name: Of the file, without folders.
-        height: As annotated, in pixels.
-        width: As annotated, in pixels.
+        image_id: COCO's id of the image.
+        name: File name without folders.
+        height: Annotated height in pixels.
+        width: Annotated width in pixels.
     """
 
     image_id: int
@@ -43,12 +46,12 @@ class NeededImage:
 
 @dataclass(frozen=True, slots=True)
 class ImagePlace:
-    """Where single images can be read.
+    """A folder or archive from which single images can be read.
 
     Attributes:
-        address: A folder, or an archive, which then has the right size.
-        folder: The folder of the archive in which they lie; empty for a folder.
-        archive_bytes: Expected size of the archive.
+        address: Path or URL of the folder or archive.
+        folder: Folder of the images within the archive; empty if `address` is a folder.
+        archive_bytes: Expected size of the archive in bytes; 0 if `address` is a folder.
     """
 
     address: str
@@ -57,11 +60,13 @@ class ImagePlace:
 
 
 def find_needed(specs: Iterable[DatasetSpec], annotations: Path) -> list[NeededImage]:
-    """The images of some datasets that are not below the folder of the annotations yet, each once, sorted by id.
+    """Find the images of some datasets that are not yet below the annotations' folder.
+
+    The result is sorted by id and has no repetitions.
 
     Args:
         specs: Datasets with COCO's images.
-        annotations: Folder with their annotations, packed or not.
+        annotations: Folder of the annotations, which may be in archives.
 
     Raises:
         AnnotationError, UsageError, StorageError: If annotations are missing or cannot be read.
@@ -84,16 +89,16 @@ def find_needed(specs: Iterable[DatasetSpec], annotations: Path) -> list[NeededI
 def fetch_images(
     images: Sequence[NeededImage], out: Path, places: Sequence[ImagePlace], progress: Callable[[int], None]
 ) -> None:
-    """Download images, several at a time; each appears whole or not at all.
+    """Download images, several at a time. A file appears under its name only when it is complete.
 
     Args:
-        images: Those that are missing.
+        images: The images to download.
         out: Folder for the files.
-        places: In order of preference.
-        progress: Called with the bytes of each image.
+        places: Folders and archives to read from, in order of preference.
+        progress: Called after each image with its size in bytes.
 
     Raises:
-        DownloadError: If no place gives all images.
+        DownloadError: If some images are in none of the places.
         OSError: If an image cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +119,7 @@ def fetch_images(
 
 
 def _fetch_from(place: ImagePlace, images: Sequence[NeededImage], out: Path, progress: Callable[[int], None]) -> str:
-    """Download what a place has; the first fault, or an empty text."""
+    """Download the images that a place has. Return the first fault; empty if there is none."""
     folder = open_folder(f"zip://{place.folder}::{place.address}" if place.folder else place.address)
     try:
         if place.folder:
@@ -154,7 +159,7 @@ def _fetch_from(place: ImagePlace, images: Sequence[NeededImage], out: Path, pro
 
 
 def _read_whole(address: str) -> bytes:
-    """A file that is not in an archive."""
+    """Return the content of a file that is not in an archive."""
 
     def request() -> bytes:
         with open_file(address).open_part() as part:

@@ -1,7 +1,7 @@
-"""One file whose size and digest are known, from the first mirror that gives it.
+"""Downloads one file whose size and digest are known, from the first mirror that has it.
 
-The bytes that arrive are kept in a hidden file beside the target, so that a download that was killed continues where it
-stood. The file gets its name once its digest is right.
+Received bytes are written to a hidden file beside the target, so that a killed download can be resumed. The hidden file
+is renamed when the digest is correct.
 """
 
 import hashlib
@@ -21,23 +21,25 @@ from refseg.storage_requests import ask
 logger = logging.getLogger(__name__)
 
 _LEAST_PROGRESS = 1 << 20
-"""Bytes after which a connection that breaks off is not a failed try: of 13 GB, many break off."""
+"""A broken connection counts as a failed attempt only if it has transferred fewer bytes than this. Connections often
+break during a download of 13 GB.
+"""
 
 
 class _MirrorError(RefsegError):
-    """A mirror has another file, or does not send it as announced."""
+    """A mirror has a different file, or sends a different number of bytes than it announced."""
 
 
 def part_path(path: Path) -> Path:
-    """Where the bytes of a file are kept until it is complete."""
+    """Return the path of the hidden file to which an incomplete file is written."""
     return path.with_name(f".{path.name}.part")
 
 
 def is_complete(pin: PinnedFile, path: Path) -> bool:
-    """True if a file is there, and is the expected one.
+    """Return True if a file exists and is the expected one, and False if it does not exist.
 
     Raises:
-        DownloadError: If it is another one, which is not written over.
+        DownloadError: If the file has other content. It is not overwritten.
     """
     if not path.exists():
         return False
@@ -53,16 +55,16 @@ def is_complete(pin: PinnedFile, path: Path) -> bool:
 
 
 def fetch_file(pin: PinnedFile, path: Path, addresses: Sequence[str], progress: Callable[[int], None]) -> None:
-    """Download a file, or the rest of it.
+    """Download a file, or the missing rest of an interrupted download.
 
     Args:
-        pin: Its size and digest.
-        path: Where it will be.
+        pin: Expected size and digest of the file.
+        path: Path of the complete file.
         addresses: URLs or paths of the file, in order of preference.
-        progress: Called with the number of bytes that arrived; less than 0 where bytes are given up.
+        progress: Called with the number of received bytes. A negative number means that bytes were discarded.
 
     Raises:
-        DownloadError: If no mirror gives the file, or it cannot be written.
+        DownloadError: If no mirror has the file, or it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(path)
@@ -94,7 +96,7 @@ def fetch_file(pin: PinnedFile, path: Path, addresses: Sequence[str], progress: 
 def _fetch_from(
     pin: PinnedFile, mirror: HttpFile | FolderFile, file: IO[bytes], path: Path, progress: Callable[[int], None]
 ) -> None:
-    """Complete the file from one mirror; bytes from before that turn out to be wrong are fetched once more."""
+    """Complete the file from one mirror. If bytes of an earlier download prove wrong, all bytes are fetched again."""
     assert pin.num_bytes is not None
     while True:
         before = file.seek(0, os.SEEK_END)
@@ -121,7 +123,7 @@ def _begin_anew(file: IO[bytes], progress: Callable[[int], None]) -> int:
 def _append(
     pin: PinnedFile, mirror: HttpFile | FolderFile, file: IO[bytes], path: Path, progress: Callable[[int], None]
 ) -> None:
-    """Add what one request gives; it need not be all."""
+    """Append the bytes of one request, which may end before the file is complete."""
     assert pin.num_bytes is not None
     start = file.seek(0, os.SEEK_END)
     position = start
@@ -133,7 +135,7 @@ def _append(
                 raise OSError(f"found the bytes from {part.start}, expected those from {start}")
             position = part.start
             for chunk in part.chunks:
-                # A server without ranges sends the whole file: what is there already is passed over.
+                # A server without range requests sends the whole file. The bytes that exist already are skipped.
                 new = chunk[max(0, start - position) :]
                 position += len(chunk)
                 if position > pin.num_bytes:

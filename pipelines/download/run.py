@@ -1,4 +1,4 @@
-"""From names of datasets to their files: what is missing, free disk space, annotations, images."""
+"""Downloads the annotations and images of datasets, after it has checked what is missing and the free disk space."""
 
 import os
 import shutil
@@ -23,18 +23,19 @@ Images = Literal["none", "needed", "all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadOptions:
-    """What to download.
+    """The options of a download.
 
     Attributes:
-        datasets: Dataset ids with their partitions: refcoco/unc, refcocog/umd, and so on.
-        out: Folder for the archives of annotations and the images; made if it is not there.
-        images: needed: those that the datasets refer to, out of the remote archive or one by one; all: whole archives,
-            which are read as they are; none: annotations alone.
-        mirror: URL or path of a folder with the same files, which is tried first; may be given several times.
-        catalogue: TOML file of the form of manifests/downloads.toml, to be used in its place.
+        datasets: Dataset ids with their partitions, such as refcoco/unc or refcocog/umd.
+        out: Folder for annotations and images; it is created if it does not exist.
+        images: The images to download. needed: only the images that the datasets refer to. all: whole archives, which
+            later commands read without unpacking. none: no images.
+        mirror: URL or path of a folder with the same files, which is tried before the published addresses. It may be
+            given several times.
+        catalogue: TOML file to use instead of manifests/downloads.toml, in the same form.
 
     Raises:
-        UsageError: If a value is not one of those allowed.
+        UsageError: If a value is not allowed.
     """
 
     datasets: tuple[str, ...]
@@ -49,15 +50,15 @@ class DownloadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """A file that a download needs.
+    """A file of a download plan.
 
     Attributes:
-        name: Below the folder.
-        num_bytes: Its size; None if it is not known.
-        sha256: Its digest; empty if none is known, so that it is fetched by hand.
-        source: Where it comes from first.
-        found_in: How many public sources state the digest.
-        held_bytes: What is there of it, complete or from a download that was interrupted.
+        name: Path of the file, relative to `DownloadOptions.out`.
+        num_bytes: Size of the file in bytes; None if it is not known.
+        sha256: SHA-256 of the file. Empty if it is not known; the user must then fetch the file by hand.
+        source: Address that is tried first or, for a file to fetch by hand, where the user finds it.
+        found_in: Description of the public sources that state the digest.
+        held_bytes: Number of bytes that exist already, of the complete file or of an interrupted download.
     """
 
     name: str
@@ -70,13 +71,13 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadPlan:
-    """What a download would do, without a request.
+    """The files and images that a download would fetch, determined without network requests.
 
     Attributes:
-        files: Annotations, and with `images` `all` archives of images.
-        num_images: Largest number of images that are fetched one by one or out of archives.
-        image_bytes: About how many bytes these have.
-        terms: Licences and terms of all of it.
+        files: Annotation files and, if `images` is `all`, archives of images.
+        num_images: Largest number of single images to fetch; images that exist already are counted.
+        image_bytes: Approximate size of the single images in bytes.
+        terms: Licences and terms of use of the files and images.
     """
 
     files: tuple[PlannedFile, ...]
@@ -87,12 +88,12 @@ class DownloadPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadReport:
-    """What was done.
+    """The result of a download.
 
     Attributes:
-        files: Names of the files that were fetched.
-        num_images: Images that were fetched.
-        num_bytes: Bytes that were fetched in all.
+        files: Names of the fetched files.
+        num_images: Number of single images that were fetched.
+        num_bytes: Total number of fetched bytes.
     """
 
     files: tuple[str, ...]
@@ -101,10 +102,10 @@ class DownloadReport:
 
 
 def plan_download(options: DownloadOptions) -> DownloadPlan:
-    """Look up what some datasets need and what is there of it; makes no request.
+    """List the files and images of some datasets, and what exists already, without network requests.
 
     Raises:
-        UsageError: If a dataset is not known, or the catalogue has mistakes.
+        UsageError: If a dataset is unknown, or the catalogue has mistakes.
     """
     catalogue = load_catalogue(options.catalogue)
     names, groups = _names(catalogue, options)
@@ -136,17 +137,17 @@ def plan_download(options: DownloadOptions) -> DownloadPlan:
 
 
 def download(options: DownloadOptions, *, progress: Callable[[int, int], None] | None = None) -> DownloadReport:
-    """Download what some datasets need and is not there yet; killed at any moment, the same call completes it.
+    """Download the missing files of some datasets. After an interruption, the same call completes the download.
 
     Args:
-        options: See there.
-        progress: Called with (bytes there, bytes in all) as bytes arrive, also by other threads.
+        options: Options of the download.
+        progress: Called with (received bytes, all bytes) when bytes arrive. Other threads call it, too.
 
     Raises:
-        UsageError: If a dataset is not known, or the catalogue has mistakes.
-        DownloadError: If a file of which no digest is known is not there; if the disk has not enough space; if no
-            mirror gives a file; or if another download is at work in the folder.
-        AnnotationError: If annotations cannot be read for the images they need.
+        UsageError: If a dataset is unknown, or the catalogue has mistakes.
+        DownloadError: If a file to fetch by hand is missing, the disk is too full, no mirror has a file, or another
+            download uses the folder.
+        AnnotationError: If annotations, which name the images, cannot be read.
         OSError: If the folder cannot be written.
     """
     catalogue = load_catalogue(options.catalogue)
@@ -169,7 +170,7 @@ def download(options: DownloadOptions, *, progress: Callable[[int, int], None] |
 
 
 def _names(catalogue: Catalogue, options: DownloadOptions) -> tuple[list[str], list[str]]:
-    """Files that are fetched whole, and groups of images, each once."""
+    """Return the names of the files to fetch and of the image groups, without repetitions."""
     if not options.datasets:
         raise UsageError(f"found no dataset, expected one or more of {', '.join(catalogue.datasets)}")
     needs = [catalogue.find(name) for name in options.datasets]
@@ -181,9 +182,9 @@ def _names(catalogue: Catalogue, options: DownloadOptions) -> tuple[list[str], l
 
 
 def _refuse_by_hand(catalogue: Catalogue, names: list[str], groups: list[str], options: DownloadOptions) -> None:
-    """Name files of which no digest is known and which are not there, before anything is downloaded."""
+    """Raise an error that lists missing files without a known digest, before anything is downloaded."""
     wanted = dict.fromkeys(names)
-    if options.images == "needed":  # images are not taken out of an archive that cannot be recognised
+    if options.images == "needed":  # single images are read only from archives that can be recognised
         archives = (catalogue.images[group].archive for group in groups)
         wanted |= dict.fromkeys(name for name in archives if catalogue.files[name].by_hand)
     lines = [
@@ -199,7 +200,7 @@ def _refuse_by_hand(catalogue: Catalogue, names: list[str], groups: list[str], o
 
 
 def _is_there(out: Path, name: str) -> bool:
-    """True if a file fetched by hand is there, or an archive's folder."""
+    """Return True if a file exists or, for an archive, the folder to which it was unpacked."""
     return (out / name).exists() or (name.endswith(".zip") and (out / name.removesuffix(".zip")).is_dir())
 
 
@@ -212,7 +213,7 @@ def _download_images(catalogue: Catalogue, groups: list[str], options: DownloadO
     specs = [spec for name in options.datasets if (spec := find_dataset(name)).is_coco]
     by_group: dict[str, list[NeededImage]] = {}
     for image in find_needed(specs, options.out):
-        # COCO's names hold the group; of others there is one.
+        # COCO's file names contain the name of the group. All other datasets have a single group.
         group = next((name for name in groups if f"_{name}_" in image.name), groups[0])
         by_group.setdefault(group, []).append(image)
     means = {name: _mean_bytes(catalogue, catalogue.images[name]) for name in by_group}
@@ -226,7 +227,10 @@ def _download_images(catalogue: Catalogue, groups: list[str], options: DownloadO
 
 
 def _image_places(catalogue: Catalogue, name: str, options: DownloadOptions) -> list[ImagePlace]:
-    """Archives before single files, whose bytes nothing can be compared with; a user's own mirrors before all."""
+    """Return the places of a group's images: the user's mirrors first, and archives before folders of single files.
+
+    The size of an archive is known, whereas single files cannot be compared with anything.
+    """
     group = catalogue.images[name]
     pin = catalogue.files[group.archive]
     archives = [ImagePlace(one, name, pin.num_bytes or 0) for one in _addresses(group.archive, pin.mirrors, options)]
@@ -236,7 +240,7 @@ def _image_places(catalogue: Catalogue, name: str, options: DownloadOptions) -> 
 
 
 def _addresses(name: str, mirrors: tuple[str, ...], options: DownloadOptions) -> list[str]:
-    """Where a file is looked for: in the user's own mirrors by its name, then where it was published."""
+    """Return the addresses of a file: in the user's mirrors first, and then the published ones."""
     return [*(f"{address.rstrip('/')}/{name}" for address in options.mirror), *mirrors]
 
 
@@ -260,7 +264,7 @@ def _check_space(out: Path, num_bytes: int) -> None:
 
 @contextmanager
 def _sole_download(out: Path) -> Iterator[None]:
-    """Hold the folder for this process; file systems without locks hold nothing."""
+    """Lock the folder for this process. On file systems without locks this has no effect."""
     descriptor = os.open(out, os.O_RDONLY)
     try:
         lock(descriptor, wait=False)
@@ -272,7 +276,7 @@ def _sole_download(out: Path) -> Iterator[None]:
 
 
 class _Meter:
-    """Counts bytes as threads fetch them."""
+    """Counts the bytes that several threads receive."""
 
     def __init__(self, progress: Callable[[int, int], None] | None) -> None:
         self.num_fetched = 0
@@ -282,12 +286,12 @@ class _Meter:
         self._lock = threading.Lock()
 
     def expect(self, num_bytes: int, *, there: int = 0) -> None:
-        """More is to come, of which a part is there from before."""
+        """Add to the number of expected bytes; `there` of them exist already."""
         self._in_all += num_bytes
         self._there += there
 
     def add(self, num_bytes: int) -> None:
-        """Bytes arrived, or, less than 0, were given up."""
+        """Count received bytes. A negative number means that bytes were discarded."""
         with self._lock:
             self.num_fetched += max(0, num_bytes)
             self._there += num_bytes

@@ -1,4 +1,4 @@
-"""ReasonSeg, as LISA publishes it: one labelme file per picture, with questions and regions to ignore."""
+"""Reads ReasonSeg as LISA publishes it: one labelme file per picture, with questions and regions to ignore."""
 
 import logging
 from pathlib import Path
@@ -25,12 +25,15 @@ _LABELS = {"target": _TARGET, "ignore": _IGNORED}
 
 
 def rows(path: Path) -> Rows:
-    """One row for each text of the picture, which all name one target.
+    """Yield one row per text of the picture. All texts name the same target.
 
-    As in LISA's code, shapes are drawn over each other from the largest to the smallest: `target` is the object,
-    `ignore` a region that no score counts, and `flag` is left out. The picture has the file's name with `.jpg` and lies
-    beside it; its size is read from there if the file does not tell it. Edges are drawn by COCO's rule; LISA's code
-    draws them one pixel wider. A file that is not UTF-8 is read as Windows-1252, as LISA's code does, with a warning.
+    As in LISA's code, shapes are drawn over each other, from the largest to the smallest. Shapes with the label
+    `target` are the object, those with `ignore` are not scored, and those with `flag` are left out. Edges are drawn
+    with COCO's rule; LISA's code draws them one pixel wider.
+
+    The picture is beside the file and has the same name with `.jpg`. If the file does not state the picture's size, it
+    is read from the picture. A file that is not UTF-8 is read as Windows-1252, as in LISA's code, and a warning is
+    logged.
 
     Raises:
         AnnotationError: If the file is not ReasonSeg's JSON.
@@ -82,7 +85,7 @@ def _size(record: dict[str, Any], picture: Path) -> Size:
 
 
 def _draw(shapes: list[Any], size: Size) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Labels `(H, W)`: 1 on the target, 255 where pixels are ignored."""
+    """Draw labels `(H, W)`: 1 for the target, 255 for ignored pixels and 0 elsewhere."""
     drawn: list[tuple[int, int, dict[str, Any]]] = []
     for number, shape in enumerate(shapes):
         label = str(shape.get("label")).lower() if isinstance(shape, dict) else None
