@@ -1,8 +1,9 @@
-"""Computes confidence intervals of scores, and of the difference of two runs on the same images, by bootstrap.
+"""Computes confidence intervals of scores, and of score differences between two runs, by bootstrap.
 
-The sentences of one image are not independent. So images are drawn with replacement, each with all its sentences
-(Efron 1979; the cluster bootstrap). Every score is a ratio of sums (`metrics.Ratio`), so a draw is a weight for each
-image. Example: a draw that takes image A twice and image B never gives them the weights 2 and 0.
+The sentences of one image are not independent. Therefore the cluster bootstrap (Efron 1979) is used. Each draw selects
+images with replacement, and each selected image contributes all its sentences. Every score is a ratio of sums
+(`metrics.Ratio`), so a draw can be represented by one weight per image. For example, a draw that selects image A twice
+and image B never gives A the weight 2 and B the weight 0.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ _Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The interval that holds the middle share `LEVEL` of a score's values over the draws, as fractions."""
+    """Confidence interval of a score, as fractions.
+
+    It contains the middle share `LEVEL` of the values over all draws.
+    """
 
     low: float
     high: float
@@ -35,15 +39,15 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One score of two runs on the same sentences, as fractions.
+    """One score for two runs on the same sentences. Scores are fractions from 0 to 1.
 
     Attributes:
         name: Name of the score.
         first: Score of the first run.
         second: Score of the second run.
-        interval: Interval of second minus first, where each draw takes the same images for both runs.
-        p_value: Two-sided p-value: twice the share of draws in which the difference is zero or has the opposite sign.
-            It is at most 1 and never below 2 / (`NUM_DRAWS` + 1).
+        interval: Confidence interval of (second - first) from a paired bootstrap over images.
+        p_value: Two-sided p-value. It is twice the share of draws in which the difference is zero or has the opposite
+            sign. It is at most 1 and never below 2 / (`NUM_DRAWS` + 1).
     """
 
     name: str
@@ -54,7 +58,10 @@ class Difference:
 
 
 def confidence_intervals(table: pa.Table, protocol: Protocol) -> dict[str, Interval]:
-    """Return the intervals of all scores of a protocol, by name; equal rows give equal intervals (fixed seed)."""
+    """Return the interval of each score of a protocol, by name.
+
+    The seed is fixed, so equal rows give equal intervals.
+    """
     return {name: _interval(values) for name, values in _draw(table, ratios(table, protocol)).items()}
 
 
@@ -64,7 +71,7 @@ def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Diffe
     Args:
         first: Rows of the first run.
         second: Rows of the second run, on the same split of the same dataset.
-        protocol: Protocol of the scores; both tables must hold masks of it.
+        protocol: Protocol of the scores. Both tables must have columns for this protocol.
 
     Raises:
         UsageError: If the tables do not have the same sentences and targets.
@@ -94,7 +101,7 @@ def compare(first: pa.Table, second: pa.Table, protocol: Protocol) -> list[Diffe
 
 
 def are_of_same_sentences(first: pa.Table, second: pa.Table) -> bool:
-    """Return True if two tables hold rows of the same sentences and targets in the same order."""
+    """Return True if two tables have the same sentences and targets in the same order."""
     keys = ["dataset", "split", "ref_id", "sent_id", "target_ref_id", "no_target"]
     ours, theirs = (table.select(keys).replace_schema_metadata(None) for table in (first, second))
     return bool(ours.equals(theirs))
@@ -123,7 +130,7 @@ def _draw(table: pa.Table, scores: dict[str, Ratio]) -> dict[str, _Floats]:
 
 
 def _interval(values: _Floats) -> Interval:
-    """Return the interval of the finite values; NaN if there are none, because no sentence counts for the score."""
+    """Return the interval of the finite values, or NaN if there are none because no sentence counts for the score."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(float("nan"), float("nan"))

@@ -36,7 +36,7 @@ class Group:
 
     Attributes:
         name: What the sentences have in common.
-        num_sentences: Number of sentences that count; never 0.
+        num_sentences: Number of sentences that count. It is never 0.
         mean_iou: mIoU of the group.
         overall_iou: oIoU of the group.
     """
@@ -48,13 +48,16 @@ class Group:
 
 
 def by_sentence_length(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Group the sentences by their number of words, separated by white space; empty groups are left out."""
+    """Group the sentences by their number of words, separated by white space. Empty groups are left out."""
     num_words = np.array([len(sentence.split()) for sentence in table.column("sentence").to_pylist()])
     return _cut(table, protocol, num_words, _WORDS)
 
 
 def by_target_size(table: pa.Table, protocol: Protocol) -> list[Group]:
-    """Group the sentences by the target's share of the image; those without a target and empty groups are left out."""
+    """Group the sentences by the target's share of the image.
+
+    Sentences without a target and empty groups are left out.
+    """
     table = table.filter(pa.array(counts(table, protocol, "target_area") > 0))
     height, width = (table.column(side).to_numpy().astype(np.int64) for side in ("height", "width"))
     area = height * width if protocol.size is None else protocol.size[0] * protocol.size[1]
@@ -106,7 +109,7 @@ BREAKDOWNS: dict[str, Callable[[pa.Table, Protocol], list[Group]]] = {
 
 
 def iou_histogram(table: pa.Table, protocol: Protocol, *, num_bins: int) -> list[int]:
-    """Count the sentences in `num_bins` equal bins of IoU from 0 to 1; the last bin includes 1."""
+    """Count the sentences in `num_bins` equal bins of IoU from 0 to 1. The last bin includes 1."""
     histogram, _ = np.histogram(row_ious(table, protocol), bins=num_bins, range=(0, 1))
     return [int(number) for number in histogram]
 
@@ -117,7 +120,7 @@ def _cut(
     values: NDArray[np.int64] | NDArray[np.float64],
     starts: Sequence[tuple[str, float]],
 ) -> list[Group]:
-    """Group rows by a value; each group reaches from its start up to, but not including, the start of the next."""
+    """Group rows by a value. Each group includes its start value and excludes the start value of the next group."""
     group = np.searchsorted([start for _, start in starts], values, side="right") - 1
     return _score(table, protocol, [(name, group == number) for number, (name, _) in enumerate(starts)])
 

@@ -1,4 +1,4 @@
-"""Examples for the comparison of two runs: sentences that one gets right and the other wrong, with both masks."""
+"""Chooses sentences that one run segments correctly and another run does not, and draws both masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ class ComparedExample:
     """One sentence with the masks of two runs.
 
     Attributes:
-        sentence: As the models read it.
+        sentence: Sentence as the models read it.
         first_iou: IoU of the first run, 0 to 1.
-        second_iou: IoU of the other run, 0 to 1.
+        second_iou: IoU of the second run, 0 to 1.
         ref_id: Id of the ref.
         image_id: Id of the image.
         sent_id: Id of the sentence.
         picture: The picture without masks.
         target: Outline of the target in the picture (`outline_path`).
         first: Outline of the first run's prediction.
-        second: Outline of the other run's prediction.
-        gain: Outline of the pixels that the other run gets right and the first wrong.
-        loss: Outline of the pixels that the first run gets right and the other wrong.
-        target_share: Part of the picture that the target covers, 0 to 1.
-        gain_share: Part of the picture that is gained, 0 to 1.
-        loss_share: Part of the picture that is lost, 0 to 1.
+        second: Outline of the second run's prediction.
+        gain: Outline of the pixels that the second run gets right and the first run gets wrong.
+        loss: Outline of the pixels that the first run gets right and the second run gets wrong.
+        target_share: Fraction of the picture that the target covers, 0 to 1.
+        gain_share: Fraction of the picture covered by `gain`, 0 to 1.
+        loss_share: Fraction of the picture covered by `loss`, 0 to 1.
     """
 
     sentence: str
@@ -58,7 +58,7 @@ class ComparedExample:
 
     @property
     def difference(self) -> float:
-        """IoU of the other run less that of the first, -1 to 1."""
+        """IoU of the other run minus IoU of the first run, -1 to 1."""
         return self.second_iou - self.first_iou
 
 
@@ -67,10 +67,11 @@ class ComparedGroup:
     """Sentences that two runs get right or wrong in the same way.
 
     Attributes:
-        key: `right-wrong`, `wrong-right`, `right-right` or `wrong-wrong`: the first run's, then the other's.
-        name: The same with the names of the runs.
-        num_sentences: All sentences of the split of which this is true.
-        examples: Those that are shown, at most one per image.
+        key: `right-wrong`, `wrong-right`, `right-right` or `wrong-wrong`. The first word is about the first run and the
+            second word about the second run.
+        name: Description of the group with the names of the runs.
+        num_sentences: Number of sentences of the split that belong to this group.
+        examples: The sentences that are shown, at most one per image.
     """
 
     key: str
@@ -87,16 +88,16 @@ def choose_compared_examples(
     *,
     number: int,
 ) -> list[ComparedGroup]:
-    """Choose and draw sentences of each of the four groups, those with the largest difference of IoU first.
+    """Choose and draw sentences of each of the four groups, with the largest IoU difference first.
 
-    Tables of which one has no predictions give none.
+    If either table has no predictions, no groups are returned.
 
     Args:
-        tables: Rows of both runs, of the same sentences in the same order.
+        tables: Rows of both runs, with the same sentences in the same order.
         names: Names of both runs.
         protocol: Rules of the IoU.
         index: The split's images.
-        number: Examples per group; of groups without a difference that matters, half as many.
+        number: Number of examples in the groups in which the runs differ. The other two groups get half as many.
     """
     if not all(has_predictions(table, protocol) for table in tables):
         return []

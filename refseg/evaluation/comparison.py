@@ -1,7 +1,7 @@
-"""Compares several runs with the first one, image by image, on every split and protocol that both were scored on.
+"""Compares several runs with the first one on every split and protocol for which both have scores.
 
-Scores that cannot be compared are listed with the reason. If both runs kept their predicted masks, the page shows the
-same examples with the masks of both.
+Scores that cannot be compared are listed with the reason. If both runs saved their predicted masks, the page shows
+examples with the masks of both runs.
 """
 
 import logging
@@ -35,8 +35,8 @@ class Run:
     Attributes:
         name: Name of the run on the page.
         folder: Folder of the run, as the user names it.
-        evaluation: Folder of its results: `folder`, or `evaluation` in it.
-        results: Results of its splits; shuffled controls among them are not compared.
+        evaluation: Folder with the run's results. It is either `folder` or `folder/evaluation`.
+        results: Results of the run's splits. Shuffled controls are included but not compared.
     """
 
     name: str
@@ -53,10 +53,11 @@ class Column:
         name: Name of the run.
         results: Results of the run on the split.
         scores: Scores under the protocol.
-        differences: Differences from the first run, by the name of the score; None for the first run.
-        groups: Examples beside the first run's; empty for the first run and where masks or images are missing.
-        why_no_groups: What is missing for examples; empty where nothing is.
-        commands: What to run for a page with examples.
+        differences: Differences from the first run, by the name of the score. None for the first run.
+        groups: Examples that compare this run with the first run. Empty for the first run, and if masks or images are
+            missing.
+        why_no_groups: Message that says what is missing for examples. Empty if nothing is missing.
+        commands: Commands to run for a page with examples.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Column:
 
     @property
     def leak_warning(self) -> str:
-        """Warning to show with the scores of a model that was trained with leaks; empty for others."""
+        """Warning to show with the scores of a model that was trained with leaks. Empty for other models."""
         return self.results.origin.leak_warning
 
     @property
@@ -85,8 +86,8 @@ class Comparison:
 
     Attributes:
         title: Dataset, split and protocol.
-        columns: Columns of the runs that have such scores; that of the first run comes first.
-        missing: Messages about runs without a column, with the reasons.
+        columns: One column per run that has scores for this split and protocol, the first run first.
+        missing: One message per run without a column, which gives the reason.
     """
 
     title: str
@@ -115,16 +116,16 @@ def build_comparison(
     """Build the page that compares several runs.
 
     Args:
-        runs: At least two runs; each is compared with the first one.
-        indexes: Indexes of the images, by dataset and split (`toy/refseg val`); without one the page says so.
+        runs: At least two runs. Each is compared with the first one.
+        indexes: Indexes of the images, by dataset and split (`toy/refseg val`). The page reports a missing index.
         written_at: Time for the title and the foot of the page.
 
     Returns:
-        The page. Scores that are not compared are listed with the reason, and logged as warnings.
+        The page. Scores that are not compared are listed with the reason, and they are logged as warnings.
 
     Raises:
-        UsageError: If no other run shares a split and a protocol with the first, a run is given twice, or a run has
-            two different sets of scores of one split under one protocol.
+        UsageError: If no other run shares a split and a protocol with the first run. If a run is given twice. If a run
+            has two different sets of scores for one split and protocol.
     """
     scored = {run.name: _by_setting(run) for run in runs}
     if len(scored) < len(runs):
@@ -185,7 +186,7 @@ def build_comparison(
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the results of runs; each run is named after its folder.
+    """Read the results of runs. Each run is named after its folder.
 
     Raises:
         UsageError: If a folder has no results, or two paths lead to the same results.
@@ -200,7 +201,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Shorten each path to its last parts, as many as are needed to tell the paths apart."""
+    """Shorten each path to the fewest last parts that distinguish all paths."""
     paths = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, paths))):
         names = ["/".join(path[-length:]) for path in paths]
@@ -210,7 +211,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _by_setting(run: Run) -> dict[_Setting, Results]:
-    """Return a run's results by split and protocol, without controls."""
+    """Return a run's results by split and protocol. Shuffled controls are left out."""
     found: dict[_Setting, Results] = {}
     for results in run.results:
         for protocol in () if results.is_control else results.protocols:
@@ -226,7 +227,7 @@ def _by_setting(run: Run) -> dict[_Setting, Results]:
 
 
 def _why_not(first: str, own: Results, name: str, theirs: _Scored, setting: _Setting) -> str:
-    """Return the reason why a run cannot be compared with the first; empty if it can."""
+    """Return the reason why a run cannot be compared with the first run, or an empty text if it can."""
     where = f"{setting.dataset} {setting.split}"
     of_split = [other.protocol for other in theirs if (other.dataset, other.split) == (setting.dataset, setting.split)]
     if not of_split:
@@ -258,13 +259,13 @@ def _differing_rules(first: Protocol, second: Protocol) -> str:
 def _column(
     runs: tuple[Run, Run], results: tuple[Results, Results], protocol: Protocol, index: ManifestIndex | None
 ) -> Column:
-    """A run beside the first.
+    """Build the column of a run that is compared with the first run.
 
     Args:
         runs: The first run and this one.
-        results: What was scored of both.
+        results: Results of both runs on the split.
         protocol: The protocol.
-        index: The split's images; None: they are not at hand.
+        index: Index of the split's images. None if the images are not available.
     """
     own, found = results
     differences = {difference.name: difference for difference in compare(own.rows, found.rows, protocol)}

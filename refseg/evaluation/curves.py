@@ -1,4 +1,4 @@
-"""Lays out curves over training steps for SVG: paths, axis ticks, and a description in words."""
+"""Lays out curves over training steps for SVG. Computes paths, axis ticks and a text description."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Line:
     Attributes:
         name: Name of the curve in the legend.
         path: SVG path data.
-        dots: `(x, y, text)` of each point; empty if there are many points.
+        dots: `(x, y, text)` of each point. Empty if the curve has many points.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Chart:
 
 
 def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, percent: bool = False) -> Chart | None:
-    """Lay out curves over a shared axis of steps; both axes start at 0.
+    """Lay out curves over a shared axis of steps. Both axes start at 0.
 
     Args:
         title: Title of the chart.
@@ -64,7 +64,7 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
         percent: True if values are fractions that are shown as percent.
 
     Returns:
-        The chart; None if there are no finite values.
+        The chart, or None if there are no finite values.
     """
     finite = {
         name: _thin([(float(step), value) for step, value in points if math.isfinite(value)])
@@ -108,7 +108,7 @@ def draw_chart(title: str, curves: dict[str, Sequence[tuple[int, float]]], *, pe
 
 
 def _ticks(highest: float) -> list[float]:
-    """Return three to six round values from 0 to at least `highest`: for 0.7 these are 0, 0.2, 0.4, 0.6 and 0.8."""
+    """Return three to six round values from 0 to at least `highest`. For 0.7 they are 0, 0.2, 0.4, 0.6 and 0.8."""
     if highest <= 0:
         return [0.0, 1.0]
     rough = highest / 4
@@ -118,7 +118,10 @@ def _ticks(highest: float) -> list[float]:
 
 
 def _thin(points: _Points) -> _Points:
-    """Reduce a curve to at most `_MAX_POINTS` points, each the mean of a group at the group's last step."""
+    """Reduce a curve to at most `_MAX_POINTS` points by averaging groups of consecutive points.
+
+    The mean of a group is placed at the last step of the group.
+    """
     if len(points) <= _MAX_POINTS:
         return points
     size = math.ceil(len(points) / _MAX_POINTS)

@@ -1,4 +1,4 @@
-"""Evaluates a model on a dataset: predicts each sentence once, and counts pixels by each protocol."""
+"""Evaluates a model on a dataset. Each sentence is predicted once, and its pixels are counted for every protocol."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -53,35 +53,37 @@ def evaluate_model(
     only_images: NDArray[np.int64] | None = None,
     parts: CountedParts | None = None,
 ) -> pa.Table:
-    """Predict every sentence of an index and count pixels against its target, by the rules of each protocol.
+    """Predict a mask for every sentence of an index, and compare it with the target under each protocol.
 
-    Each image is encoded once for all its sentences, and each sentence is decoded once for all protocols. Batches hold
-    the same images for any number of processes, so the rows are also the same. Every process must call this function,
-    and each receives all rows.
+    Each image is encoded once for all its sentences, and each sentence is decoded once for all protocols. The batches
+    contain the same images for any number of processes, so the rows are the same too. Every process must call this
+    function. Each process receives all rows.
 
     Args:
-        model: Model on the accelerator's device, not wrapped for training; its mode (training or evaluation) is
-            restored at the end.
+        model: Model on the accelerator's device, without training wrappers. The function restores its mode (training or
+            evaluation) at the end.
         index: Index of the split or splits to score.
-        accelerator: Accelerator that names device, rank and number of processes.
+        accelerator: Accelerator that provides device, rank and number of processes.
         geometry: Geometry with which the model was trained.
         num_tokens: Number of token ids to which longer sentences are truncated.
         images_per_batch: Number of images that each process encodes at once.
         num_workers: Number of workers per rank that read images.
-        decode: Where images are decoded; on the CPU the scores are the same on every machine.
-        protocols: Protocols by which masks are made and compared, that of the headline first.
-        sentence_order: `own`, or `shuffled` for the control that shows whether the model uses language.
-        save_predictions: Keep the predicted masks, each at its protocol's size.
-        only_images: Positions of the images to score, ascending; None: all.
-        parts: Saves counts during the evaluation, and provides those of an interrupted one, on a file system that all
-            processes share. The caller removes it once the rows are saved. None: nothing is saved or resumed.
+        decode: Device that decodes the images. With CPU decoding, the decoded images are the same on every machine.
+        protocols: Protocols by which masks are made and compared. The first one gives the headline scores.
+        sentence_order: `own` scores each sentence against its own target. `shuffled` is the control that shows whether
+            the model uses language.
+        save_predictions: True to keep the predicted masks in the rows, at the size that each protocol requires.
+        only_images: Positions of the images to score, in ascending order. None scores all images.
+        parts: Stores pixel counts during the evaluation, so that an interrupted evaluation can resume. Its folder must
+            be on a file system that all processes share. The caller removes the stored counts after saving the rows. If
+            None, nothing is saved or resumed.
 
     Returns:
         Rows (`refseg.evaluation.rows`) in the order of the index, with `RowFacts` in the table's metadata.
 
     Raises:
         DatasetError: If an image cannot be read.
-        TrainingError: If the processes together did not score every sentence exactly once, or `parts` cannot be
+        TrainingError: If the processes together did not score every sentence exactly once. If `parts` cannot be
             written.
     """
     targets = target_rows(index, sentence_order)
@@ -173,12 +175,13 @@ def evaluate_model(
 
 
 def target_rows(index: ManifestIndex, order: SentenceOrder) -> NDArray[np.int64]:
-    """Return for each row the row whose target its sentences are scored against, shape (rows,); -1: left out.
+    """Return, for each row, the row whose target its sentences are scored against, shape (rows,).
 
-    In shuffled order, each target of an image is replaced by the next one in a circle, so that no sentence is scored
-    against its own target: of the targets A, B and C, the sentences of A get B, those of B get C, those of C get A. A
-    model that finds salient objects without using language keeps its score; a model that uses language loses most of
-    it. Refs with equal masks count as one target. Refs without a target, and images with a single target, are left out.
+    A row that is left out has the value -1. In shuffled order, the targets of an image are rotated, so that no sentence
+    is scored against its own target. For example, with the targets A, B and C, the sentences for A are scored against
+    B, the sentences for B against C, and the sentences for C against A. The score of a model that finds salient objects
+    without using language stays the same. The score of a model that uses language drops strongly. Refs with equal masks
+    count as one target. Refs without a target, and images with a single target, are left out.
     """
     if order == "own":
         return np.arange(index.num_rows)
@@ -202,7 +205,7 @@ def _images_left(
     images_per_batch: int,
     is_scored: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Return the positions of the images that an interrupted evaluation has not scored, in their order.
+    """Return the positions of the images that an interrupted evaluation has not scored, in the original order.
 
     All images of an incomplete batch are returned, so that the remaining batches equal those of an uninterrupted
     evaluation. This matters because the last bit of a convolution may depend on the number of images in a batch.
@@ -285,8 +288,8 @@ def _count(mask: Tensor, target: Tensor) -> list[int]:
 def _gather(found: Found, *, num_protocols: int, save_predictions: bool) -> Counted:
     """Join the counts of all processes in the order of the index.
 
-    They are gathered as objects, which may have another length on each rank. accelerate's `gather_for_metrics` would
-    trim them to its own count of samples.
+    The counts are gathered as Python objects, because their lengths may differ between ranks. `gather_for_metrics` of
+    accelerate is not used, because it would truncate them to its own count of samples.
     """
     parts = gather_object([(np.array(found.rows, np.int64).reshape(-1, 2 + 3 * num_protocols), found.predictions)])
     rows = np.concatenate([part for part, _ in parts])

@@ -1,4 +1,4 @@
-"""Examples for the report: which sentences are shown, their pictures, and the outlines of their masks."""
+"""Chooses the example sentences of a report, and prepares their pictures and the outlines of their masks."""
 
 import base64
 import hashlib
@@ -41,8 +41,8 @@ class ShownPicture:
 
     Attributes:
         url: `data:` URL of the JPEG.
-        width: Pixels of the JPEG, in which the paths of masks are given.
-        height: Pixels of the JPEG.
+        width: Width of the JPEG in pixels. The paths of masks use the pixels of this JPEG as units.
+        height: Height of the JPEG in pixels.
     """
 
     url: str
@@ -55,21 +55,21 @@ class ScoredExample:
     """One sentence with its picture and its masks.
 
     Attributes:
-        sentence: As the model read it.
-        iou: 0 to 1.
+        sentence: Sentence as the model read it.
+        iou: IoU, 0 to 1.
         ref_id: Id of the ref.
         image_id: Id of the image.
         sent_id: Id of the sentence.
         picture: The picture without masks.
         target: Outline of the target in the picture (`outline_path`).
         prediction: Outline of the prediction in the picture.
-        alt: The picture and its masks in words.
-        target_share: Part of the picture that the target covers, 0 to 1.
-        predicted_share: Part of the picture that the prediction covers, 0 to 1.
-        words: Each word the model read and its share of the attention; empty where it was not asked for, and for
-            models without attention over words.
-        location: `data:` URL of LTS's position prior over the picture; empty for other models.
-        key_maps: `data:` URL of FCNet's key maps over the picture; empty for other models.
+        alt: Text description of the picture and its masks.
+        target_share: Fraction of the picture that the target covers, 0 to 1.
+        predicted_share: Fraction of the picture that the prediction covers, 0 to 1.
+        words: Each word that the model read, with its share of the attention. Empty if no explanation was requested, or
+            if the model has no attention over words.
+        location: `data:` URL of LTS's position prior over the picture. Empty for other models.
+        key_maps: `data:` URL of FCNet's key maps over the picture. Empty for other models.
     """
 
     sentence: str
@@ -90,14 +90,14 @@ class ScoredExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleGroup:
-    """Examples chosen by one rule: `Best`, `Worst` or `Random`."""
+    """Examples that were chosen by one rule. The rule is `Best`, `Worst` or `Random`."""
 
     name: str
     examples: tuple[ScoredExample, ...]
 
 
 class ExamplePictures:
-    """Pictures and masks of the sentences of a table, by its rows."""
+    """Pictures and masks of the sentences of a table. Each method receives the position of a row."""
 
     def __init__(self, index: ManifestIndex, protocol: Protocol) -> None:
         self.index = index
@@ -111,7 +111,7 @@ class ExamplePictures:
         return int(np.flatnonzero(found)[0])
 
     def stored(self, row: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"] | None:
-        """The picture as it is stored, RGB; None, with a warning, if it cannot be read."""
+        """The stored picture, RGB. If it cannot be read, a warning is logged and the result is None."""
         try:
             picture: NDArray[np.uint8] = (
                 self.index.decode_image(int(self.index.row_image[self.ref(row)])).permute(1, 2, 0).numpy()
@@ -122,7 +122,7 @@ class ExamplePictures:
         return picture
 
     def shown(self, row: Mapping[str, Any], stored: UInt8[np.ndarray, "h w 3"] | None) -> ShownPicture:
-        """The picture for the page, in the shape of the annotated picture; grey where there is none."""
+        """The picture for the page, with the aspect ratio of the annotated picture. Grey if it cannot be read."""
         width, height = self._shown_size(row)
         picture = Image.new("RGB", (width, height), (_MISSING,) * 3)
         if stored is not None:
@@ -136,7 +136,7 @@ class ExamplePictures:
         return self._ground_truth.mask(self.protocol, ref, sent_ids.tolist().index(row["sent_id"]))
 
     def prediction(self, row: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
-        """The mask that was predicted for a row's sentence, at the size at which the protocol compares masks."""
+        """The predicted mask of a row's sentence, at the size at which the protocol compares masks."""
         runs = np.array(row[column_name(self.protocol, "predicted_counts")], np.uint32)
         return draw_runs(runs, self.protocol.compared_size((row["height"], row["width"])))
 
@@ -159,19 +159,20 @@ def choose_examples(
     num_worst: int | None = None,
     explain: Explain | None = None,
 ) -> list[ExampleGroup]:
-    """Choose and draw the best, the worst and some random sentences, at most one per image in each group.
+    """Choose and draw the best, the worst and some random sentences. Each group has at most one sentence per image.
 
-    Among equally bad sentences those with the largest targets come first, since they should have been easy. The random
-    order is a hash of the ids, so a report that is written again shows the same examples. A table without predictions
-    gives none.
+    Among sentences with equally low IoU, those with the largest targets come first, because large targets should be
+    easy. The random order is a hash of the ids, so repeating a report shows the same examples. A table without
+    predictions gives no examples.
 
     Args:
         table: Rows of a split of the index.
         protocol: Rules of the IoU.
         index: The split's images.
-        number: Examples per group.
-        num_worst: Examples in the group of the worst; None: `number`.
-        explain: Called for each example, so that its words can be shaded and its maps shown; None: they are not.
+        number: Number of examples per group.
+        num_worst: Number of examples in the group of the worst. None means `number`.
+        explain: Function that returns the explanation of an example. If None, words are not shaded and no maps are
+            shown.
     """
     if not has_predictions(table, protocol):
         return []
@@ -200,18 +201,18 @@ def choose_examples(
 
 
 def chance_of(table: pa.Table) -> NDArray[np.int64]:
-    """A random number for each row that depends on its ids alone, shape (N,)."""
+    """A pseudo-random number for each row, which depends only on the row's ids, shape (N,)."""
     ids = zip(table.column("ref_id").to_pylist(), table.column("sent_id").to_pylist(), strict=True)
     return np.array([int.from_bytes(hashlib.sha256(f"{r} {s}".encode()).digest()[:4]) for r, s in ids], np.int64)
 
 
 def first_per_image(order: list[int], images: list[int], number: int) -> list[int]:
-    """The first rows of an order, at most one per image.
+    """Return the first rows of a given order, at most one row per image.
 
     Args:
         order: Positions of rows.
         images: Id of the image of each row.
-        number: How many to take.
+        number: Maximum number of rows to return.
     """
     chosen: dict[int, int] = {}
     for place in order:

@@ -1,4 +1,4 @@
-"""Computes what a model attended to for one sentence: weights of its words, and maps over the picture."""
+"""Computes, for one sentence, the model's attention weights over the words and maps over the image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class SentenceExplanation:
     A field that the model does not have is None.
 
     Attributes:
-        words: The words that the model read, with `[SOS]` and `[EOS]`; the pieces of a word are joined.
-        word_weights: Attention of each token to each word, averaged over heads: rows sum to 1.
-        alpha: Weight that FCNet's calibration gives each emphasis, which is multiplied by 1 + alpha.
+        words: The words that the model read, with `[SOS]` and `[EOS]`. The tokens of one word are joined.
+        word_weights: Attention of each token to each word, averaged over heads. Each row sums to 1.
+        alpha: Weight that FCNet's calibration assigns to each emphasis. The emphasis is multiplied by 1 + alpha.
         key_maps: Key map of each token over the picture, each scaled to the range from 0 to 1.
         location: LTS's position prior, 0 to 1.
     """
@@ -40,12 +40,12 @@ class SentenceExplanation:
 
     @property
     def mean_weights(self) -> list[float] | None:
-        """Mean weight of each word over all tokens; the weights sum to 1."""
+        """Mean weight of each word over all tokens. The weights sum to 1."""
         return None if self.word_weights is None else [float(weight) for weight in self.word_weights.mean(axis=0)]
 
     @property
     def order(self) -> list[int]:
-        """Numbers of the tokens by decreasing alpha; in ascending order if there is no alpha."""
+        """Indices of the tokens by decreasing alpha, or in ascending order if there is no alpha."""
         if self.alpha is not None:
             return np.argsort(-self.alpha, kind="stable").tolist()
         return [] if self.word_weights is None else list(range(len(self.word_weights)))
@@ -67,7 +67,7 @@ class SentenceExplanation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return words, weights and alpha as JSON types; the maps are not included."""
+        """Return words, weights and alpha as JSON types. The maps are not included."""
         return {
             "words": list(self.words),
             "word_weights": None if self.word_weights is None else np.round(self.word_weights, 4).tolist(),
@@ -147,7 +147,7 @@ class Explainer:
         Args:
             picture: RGB image, 0 to 255.
             sentence: Sentence to explain.
-            picture_size: `(height, width)` of the original picture, which may have been stored smaller.
+            picture_size: `(height, width)` of the original picture. The stored picture may be smaller.
         """
         resized = self.geometry.apply_image(picture, picture_size)[None]
         device = next(self.model.parameters()).device

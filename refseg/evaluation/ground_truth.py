@@ -23,9 +23,9 @@ Parts = Sequence[Mapping[str, Any]]
 class GroundTruth:
     """Draws the targets of a dataset's sentences under some protocols.
 
-    A dataset holds one mask per ref, built by one rule. Other rules, except `scaled`, give another mask only if a
-    target has several parts. The annotations of such targets are read when an instance is created, and their polygons
-    are drawn when a target is needed.
+    A dataset stores one mask per ref, built by one rule. Another rule, except `scaled`, can give a different mask only
+    if a target has several parts. The annotations of targets with several parts are read when an instance is created.
+    Their polygons are drawn when a target is needed.
     """
 
     def __init__(self, index: ManifestIndex, protocols: Sequence[Protocol]) -> None:
@@ -41,8 +41,8 @@ class GroundTruth:
         Args:
             protocol: One of the protocols that were given to the constructor.
             row: Row of the ref in the index.
-            sentence: Position of the sentence within the ref; its target is empty if it refers to nothing. None: the
-                target of the ref.
+            sentence: Position of the sentence within the ref. If the sentence refers to nothing, the target is empty.
+                If None, the target of the ref is returned.
         """
         size = protocol.compared_size(self.index.size(row))
         if sentence is not None and not self.index.sentence_exists[self.index.sentence_start[row] + sentence]:
@@ -65,7 +65,10 @@ class GroundTruth:
         return stretch(runs, self.index.size(row), size).astype(np.bool_)
 
     def dataset_runs(self, protocol: Protocol, row: int, sentence: int | None) -> Runs | None:
-        """Return the run lengths of the dataset's own mask at the image's size; None if the protocol needs another."""
+        """Return the run lengths of the dataset's own mask at the image's size.
+
+        Return None if the protocol needs another mask.
+        """
         rule = _rule(protocol, self.index)
         if rule == "scaled" or (rule != "dataset" and row in self._parts):
             return None
@@ -76,10 +79,11 @@ def draw_parts(annotations: Parts, size: tuple[int, int], rule: str) -> Bool[np.
     """Draw a target from its annotations at the image's size.
 
     Args:
-        annotations: Annotations of the target; at least one, each with at least one part.
+        annotations: Annotations of the target. There is at least one annotation, and each has at least one part.
         size: `(height, width)` of the image in pixels.
-        rule: `union`: pixels that at least one part covers. `legacy`: pixels that exactly one part covers, because
-            `refer.py` sums the parts, and LAVT and its forks keep the pixels whose sum is 1.
+        rule: `union` selects the pixels that at least one part covers. `legacy` selects the pixels that exactly one
+            part covers. It reproduces LAVT and its forks, where `refer.py` sums the parts and pixels with the sum 1 are
+            kept.
     """
     covered = np.zeros(size, np.int32)
     for annotation in annotations:
@@ -89,10 +93,11 @@ def draw_parts(annotations: Parts, size: tuple[int, int], rule: str) -> Bool[np.
 
 
 def draw_scaled(annotations: Parts, original_size: tuple[int, int], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Draw the union of a target's parts after stretching their polygons to a size; crowd annotations are left out.
+    """Draw the union of a target's parts after scaling their polygons to a size. Crowd annotations are left out.
 
-    Source: ReLA's `refcoco_mapper.py`, which resizes polygons by detectron2's transform and then draws them by
-    pycocotools. Parts that are run lengths are drawn at the image's size and resized by nearest pixels.
+    Source: ReLA's `refcoco_mapper.py`, which resizes polygons with detectron2's transform and then draws them with
+    pycocotools. Parts given as run lengths are drawn at the image's size and resized with nearest-neighbour
+    interpolation.
     """
     drawn = np.zeros(size, np.bool_)
     for annotation in annotations:
@@ -103,12 +108,15 @@ def draw_scaled(annotations: Parts, original_size: tuple[int, int], size: tuple[
 
 
 def stretch(runs: Runs, original_size: tuple[int, int], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """Draw a mask at another size by nearest pixels, as Pillow resizes, without keeping the aspect ratio."""
+    """Resize a mask with Pillow's nearest-neighbour interpolation. The aspect ratio may change."""
     return Geometry(kind="stretch", size=size).apply_mask(np.cumsum(runs, dtype=np.int64), original_size)
 
 
 def _runs_of(annotation: Mapping[str, Any], original_size: tuple[int, int], size: tuple[int, int]) -> list[Any]:
-    """Return the compressed run lengths of each part at `size`; without a shape, the annotation's box is the part."""
+    """Return the compressed run lengths of each part at `size`.
+
+    If an annotation has no shape, its box is used as the only part.
+    """
     shape = annotation["segmentation"]
     polygons = shape["polygons"]
     if not polygons and not shape["rles"]:
@@ -137,7 +145,7 @@ def _rule(protocol: Protocol, index: ManifestIndex) -> str:
 
 
 def _read_parts(index: ManifestIndex, *, every: bool) -> dict[int, Parts]:
-    """Read the annotations of the refs by row: of every ref, or only of those with several parts."""
+    """Read the annotations of the refs, by row. They are read for all refs, or only for refs with several parts."""
     dataset = BuiltDataset(place=open_folder(index.folder), descriptor=index.descriptor, splits=index.splits)
     found: dict[int, Parts] = {}
     first = 0

@@ -18,7 +18,7 @@ def draw_heat_map(picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "
     """Draw a map in yellow over a dimmed grey version of the picture.
 
     Args:
-        picture: RGB image, which is scaled to the map's size.
+        picture: RGB image. It is scaled to the map's size.
         heat: Map, 0 to 1.
     """
     grey = Image.fromarray(picture).convert("L").resize((heat.shape[1], heat.shape[0]), Image.Resampling.LANCZOS)
@@ -30,9 +30,10 @@ def draw_heat_map(picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "
 def draw_explanation(
     picture: UInt8[np.ndarray, "H W 3"], explanation: SentenceExplanation
 ) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Draw all maps of an explanation as tiles, those of FCNet by decreasing alpha; None if there are no maps.
+    """Draw all maps of an explanation as tiles. Return None if there are no maps.
 
-    The caption of a key map shows the number and alpha of its emphasis, and the three words with the largest weights.
+    FCNet's key maps are sorted by decreasing alpha. The caption of a key map shows the number and alpha of its
+    emphasis, and the three words with the largest weights.
 
     Args:
         picture: RGB image.

@@ -36,7 +36,7 @@ class ReferringModel(Interface):
         """Compute a text state from sentences."""
 
     def decode(self, image_state: Any, text_state: Any, image_index: Int64[Tensor, "B"]) -> Float[Tensor, "B 1 h w"]:
-        """Compute mask logits from both states; `image_index` gives the image of each sentence."""
+        """Compute mask logits from both states. `image_index` gives the image of each sentence."""
 
 
 def compared_masks(
@@ -56,9 +56,9 @@ def compared_masks(
 def masks_at_original_size(
     mask_logits: Float[Tensor, "n 1 h w"], *, original_size: tuple[int, int], geometry: Geometry, protocol: Protocol
 ) -> Bool[Tensor, "n H W"]:
-    """Return the binary masks of sentences of one image at the image's own size, even if the protocol has another.
+    """Return the binary masks of sentences of one image at the image's own size.
 
-    `compared_masks` describes the arguments.
+    This size is used even if the protocol compares masks at another size. `compared_masks` describes the arguments.
     """
     return _masks(mask_logits, original_size, original_size, geometry, protocol)
 
@@ -81,10 +81,10 @@ def _masks(
 def _warp(
     values: Float[Tensor, "n 1 H W"], placed: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Float[Tensor, "n h w"]:
-    """Sample the input at the positions of the picture's pixels, bicubically (a = -0.75), with zeros around the input.
+    """Sample the input at the positions of the picture's pixels.
 
-    OpenCV's `warpAffine` computes the same with `INTER_CUBIC` and `borderValue=0`, except that it rounds positions to
-    1/32 pixel.
+    The interpolation is bicubic (a = -0.75) with zero padding. The result equals that of OpenCV's `warpAffine` with
+    `INTER_CUBIC` and `borderValue=0`, except that OpenCV rounds positions to 1/32 pixel.
     """
     top, left, height, width = placed
     rows, columns = (

@@ -1,4 +1,4 @@
-"""Finds out whether a model was trained on images of the split on which it is to be scored."""
+"""Checks whether a model was trained on images of the split on which it will be scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class LeakCheck:
     """The result of comparing a model's training images with a split.
 
     Attributes:
-        num_shared: Smallest possible number of images of the split that the model was trained on. None: not all
-            training images could be compared, and no shared one was found.
+        num_shared: Lower bound on the number of images of the split that the model was trained on. None if not all
+            training images could be compared and no shared image was found.
         num_images: Number of images of the split.
         says: Text that describes what was compared, or why nothing was compared.
     """
@@ -65,10 +65,10 @@ def check_leaks(trained: Sequence[TrainingSet], index: ManifestIndex) -> LeakChe
 
 
 def _compare(trained: TrainingSet, index: ManifestIndex, mine: pa.Table) -> tuple[pa.ChunkedArray | int | None, str]:
-    """Find the rows of `mine` that were trained on, and describe the comparison.
+    """Find the rows of `mine` on which the model was trained, and describe the comparison.
 
-    If the training data are not available, the first value is the number of shared images that a mix recorded, or None
-    if it is unknown.
+    If the training data are not available, the first value is the number of shared images that a mix recorded. It is
+    None if this number is unknown.
     """
     scored = f"{index.descriptor.dataset} {'+'.join(index.splits)}"
     if index.descriptor.digest == trained.dataset_digest and trained.split in index.splits:
@@ -108,19 +108,19 @@ def refuse_leaks(check: LeakCheck, *, where: str) -> None:
 
 
 def leak_warning(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
-    """Return the warning for the scores of a model that was, or may have been, trained on images of the split.
+    """Return the warning for the scores of a model that was or may have been trained on images of the split.
 
-    There is a warning if the model was scored with `--allow-leak`, was trained on a mix with leaks, or if its training
-    images could not be compared.
+    A warning is returned in three cases. The model was scored with `--allow-leak`. It was trained on a mix with leaks.
+    Its training images could not be compared.
 
     Args:
         lineage: What the model was trained on.
-        check: Result of comparing the model with the split; None: nothing was compared, as in results of earlier
+        check: Result of comparing the model with the split. None if nothing was compared, as in results of earlier
             releases.
         scored: The split, as `<dataset id> <split>`.
 
     Returns:
-        One sentence; empty if there are no leaks.
+        One sentence, or an empty text if there are no leaks.
     """
     leaks = []
     if check is not None and check.num_shared:
@@ -132,7 +132,10 @@ def leak_warning(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> s
 
 
 def leak_statement(lineage: Lineage, check: LeakCheck | None, *, scored: str) -> str:
-    """Return a statement of what was compared if no leak was found; empty if there is a warning or was no check."""
+    """Return a statement of what was compared if no leak was found.
+
+    The text is empty if there is a warning or if no check was made.
+    """
     if check is None or leak_warning(lineage, check, scored=scored):
         return ""
     return f"trained on none of these images: {check.says}"
@@ -166,11 +169,11 @@ def _find(trained: TrainingSet, index: ManifestIndex) -> tuple[str, Descriptor] 
 
 
 def _read_images(folder: str, descriptor: Descriptor, splits: Sequence[str]) -> pa.Table:
-    """Read the images of the rows of some splits from their manifests; the tars are not needed."""
+    """Read the images of the rows of some splits from their manifests. The tars are not needed."""
     built = BuiltDataset(place=open_folder(folder), descriptor=descriptor, splits=tuple(splits), with_tars=False)
     return image_identities(built.read(IDENTITY_COLUMNS))
 
 
 def _count(rows: pa.Table) -> int:
-    """Count distinct images. Ids are unique within a dataset; within a mix, ids together with bytes are unique."""
+    """Count distinct images. Within a dataset, images are identified by id. Within a mix, by id and bytes."""
     return unique_images(rows).num_rows

@@ -18,7 +18,8 @@ class Answers:
         target_area: Number of pixels of the target.
         ious: IoU of prediction and target.
         no_target: True if the sentence refers to nothing in its image.
-        predicted_none: True if the model predicts this: by an output of its own, or else by an empty mask.
+        predicted_none: True if the model predicts that the sentence refers to nothing. If the model has no output for
+            this, an empty mask counts as this prediction.
         ref: Number that is the same for all sentences of a ref and differs between refs.
     """
 
@@ -33,21 +34,22 @@ class Answers:
 
 
 def generalised_iou(answers: Answers) -> Ratio:
-    """Return gIoU: the mean IoU over all sentences, where recognised no-target sentences count 1 and missed ones 0.
+    """Return gIoU, the mean IoU over all sentences.
 
-    If the model predicts "no target" for a sentence with a target, the IoU is 0 regardless of its mask.
-    Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and its `refer_evaluation.py`.
+    The IoU of a no-target sentence is 1 if the model recognises it and 0 if not. If the model predicts "no target" for
+    a sentence with a target, the IoU is 0 regardless of the mask. Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and
+    its `refer_evaluation.py`.
     """
     ious = np.where(answers.no_target, answers.predicted_none, np.where(answers.predicted_none, 0.0, answers.ious))
     return mean_iou(ious, np.ones_like(answers.no_target))
 
 
 def cumulative_iou(answers: Answers) -> Ratio:
-    """Return cIoU: the sum of intersections over the sum of unions, including no-target sentences.
+    """Return cIoU, the sum of intersections over the sum of unions. No-target sentences are included.
 
-    A missed no-target sentence adds its predicted pixels to the unions; a recognised one adds nothing. If the model
-    predicts "no target" for a sentence with a target, the union is added, but no intersection.
-    Source: ReLA (Liu et al. 2023, "GRES", Sec. 3.3) and its `refer_evaluation.py`.
+    A missed no-target sentence adds its predicted pixels to the unions. A recognised one adds nothing. If the model
+    predicts "no target" for a sentence with a target, the union is added but the intersection is not. Source: ReLA (Liu
+    et al. 2023, "GRES", Sec. 3.3) and its `refer_evaluation.py`.
     """
     return Ratio(
         numerator=np.where(answers.no_target | answers.predicted_none, 0, answers.intersection),
@@ -56,17 +58,17 @@ def cumulative_iou(answers: Answers) -> Ratio:
 
 
 def no_target_accuracy(answers: Answers) -> Ratio:
-    """Return N-acc: the share of the no-target sentences that the model recognises. Source: ReLA, Sec. 3.3."""
+    """Return N-acc, the share of the no-target sentences that the model recognises. Source: ReLA, Sec. 3.3."""
     return share(answers.predicted_none, answers.no_target)
 
 
 def target_accuracy(answers: Answers) -> Ratio:
-    """Return T-acc: the share of the sentences with a target that get a target predicted. Source: ReLA, Sec. 3.3."""
+    """Return T-acc, the share of sentences with a target for which the model predicts one. Source: ReLA, Sec. 3.3."""
     return share(~answers.predicted_none, ~answers.no_target)
 
 
 def empty_mask_accuracy(answers: Answers) -> Ratio:
-    """Return Acc: the share of the no-target sentences whose predicted mask is empty.
+    """Return Acc, the share of the no-target sentences whose predicted mask is empty.
 
     Source: DMMI (Hu et al. 2023), for the dataset Ref-ZOM.
     """
@@ -74,13 +76,14 @@ def empty_mask_accuracy(answers: Answers) -> Ratio:
 
 
 def robust_iou(answers: Answers) -> Ratio:
-    """rIoU: mean over refs of the IoU of all its sentences together, where negative ones add their predicted pixels.
+    """Return rIoU, the mean over refs of the joint IoU of all sentences of a ref.
 
     Source: RefSegformer (Wu et al. 2024, "Towards Robust Referring Image Segmentation") and its `validation.py`. The
-    IoU of a ref is the sum of its intersections, over the sum of its unions plus the pixels predicted for its no-target
-    sentences. If the model predicts "no target", its mask counts as empty. Two things differ from that code: these
-    pixels are counted at the size of the other masks, not before up-sampling; and refs without a sentence that has a
-    target are left out, because their ratio would be 0.
+    numerator of a ref's IoU is the sum of intersections over its sentences. The denominator is the sum of unions plus
+    the pixels predicted for the ref's no-target sentences. If the model predicts "no target", its mask counts as empty.
+    This function differs from that code in two ways. The pixels predicted for no-target sentences are counted at the
+    size of the other masks, not before up-sampling. Refs without a sentence that has a target are left out, because
+    their ratio would be 0.
     """
     denied = answers.predicted_none
     intersection = np.where(denied | answers.no_target, 0, answers.intersection)

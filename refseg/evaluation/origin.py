@@ -1,4 +1,4 @@
-"""Records what was scored: a model or the masks of another project, and the split. Every score is stored with it."""
+"""Records which model or masks were scored, and on which split. Every score is stored with this record."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class _Scored:
         dataset: Dataset id, for example `refcoco/unc`.
         dataset_digest: `refseg.dataset.descriptor.Descriptor.digest` of the dataset.
         split: Name of the split.
-        refseg: Version of the package that computed the scores; None: not recorded.
+        refseg: Version of the package that computed the scores. None if it was not recorded.
     """
 
     data: str
@@ -44,7 +44,7 @@ class _Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class OriginOfMasks(_Scored):
-    """Masks of another project, whose training data are unknown.
+    """Masks of another project. The training data of that project are unknown.
 
     Attributes:
         predictions: The file or folder of masks.
@@ -61,15 +61,16 @@ class OriginOfMasks(_Scored):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class OriginOfModel(_Scored):
-    """A checkpoint.
+    """The checkpoint that was scored.
 
     Attributes:
         checkpoint: Folder of the checkpoint.
         step: Number of optimiser steps that the model was trained for.
-        lineage: What the model was trained on. Files do not record the split and folder of its own training set.
-        leak_check: Comparison of its training images with those of the split; None: not recorded.
-        num_processes: Number of processes that evaluated it; None: not recorded.
-        seconds: Duration of the evaluation in seconds; None: not recorded.
+        lineage: What the model was trained on. The files of results do not record the split and folder of the model's
+            own training set.
+        leak_check: Comparison of the training images with the images of the split. None if it was not recorded.
+        num_processes: Number of processes that evaluated the checkpoint. None if it was not recorded.
+        seconds: Duration of the evaluation in seconds. None if it was not recorded.
     """
 
     checkpoint: str
@@ -80,7 +81,10 @@ class OriginOfModel(_Scored):
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recorded fields as JSON types, merged with those of the lineage; its dataset is `trained_on`."""
+        """Return the recorded fields, merged with those of the lineage, as JSON types.
+
+        The key of the training dataset is `trained_on`.
+        """
         fields = _Scored.to_json(self)
         del fields["lineage"]
         lineage = self.lineage.to_json()
@@ -99,7 +103,7 @@ class OriginOfModel(_Scored):
 
     @property
     def leak_statement(self) -> str:
-        """Statement of what was compared, if no image of the split was found among the training images."""
+        """Statement of what was compared. It is given if no image of the split was found among the training images."""
         return leak_statement(self.lineage, self.leak_check, scored=self.scored_on)
 
 
@@ -108,7 +112,7 @@ _OF_MODEL, _OF_MASKS = TypeAdapter(OriginOfModel), TypeAdapter(OriginOfMasks)
 
 
 def read_origin(fields: Mapping[str, Any]) -> Origin:
-    """Read an origin from a file's fields that `to_json` wrote; other fields are ignored.
+    """Read an origin from the fields that `to_json` returned. Other fields are ignored.
 
     Raises:
         KeyError: If the origin is a model and `trained_on` or `trained_on_digest` is missing.

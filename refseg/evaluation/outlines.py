@@ -1,4 +1,4 @@
-"""The outline of a mask as an SVG path, which a page can stroke or fill and which stays sharp when it is enlarged."""
+"""Traces the outline of a mask as an SVG path. A page can stroke or fill the path, and enlarging keeps it sharp."""
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,9 +8,9 @@ def outline_path(mask: Bool[np.ndarray, "H W"]) -> str:
     """Trace the border of a mask along the edges of its pixels.
 
     A grid point is a corner of the outline where an odd number of the four pixels around it belong to the mask. The
-    corners of one row of grid points, from left to right, are the ends of horizontal edges: the first is joined to the
-    second, the third to the fourth. The corners of one column are the ends of vertical edges in the same way. A walk
-    that takes a horizontal and a vertical edge in turn closes one ring of the outline:
+    corners of one row of grid points, from left to right, are the ends of horizontal edges. The first corner is joined
+    to the second, and the third to the fourth. The corners of one column are the ends of vertical edges in the same
+    way. A walk that takes a horizontal and a vertical edge in turn closes one ring of the outline:
 
         . # #      corners (1, 0) (3, 0)     the rows join    (1, 0)-(3, 0), (0, 1)-(1, 1), (0, 2)-(3, 2)
         # # #              (0, 1) (1, 1)     the columns join (0, 1)-(0, 2), (1, 0)-(1, 1), (3, 0)-(3, 2)
@@ -19,8 +19,8 @@ def outline_path(mask: Bool[np.ndarray, "H W"]) -> str:
     `outlinePath` of `viewer.js` does the same in a page that holds run lengths.
 
     Returns:
-        Path data whose interior, by the even-odd rule, is the mask. A unit is a pixel, the origin is the upper left
-        corner. An empty mask gives an empty path.
+        Path data whose interior, by the even-odd rule, is the mask. One unit is one pixel, and the origin is the upper
+        left corner. An empty mask gives an empty path.
     """
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[:-1, :-1] ^ padded[:-1, 1:] ^ padded[1:, :-1] ^ padded[1:, 1:])

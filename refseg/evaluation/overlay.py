@@ -1,4 +1,4 @@
-"""Masks drawn over a picture as outlines, which leave the object's own colour visible, and the colours of masks."""
+"""Draws masks over a picture as outlines, so that the object stays visible. Defines the colours of masks."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,11 +15,11 @@ _EDGE = (20, 20, 20)
 
 
 def draw_overlay(picture: UInt8[np.ndarray, "H W 3"], predicted: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Outline a mask in cyan, within a dark edge that shows on bright pictures; all other pixels stay as they are.
+    """Outline a mask in cyan, with a dark edge that is visible on bright pictures. Other pixels do not change.
 
     Args:
         picture: RGB.
-        predicted: The mask. The outline is drawn inside its border, the edge outside.
+        predicted: The mask. The cyan outline is drawn inside the border of the mask, and the dark edge outside.
     """
     drawn = picture.copy()
     width = max(1, round(max(picture.shape[:2]) / 240))
@@ -31,7 +31,7 @@ def draw_overlay(picture: UInt8[np.ndarray, "H W 3"], predicted: Bool[np.ndarray
 
 
 def _border(mask: Bool[np.ndarray, "H W"], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` pixels of what is not in it; the picture's edge counts as outside."""
+    """Return the mask's pixels within `width` pixels of a pixel outside it. The picture's edge counts as outside."""
     padded = Image.fromarray(np.pad(mask, width))
     eroded = padded.convert("L").filter(ImageFilter.MinFilter(2 * width + 1))
     inner: NDArray[np.bool_] = np.asarray(eroded)[width:-width, width:-width] > 0

@@ -1,7 +1,7 @@
-"""Renders reports from templates: each as one self-contained HTML page, and as Markdown.
+"""Renders each report from templates, as one self-contained HTML page and as Markdown.
 
 Texts from datasets and users (sentences, categories, names of files and datasets) are escaped for the format of the
-template: HTML in `.html.j2`, Markdown in `.md.j2`.
+template. Templates `.html.j2` are HTML, and templates `.md.j2` are Markdown.
 """
 
 import base64
@@ -32,7 +32,7 @@ class Report:
 
     Attributes:
         html: Self-contained HTML page.
-        markdown: Scores, rules, breakdowns and facts as Markdown, without pictures.
+        markdown: Scores, rules, breakdowns and information about the run as Markdown, without pictures.
     """
 
     html: str
@@ -65,11 +65,11 @@ def render(name: str, values: Mapping[str, Any], *, written_at: datetime) -> Rep
 
 
 def open_templates(*packages: str) -> Environment:
-    """Open the templates of packages; every value is escaped for its template's format unless it is `Markup`.
+    """Open the templates of packages. A value is escaped for the template's format unless it is `Markup`.
 
     Args:
-        packages: Packages whose folders `templates` are searched in this order. Files `.html.j2` are HTML pages, all
-            others are Markdown.
+        packages: Packages whose folders `templates` are searched in this order. Files `.html.j2` are HTML pages. All
+            other files are Markdown.
     """
     return Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in packages]),

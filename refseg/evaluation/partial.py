@@ -34,7 +34,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Found:
-    """The counts of one process, and the predictions if they are to be kept."""
+    """Pixel counts computed by one process, and the predictions of this process if they are kept."""
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
     """For each sentence its row and position; then intersection, predicted area and target area for each protocol."""
@@ -43,21 +43,21 @@ class Found:
 
 
 class CountedParts:
-    """The part files of one evaluation, each of which holds the counts of some sentences by their index positions.
+    """The part files of one evaluation. Each file stores the counts of some sentences by index position.
 
-    The name of their folder is a hash of everything that the counts depend on, so counts of another model, dataset or
-    protocol are never used. The name of a file is the hash of its content, so damaged files are recognised. Several
+    The name of the folder is a hash of everything that the counts depend on. Therefore counts of another model, dataset
+    or protocol are never used. The name of a file is the hash of its content, so damaged files are detected. Several
     processes may write files, and an evaluation may be resumed by another number of processes.
     """
 
     def __init__(self, folder: Path, subject: Mapping[str, Any], *, seconds_apart: float = 20.0) -> None:
-        """Set the folder; no file is read or written yet.
+        """Set the folder. No file is read or written yet.
 
         Args:
-            folder: Folder for all evaluations whose results replace each other; `remove` removes it.
+            folder: Folder for all evaluations whose results replace each other. `remove` deletes this folder.
             subject: JSON values that identify the model.
-            seconds_apart: Time between two files of one process in seconds, which is the most that an interruption
-                loses.
+            seconds_apart: Time in seconds between two files of one process. An interruption loses at most the work of
+                this time.
         """
         self._folder = folder
         self._subject = subject
@@ -67,17 +67,17 @@ class CountedParts:
         self._last = 0.0
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Choose the evaluation; this must be the first call.
+        """Select the evaluation. This method must be called before all others.
 
         Args:
-            settings: Everything besides the model that the counts depend on, as JSON values.
+            settings: Everything that the counts depend on besides the model, as JSON values.
         """
         key = json.dumps({"subject": self._subject, "settings": settings}, sort_keys=True)
         self._own = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
         self._num_kept, self._last = 0, time.monotonic()
 
     def read(self) -> Found:
-        """Read the saved counts of the evaluation, each sentence once; damaged files are skipped with a warning."""
+        """Read the saved counts of the evaluation, each sentence once. Damaged files are skipped with a warning."""
         found = Found()
         seen = set()
         for path in sorted(self._own.glob("*.parquet")):
@@ -99,11 +99,11 @@ class CountedParts:
         self._num_kept = len(found.rows)
 
     def keep(self, found: Found, *, at_once: bool = False) -> None:
-        """Write the counts since the last file, if enough time has passed.
+        """Write the counts that are not yet in a file, if enough time has passed since the last file.
 
         Args:
-            found: All counts of this process so far, of complete batches only.
-            at_once: Write regardless of the time.
+            found: All counts of this process so far. Only complete batches may be included.
+            at_once: True to write regardless of the time.
 
         Raises:
             TrainingError: If the file cannot be written.
@@ -134,7 +134,7 @@ class CountedParts:
         self._num_kept, self._last = len(found.rows), time.monotonic()
 
     def remove(self) -> None:
-        """Remove all part files of this folder, also those of other models, once the final results are written."""
+        """Remove all part files of this folder, including those of other models. Call it after writing the results."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Reads predicted masks of another project from Parquet, JSON, JSON lines or a folder of PNGs, keyed by sentence."""
+"""Reads the predicted masks of another project from Parquet, JSON, JSON lines or a folder of PNGs."""
 
 import json
 import re
@@ -52,8 +52,8 @@ class GivenMask:
 
     Attributes:
         size: `(height, width)` in pixels.
-        counts: COCO's uncompressed run lengths, whose sum is the number of pixels.
-        predicted_none: The model's own output for "no target"; None: it has no such output.
+        counts: COCO's uncompressed run lengths. Their sum is the number of pixels.
+        predicted_none: The model's no-target output. None if the model has none.
     """
 
     size: tuple[int, int]
@@ -66,8 +66,8 @@ class Predictions:
     """Masks that were read.
 
     Attributes:
-        masks: Masks by sentence, for each protocol in the order of the protocols.
-        notes: Lines about records or files that were left out or are unusual, to be shown with every score.
+        masks: For each protocol, in the order of the protocols, the masks by sentence.
+        notes: Messages about records or files that were left out or are unusual. They are shown with every score.
     """
 
     masks: Sequence[Mapping[Key, GivenMask]]
@@ -80,21 +80,22 @@ def read_predictions(
     """Read predicted masks for each protocol.
 
     A record has `ref_id`, `sent_id` and the mask as COCO's RLE: `size` and `counts` (a list or compressed text), in
-    `segmentation` or beside the ids. Optional keys are `no_target` (a bool: the model's own output) and `split`. Null
-    counts as absent, and other keys are named in a note. JSON holds a list of records, JSON lines a record per line,
-    and Parquet a record per row. A folder holds files `REF_SENT.png`, which `refseg.mask_png` reads. All protocols use
-    the same masks, except that rows of `refseg evaluate --save-predictions` hold the masks of each protocol.
+    `segmentation` or beside the ids. Optional keys are `split` and `no_target`, a boolean with the model's no-target
+    output. A null value counts as absent. All other keys are listed in a note. A JSON file contains a list of records,
+    a JSON lines file one record per line, and a Parquet file one record per row. A folder contains files
+    `REF_SENT.png`, which `refseg.mask_png` reads. All protocols use the same masks. The exception is rows of `refseg
+    evaluate --save-predictions`, which contain separate masks for each protocol.
 
     Args:
         path: Path of a `.parquet`, `.json` or `.jsonl` file, or of a folder.
         protocols: Protocols under which masks are compared.
-        split: Name of the split; records of other splits are left out and counted in a note.
+        split: Name of the split. Records of other splits are left out and counted in a note.
         png_rule: Rule by which PNGs are read.
 
     Raises:
-        UsageError: If the path is of another kind, or a rule for PNGs is given and the path is not a folder.
-        PredictionError: If there are no masks of the split, a record is not valid, a sentence is predicted twice, or
-            the rows are those of the shuffled control or have lost their facts.
+        UsageError: If the path is of another kind. If a rule for PNGs is given and the path is not a folder.
+        PredictionError: If there are no masks of the split. If a record is not valid. If a sentence is predicted twice.
+            If the rows are from the shuffled control or have lost their metadata.
     """
     path = local_path(path)
     if path.is_dir():
@@ -162,7 +163,7 @@ def _name_keys(names: Sequence[str]) -> str:
 def _read_records(
     path: Path, split: str, records: Iterable[Any], others: Counter[str], unread: dict[str, None]
 ) -> Iterator[tuple[str, Key, GivenMask]]:
-    """Yield the masks of a split; count records of other splits in `others`, and collect unknown keys in `unread`."""
+    """Yield the masks of a split. Count records of other splits in `others`, and collect unknown keys in `unread`."""
     for number, record in enumerate(records, 1):
         where = f"{path} record {number}"
         if not isinstance(record, dict):
@@ -185,7 +186,7 @@ def _unread_keys(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _records(path: Path) -> Iterator[Any]:
-    """Yield the records of a file, which is not loaded as a whole unless it is JSON; a byte order mark is skipped."""
+    """Yield the records of a file. Only a JSON file is loaded as a whole. A byte order mark is skipped."""
     if path.suffix == ".json":
         records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
         if not isinstance(records, list):
@@ -199,7 +200,7 @@ def _records(path: Path) -> Iterator[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; refuse one that has a name twice, of which Python would silently keep the last value."""
+    """Return a JSON object. Refuse duplicate names, for which Python would silently keep only the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
@@ -214,12 +215,12 @@ def _parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterat
 
 
 def _is_rows(schema: pa.Schema) -> bool:
-    """Return True for rows of `refseg evaluate`, also if another program rewrote the file without their facts."""
+    """Return True for rows of `refseg evaluate`, even if another program rewrote the file without the metadata."""
     return "target_ref_id" in schema.names and not {"segmentation", "counts"} & set(schema.names)
 
 
 def _own_columns(path: Path, schema: pa.Schema, protocol: Protocol) -> tuple[str, ...]:
-    """Return the columns to read from rows that `refseg evaluate` wrote; that of the masks is the last."""
+    """Return the columns to read from rows that `refseg evaluate` wrote. The last one contains the masks."""
     try:
         facts = RowFacts.of(schema.empty_table())
     except UsageError as error:
@@ -288,7 +289,7 @@ def _read_counts(where: str, key: Key, counts: Any, size: list[int]) -> NDArray[
 
 
 def _read_folder(folder: Path, rule: PngRule, notes: list[str]) -> Iterator[tuple[str, Key, GivenMask]]:
-    """Yield the masks of a folder; other files are listed in the notes."""
+    """Yield the masks of a folder. Other files are listed in the notes."""
     entries = sorted(folder.iterdir())
     paths = [path for path in entries if path.suffix.lower() == ".png"]
     if not paths:

@@ -1,8 +1,8 @@
-"""Named evaluation protocols: how masks are made, what they are compared with, and how scores are computed.
+"""Defines the evaluation protocols by name. A protocol specifies how masks are made, compared and scored.
 
 The scores of one model on one split differ by several points between the protocols of published papers, and most tables
 do not name their protocol. Here every score is stored and shown with its rules. All five protocols score every sentence
-of a split; the choice of one sentence per ref that some codes make during training is not used.
+of a split. Some published code validates with one sentence per ref during training. This is not done here.
 """
 
 from collections.abc import Sequence
@@ -21,24 +21,25 @@ class Protocol:
 
     Attributes:
         name: Name of the protocol for users.
-        size: `(height, width)` in pixels at which masks are compared; pictures are stretched to it. None: the image's
-            own size.
-        resized: The values that are resized before the threshold is applied: probabilities or logits.
-        interpolation: How they are resized. `bilinear`: first to the network's input, then the part that the picture
-            fills to the final size. `bicubic`: the same by an inverse affine warp with zeros around the input.
-        align_corners: True if the first of the two steps aligns the corner pixels.
-        threshold: A pixel belongs to the object if its value is greater than this; all published codes use `>`.
-        mask_rule: Rule for the target. `dataset`: the rule by which the dataset was built. `union`: pixels of at least
-            one part. `legacy`: pixels of exactly one part. `scaled`: the union of parts after stretching their polygons
-            to `size`, without crowd annotations.
+        size: `(height, width)` in pixels at which masks are compared. Images are stretched to this size. None means the
+            image's own size.
+        resized: The values that are resized before the threshold is applied. They are probabilities or logits.
+        interpolation: Method of resizing. `bilinear` resizes in two steps. The first step resizes to the network's
+            input size. The second step resizes the area that the picture fills to the final size. `bicubic` also has
+            two steps, of which the second is an inverse affine warp with zero padding.
+        align_corners: True if the first step aligns the corner pixels.
+        threshold: A pixel belongs to the object if its value is greater than this. All published code uses `>`.
+        mask_rule: Rule for the target. `dataset` is the rule by which the dataset was built. `union` selects pixels of
+            at least one part. `legacy` selects pixels of exactly one part. `scaled` is the union of the parts after
+            scaling their polygons to `size`, without crowd annotations.
         empty_iou: IoU of a sentence whose target and prediction are both empty.
         epsilon: Number added to the union of each sentence in mIoU and Pr@X.
-        no_target: How oIoU, mIoU and Pr@X treat a sentence that refers to nothing. `empty mask`: its target is an
-            empty mask. `left out`: it is not counted. `own output`: it is not counted, and a sentence with a target
-            counts as missed if the model predicts "no target".
+        no_target: How oIoU, mIoU and Pr@X treat a sentence that refers to nothing. With `empty mask`, the target is an
+            empty mask. With `left out`, the sentence is not counted. With `own output`, the sentence is not counted,
+            and a sentence with a target counts as missed if the model predicts "no target".
         precision_thresholds: The values X of Pr@X.
         precision_comparison: Comparison of the IoU with X.
-        note: Remark about the protocol's papers; it is not a rule, and is ignored when protocols are compared.
+        note: Remark about the protocol's papers. It is not a rule and is ignored when protocols are compared.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -62,11 +63,11 @@ class Protocol:
         return self.size or original_size
 
     def rules(self, dataset_mask_rule: str, *, given_masks: bool) -> list[str]:
-        """Return the rules as lines of text, which are shown with every score.
+        """Return the rules as lines of text. They are shown with every score.
 
         Args:
             dataset_mask_rule: Rule by which the dataset was built, `union` or `legacy`.
-            given_masks: True for masks of another project, to which no threshold was applied here.
+            given_masks: True for masks of another project. No threshold is applied to such masks here.
         """
         size = "the image's original size" if self.size is None else f"{self.size[0]} x {self.size[1]} pixels"
         lines = [f"protocol {self.name}: masks compared at {size}{self.note and f'; {self.note}'}"]
@@ -211,7 +212,7 @@ def find_protocol(name: str) -> Protocol:
     """Return the protocol of a name.
 
     Raises:
-        UsageError: If the name is unknown; the message lists the known names.
+        UsageError: If the name is unknown. The message lists the known names.
     """
     if name not in PROTOCOLS:
         hint = did_you_mean(name, PROTOCOLS)
@@ -220,7 +221,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def find_protocols(names: Sequence[str]) -> tuple[Protocol, ...]:
-    """Return the protocols of several names without repetition; the name `all` selects every protocol.
+    """Return the protocols of several names without repetition. The name `all` selects every protocol.
 
     Raises:
         UsageError: If a name is unknown.

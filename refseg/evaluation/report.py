@@ -33,10 +33,10 @@ class RunRecord:
     Attributes:
         name: Name of the run for the title.
         folder: The run's folder, as the user wrote it.
-        evaluation: Folder of its results, which is `folder` or its subfolder `evaluation`.
+        evaluation: Folder with the results of the run. It is `folder` or its subfolder `evaluation`.
         metrics: Lines of `metrics.jsonl`.
-        recipe: Settings by section; empty if they were not recorded.
-        environment: Versions, hardware and commit; empty if they were not recorded.
+        recipe: Settings by section. Empty if they were not recorded.
+        environment: Versions, hardware and commit. Empty if they were not recorded.
     """
 
     name: str
@@ -49,7 +49,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ReportedSplit:
-    """One split in the report, with its results and, if available, its control, its images and the model."""
+    """The results of one split in the report, with the shuffled control, the images and the model if available."""
 
     folder: str
     evaluation: str
@@ -65,7 +65,7 @@ class ReportedSplit:
 
     @cached_property
     def control_scores(self) -> Scores | None:
-        """Scores of the shuffled control; None if there is none."""
+        """Scores of the shuffled control. None if there is no control."""
         return self.control.scores if self.control else None
 
     @property
@@ -75,12 +75,12 @@ class ReportedSplit:
 
     @property
     def anchor(self) -> str:
-        """Name of its anchor in the page."""
+        """Name of the split's anchor in the page."""
         return results_name(self.results)
 
     @cached_property
     def all_scores(self) -> list[Scores]:
-        """Scores by each protocol, those of the headline first."""
+        """Scores under each protocol, headline protocol first."""
         return [self.scores, *self.results.other_scores]
 
     @cached_property
@@ -92,7 +92,7 @@ class ReportedSplit:
 
     @property
     def leak_warning(self) -> str:
-        """Warning to show with the scores of a model that was trained with leaks; empty for others."""
+        """Warning to show with the scores of a model that was trained with leaks. Empty for other models."""
         return self.results.origin.leak_warning
 
     @cached_property
@@ -108,7 +108,7 @@ class ReportedSplit:
 
     @cached_property
     def examples(self) -> list[ExampleGroup]:
-        """The best, worst and random examples; empty if the images are not available."""
+        """The best, worst and random examples. Empty if the images are not available."""
         if self.index is None:
             return []
         return choose_examples(
@@ -122,7 +122,7 @@ class ReportedSplit:
 
     @property
     def why_no_examples(self) -> str:
-        """Message that says what is missing for examples; empty if nothing is missing."""
+        """Message that says what is missing for examples. Empty if nothing is missing."""
         if has_predictions(self.results.rows, self.scores.protocol):
             return "" if self.index else f"The dataset was not found at {self.results.origin.data}: name its folder."
         again = "score" if isinstance(self.results.origin, OriginOfMasks) else "evaluate"
@@ -149,12 +149,12 @@ def build_report(
 
     Args:
         run: Recorded files of the run.
-        results: Results of at least one split, and of its controls.
+        results: Results of at least one split, with the shuffled controls if there are any.
         indexes: Indexes of the images, by dataset and split (`toy/refseg val`). Without one, the page says what is
             missing for examples.
-        written_at: Time for the foot of the page.
-        explainers: Functions that explain sentences, by the checkpoint that results name; they shade the words of
-            examples. None: words are not shaded.
+        written_at: Time that is shown at the end of the page.
+        explainers: Functions that explain sentences, by the checkpoint that the results name. They are used to shade
+            the words of examples. If None, words are not shaded.
     """
     controls = {_control_key(other): other for other in results if other.is_control}
     sections = [
@@ -183,7 +183,7 @@ def build_report(
 
 
 def _describe_model(run: RunRecord, results: Results) -> str:
-    """Return what was scored, for the title: the architecture with its image encoder, or what is known instead."""
+    """Return a description of what was scored for the title, if possible the architecture and image encoder."""
     model = run.recipe.get("model", {})
     if isinstance(results.origin, OriginOfMasks) or "name" not in model:
         return results.subject[:1].upper() + results.subject[1:]
@@ -201,7 +201,7 @@ def describe_splits(results: Sequence[Results]) -> str:
 
 
 def _control_key(results: Results) -> tuple[str, ...]:
-    """Return what results and their control have in common."""
+    """Return a key that is the same for results and their shuffled control."""
     return (results.origin.scored_on, results.subject, results.protocols[0].name)
 
 
@@ -224,7 +224,7 @@ def _describe_training(trained: TrainingSet) -> str:
 
 
 def _describe_subject(origin: Origin) -> dict[str, str]:
-    """Describe what was scored and, for a model, its training set and the models that its weights come from."""
+    """Describe what was scored. For a model, also describe its training set and the origin of its start weights."""
     if isinstance(origin, OriginOfMasks):
         return {"predictions": origin.predictions}
     ancestors = [
@@ -239,7 +239,7 @@ def _describe_subject(origin: Origin) -> dict[str, str]:
 
 
 def _facts(run: RunRecord, results: Sequence[Results]) -> dict[str, dict[str, str]]:
-    """Return all recorded facts about the run as text, by heading."""
+    """Return all recorded information about the run as text, by heading."""
     origin = results[0].origin
     scored = {
         **_describe_subject(origin),

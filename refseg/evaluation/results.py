@@ -1,4 +1,4 @@
-"""Writes and reads evaluation results: rows as Parquet, and scores with their rules and origin as JSON."""
+"""Writes and reads evaluation results. Rows are stored as Parquet, and scores with rules and origin as JSON."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Results:
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
-        """The protocols of the rows, that of the headline first."""
+        """The protocols of the rows. The first one gives the headline scores."""
         return RowFacts.of(self.rows).protocols
 
     @cached_property
@@ -51,7 +51,7 @@ class Results:
 
     @property
     def is_control(self) -> bool:
-        """True for the shuffled control, which is not a score of the model."""
+        """True for the shuffled control. Its scores are not scores of the model."""
         return RowFacts.of(self.rows).sentence_order == "shuffled"
 
     @property
@@ -60,7 +60,7 @@ class Results:
         return self.origin.subject
 
     def to_json(self) -> dict[str, Any]:
-        """Return origin, scores and rules, the content of the JSON file."""
+        """Return the content of the JSON file, which consists of origin, scores and rules."""
         others = {scores.protocol.name: self._of_one(scores) for scores in self.other_scores}
         return {**self.origin.to_json(), **self._of_one(self.scores), "other_protocols": others}
 
@@ -72,7 +72,7 @@ class Results:
 
 
 def _finite(value: float) -> float | None:
-    """Return None for NaN, which JSON does not have; a score for which no sentence counts becomes null."""
+    """Replace NaN by None, because JSON has no NaN. A score for which no sentence counts becomes null."""
     return None if math.isnan(value) else value
 
 
@@ -81,9 +81,9 @@ INTERVAL_RULE = f"intervals: {LEVEL:.0%} of {NUM_DRAWS:,} draws of the images wi
 
 
 def results_name(results: Results) -> str:
-    """Return the name of a results' files, made of dataset, split, protocols other than the default, and the control.
+    """Return the file name stem of results. It contains dataset, split, non-default protocols and `shuffled`.
 
-    For example `refcoco.unc-val`, `refcoco.unc-val-original+cris`, `refcoco.unc-val-shuffled`.
+    Examples are `refcoco.unc-val`, `refcoco.unc-val-original+cris` and `refcoco.unc-val-shuffled`.
     """
     names = "+".join(protocol.name for protocol in results.protocols)
     parts = [results.origin.dataset.replace("/", "."), results.origin.split]
@@ -99,9 +99,8 @@ def rows_file(folder: Path, results: Results) -> Path:
 def save_results(folder: Path, results: Results) -> Path:
     """Write `rows-<name>.parquet` and `scores-<name>.json`, with the name that `results_name` returns.
 
-    Each file is written under a temporary name and renamed, the rows first, so that scores never lie beside other rows
-    than their own. The scores hold a hash of the rows' file and one of their own content, so that `load_results`
-    detects a change of either file.
+    Each file is written under a temporary name and then renamed. The rows are renamed first. The scores file contains a
+    hash of the rows file and a hash of its own content, so that `load_results` detects a change of either file.
 
     Returns:
         Path of the Parquet file.
@@ -119,10 +118,12 @@ def save_results(folder: Path, results: Results) -> Path:
 
 
 def find_results(run: Path) -> Path:
-    """Return the folder of a run's results: `RUN/evaluation`, or `RUN` itself after `refseg evaluate --out RUN`.
+    """Return the folder of a run's results.
+
+    It is `RUN/evaluation`, or `RUN` itself after `refseg evaluate --out RUN`.
 
     Raises:
-        ResultsError: If neither folder has results, or both have, so that it is not clear which ones are meant.
+        ResultsError: If neither folder has results. If both folders have results, so that the choice is not clear.
     """
     folders = [folder for folder in (run, run / "evaluation") if any(folder.glob("scores-*.json"))]
     if not folders:
@@ -138,10 +139,10 @@ def find_results(run: Path) -> Path:
 
 
 def load_results(folder: Path) -> list[Results]:
-    """Read all results of a folder; scores come before controls, and both are ordered by dataset and split.
+    """Read all results of a folder. Scores come before controls, and both are ordered by dataset and split.
 
     Raises:
-        ResultsError: If there are none, or a file was changed or was not written by `save_results`.
+        ResultsError: If there are no results. If a file was changed, or was not written by `save_results`.
     """
     found = []
     for path in sorted(folder.glob("scores-*.json")):

@@ -1,4 +1,4 @@
-"""Defines the evaluation table: one row per sentence with the pixel counts of each protocol.
+"""Defines the evaluation table. It has one row per sentence with the pixel counts of each protocol.
 
 Every score is computed from this table.
 """
@@ -50,7 +50,8 @@ _FACTS_KEY = b"refseg"
 def column_name(protocol: Protocol, counted: str) -> str:
     """Return the name of a protocol's column for one of `COUNTED` or for `predicted_counts`.
 
-    The latter is an optional column with COCO's uncompressed run lengths of the predicted mask at the protocol's size.
+    `predicted_counts` is an optional column. It contains COCO's uncompressed run lengths of the predicted mask at the
+    protocol's size.
     """
     return f"{protocol.name}_{counted}"
 
@@ -62,22 +63,23 @@ def counts(table: pa.Table, protocol: Protocol, counted: str) -> Counts:
 
 
 def has_predictions(table: pa.Table, protocol: Protocol) -> bool:
-    """Return True if the table holds the predicted masks."""
+    """Return True if the table contains the predicted masks."""
     return column_name(protocol, "predicted_counts") in table.column_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFacts:
-    """Facts that apply to all rows and are needed to read the scores; they are stored in the table's metadata.
+    """Information that applies to all rows and is needed to read the scores. It is stored in the table's metadata.
 
     Attributes:
-        protocols: Protocols by which the masks were made, that of the headline first.
-        mask_rule: Rule by which the dataset was built: `union` or `legacy` (`refseg.dataset.schema.MASK_RULES`).
-        sentence_order: `own`: each sentence is scored against its ref. `shuffled`: against another target of its image.
-        num_left_out: Number of sentences without a row; in shuffled order these include the sentences of images with
-            a single target.
+        protocols: Protocols by which the masks were made. The first one gives the headline scores.
+        mask_rule: Rule by which the dataset was built. It is `union` or `legacy` (`refseg.dataset.schema.MASK_RULES`).
+        sentence_order: With `own`, each sentence is scored against its own target. With `shuffled`, it is scored
+            against another target of the same image.
+        num_left_out: Number of sentences without a row. In shuffled order, sentences of images with a single target
+            have no row.
         given_masks: True if the masks came from another project (`refseg score`).
-        notes: Lines about given masks that were left out or are unusual.
+        notes: Messages about given masks that were left out or are unusual.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -90,15 +92,15 @@ class RowFacts:
     notes: tuple[str, ...] = ()
 
     def attach(self, table: pa.Table) -> pa.Table:
-        """Return the table with these facts in its schema's metadata, which Parquet files keep."""
+        """Return the table with this information in the schema's metadata, which Parquet files preserve."""
         return table.replace_schema_metadata({_FACTS_KEY: json.dumps(asdict(self))})
 
     @classmethod
     def of(cls, table: pa.Table) -> "RowFacts":
-        """Read the facts from a table's metadata.
+        """Read the information from a table's metadata.
 
         Raises:
-            UsageError: If there are none, or they were written by an earlier release.
+            UsageError: If the metadata are missing, or were written by an earlier release.
         """
         text = (table.schema.metadata or {}).get(_FACTS_KEY)
         if text is None:
@@ -124,8 +126,8 @@ def check_table(table: pa.Table) -> None:
     """Check the columns, types and pixel counts of a table that was read from a file.
 
     Raises:
-        UsageError: If a column is missing, has another type or lacks a value, if pixel counts contradict each other, or
-            if `RowFacts.of` refuses the table.
+        UsageError: If a column is missing, has another type or lacks a value. If pixel counts contradict each other. If
+            `RowFacts.of` refuses the table.
     """
     counted = [column_name(protocol, name) for protocol in RowFacts.of(table).protocols for name in COUNTED]
     for name, kind in (*SENTENCE_FIELDS, *((name, pa.int64()) for name in counted)):
@@ -151,8 +153,8 @@ class Counted:
         row: Row of each sentence's ref in the index, shape (N,).
         sentence: Position of each sentence within its ref, shape (N,).
         pixels: Intersection, predicted area and target area by protocol, shape (N, protocols, 3).
-        predictions: Run lengths of the predicted masks, by protocol and then by sentence; empty: not kept.
-        predicted_none: The model's own output for "no target" of each sentence; None: the model has no such output.
+        predictions: Run lengths of the predicted masks, by protocol and then by sentence. Empty if they were not kept.
+        predicted_none: For each sentence, the model's no-target output. None if the model has none.
     """
 
     row: NDArray[np.int64]
@@ -169,7 +171,7 @@ def make_table(index: ManifestIndex, targets: NDArray[np.int64], counted: Counte
         index: Index of the dataset.
         targets: For each row of the index, the row whose target its sentences were scored against, shape (rows,).
         counted: Pixel counts of the sentences.
-        facts: Facts to store in the table's metadata.
+        facts: Information to store in the table's metadata.
     """
     row = counted.row
     positions = index.sentence_start[row] + counted.sentence
@@ -204,9 +206,10 @@ def make_table(index: ManifestIndex, targets: NDArray[np.int64], counted: Counte
 
 
 def _num_distractors(index: ManifestIndex) -> NDArray[np.int32]:
-    """Count the other targets of the same category in the image, shape (rows,); refs with equal masks are one target.
+    """Count the other targets of the same category in the image, shape (rows,).
 
-    Only objects to which a sentence of the split refers are counted. A row without a category has 0.
+    Only objects to which a sentence of the split refers are counted. Refs with equal masks are one target. The count of
+    a row without a category is 0.
     """
     found = np.zeros(index.num_rows, np.int32)
     categories = index.category.to_pylist()

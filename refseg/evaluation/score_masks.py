@@ -1,4 +1,4 @@
-"""Counts the pixels of masks that another project predicted, into the same table as `evaluate.py` for a model."""
+"""Counts the pixels of masks that another project predicted. The result is a table as `evaluate.py` returns it."""
 
 import logging
 from collections import Counter
@@ -30,11 +30,11 @@ NUM_NAMED = 10
 
 
 def score_predictions(options: ScoreOptions) -> Results:
-    """Score the masks of another project; with `options.out`, keep rows and scores in its folder `evaluation`.
+    """Score the masks of another project. With `options.out`, write rows and scores to its subfolder `evaluation`.
 
     Raises:
-        UsageError: If the masks' path does not exist, masks are to be kept without an output folder, the dataset does
-            not have the split, or a protocol is unknown.
+        UsageError: If the path of the masks does not exist. If `save_predictions` is set without an output folder. If
+            the dataset does not have the split. If a protocol is unknown.
         PredictionError: If masks cannot be read, are missing, or do not have the image's size.
         DatasetError: If the dataset is unusable.
     """
@@ -63,23 +63,24 @@ def score_predictions(options: ScoreOptions) -> Results:
 def score_masks(
     index: ManifestIndex, predictions: Predictions, protocols: Sequence[Protocol], *, save_predictions: bool = False
 ) -> pa.Table:
-    """Compare masks with the targets of every sentence of a split, by the rules of each protocol.
+    """Compare masks with the targets of all sentences of a split, under each protocol.
 
-    A mask must have the image's size or the protocol's. One of the protocol's size is compared unchanged, others are
-    resized to it by nearest pixels. No threshold is applied: the other project has already made binary masks. Masks
-    of sentences that are not in the split are left out and named in a note.
+    A mask must have the size of the image or the size that the protocol requires. A mask of the protocol's size is
+    compared unchanged. Other masks are resized to this size with nearest-neighbour interpolation. No threshold is
+    applied, because the other project has already made binary masks. Masks of sentences that are not in the split are
+    left out and named in a note.
 
     Args:
         index: Index of one split.
         predictions: Masks that `read_predictions` read for these protocols.
-        protocols: Protocols by which masks are compared, that of the headline first.
-        save_predictions: Keep the masks with the rows, each at its protocol's size.
+        protocols: Protocols by which masks are compared. The first one gives the headline scores.
+        save_predictions: True to keep the masks in the rows, at the size that each protocol requires.
 
     Returns:
         Rows as `evaluate_model` returns them, with the predictions' notes.
 
     Raises:
-        PredictionError: If a sentence has no mask, or a mask of another size; the message names the sentence.
+        PredictionError: If a sentence has no mask, or a mask of another size. The message names the sentence.
     """
     num_sentences = np.diff(index.sentence_start)
     row = np.repeat(np.arange(index.num_rows), num_sentences)
@@ -158,5 +159,5 @@ def _count(
 
 
 def _draw(given: GivenMask, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Draw the mask at `(height, width)`; a mask of another size is resized by nearest pixels."""
+    """Draw the mask at `(height, width)`. A mask of another size is resized with nearest-neighbour interpolation."""
     return draw_runs(given.counts, size) if given.size == size else stretch(given.counts, given.size, size) > 0

@@ -24,7 +24,7 @@ from refseg.wording import counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Scores of one split under one protocol, as fractions (0 to 1), with everything needed to compare them.
+    """Scores of one split under one protocol, as fractions (0 to 1), with the information needed to compare them.
 
     Attributes:
         values: Scores by their names in the literature: oIoU, mIoU, Pr@0.5, ...
@@ -33,8 +33,8 @@ class Scores:
         num_refs: Number of refs of these sentences.
         num_images: Number of images of these sentences.
         num_no_target: Number of sentences that refer to nothing in their image.
-        num_own_output: Number of sentences for which the model has an output of its own for "no target".
-        facts: Facts that apply to all rows.
+        num_own_output: Number of sentences for which the model has a no-target output.
+        facts: Information that applies to all rows.
     """
 
     values: dict[str, float]
@@ -48,12 +48,12 @@ class Scores:
 
     @property
     def overall_iou(self) -> float:
-        """The oIoU, called cIoU in some papers: sum of intersections over sum of unions."""
+        """The oIoU, which is the sum of intersections over the sum of unions. Some papers call it cIoU."""
         return self.values["oIoU"]
 
     @property
     def mean_iou(self) -> float:
-        """The mIoU, called gIoU by LISA: mean IoU over sentences."""
+        """The mIoU, which is the mean IoU over sentences. LISA calls it gIoU."""
         return self.values["mIoU"]
 
     @property
@@ -66,7 +66,7 @@ class Scores:
         return dict(self.values)
 
     def rules(self) -> list[str]:
-        """Return the rules as lines of text, which are shown with every score."""
+        """Return the rules as lines of text. They are shown with every score."""
         facts = self.facts
         lines = self.protocol.rules(facts.mask_rule, given_masks=facts.given_masks)
         lines.append("oIoU: sum of intersections over sum of unions, in pixels; mIoU: mean IoU of the sentences")
@@ -122,10 +122,10 @@ def score(table: pa.Table, protocol: Protocol = ORIGINAL) -> Scores:
 
     Args:
         table: Rows of one split, as `evaluate_model` returns them.
-        protocol: Protocol of the scores; the table must hold pixel counts of it.
+        protocol: Protocol of the scores. The table must have pixel counts for this protocol.
 
     Raises:
-        UsageError: If the table is empty or does not hold pixel counts of the protocol.
+        UsageError: If the table is empty, or has no pixel counts for the protocol.
     """
     facts = RowFacts.of(table)
     if protocol not in facts.protocols:
@@ -188,7 +188,7 @@ def row_ious(table: pa.Table, protocol: Protocol) -> Ious:
 
 
 def _has_no_target_scores(protocol: Protocol, num_no_target: int) -> bool:
-    """Return True if there are no-target sentences, or if the protocol is made for them."""
+    """Return True if there are no-target sentences, or if the protocol was designed for them."""
     return num_no_target > 0 or protocol.no_target == "own output"
 
 
@@ -209,7 +209,7 @@ def _answers(table: pa.Table, protocol: Protocol) -> Answers:
 
 
 def _ref_numbers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return a number for each row that is the same for all rows of a ref; refs of different splits differ."""
+    """Return a number for each row. Rows have the same number if they belong to the same ref of the same split."""
     splits = table.column("split").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     pairs = np.stack([splits.astype(np.int64), table.column("ref_id").to_numpy()], axis=1)
     _, numbers = np.unique(pairs, axis=0, return_inverse=True)
