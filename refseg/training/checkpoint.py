@@ -1,4 +1,4 @@
-"""Finds, checks and reads checkpoints. A damaged checkpoint is never loaded; the one before it is loaded instead.
+"""Finds, checks and reads checkpoints. A damaged checkpoint is skipped, and the previous one is loaded instead.
 
 OUT/checkpoints/
   step-00000120/
@@ -45,7 +45,7 @@ _FILES = TypeAdapter(dict[str, dict[str, int | str]])
 
 
 class TornCheckpointError(CheckpointError):
-    """A checkpoint is damaged: a file is missing, or its content changed after it was written."""
+    """A checkpoint is damaged. A file is missing, or a file was changed after it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +92,12 @@ def list_checkpoints(out: Path) -> list[Path]:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """Find the newest undamaged checkpoint of a run; None if the run has no checkpoint.
+    """Find the newest undamaged checkpoint of a run. Return None if the run has no checkpoint.
 
     Damaged checkpoints are skipped with a warning.
 
     Raises:
-        CheckpointError: If all checkpoints are damaged, or one has another format or cannot be read.
+        CheckpointError: If all checkpoints are damaged. If a checkpoint has another format or cannot be read.
     """
     newest = _latest(out)
     return None if newest is None else newest[0]
@@ -122,7 +122,7 @@ def read_state(folder: Path) -> CheckpointState:
 
     Raises:
         TornCheckpointError: If a file is missing or was changed.
-        CheckpointError: If another program wrote the checkpoint, it has another format version, or it cannot be read.
+        CheckpointError: If another program wrote the checkpoint. If it has another format version or cannot be read.
     """
     path = folder / STATE_NAME
     try:
@@ -156,7 +156,7 @@ def read_state(folder: Path) -> CheckpointState:
 
 
 def _compare_step(folder: Path, state: CheckpointState) -> None:
-    """Compare the step with the folder's name (if it is a checkpoint's name), the epoch and the best step."""
+    """Compare the step with the epoch, the best step and, if the folder has a checkpoint's name, with this name."""
     named = _FOLDER.fullmatch(folder.name)
     if named and int(named[1]) != state.step:
         found = f"the folder is named after step {int(named[1])}"
@@ -170,7 +170,7 @@ def _compare_step(folder: Path, state: CheckpointState) -> None:
 
 
 def _compare_file(path: Path, expected: Mapping[str, int | str] | None) -> None:
-    """Compare a file of a checkpoint with the size and hash in `state.json`; None: the file must not exist."""
+    """Compare a file with the size and hash in `state.json`. If these are None, the file must not exist."""
     try:
         found = file_facts(path)
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def _compare_file(path: Path, expected: Mapping[str, int | str] | None) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Return the error for a file that cannot be read; its checkpoint may be undamaged, so it is not skipped."""
+    """Return the error for a file that cannot be read. The checkpoint may be undamaged, so it is not skipped."""
     return CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk")
 
 
@@ -193,13 +193,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """Load a trained model.
 
     Args:
-        path: A checkpoint's folder, a run's folder, or a folder that `refseg publish` wrote, whose recipe has no paths.
-            From a run, the best checkpoint by validation is loaded, or the newest one if there was no validation.
+        path: Folder of a checkpoint, of a run, or of a model that `refseg publish` wrote. The recipe of a published
+            model has no paths. From a run, the best checkpoint by validation is loaded, or the newest one if there was
+            no validation.
         device: Device to which the model is moved.
 
     Raises:
-        CheckpointError: If there is no checkpoint, or it is damaged, was written by another program, or does not fit
-            the model of its recipe.
+        CheckpointError: If there is no checkpoint. If the checkpoint is damaged, was written by another program, or
+            does not fit the model of the recipe.
     """
     path = local_path(path)
     if (path / CONFIG_NAME).is_file():
@@ -223,7 +224,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weight file that `load_checkpoint` reads from a folder: averaged weights if there are any.
+    """Return the weight file that `load_checkpoint` reads from a folder. Averaged weights are preferred.
 
     Raises:
         CheckpointError: If `load_checkpoint` would find no checkpoint.
@@ -234,7 +235,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load_weights(model: torch.nn.Module, folder: Path, *, averaged: bool = False) -> None:
-    """Load a checkpoint's weights, or their average, into a model of the same recipe.
+    """Load a checkpoint's weights, or the averaged weights if they exist, into a model of the same recipe.
 
     Raises:
         CheckpointError: If names or shapes differ.
@@ -251,13 +252,13 @@ def _load(model: torch.nn.Module, path: Path) -> None:
 
 
 def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, where: str, remedy: str) -> None:
-    """Load weights into a model whose names, shapes and types must equal theirs.
+    """Load weights into a model. Names, shapes and types must be equal.
 
     Args:
         model: Model on any device.
         weights: Tensors by name.
-        where: Source of the weights, for the message.
-        remedy: What to do if they do not fit, for the message.
+        where: Source of the weights, for the error message.
+        remedy: Advice for the user if the weights do not fit, for the error message.
 
     Raises:
         CheckpointError: If names, shapes or types differ. Without this check torch would cast values silently.
@@ -286,7 +287,7 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
 
 
 def _resolve(path: Path) -> Path:
-    """Return a checkpoint's folder unchanged, and for a run's folder that of its best or else newest checkpoint."""
+    """Return the folder of a checkpoint. For a run's folder, return its best checkpoint, or else its newest one."""
     if (path / STATE_NAME).is_file() or _FOLDER.fullmatch(path.name):
         return path
     if not path.is_dir():

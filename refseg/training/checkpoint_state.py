@@ -1,4 +1,4 @@
-"""Defines the content of a checkpoint's `state.json`: everything besides tensors that a run needs to resume."""
+"""Defines the content of a checkpoint's `state.json`, with which a run resumes. Tensors are stored in other files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,13 +34,13 @@ class CheckpointState:
         recipe: Resolved settings of the run.
         step: Number of completed optimiser steps.
         epoch: Number of completed epochs.
-        cursor: The loader's position in the data; None for a published model, which cannot be resumed.
+        cursor: The loader's position in the data. None for a published model, which cannot be resumed.
         window: Sums over the steps since the last line of `metrics.jsonl`.
-        best: The best validation up to and including this step; None before the first one.
-        lineage: The training set, and the models that the weights come from.
-        val_dataset_digest: Digest of the dataset that was validated on; empty without validation.
+        best: The best validation up to and including this step. None before the first validation.
+        lineage: The training set, and the models from which the training started.
+        val_dataset_digest: Digest of the validation dataset. Empty without validation.
         num_processes: Number of processes that trained.
-        validation_due: True if SIGTERM stopped the run when a validation was due; the resumed run validates first.
+        validation_due: True if SIGTERM stopped the run when a validation was due. The resumed run then validates first.
         refseg_version: Version of the package that wrote the checkpoint.
     """
 
@@ -57,7 +57,7 @@ class CheckpointState:
     refseg_version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types; those of the lineage are merged with the others."""
+        """Return the fields as JSON types. The fields of the lineage are merged with the others."""
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         lineage: Lineage = fields.pop("lineage")
         return {

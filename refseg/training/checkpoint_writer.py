@@ -1,4 +1,4 @@
-"""Writes checkpoints under a temporary name, flushes and renames them, so that no unfinished one is ever visible."""
+"""Writes checkpoints under a temporary name, flushes and renames them, so that an unfinished one is never visible."""
 
 import json
 import shutil
@@ -35,21 +35,22 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, which becomes visible only when it is complete, and then remove old ones.
+    """Write a checkpoint, and then remove old ones. The checkpoint becomes visible only when it is complete.
 
     Args:
         checkpoints: The run's `checkpoints` folder.
         state: Content of `state.json`.
-        weights: State dicts by file name: the model's, and that of the average if there is one.
-        optimizer: State dicts for `optimizer.pt`, which may hold tensors, numbers, strings and containers.
-        keep: Number of newest checkpoints to keep; the best one is kept in addition.
+        weights: State dicts by file name. They are the state dict of the model and, if there is one, of the weight
+            average.
+        optimizer: State dicts for `optimizer.pt`. They may contain tensors, numbers, strings and containers.
+        keep: Number of newest checkpoints to keep. The best one is kept in addition.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be written. Its unfinished files are removed, and earlier checkpoints
-            are not changed.
+        CheckpointError: If the checkpoint cannot be written. Unfinished files are removed, and earlier checkpoints are
+            not changed.
     """
     folder = checkpoints / checkpoint_name(state.step)
     try:
@@ -83,7 +84,7 @@ def _write(
 
 
 def write_best(checkpoints: Path, state: CheckpointState) -> None:
-    """Write the name of the best checkpoint into the file `best` for users; readers take it from `state.json`."""
+    """Write the name of the best checkpoint into the file `best` for users. Programs read it from `state.json`."""
     if state.best is None:
         return
     text = checkpoint_name(state.best.step) + "\n"

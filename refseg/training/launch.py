@@ -1,4 +1,4 @@
-"""Joins the processes of a run, chooses device and threads, and checks that the launcher started what was asked for."""
+"""Joins the processes of a run, chooses device and threads, and checks the number of processes."""
 
 import ctypes
 import logging
@@ -25,18 +25,18 @@ SMALL_ENCODERS = {"", "tiny"}
 
 
 def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_encoder: str = "") -> Accelerator:
-    """Join the other processes, and choose device and precision.
+    """Join the other processes of the run, and choose device and precision.
 
-    The precision is that of the recipe, even if the launcher's environment names another one.
+    The recipe determines the precision, even if the launcher's environment names another one.
 
     Args:
         config: The recipe's `[train]` section.
-        out: The run's folder, in which trackers write their files; None: no trackers are started.
-        image_encoder: The recipe's image encoder, which tells whether a GPU is expected; empty: unknown.
+        out: The run's folder, in which trackers write their files. If None, no trackers are started.
+        image_encoder: The recipe's image encoder. It determines whether a GPU is expected. Empty if it is unknown.
 
     Raises:
-        TrainingError: If fewer processes started than were asked for, or there are more processes than GPUs.
-        RecipeError: If this machine cannot do what the recipe asks for, or a tracker is not installed.
+        TrainingError: If fewer processes started than were requested. If there are more processes than GPUs.
+        RecipeError: If this machine does not support a setting of the recipe. If a tracker is not installed.
     """
     if out:
         refuse_missing_trackers(config.trackers)
@@ -69,13 +69,13 @@ def start_accelerator(config: TrainConfig, out: Path | None = None, *, image_enc
 
 
 def refuse_missing_trackers(trackers: Sequence[str]) -> None:
-    """Refuse trackers whose packages are not installed; Accelerate would skip them with a warning.
+    """Refuse trackers whose packages are not installed. Accelerate would only skip them with a warning.
 
     Args:
         trackers: Accelerate's names of the trackers.
 
     Raises:
-        RecipeError: If a package is missing; the message lists all of them.
+        RecipeError: If a package is missing. The message lists all missing packages.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in dict.fromkeys(trackers) if name not in available]:
@@ -88,14 +88,14 @@ def refuse_missing_trackers(trackers: Sequence[str]) -> None:
 
 
 def warn_about_missing_gpu(environ: Mapping[str, str], *, image_encoder: str) -> None:
-    """Warn if a run that is meant for a GPU runs on the CPU, unless the user asked for the CPU.
+    """Warn if a run that is intended for a GPU runs on the CPU, unless the user requested the CPU.
 
-    The user asks for it by `accelerate launch --cpu`, ACCELERATE_USE_CPU=true or CUDA_VISIBLE_DEVICES=-1. An empty
-    CUDA_VISIBLE_DEVICES does not count, because schedulers set it if no GPU was requested.
+    The user requests the CPU with `accelerate launch --cpu`, ACCELERATE_USE_CPU=true or CUDA_VISIBLE_DEVICES=-1. An
+    empty CUDA_VISIBLE_DEVICES does not count, because schedulers set it if no GPU was requested.
 
     Args:
-        environ: Environment of this process, which runs on the CPU.
-        image_encoder: Image encoder of the recipe; empty if there is none.
+        environ: Environment of this process. The process runs on the CPU.
+        image_encoder: Image encoder of the recipe. Empty if there is none.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     hidden = visible is not None and re.fullmatch(r"\s*-\d+\s*(,\s*-\d+\s*)*", visible)
@@ -119,7 +119,7 @@ def warn_about_other_precision(environ: Mapping[str, str], precision: str) -> No
 
     Args:
         environ: Environment of this process.
-        precision: Precision that is used, which is the recipe's.
+        precision: Precision of the recipe, which is used.
     """
     launched = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", precision):
@@ -135,8 +135,9 @@ def die_with_launcher() -> None:
 
     The launchers start their processes in separate sessions. Without this request, the processes would continue after
     the launcher is killed, and repeating the command would start a second run in the same folder. The launcher of a
-    single process does not forward SIGTERM but ends by it. Its process then receives SIGTERM, so that the run can save
-    its work. A process without a launcher is not ended with its parent, a shell that may end before the run.
+    single process does not forward SIGTERM but ends when it receives this signal. The launched process then receives
+    SIGTERM, so that the run can save its work. A process without a launcher does not end together with its parent. The
+    parent may be a shell that ends before the run.
     """
     if _is_launched(os.environ) and sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -147,16 +148,16 @@ def die_with_launcher() -> None:
 def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> None:
     """Refuse to train with one process if several were asked for.
 
-    `accelerate launch --cpu --num_processes 2` silently starts a single process (accelerate 1.15). Its launcher for one
-    process sets MASTER_ADDR exactly if more than one process or machine was asked for. It never sets WORLD_SIZE, which
-    every launcher of several processes sets.
+    `accelerate launch --cpu --num_processes 2` silently starts a single process (accelerate 1.15). The launcher for one
+    process sets MASTER_ADDR exactly if more than one process or machine was requested. It never sets WORLD_SIZE,
+    whereas every launcher of several processes sets it.
 
     Args:
         num_processes: Number of processes that started.
         environ: Environment of this process.
 
     Raises:
-        TrainingError: If processes are missing; the message names the command that starts several.
+        TrainingError: If processes are missing. The message gives the command that starts several processes.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environ
     if num_processes == 1 and by_accelerate and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
@@ -167,12 +168,12 @@ def refuse_missing_processes(num_processes: int, environ: Mapping[str, str]) -> 
 
 
 def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -> int:
-    """Return the number of threads: OMP_NUM_THREADS if the user set it, else this process's share of the cores.
+    """Return the number of threads. It is OMP_NUM_THREADS if the user set it, else this process's share of the cores.
 
-    Launchers set OMP_NUM_THREADS if the user did not: torchrun to 1, accelerate to 1 or to a share of the machine's
-    cores. That would leave most of a machine idle, or use cores that this process may not run on. So in a launched
-    process, the variable counts only if it is in the launcher's own environment or command line. Where these cannot be
-    read (outside Linux), any number except 1 counts.
+    Launchers set OMP_NUM_THREADS if the user did not. torchrun sets 1, and accelerate sets 1 or a share of the
+    machine's cores. These values could leave most of a machine idle, or exceed the cores that this process may use.
+    Therefore, in a launched process, the variable is used only if it is in the environment or command line of the
+    launcher. Outside Linux these cannot be read, and any number except 1 is used.
 
     Args:
         environ: Environment of this process.
@@ -188,12 +189,12 @@ def cpu_threads(environ: Mapping[str, str], *, num_cores: int, num_local: int) -
 
 
 def _is_launched(environ: Mapping[str, str]) -> bool:
-    """Return True if torchrun or `accelerate launch` started this process, which their environment variables show."""
+    """Return True if environment variables show that torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_DYNAMO_MODE" in environ
 
 
 def _set_for_launcher() -> bool | None:
-    """Return True if the user gave the launcher (the parent) a number of threads; None if this cannot be read."""
+    """Return True if the user gave the launcher a number of threads. Return None if this cannot be read."""
     process = Path(f"/proc/{os.getppid()}")
     try:
         variables = (process / "environ").read_bytes().split(b"\0")
@@ -208,9 +209,9 @@ def _set_for_launcher() -> bool | None:
 def _repeat_every_bit() -> None:
     """Make torch add numbers in the same order each time, even with several threads.
 
-    Otherwise threads add the gradients of an image that several sentences share in a random order (in the backward
-    pass of `features[image_index]`). Two equal runs, or a resumed and an uninterrupted one, would differ in the last
-    bits.
+    Several sentences may share one image. By default, threads then add the gradients of the image in a random order, in
+    the backward pass of `features[image_index]`. Two equal runs, or a resumed and an uninterrupted run, would differ in
+    the last bits.
     """
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills uninitialised memory, a debugging aid that costs time for each tensor. (Type

@@ -16,10 +16,10 @@ LocationTarget = Literal["area", "gaussian", "ellipse"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """Weights of the losses that are added to the cross-entropy of the mask; 0: the loss is not computed.
+    """Weights of the losses that are added to the mask's cross-entropy. A loss with weight 0 is not computed.
 
     Attributes:
-        dice: Weight of the Dice loss, which none of the implemented papers uses.
+        dice: Weight of the Dice loss. None of the implemented papers uses it.
         location: Weight of LTS's loss on the position prior.
         location_target: Target of the position prior.
         reconstruction: Weight of CRFormer's language reconstruction loss.
@@ -51,25 +51,27 @@ def training_loss(
     num_global: Int64[Tensor, ""],
     num_processes: int,
 ) -> Float[Tensor, ""]:
-    """Return this rank's share of the loss: binary cross-entropy at the decoder's resolution, plus weighted losses.
+    """Return this rank's share of the loss.
 
-    Source: FCNet Sec. 3.4 names the cross-entropy; CRIS's code computes it at a quarter of the input's size with soft
-    edges. There the mask is warped by interpolation and sampled at every fourth pixel. Here each target pixel is the
-    object's share of the pixels that it covers. The Dice loss (Milletari et al. 2016, V-Net, Sec. 3; with sums instead
-    of squares, and 1 added to both terms) is not in the paper. It helps from random weights: small objects cover 3 % of
-    the pixels, so that cross-entropy alone first predicts background everywhere.
+    The loss is the binary cross-entropy at the decoder's resolution plus the weighted additional losses. Source: FCNet,
+    Sec. 3.4, names the cross-entropy. The code of CRIS computes it at a quarter of the input's size with soft edges.
+    CRIS warps the mask with interpolation and samples every fourth pixel. Here, the value of a target pixel is the
+    object's share of the area of that pixel. The Dice loss follows Milletari et al. 2016, V-Net, Sec. 3, but with sums
+    instead of squares, and with 1 added to both terms. It is not in the FCNet paper. It helps if training starts from
+    random weights. Small objects cover about 3 % of the pixels, so that cross-entropy alone first predicts background
+    everywhere.
 
-    DistributedDataParallel averages the gradients over the ranks. A rank with n of all N samples therefore returns its
-    sum times `num_processes` / N. The mean over the ranks is then the mean over the N samples, even if the ranks have
-    different numbers of them. Example: two ranks hold 3 and 1 of N = 4 samples, all with loss 1. They return
-    3 * 2 / 4 = 1.5 and 1 * 2 / 4 = 0.5, whose mean is 1.
+    DistributedDataParallel averages the gradients over the ranks. A rank therefore returns the sum of its losses times
+    `num_processes` / N, where N is the number of samples on all ranks. The mean over the ranks is then the mean over
+    the N samples, even if the ranks have different numbers of samples. For example, two ranks hold 3 and 1 of N = 4
+    samples, all with loss 1. They return 3 * 2 / 4 = 1.5 and 1 * 2 / 4 = 0.5, whose mean is 1.
 
     Args:
-        output: Output of the model; h and w of its mask logits divide H and W.
+        output: Output of the model. The height h and width w of the mask logits must divide H and W.
         masks: Targets at the network's input size, 1 on the object, else 0.
         weights: Weights of the additional losses.
-        is_pad: True for repeated samples that fill the last batch; they do not contribute.
-        num_global: N, number of samples in the global batch that are not padding.
+        is_pad: True for repeated samples that fill the last batch. They do not contribute to the loss.
+        num_global: N, the number of samples in the global batch without padding.
         num_processes: Number of ranks over which the gradients are averaged.
     """
     mask_logits = output.mask_logits.float()
@@ -94,15 +96,15 @@ def training_loss(
 def location_target(
     masks: UInt8[Tensor, "B H W"], grid: tuple[int, int], kind: LocationTarget
 ) -> Float[Tensor, "B h w"]:
-    """Return the targets of the position prior on a coarse grid, 0 to 1; all zero for an empty mask.
+    """Return the targets of the position prior on a coarse grid, 0 to 1. They are 0 for an empty mask.
 
-    Source: no source says which target LTS uses, so these definitions are not from a paper. `area` is the object's
-    share of each cell. `ellipse` is 1 in cells whose centre lies in the ellipse inscribed in the mask's box.
-    `gaussian` is 1 at the centre of the box and decreases with a standard deviation of a quarter of the box's side.
+    Source: these definitions are not from a paper, because no source states which target LTS uses. `area` is the
+    object's share of each cell. `ellipse` is 1 in cells whose centre lies in the ellipse inscribed in the mask's box.
+    `gaussian` is 1 at the centre of the box, and its standard deviation is a quarter of the box's side.
 
     Args:
         masks: Masks, 1 on the object, else 0.
-        grid: `(h, w)` of the targets; h divides H and w divides W.
+        grid: `(h, w)` of the targets. h must divide H, and w must divide W.
         kind: Kind of the target.
     """
     height, width = masks.shape[1:]
@@ -120,10 +122,11 @@ def _cross_entropy(logits: Float[Tensor, "B 1 h w"], targets: Float[Tensor, "B 1
 
 
 def _squared_distance(occupied: Bool[Tensor, "B N"], cells: int) -> Float[Tensor, "B n"]:
-    """Return each cell centre's squared distance from the middle of the occupied range, in half lengths of that range.
+    """Return each cell centre's squared distance from the middle of the occupied range.
 
-    Example: of N = 8 pixels, 2 to 5 are occupied, so that the range is 2 to 6 with middle 4 and half length 2. Of 4
-    cells, the centres are 1, 3, 5 and 7, and the squared distances 2.25, 0.25, 0.25 and 2.25.
+    The unit of distance is half the length of the range. In this example, pixels 2 to 5 of N = 8 are occupied, so that
+    the range is 2 to 6 with middle 4 and half length 2. The centres of 4 cells are 1, 3, 5 and 7. Their squared
+    distances are 2.25, 0.25, 0.25 and 2.25.
     """
     size = occupied.shape[1]
     first = occupied.int().argmax(1)

@@ -15,15 +15,15 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 def build_optimizer(
     config: TrainConfig, groups: Mapping[str, NamedParameters], *, device: str = "cpu"
 ) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over a model's parameter groups; on CUDA it is fused into one kernel.
+    """Build Adam or AdamW over a model's parameter groups. On CUDA the fused kernel is used.
 
-    It is not fused on a CPU. There the fused kernel pairs weights and gradients by their order in memory, which is
-    silently wrong if only one of the two is channels_last. On CUDA the kernel refuses such pairs; `match_layouts`
-    avoids them.
+    On a CPU the fused kernel is not used. It pairs weights and gradients by their order in memory. The result is
+    silently wrong if only one of the two is channels_last. On CUDA the kernel refuses weights and gradients with
+    different layouts. `match_layouts` makes the layouts equal.
 
-    Each group of the optimiser holds its own `base_lr`, which `set_learning_rate` multiplies. CRIS's code is meant to
-    give the backbone a tenth of the learning rate. It sets only `initial_lr`, so that its first epoch uses the full
-    rate. Here the tenth applies from the first step.
+    Each group of the optimiser has its own `base_lr`. `set_learning_rate` multiplies this rate by a factor. The code of
+    CRIS is intended to train the backbone with a tenth of the learning rate. It sets only `initial_lr`, so that the
+    first epoch uses the full rate. Here the backbone uses a tenth from the first step.
 
     Args:
         config: The recipe's `[train]` section.
@@ -49,8 +49,8 @@ def build_optimizer(
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
     """Copy gradients into memory with the strides of their weights, as the fused kernel requires.
 
-    Autograd may return other strides for a 1 x 1 convolution: for a shape (D, C, 1, 1), the strides (C, 1, 1, 1) and
-    (C, 1, C, C) describe the same layout.
+    For 1 x 1 convolutions autograd may return different but equivalent strides. For example, for the shape (D, C, 1,
+    1), the strides (C, 1, 1, 1) and (C, 1, C, C) describe the same layout.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -59,10 +59,10 @@ def match_layouts(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load the state of an optimiser, which may have been saved on another type of device.
+    """Load the state of an optimiser. It may have been saved on another type of device.
 
-    With the state, torch would also load the groups' setting `fused` and the strides of the saved tensors. This
-    function keeps `fused` of the given optimiser, and uses the strides of its weights.
+    torch would also load the setting `fused` of the groups, and the strides of the saved tensors. This function keeps
+    the setting `fused` of the given optimiser, and uses the strides of the weights.
 
     Args:
         optimizer: Optimiser over the same parameters in the same groups.
@@ -95,7 +95,7 @@ def _by_decay(named: NamedParameters, weight_decay: float) -> Iterable[tuple[flo
 def learning_rate_factor(config: TrainConfig, step: int, *, steps_per_epoch: int) -> float:
     """Return the factor by which every group's base learning rate is multiplied.
 
-    It does not depend on `max_steps`: a run that stops early has used the same learning rates until then.
+    The factor does not depend on `max_steps`. A run that stops early has used the same learning rates up to that step.
 
     Args:
         config: The recipe's `[train]` section.

@@ -1,4 +1,4 @@
-"""Finds the checkpoint from which a run resumes, and refuses to resume a run of another recipe or other data."""
+"""Finds the checkpoint from which a run resumes. Refuses to resume a run with another recipe or other data."""
 
 from pathlib import Path
 
@@ -25,12 +25,13 @@ whether the data are the same, and hashes whether the start weights are."""
 
 
 def find_checkpoint(out: Path, accelerator: Accelerator) -> Path | None:
-    """Find the newest undamaged checkpoint of a run; None for a new run.
+    """Find the newest undamaged checkpoint of a run. Return None for a new run.
 
-    Rank 0 searches and tells the other ranks, so that all ranks resume from the same checkpoint.
+    Rank 0 searches and sends the result to the other ranks, so that all ranks resume from the same checkpoint.
 
     Raises:
-        CheckpointError: If all checkpoints are damaged, or this machine cannot see the checkpoint that rank 0 found.
+        CheckpointError: If all checkpoints are damaged. If the checkpoint that rank 0 found does not exist on this
+            machine.
     """
     found: list[Path | None] = [None]
     if accelerator.is_main_process:
@@ -55,10 +56,10 @@ def refuse_another_run(state: CheckpointState, recipe: Recipe, *, out: Path, dig
         recipe: Recipe of the current command.
         out: The run's folder.
         digest: Digest of the dataset of the current command.
-        val_digest: Digest of the dataset that the current command validates on; empty without validation.
+        val_digest: Digest of the validation dataset of the current command. Empty without validation.
 
     Raises:
-        RecipeError: If a setting that affects the weights, the dataset or the start weights differ.
+        RecipeError: If the dataset, the start weights, or a setting that affects the weights differs.
     """
     differing = [key for key in recipe_differences(state.recipe, recipe) if key not in _MAY_CHANGE]
     if recipe.train.schedule == "multistep" and "train.epochs" in differing:

@@ -1,4 +1,4 @@
-"""Writes and reads a run's files besides checkpoints: `metrics.jsonl`, `recipe.json` and `environment.json`."""
+"""Writes and reads `metrics.jsonl`, `recipe.json` and `environment.json` of a run."""
 
 import errno
 import importlib.metadata
@@ -36,18 +36,18 @@ _PACKAGES = (
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`, which has one JSON object per line with `kind` and `step`, in the order of the steps.
+    """Appends to `metrics.jsonl`. Each line is a JSON object with `kind` and `step`, ordered by step.
 
-    Opening the file at a step drops the lines of later steps. A resumed run writes those lines again, so that the file
-    becomes that of an uninterrupted run. If lines are damaged, the file is copied before they are dropped.
+    Opening the file at a step removes the lines of later steps. A resumed run writes those lines again, so that the
+    file equals the file of an uninterrupted run. If lines are damaged, the file is copied before they are removed.
     """
 
     def __init__(self, out: Path, *, step: int) -> None:
-        """Open the file for appending, and drop later lines and an incomplete last line.
+        """Open the file for appending, and remove later lines and an incomplete last line.
 
         Args:
             out: The run's folder.
-            step: Number of completed steps; lines of later steps are dropped.
+            step: Number of completed steps. Lines of later steps are removed.
 
         Raises:
             TrainingError: If the file cannot be written.
@@ -68,7 +68,7 @@ class MetricsLog:
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a line, without a buffer in this process.
+        """Append a line. It is written to the file at once, without a buffer in this process.
 
         Raises:
             TrainingError: If the line cannot be written.
@@ -81,7 +81,10 @@ class MetricsLog:
             raise _unwritable(self.path, error) from error
 
     def sync(self) -> None:
-        """Flush the lines to the disk, so that they survive a power failure; called before a checkpoint is written."""
+        """Flush the lines to the disk, so that they survive a power failure.
+
+        This is called before a checkpoint is written.
+        """
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -90,7 +93,10 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`, empty if the file does not exist; damaged ones cause a warning."""
+    """Read the lines of a run's `metrics.jsonl`. The result is empty if the file does not exist.
+
+    Damaged lines are skipped with a warning.
+    """
     lines, damaged = _parse_metrics(out / METRICS_NAME)
     if damaged:
         logger.warning("%s: %s damaged and left out", out / METRICS_NAME, _lines(damaged))
@@ -98,9 +104,9 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def _parse_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the valid lines, and the numbers of damaged ones.
+    """Return the valid lines, and the line numbers of the damaged ones.
 
-    A last line without a newline, which a crash may leave, counts as neither.
+    A crash may leave a last line without a newline. It is neither returned nor reported as damaged.
     """
     lines: list[dict[str, Any]] = []
     damaged: list[int] = []
@@ -120,7 +126,7 @@ def _parse_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _is_metrics_line(line: dict[str, Any]) -> bool:
-    """Return True if a line has its kind, its step and otherwise numbers; the name of a split may be a text."""
+    """Return True if a line has kind and step, and all other values are numbers. A split name may be a text."""
     words, step = [line.get("kind"), line.get("split", "")], line.get("step")
     numbers = [value for key, value in line.items() if key not in ("kind", "split")]
     is_step = type(step) is int and step >= 0
@@ -136,11 +142,11 @@ def _lines(numbers: Sequence[int]) -> str:
 
 
 def read_facts(path: Path, *, sections: Sequence[str] | None) -> dict[str, Any]:
-    """Read `recipe.json` or `environment.json` for display; empty if the file does not exist.
+    """Read `recipe.json` or `environment.json` for display. The result is empty if the file does not exist.
 
     Args:
         path: Path of the file.
-        sections: Keys whose values must be objects if they are present; None: all values must be objects.
+        sections: Keys whose values must be objects if they are present. If None, all values must be objects.
 
     Raises:
         UsageError: If the file cannot be read, or a value is not an object.
@@ -160,11 +166,11 @@ def read_facts(path: Path, *, sections: Sequence[str] | None) -> dict[str, Any]:
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
-    """Write `recipe.json`, which holds the resolved settings of the run.
+    """Write the resolved settings of the run to `recipe.json`.
 
     Args:
         out: The run's folder.
-        recipe: Recipe of the last start that had steps to train.
+        recipe: Recipe of the run. Only a start that has steps to train writes the file.
     """
     _write(out / RECIPE_NAME, json.dumps(recipe.to_dict(), indent=1) + "\n")
 
@@ -177,12 +183,12 @@ def write_environment(
     num_processes: int,
     device: str,
 ) -> None:
-    """Write `environment.json`, which records versions, machine, command and training set of the run's last start.
+    """Write versions, machine, command and training set of the run's last start to `environment.json`.
 
     Args:
         out: The run's folder.
-        lineage: The training set, and the models that the start weights come from.
-        val_digest: Digest of the dataset validated on; empty without validation.
+        lineage: The training set, and the models from which the training started.
+        val_digest: Digest of the validation dataset. Empty without validation.
         num_processes: Number of processes.
         device: Type of the device, for example `cuda`.
     """
@@ -206,7 +212,7 @@ def write_environment(
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, which becomes visible only when it is complete.
+    """Write a file. It becomes visible only when it is complete.
 
     Raises:
         TrainingError: If the file cannot be written.
@@ -225,7 +231,7 @@ def _unwritable(path: Path, error: OSError) -> TrainingError:
 
 
 def _cpu_name() -> str:
-    """Return the processor's name; Python's own function returns it on few systems."""
+    """Return the processor's name. Python's own function returns it only on few systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -235,7 +241,10 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of this package's checkout, with `-dirty` if files were changed; None outside a checkout."""
+    """Return the commit of this package's checkout, with `-dirty` if files were changed.
+
+    Return None outside a checkout.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -1,4 +1,4 @@
-"""Checks that a run's folder may be used, and locks it so that one process at a time trains into it."""
+"""Checks that a run's folder may be used. Locks the folder, so that only one run at a time writes to it."""
 
 import errno
 import logging
@@ -26,10 +26,10 @@ _BEFORE_THE_RECIPE = {_LOCK_NAME, f".{ENVIRONMENT_NAME}.part", f".{RECIPE_NAME}.
 def refuse_other_contents(out: Path) -> None:
     """Refuse a folder with other files, so that no checkpoints are mixed into it.
 
-    An empty folder and the folder of a run, which is recognised by its checkpoints or its recipe, are accepted.
+    An empty folder and the folder of a run are accepted. A run is recognised by its checkpoints or its recipe.
 
     Raises:
-        UsageError: If `out` is a file, or a folder that holds something other than a run.
+        UsageError: If `out` is a file, or a folder with other contents than a run.
     """
     if not out.exists():
         return
@@ -59,13 +59,14 @@ def _is_object(path: Path, keys: set[str]) -> bool:
 
 @contextmanager
 def lock_run(out: Path) -> Iterator[None]:
-    """Lock the folder against a second run until this process ends for any reason.
+    """Lock the folder against a second run, until this process ends.
 
-    If a run is refused before it has written anything, a newly made folder is removed. A folder that cannot be written
-    to needs no lock: a finished run writes nothing, and any other run fails at its first file.
+    The lock ends for any kind of exit. If a run is refused before it has written anything, a newly made folder is
+    removed. A read-only folder needs no lock, because a finished run writes nothing and any other run fails when it
+    writes its first file.
 
     Raises:
-        TrainingError: If another process trains into the folder.
+        TrainingError: If another run uses the folder.
     """
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class MetricsWindow:
     """Sums the values of all steps since the last line of the log.
 
-    Values stay on the device until they are needed, because copying them waits for the device.
+    Values stay on the device until they are needed, because a copy to the CPU waits for the device.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -47,14 +47,14 @@ class MetricsWindow:
         self._nums.append(num_samples)
 
     def add_gradient_norm(self, norm: Tensor) -> None:
-        """Add the norm of a step's gradient, which is the same on all ranks."""
+        """Add the norm of a step's gradient. It is the same on all ranks."""
         self._norms.append(norm)
 
     def flush(self) -> tuple[float, float]:
-        """Sum the values over steps and ranks; all ranks must call this together.
+        """Sum the values over steps and ranks. All ranks must call this together.
 
         Returns:
-            The sum of the losses, and of the gradient norms, that were added since the last call.
+            The sum of the losses and the sum of the gradient norms that were added since the last call.
         """
         if not self._losses:
             return 0.0, 0.0
@@ -72,13 +72,13 @@ class MetricsWindow:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the flushed steps of the window; there must be at least one."""
+        """Mean loss of the flushed steps of the window. At least one step must have been flushed."""
         return self._loss_sum / self._num_steps
 
     def summarise(self) -> dict[str, float]:
         """Return the means of the window and start a new one.
 
-        The rates do not include the time of validation and saving, and steps before a resume.
+        The rates exclude the time of validation and saving. They also exclude steps before a resume.
         """
         seconds = max(self._seconds, 1e-9)
         if self.first_loss is None:
@@ -99,7 +99,7 @@ class MetricsWindow:
         return {"loss_sum": self._loss_sum, "num_steps": self._num_steps, **first}
 
     def load(self, fields: dict[str, float]) -> None:
-        """Set the sums to those that `to_dict` returned."""
+        """Restore the sums that `to_dict` returned."""
         self._loss_sum, self._num_steps = fields["loss_sum"], int(fields["num_steps"])
         self.first_loss = fields.get("first_loss")
 
@@ -109,7 +109,7 @@ class MetricsWindow:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measure the time of a wait for data."""
+        """Measure the time that is spent waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
@@ -121,7 +121,7 @@ class MetricsWindow:
 
 
 class RunLog:
-    """The log of the main process; in other processes it writes nothing."""
+    """The log of the main process. In other processes it writes nothing."""
 
     def __init__(self, accelerator: Accelerator, metrics: MetricsLog | None, bar: "tqdm[Any]") -> None:
         self._accelerator = accelerator
@@ -133,7 +133,7 @@ class RunLog:
         self._bar.update()
 
     def training(self, step: int, line: dict[str, float]) -> None:
-        """Write the means of a window: loss, learning rates, samples per second, share of time waiting for data."""
+        """Write loss, learning rates, samples per second, and the share of time spent waiting for data."""
         self._write("train", step, line)
         wait = 100 * line["data_wait_share"]
         if not self._bar.disable:
@@ -158,7 +158,7 @@ class RunLog:
             )  # fmt: skip
 
     def sync(self) -> None:
-        """Flush `metrics.jsonl` to the disk; called before a checkpoint is written."""
+        """Flush `metrics.jsonl` to the disk. This is called before a checkpoint is written."""
         if self._metrics is not None:
             self._metrics.sync()
 
@@ -176,9 +176,9 @@ def open_run_log(
     """Open `metrics.jsonl`, the trackers and the progress bar, and close them at the end.
 
     Args:
-        accelerator: Accelerator of the run, which holds the trackers.
+        accelerator: Accelerator of the run. It contains the trackers.
         out: The run's folder.
-        recipe: Recipe of the run; its settings are sent to the trackers.
+        recipe: Recipe of the run. The settings are sent to the trackers.
         step: Number of completed steps.
         total_steps: Number of steps at the end of the run.
     """
@@ -198,7 +198,7 @@ def open_run_log(
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings by key path, as numbers and strings, because trackers accept no other types."""
+    """Return the settings by key path, as numbers and strings. Trackers accept no other types."""
     return {
         f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)
         for section, settings in recipe.to_dict().items()

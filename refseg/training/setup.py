@@ -1,4 +1,4 @@
-"""Builds the model on its device and the loader of this rank's batches, and refuses recipes that cannot be trained."""
+"""Builds the model and the loader of this rank's batches. Refuses recipes that cannot be trained."""
 
 import torch
 from accelerate import Accelerator
@@ -18,15 +18,15 @@ from refseg.training.start_weights import StartWeights
 
 
 def refuse_random_start(recipe: Recipe) -> None:
-    """Refuse a new run whose encoders would start from random weights although the recipe does not ask for it.
+    """Refuse a new run whose encoders would start from random weights, unless the recipe requests this.
 
-    LTS's GRU is exempt, because it has no published weights and always starts from random ones.
+    The GRU of LTS is exempt. It has no published weights and always starts from random weights.
 
     Args:
         recipe: Recipe of a run that neither resumes nor has `train.init_from`.
 
     Raises:
-        RecipeError: If weights are missing; the message names the keys to set.
+        RecipeError: If weights are missing. The message names the keys to set.
     """
     model = recipe.model
     keys = ["image_weights"] + ["text_weights"] * (getattr(model, "text_encoder", "clip") != "bigru")
@@ -45,7 +45,7 @@ def refuse_unknown_splits(recipe: Recipe) -> None:
 
     Raises:
         DatasetError: If a dataset is unfinished or damaged.
-        RecipeError: If a split does not exist; the message has a line for each.
+        RecipeError: If splits do not exist. The message has one line per missing split.
     """
     data = recipe.data
     asked = [("train_split", data.root, data.train_split, "name one with data.train_split=")]
@@ -64,13 +64,15 @@ def refuse_unknown_splits(recipe: Recipe) -> None:
 def build_start_model(
     recipe: Recipe, accelerator: Accelerator, start: StartWeights | None, *, is_resumed: bool
 ) -> SegmentationModel:
-    """Build the model on the device with its start weights, which are the same on every rank.
+    """Build the model on the device with its start weights. They are the same on every rank.
 
     Args:
         recipe: Recipe of the run.
-        accelerator: Accelerator of the run, which names the device.
-        start: Weights of another run; None: the pretrained weights that the recipe names, and random weights.
-        is_resumed: True if a checkpoint's weights will be loaded afterwards; then no pretrained weights are read.
+        accelerator: Accelerator of the run. It provides the device.
+        start: Weights of another run. If None, the model gets the pretrained weights that the recipe names. All
+            remaining weights are random.
+        is_resumed: True if a checkpoint's weights will be loaded afterwards. No pretrained weights are read in this
+            case.
 
     Raises:
         CheckpointError: If weights do not fit the model.

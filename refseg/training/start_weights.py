@@ -1,4 +1,4 @@
-"""Reads the weights of another run that a fine-tuning starts from, and records what they were trained on."""
+"""Reads the weights of another run from which fine-tuning starts. Records what they were trained on."""
 
 import json
 import logging
@@ -31,9 +31,10 @@ class StartWeights:
     """The weights that a run starts from.
 
     Attributes:
-        tensors: Tensors by name; averaged weights if the earlier run kept an average.
-        ancestors: The model that the weights belong to, then the models that it started from, the nearest first.
-        path: The folder from which they were read.
+        tensors: Tensors by name. They are the averaged weights if the earlier run kept an average.
+        ancestors: The model to which the weights belong, followed by the models from which it was trained, the nearest
+            first.
+        path: The folder from which the weights were read.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,7 +45,7 @@ class StartWeights:
         """Load the weights into a model.
 
         Raises:
-            CheckpointError: If names or shapes differ, which happens with Swin at another input size.
+            CheckpointError: If names or shapes differ. This happens with Swin at another input size.
         """
         fit_weights(
             model, self.tensors, where=str(self.path), remedy="set data.input_size and [model] to that run's values"
@@ -52,16 +53,17 @@ class StartWeights:
 
 
 def load_start_weights(recipe: Recipe) -> StartWeights:
-    """Read the weights that `train.init_from` names; a run's folder means its best checkpoint.
+    """Read the weights that `train.init_from` names. For a run's folder, its best checkpoint is used.
 
-    Weights of another input size are accepted. If they have a native grid, it is resized to that of the recipe.
+    Weights for another input size are accepted. If the weights contain a grid for their input size, it is resized to
+    the grid of the recipe.
 
     Args:
         recipe: Recipe of the run, with `train.init_from` set.
 
     Raises:
-        CheckpointError: If there is no model, or it is damaged or was written by another program.
-        RecipeError: If its architecture differs from the recipe's; the message names each differing key.
+        CheckpointError: If there is no model. If the model is damaged or was written by another program.
+        RecipeError: If the architecture differs from the recipe. The message names each differing key.
     """
     given = recipe.train.init_from
     found = load_checkpoint(Path(given))
@@ -89,10 +91,10 @@ def load_start_weights(recipe: Recipe) -> StartWeights:
 
 
 def refuse_another_start(state: CheckpointState, recipe: Recipe, *, out: Path) -> None:
-    """Refuse to resume a run that started from other weights than those the recipe names now.
+    """Refuse to resume a run that started from other weights than the recipe now names.
 
-    A resumed run has weights of its own, so its start weights may have been moved or removed. Only an existing file
-    with other content is refused.
+    A resumed run reads its weights from a checkpoint, so the start weights may have been moved or removed. Only an
+    existing file with other content is refused.
 
     Raises:
         RecipeError: If the run started from other weights, or without `train.init_from`.

@@ -1,6 +1,6 @@
-"""Takes one optimiser step, which is a pure function of weights, optimiser state, batch, seed, step and rank.
+"""Takes one optimiser step. It is a pure function of weights, optimiser state, batch, seed, step and rank.
 
-`OptimizerStep` takes the step. `split_batch`, `CompiledModel` and `WeightAverage` implement optional settings of it.
+`OptimizerStep` takes the step. `split_batch`, `CompiledModel` and `WeightAverage` implement optional settings.
 """
 
 import copy
@@ -34,17 +34,17 @@ from refseg.training.optim import (
 
 
 class OptimizerStep:
-    """Holds everything that a step changes: the model's weights, their average, and the states of optimiser and scaler.
+    """Holds the state that a step changes, which is the weights, their average, and the optimiser and scaler states.
 
     Attributes:
         model: The model without wrappers, for checkpoints.
-        average: Average of the model's weights; None if the recipe does not ask for it.
+        average: Average of the model's weights. None if the recipe does not request it.
     """
 
     def __init__(
         self, recipe: Recipe, model: SegmentationModel, accelerator: Accelerator, *, steps_per_epoch: int
     ) -> None:
-        """Prepare a model for training: build its optimiser, compile it if asked, and wrap it for several processes.
+        """Build the optimiser, compile the model if the recipe requests it, and wrap it for several processes.
 
         Args:
             recipe: Recipe of the run.
@@ -66,7 +66,7 @@ class OptimizerStep:
 
     @property
     def result(self) -> SegmentationModel:
-        """The model that is validated and is the result of the run: the average if there is one."""
+        """The model that is validated and saved as the result of the run. It is the average if there is one."""
         return self.model if self.average is None else self.average.model
 
     def take(self, batch: Batch, step: int) -> tuple[Tensor, Tensor | None]:
@@ -77,8 +77,8 @@ class OptimizerStep:
             step: Number of the step, from 0.
 
         Returns:
-            The rank's share of the loss, and the norm of the gradient. The norm is None without clipping and with a
-            gradient scaler, with which it may be infinite.
+            The rank's share of the loss, and the norm of the gradient. The norm is None without clipping. It is also
+            None with a gradient scaler, because the norm may then be infinite.
         """
         config = self._recipe.train
         torch.manual_seed(step_seed(config.seed, step, self._accelerator.process_index))
@@ -102,7 +102,7 @@ class OptimizerStep:
         return total, norm if self._accelerator.scaler is None else None
 
     def train_mode(self) -> None:
-        """Set the model to training mode, except for frozen batch norms, which keep their statistics."""
+        """Set the model to training mode. Frozen batch norms are excepted, so that they keep their statistics."""
         self._wrapped.train()
         if self._recipe.train.batchnorm == "frozen":
             for module in self.model.modules():
@@ -117,7 +117,7 @@ class OptimizerStep:
     def share_buffers(self) -> None:
         """Copy rank 0's batch norm statistics to all ranks, as DistributedDataParallel does at the start of each step.
 
-        Rank 0's statistics are those that checkpoints hold. The ranks differ only by the update of the last step.
+        Checkpoints contain the statistics of rank 0. The ranks differ only by the update of the last step.
         """
         if self._accelerator.num_processes > 1:
             averaged = [] if self.average is None else self.average.model.buffers()
@@ -125,7 +125,7 @@ class OptimizerStep:
                 torch.distributed.broadcast(buffer, src=0)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return the state dicts by the name of the checkpoint's file that holds them."""
+        """Return the state dicts, by the name of the checkpoint file that stores each."""
         named: dict[str, Mapping[str, Tensor]] = {MODEL_NAME: self.model.state_dict()}
         if self.average is not None:
             named[AVERAGE_NAME] = self.average.model.state_dict()
@@ -140,7 +140,7 @@ class OptimizerStep:
         }
 
     def restore(self, folder: Path) -> None:
-        """Load the average, the optimiser and the scaler from a checkpoint, whose weights the model already has.
+        """Load average, optimiser and scaler from a checkpoint. The model must already have its weights.
 
         Raises:
             CheckpointError: If the average does not fit the model.
@@ -153,7 +153,7 @@ class OptimizerStep:
             self._accelerator.scaler.load_state_dict(states["scaler"])
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Compute and add the gradients of a batch or a part of it; return its share of the loss."""
+        """Compute and add the gradients of a batch, or of a part of it. Return the share of the loss."""
         images = normalise(batch.images, self.model.image_mean, self.model.image_std)
         output = self._wrapped(images, batch.token_ids, batch.token_mask, batch.image_index)
         loss = training_loss(
@@ -168,11 +168,12 @@ class OptimizerStep:
         return loss.detach()
 
     def _update_weights(self) -> bool:
-        """Update the weights; return False if the scaler skipped the update.
+        """Update the weights. Return False if the scaler skipped the update.
 
-        accelerate's `step_was_skipped` is wrong for a fused optimiser, which torch's scaler always calls; its kernel
-        then skips the update. The scaler lowers its scale after a skipped update and at no other time, so the scale is
-        compared. Reading the scale waits for the device, so it is read only if there is an average.
+        The value `step_was_skipped` of accelerate is wrong for a fused optimiser. torch's scaler always calls a fused
+        optimiser, and the kernel skips the update. The scaler lowers its scale after a skipped update and at no other
+        time. Therefore the scale before and after the update is compared. Reading the scale waits for the device, so it
+        is read only if there is an average.
         """
         scaler = self._accelerator.scaler
         if scaler is None or self.average is None:
@@ -189,12 +190,12 @@ class OptimizerStep:
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Split a batch by images, so that all expressions of an image are in the same part.
 
-    `num_global` remains that of the whole step, so the losses of the parts add up to the loss of the step. Only batch
-    norms give another result than for the whole batch, because they see the images of one part.
+    `num_global` is not changed, so the losses of the parts add up to the loss of the step. Only batch norms give
+    another result than for the whole batch, because their statistics come from the images of one part.
 
     Args:
         batch: Batch of one rank, with `image_index` in ascending order.
-        parts: Number of parts; there are fewer if the batch has fewer images.
+        parts: Number of parts. There are fewer parts if the batch has fewer images.
     """
     if parts == 1:
         return [batch]
@@ -221,19 +222,19 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 class CompiledModel(nn.Module):
     """A model's forward pass in which `encode_image` and `decode_all` are each compiled as one graph.
 
-    The text encoder is not compiled, because it takes only 4 % of the work for a pair. Shapes are assumed to be fixed,
-    so recipes with `train.compile` do not trim tokens. The model itself is not changed: validation runs it uncompiled
-    with batches of other sizes.
+    The text encoder is not compiled, because it accounts for only 4 % of the computation per image-sentence pair.
+    Shapes are assumed to be fixed, so recipes with `train.compile` do not trim tokens. The model itself is not changed.
+    Validation runs it uncompiled with batches of other sizes.
     """
 
     def __init__(self, model: SegmentationModel, *, fixed_sentences: bool, backend: str = "inductor") -> None:
-        """Wrap a model; compilation happens at the first call.
+        """Wrap a model. It is compiled at the first call.
 
         Args:
             model: Model that holds the parameters.
-            fixed_sentences: True if every batch has the same number of sentences; False compiles the decoder for any
-                number of them.
-            backend: Backend of `torch.compile`; tests use one that needs no C++ compiler.
+            fixed_sentences: True if every batch has the same number of sentences. If False, the decoder is compiled for
+                any number of sentences.
+            backend: Backend of `torch.compile`. Tests use a backend that needs no C++ compiler.
         """
         super().__init__()
         self.model = model
@@ -249,18 +250,19 @@ class CompiledModel(nn.Module):
         token_mask: Bool[Tensor, "B L"],
         image_index: Int64[Tensor, "B"],
     ) -> ModelOutput:
-        """Run the forward pass; `SegmentationModel.forward` describes the arguments."""
+        """Run the forward pass. `SegmentationModel.forward` describes the arguments."""
         text_state = self.model.encode_text(token_ids, token_mask)
         output: ModelOutput = self._decode_all(self._encode_image(images), text_state, image_index)
         return output
 
 
 class WeightAverage:
-    """Averages the weights of a model after each step: average = decay * average + (1 - decay) * weights.
+    """Averages the weights of a model after each step.
 
-    Parameters are averaged, and so are the floating-point buffers of the state dict, which are the statistics of batch
-    norms. All other buffers are copied. Whole numbers (a grid, an index, a counter) have no mean. A buffer outside the
-    state dict is computed again when a checkpoint is read, so only a copy gives the same model.
+    The rule is average = decay * average + (1 - decay) * weights. It applies to parameters and to the floating-point
+    buffers of the state dict, which are the statistics of batch norms. All other buffers are copied. A mean of whole
+    numbers (a grid, an index, a counter) has no meaning. A buffer outside the state dict is computed again when a
+    checkpoint is read, so only a copy gives the same model.
 
     Attributes:
         model: The averaged model.
@@ -270,7 +272,7 @@ class WeightAverage:
         """Start the average with the current weights.
 
         Args:
-            model: Model whose weights are averaged; it is copied and not changed.
+            model: Model whose weights are averaged. It is copied and not changed.
             decay: Decay of the average per step, between 0 and 1.
         """
         self.model = copy.deepcopy(model)
@@ -296,6 +298,9 @@ def _tensors(model: SegmentationModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the random seed of one step on one rank: the same on every machine, unrelated between steps and ranks."""
+    """Return the random seed of one step on one rank. The seed is the same on every machine.
+
+    The seeds of different steps and ranks are unrelated.
+    """
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:7], "little")

@@ -1,4 +1,4 @@
-"""Ends a run before its last step if it diverged, SIGTERM stops it, or another of its processes has ended."""
+"""Ends a run before its last step if it diverged, received SIGTERM, or lost another process."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int)
     Args:
         loss_sum: Sum of the losses.
         norm_sum: Sum of the gradient norms.
-        out: The run's folder; the message names its last checkpoint.
+        out: The run's folder. The error message names the last checkpoint in it.
         step: Number of completed steps.
 
     Raises:
@@ -38,16 +38,16 @@ def refuse_non_finite(loss_sum: float, norm_sum: float, *, out: Path, step: int)
 
 
 def refuse_divergence(loss: float, first_loss: float | None, *, factor: float, out: Path, step: int) -> None:
-    """End the run if the mean loss of a window is many times that of the run's first window.
+    """End the run if the mean loss of a window is many times the mean loss of the run's first window.
 
-    A first loss below 1 counts as 1, about the loss of an untrained model. Fine-tuning starts with such low losses that
-    a single difficult batch may have a loss many times as high.
+    A first loss below 1 counts as 1, which is about the loss of an untrained model. Fine-tuning starts with a low loss,
+    so that a single difficult batch may have a loss many times as high.
 
     Args:
         loss: Mean loss of the steps since the last line of the log.
-        first_loss: Mean loss of the run's first window; None if that has not ended.
-        factor: Factor above which the loss counts as diverged; 0: no loss does.
-        out: The run's folder; the message names its last checkpoint.
+        first_loss: Mean loss of the run's first window. None if the first window has not ended.
+        factor: Factor above which the loss counts as diverged. 0 disables the check.
+        out: The run's folder. The error message names the last checkpoint in it.
         step: Number of completed steps.
 
     Raises:
@@ -66,7 +66,7 @@ def refuse_non_finite_weights(weights: Mapping[str, Tensor], *, out: Path, step:
 
     Args:
         weights: Weights of the checkpoint, by name.
-        out: The run's folder; the message names its last checkpoint.
+        out: The run's folder. The error message names the last checkpoint in it.
         step: Number of completed steps.
 
     Raises:
@@ -85,7 +85,7 @@ class Preemption:
 
     @contextmanager
     def catch_sigterm(self) -> Iterator[None]:
-        """Record SIGTERM as a request to stop while the context is entered; then restore the earlier handler."""
+        """Record SIGTERM as a request to stop while the context is active. Restore the earlier handler afterwards."""
         before = signal.signal(signal.SIGTERM, lambda *_: self._record_request()), signal.set_wakeup_fd(-1)
         try:
             yield
@@ -94,7 +94,10 @@ class Preemption:
             signal.set_wakeup_fd(before[1])
 
     def is_requested(self, accelerator: Accelerator) -> bool:
-        """Return True if any process received SIGTERM; all must call this together, so that all stop at one step."""
+        """Return True if any process received SIGTERM.
+
+        All processes must call this together, so that all stop at the same step.
+        """
         requested = torch.tensor(float(self._is_requested), device=accelerator.device)
         return bool(accelerator.reduce(requested, reduction="sum") > 0)
 
@@ -104,13 +107,13 @@ class Preemption:
 
 @contextmanager
 def report_rank_death(num_processes: int) -> Iterator[None]:
-    """Turn the errors of collectives that the death of another process causes into one `TrainingError`.
+    """Convert the errors that the death of another process causes in collectives into one `TrainingError`.
 
-    When a process ends, its connections are closed at once. The other processes take part in a collective with it no
-    later than the end of their step, and that collective then fails.
+    When a process ends, its connections are closed at once. The other processes call a collective at the latest at the
+    end of their step, and this collective then fails.
 
     Args:
-        num_processes: Number of processes of the run; with 1, no error is attributed to another process.
+        num_processes: Number of processes of the run. If it is 1, no error is attributed to another process.
 
     Raises:
         TrainingError: If another process has ended.

@@ -1,8 +1,8 @@
-"""The training loop for one process or many; an interrupted run gives the same result as an uninterrupted one.
+"""The training loop for one or many processes. A resumed run gives the same result as an uninterrupted one.
 
-There is no hidden state between two steps. The order of samples is a function of (digest, seed, epoch), and the
-learning rate a function of the step. Before each step, the random generators are seeded from (seed, step, rank). A
-checkpoint therefore needs only the weights, the optimiser's state and the number of completed steps.
+There is no hidden state between two steps. The order of samples is a function of (digest, seed, epoch). The learning
+rate is a function of the step. Before each step, the random generators are seeded from (seed, step, rank). A checkpoint
+therefore needs only the weights, the optimiser's state and the number of completed steps.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class TrainResult:
     Attributes:
         checkpoint: Folder of the last checkpoint.
         step: Number of completed optimiser steps.
-        best: The best validation; None without validation.
+        best: The best validation. None without validation.
     """
 
     checkpoint: Path
@@ -65,21 +65,21 @@ class TrainResult:
 
 
 def train(recipe: Recipe, out: Path) -> TrainResult:
-    """Train a model, and resume from the newest checkpoint in `out` if there is one; every process must call this.
+    """Train a model, or resume from the newest checkpoint in `out`. Every process must call this function.
 
     Args:
         recipe: Settings of the run.
-        out: The run's folder, which all machines share; it is made if absent. The run writes `checkpoints/`,
-            `metrics.jsonl`, `recipe.json` and `environment.json`.
+        out: The run's folder. It must be on a file system that all machines share, and it is created if it does not
+            exist. The run writes `checkpoints/`, `metrics.jsonl`, `recipe.json` and `environment.json`.
 
     Raises:
-        UsageError: If `out` holds something other than a run.
-        RecipeError: If the recipe does not fit this machine or dataset, `out` holds a run of another recipe, or a new
-            run would start from random weights without `model.random_start`.
-        CheckpointError: If all checkpoints in `out` are damaged, or the weights to start from cannot be used.
-        DatasetError: If the dataset is unusable, or is not the one with which the run started.
-        TrainingError: If processes are missing, another run trains into `out`, or the loss diverges.
-        PreemptedError: If SIGTERM stopped the run; its work is saved.
+        UsageError: If `out` contains something other than a run.
+        RecipeError: If the recipe does not fit this machine or dataset. If `out` contains a run of another recipe. If a
+            new run would start from random weights without `model.random_start`.
+        CheckpointError: If all checkpoints in `out` are damaged. If the start weights cannot be used.
+        DatasetError: If the dataset cannot be used. If it is not the dataset with which the run started.
+        TrainingError: If processes are missing. If another run uses `out`. If the loss diverges.
+        PreemptedError: If SIGTERM stopped the run. The state of the run was saved.
     """
     refuse_other_contents(out)
     accelerator = start_accelerator(recipe.train, out, image_encoder=recipe.model.image_encoder)
@@ -92,7 +92,7 @@ def train(recipe: Recipe, out: Path) -> TrainResult:
 
 
 def leave_process_group() -> None:
-    """Wait for the other processes and destroy the process group; without this, some runs hang or abort at exit."""
+    """Wait for the other processes and destroy the process group. Otherwise some runs hang or abort at exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -150,7 +150,7 @@ class _Trainer:
             self._restore(resumed, state)
 
     def run(self, preemption: Preemption) -> TrainResult:
-        """Train to the end; a finished run is not changed and may lie on read-only storage."""
+        """Train to the end. A finished run is not changed, so it may be on read-only storage."""
         if self.is_main:
             self._warn_about_leaks()
         if self.step >= self.total_steps and not self.validation_due:
@@ -180,9 +180,10 @@ class _Trainer:
         return TrainResult(checkpoint=checkpoint, step=self.step, best=self.best)
 
     def _finish_step(self, log: RunLog, preemption: Preemption) -> None:
-        """Write a line of the log, validate and save a checkpoint if they are due after this step.
+        """Write a log line, validate, and save a checkpoint, each if it is due after this step.
 
-        The last step has a line of the log and a checkpoint, and a validation if there are any.
+        After the last step, a log line and a checkpoint are always written. A validation also follows if the recipe
+        requests validation.
         """
         config = self.recipe.train
         is_last = self.step == self.total_steps
@@ -235,7 +236,7 @@ class _Trainer:
             logger.info("resuming from %s: step %d of %d", folder, self.step, self.total_steps)
 
     def _set_loader_position(self, folder: Path, cursor: Cursor | None) -> None:
-        """Set the loader to the checkpoint's cursor, after checking that it is the cursor of the checkpoint's step."""
+        """Check that the checkpoint's cursor belongs to the checkpoint's step, and set the loader to the cursor."""
         if cursor is None or (cursor.epoch, cursor.samples_done) != (self._cursor().epoch, self._cursor().samples_done):
             raise CheckpointError(
                 f"{folder}: found the cursor {cursor} after step {self.step}, expected {self._cursor()}; restore the "
@@ -244,12 +245,12 @@ class _Trainer:
         self.loader.load_cursor(cursor)
 
     def _cursor(self) -> Cursor:
-        """Compute the run's position in its data, which is a function of the step."""
+        """Compute the run's position in the data. It is a function of the step."""
         epoch, steps_done = divmod(self.step, self.steps_per_epoch)
         return dataclasses.replace(self.loader.cursor(steps_done), epoch=epoch)
 
     def _log_run_facts(self) -> None:
-        """Write `environment.json` and, unless all steps are done, `recipe.json` and a line of the log."""
+        """Write `environment.json`. Unless all steps are done, also write `recipe.json` and a log line."""
         device = self.accelerator.device.type
         write_environment(
             self.out,
@@ -276,7 +277,7 @@ class _Trainer:
     # Steps
 
     def _steps(self) -> Iterator[Batch]:
-        """Yield the batches from the current step to the end of the run; the caller increments `self.step`."""
+        """Yield the batches from the current step to the end of the run. The caller increments `self.step`."""
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.steps_per_epoch)
             if steps_done == 0:  # within an epoch, the cursor has already set the loader's position
@@ -292,7 +293,7 @@ class _Trainer:
                     return
 
     def _train_step(self, batch: Batch) -> Tensor:
-        """Take one optimiser step; return this rank's share of the loss."""
+        """Take one optimiser step. Return this rank's share of the loss."""
         loss, norm = self.stepping.take(batch, self.step)
         if norm is not None:
             self.window.add_gradient_norm(norm)
@@ -307,14 +308,14 @@ class _Trainer:
         log.training(self.step, {"epoch": epoch, "loss": line.pop("loss"), **lr, **line})
 
     def _end_by_patience(self) -> bool:
-        """End the run at this step if the last validations did not improve; return True if it ends."""
+        """End the run at this step if the last validations did not improve. Return True if the run ends."""
         if self.validation.is_out_of_patience(self.step, self.best, steps_per_epoch=self.steps_per_epoch):
             self.total_steps = self.step
             return True
         return False
 
     def _validate(self, log: RunLog) -> bool:
-        """Score the validation split on all processes; return True if the score is the best so far."""
+        """Score the validation split on all processes. Return True if the score is the best so far."""
         self.stepping.share_buffers()
         scores, line = self.validation.score(self.stepping.result, self.geometry)
         self.stepping.train_mode()

@@ -1,4 +1,4 @@
-"""Validates during training: decides when a validation is due, computes scores, and ends runs without improvement."""
+"""Decides when a validation is due during training, computes its scores, and ends runs without improvement."""
 
 import logging
 import time
@@ -27,14 +27,14 @@ class Validation:
     """The validation that a run's recipe asks for.
 
     Attributes:
-        digest: Digest of the dataset to validate on; empty if the recipe asks for no validation.
+        digest: Digest of the validation dataset. Empty if the recipe requests no validation.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Open the validation split, if the recipe asks for validation.
+        """Open the validation split if the recipe requests validation.
 
         Raises:
-            DatasetError: If the dataset is unusable.
+            DatasetError: If the dataset cannot be used.
             UsageError: If the dataset does not have the split.
         """
         self._recipe = recipe
@@ -46,7 +46,7 @@ class Validation:
         self.digest = "" if self._index is None else self._index.descriptor.digest
 
     def warn_about_leaks(self, trained_on: TrainingSet) -> None:
-        """Warn if the validation split has images that the run trains on, because its scores then reward memorising."""
+        """Warn if the validation split contains training images. Scores would then reward memorised images."""
         if self._index is None:
             return
         found = check_leaks([trained_on], self._index)
@@ -65,7 +65,7 @@ class Validation:
         return every > 0 and into_epoch == 0 and (epoch % every == 0 or epoch == self._recipe.train.epochs)
 
     def is_out_of_patience(self, step: int, best: Best | None, *, steps_per_epoch: int) -> bool:
-        """Return True if the last `train.patience` validations, up to the one after this step, did not improve."""
+        """Return True if the last `train.patience` validations, including the one after this step, did not improve."""
         config = self._recipe.train
         if not config.patience or best is None or not self.is_due(step, steps_per_epoch=steps_per_epoch):
             return False
@@ -75,10 +75,10 @@ class Validation:
         return True
 
     def score(self, model: SegmentationModel, geometry: Geometry) -> tuple[Scores, dict[str, Any]]:
-        """Score a model on all processes together; its weights must be the same in each.
+        """Score a model on all processes together. The weights must be the same in each process.
 
         Returns:
-            The scores, and their line of `metrics.jsonl`.
+            The scores, and the line for `metrics.jsonl`.
         """
         assert self._index is not None
         started = time.perf_counter()
@@ -106,16 +106,16 @@ class Validation:
 
 
 def choose_images(index: ManifestIndex, num_images: int) -> NDArray[np.int64] | None:
-    """Choose images by a hash of their ids, which does not depend on seed, order or number of processes.
+    """Choose images by a hash of their ids. The choice does not depend on seed, order or number of processes.
 
     The images chosen for a smaller number are a subset of those for a larger number.
 
     Args:
         index: Index of the split.
-        num_images: Number of images; 0, or more than the split has: all.
+        num_images: Number of images. If it is 0 or exceeds the images of the split, all images are chosen.
 
     Returns:
-        Positions of the images in the index, ascending; None: all.
+        Positions of the images in the index, in ascending order. None means all images.
     """
     if not 0 < num_images < index.num_images:
         return None
