@@ -1,6 +1,7 @@
-"""Builds datasets from annotations: annotations to records to manifests and shards. Nothing here imports torch.
+"""Builds datasets from annotations, checks them and exports them. Nothing here imports torch.
 
-The files, in the order in which a build uses them. Each stage is finished for all refs before the next one starts:
+The files are listed in the order in which a build uses them. Each stage is finished for all refs before the next one
+starts.
 
 - `options.py` defines the options of a build. `build.py` runs the stages and resumes an interrupted build.
 - `sources/` reads annotation files, with one reader per family, into raw records that are not yet checked.

@@ -36,10 +36,10 @@ class BuildResult:
     """The state of a build after a stage.
 
     Attributes:
-        descriptor: Descriptor of the finished dataset; None after stages `plan` and `shards`.
+        descriptor: Descriptor of the finished dataset; None after the stages `plan` and `shards`.
         was_complete: True if an earlier run had finished the dataset and nothing was changed.
         num_shards: Number of shards in the plan.
-        num_built: Number of built shards among those that this stage handled.
+        num_built: Number of shards that this call built.
     """
 
     descriptor: Descriptor | None
@@ -49,20 +49,20 @@ class BuildResult:
 
 
 def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None] | None = None) -> BuildResult:
-    """Build a dataset, resume an interrupted build, or check a finished one.
+    """Build a dataset, resume an interrupted build, or check a finished dataset.
 
-    If the data has a fault, a build that this call started is ended and its files are removed. After a kill, an
-    interrupt, a dead worker, a full disk or a failure of storage, the same call resumes the build. No reader accepts
+    If the data has a fault, the build ends, and the files of a build that this call started are removed. After any
+    other failure, such as a kill, a full disk or a storage error, the same call resumes the build. No reader accepts
     the folder of an unfinished build as a dataset.
 
     Args:
         options: Options of the build.
-        progress: Called with (images done, all images) after each shard; None: finished shards are logged.
+        progress: Called after each shard with (images done, total images). If None, finished shards are logged.
 
     Raises:
-        UsageError: If a path or option is wrong, or the folder holds something else.
+        UsageError: If a path or option is wrong, or the folder holds files of another kind.
         AnnotationError, ImageError: With `on_bad_sample` `fail`, if annotations or a picture have faults.
-        BuildError: If there are too many faults, the build in the folder has other inputs, or it cannot be written.
+        BuildError: If there are too many faults, the folder holds a build of other inputs, or it cannot be written.
         WorkerError: If a worker died.
         StorageError: If remote storage fails even after retries.
     """
@@ -88,7 +88,7 @@ def build_dataset(options: BuildOptions, *, progress: Callable[[int, int], None]
 
 
 def _describe(error: OSError, options: BuildOptions) -> str:
-    """Return the message for an error; paths outside the dataset's folder are only read, others are written."""
+    """Return the message for an error. Paths outside the dataset's folder are only read; all others are written."""
     path = str(error.filename or options.out)
     is_in_folder = not is_remote(options.out) and Path(path).absolute().is_relative_to(Path(options.out).absolute())
     if is_in_folder or error.errno in _OF_WRITING:
@@ -175,7 +175,7 @@ def _tasks(folder: Folder, plan: BuildPlan, options: BuildOptions) -> list[Build
 
 
 def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions) -> Descriptor:
-    """Compare a finished dataset with the options, check it, and remove temporary files of a killed process."""
+    """Compare a finished dataset with the options, check the files, and remove temporary files of a killed process."""
     descriptor = load_descriptor(folder.address)
     _refuse_other_inputs(folder, descriptor.plan_keys, keys, but=TOOL_KEYS)
     faults = verify_dataset(folder.address, fast=True)
@@ -188,7 +188,10 @@ def _check_finished(folder: Folder, keys: dict[str, str], options: BuildOptions)
 
 
 def _refuse_foreign(folder: Folder) -> None:
-    """Refuse a folder with files but without a plan; a `.build` folder alone is left by a kill and is accepted."""
+    """Refuse a folder with files but without a plan.
+
+    A `.build` folder alone is accepted, because a kill can leave it.
+    """
     if isinstance(folder, LocalFolder):
         if folder.path.exists() and not folder.path.is_dir():
             raise UsageError(f"--out {folder}: is a file, expected a folder to build in")
@@ -206,7 +209,7 @@ def _refuse_other_dataset(folder: Folder, dataset_id: str, options: BuildOptions
 
 
 def _refuse_other_options(folder: Folder, keys: dict[str, str], options: BuildOptions) -> None:
-    """Refuse options that differ from those of the plan; sources are not compared, because they are not read again."""
+    """Refuse options that differ from the plan's. Sources are not compared, because they are not read again."""
     now = option_keys(options)
     if options.splits is not None:
         asked = set(options.splits)
@@ -234,7 +237,7 @@ def _build_shards(
     options: BuildOptions,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Receipt]:
-    """Build the shards without a receipt, and return the receipts of all tasks by shard name."""
+    """Build the shards that have no receipt, and return the receipts of all tasks by shard name."""
     receipts = {task.shard.name: receipt for task in tasks if (receipt := find_receipt(task)) is not None}
     rejects: list[Reject] = [*plan.rejects, *(reject for receipt in receipts.values() for reject in receipt.rejects)]
     apply_policy(rejects, options)

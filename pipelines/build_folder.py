@@ -1,4 +1,4 @@
-"""The folder of a build: temporary files, the lock of a build, and the removal of files after kills and faults."""
+"""Manages the folder of a build: temporary files, the lock, and the removal of files after kills and faults."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from refseg.storage import Folder, LocalFolder
 logger = logging.getLogger(__name__)
 
 BUILD_FOLDER = ".build"
-"""Folder in the dataset's folder for plan, samples, receipts and temporary files, which exists during the build."""
+"""Name of the folder for the plan, samples, receipts and temporary files. It exists only during the build."""
 PLAN_NAME = f"{BUILD_FOLDER}/plan.json"
 SAMPLES_FOLDER = f"{BUILD_FOLDER}/samples"
 """Folder with one file of checked records per shard."""
@@ -28,11 +28,12 @@ _SCRATCH = "tmp-"
 
 @contextmanager
 def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
-    """Lock a folder for one build and remove temporary files of killed ones; after a fault of the data, undo the build.
+    """Lock a folder for one build. Temporary files of killed builds are removed.
 
-    Example: a build is killed while it writes shard 7. The next one gets the lock, which the kernel has released,
-    removes the temporary files of shard 7, and builds it again. Shards with receipts are kept. If instead a picture has
-    a fault, all files of a new build are removed, and so are the folders that it created.
+    If the data has a fault, all files and folders that a new build created are removed.
+
+    Example: a build is killed while it writes shard 7. The kernel releases the lock, and the next build acquires it.
+    The next build removes the temporary files of shard 7 and builds shard 7 again. Shards with receipts are kept.
 
     Args:
         folder: The dataset's folder.
@@ -65,11 +66,11 @@ def own_folder(folder: Folder, *, is_new: bool) -> Iterator[None]:
 def lock_folder(folder: Folder, *, shared: bool = False) -> Iterator[None]:
     """Lock a local folder, so that two builds do not use it at the same time.
 
-    Object stores have no locks; there, two builds with the same inputs write the same bytes.
+    Object stores have no locks. There, two builds with the same inputs write the same bytes.
 
     Args:
         folder: The dataset's folder.
-        shared: True for the stage `shards`, several of which may run at the same time.
+        shared: True for the stage `shards`, of which several processes may run at the same time.
 
     Raises:
         BuildError: If another build uses the folder.
@@ -105,7 +106,7 @@ def _undo(folder: Folder) -> None:
 
 
 def remove_leftovers(folder: Folder) -> None:
-    """Remove the build folder that a kill after the commit left; log a warning if it cannot be removed."""
+    """Remove the build folder that a killed process left; log a warning if it cannot be removed."""
     try:
         folder.remove(BUILD_FOLDER)
     except OSError as error:
@@ -114,9 +115,9 @@ def remove_leftovers(folder: Folder) -> None:
 
 @contextmanager
 def scratch_folder(folder: Folder) -> Iterator[Path]:
-    """Give a new local folder for temporary files; it is in the dataset's folder if that is local.
+    """Yield a new local folder for temporary files. It is in the dataset's folder if the dataset is local.
 
-    Its name is unique even among several machines and containers. The folder is removed at the end of the block.
+    The name is unique even among several machines and containers. The folder is removed at the end of the block.
     """
     beside = folder.path / BUILD_FOLDER if isinstance(folder, LocalFolder) else None
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as scratch:
@@ -125,7 +126,7 @@ def scratch_folder(folder: Folder) -> Iterator[Path]:
 
 @contextmanager
 def scratch_files(folder: Folder, *names: str) -> Iterator[list[Path]]:
-    """Give paths of temporary files in a `scratch_folder`."""
+    """Yield paths of temporary files in a `scratch_folder`."""
     with scratch_folder(folder) as scratch:
         yield [scratch / name.replace("/", "-") for name in names]
 

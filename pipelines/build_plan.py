@@ -1,4 +1,4 @@
-"""The plan of a build: its shards, and the fingerprint of everything that determines the dataset's bytes."""
+"""Defines the plan of a build: the shards, and a fingerprint of everything that determines the dataset's bytes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from refseg.errors import BuildError
 from refseg.storage import Folder
 
 TOOL_KEYS = ("pyarrow", "refseg_version")
-"""Keys that may differ when a finished dataset is checked again: they change the bytes of files but not the content."""
+"""Keys that may differ when a finished dataset is checked again. They change the files' bytes but not their content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class PlannedShard:
 
     Attributes:
         name: Name without suffix, for example `train-00000`.
-        split: The split of all its refs.
+        split: The split of all refs of the shard.
         num_samples: Number of images.
         samples_sha256: SHA-256 of the file in `SAMPLES_FOLDER` that `check_records` wrote.
     """
@@ -40,7 +40,7 @@ class PlannedShard:
 
     @property
     def samples_name(self) -> str:
-        """Path of the file of its checked records, relative to the dataset's folder."""
+        """Path of the shard's file of checked records, relative to the dataset's folder."""
         return f"{SAMPLES_FOLDER}/{self.name}.jsonl"
 
 
@@ -58,8 +58,8 @@ class BuildPlan:
         licences: Licences of the images in use.
         source_counts: Counts of the sources by split.
         counts_accepted: True if the counts differ from the published ones and the user accepted that.
-        stored_images: Size to which pictures are reduced; None: the source's bytes are stored.
-        image_pools: Other datasets whose tars hold images of this one.
+        stored_images: Size to which pictures are reduced; None if the source's bytes are stored.
+        image_pools: Other datasets whose tars hold images of this dataset.
     """
 
     dataset: str
@@ -81,7 +81,7 @@ class BuildPlan:
 
     @property
     def tools(self) -> dict[str, str]:
-        """The versions of the software that wrote the plan; the shards must be written by the same."""
+        """The software versions that wrote the plan. The shards must be written with the same versions."""
         return {name: self.keys[name] for name in TOOL_KEYS}
 
     def to_json(self) -> str:
@@ -113,7 +113,9 @@ def fingerprint(keys: Mapping[str, str]) -> str:
 
 
 def plan_keys(source: RawSource, *, splits: Sequence[str], images: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the named values that determine the bytes of a build; the number of workers and paths do not.
+    """Return the named values that determine the bytes of a build.
+
+    Paths and the number of workers are not among them.
 
     Args:
         source: The annotations.
@@ -140,11 +142,11 @@ def installed_tools() -> dict[str, str]:
 
 
 def differing_keys(before: Mapping[str, str], now: Mapping[str, str], *, but: Sequence[str] = ()) -> list[str]:
-    """Describe the plan keys that differ, for example `seed: 0, now 1`; keys in `but` are not compared."""
+    """Describe the plan keys that differ, for example `seed: 0, now 1`. Keys in `but` are not compared."""
     names = [name for name in {**before, **now} if name not in but and before.get(name) != now.get(name)]
     return [f"{name}: {_shown(before.get(name, 'none'))}, now {_shown(now.get(name, 'none'))}" for name in names]
 
 
 def _shown(value: str) -> str:
-    """Return a value for a message; a hash is shortened."""
+    """Return a value for a message. Hashes are shortened."""
     return value[:12] if len(value) == 64 else value

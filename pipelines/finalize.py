@@ -1,4 +1,4 @@
-"""The last stage of a build: writes rejects, indexes and the descriptor from the receipts of all shards."""
+"""Finishes a build: writes rejects, indexes and the descriptor from the receipts of all shards."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def finalize(folder: Folder, plan: BuildPlan, receipts: Mapping[str, Receipt], options: BuildOptions) -> Descriptor:
-    """Write rejects and indexes and then the descriptor, which makes the folder a finished dataset.
+    """Write the rejects, the indexes and, last, the descriptor, which makes the folder a finished dataset.
 
     Args:
         folder: The dataset's folder.

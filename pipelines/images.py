@@ -31,10 +31,10 @@ LAYOUTS = (
 """Folders that are searched, in this order, below the folder that the user gives."""
 
 ARCHIVES = ("train2014.zip", "val2014.zip", "train2017.zip", "saiapr_tc-12.zip")
-"""Archives that are searched after the folders, in the folder that the user gives; they are read without unpacking."""
+"""Archives that are searched after the folders, in the folder that the user gives. They are read without unpacking."""
 
 FETCHES = 8
-"""Number of remote images that are fetched at a time, because a request takes longer than the work on its image."""
+"""Number of remote images that are fetched at a time. A request takes longer than the processing of an image."""
 
 _SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "heic", "heif", "gif", "bmp", "tif", "tiff"})
 
@@ -46,7 +46,8 @@ class SourceImage:
     Attributes:
         address: Path or URL of the file; empty if the image is in a tar.
         num_bytes: Size of the JPEG in bytes.
-        location: Location in another dataset's tar. None: the image is a file, which is copied into this dataset's tar.
+        location: Location in another dataset's tar. None if the image is a file, which is copied into this dataset's
+            tar.
         size: `(height, width)` in pixels as recorded by the other dataset; None for a file.
     """
 
@@ -66,14 +67,14 @@ class SourceImage:
 class ImageFinder:
     """Finds image files below some folders.
 
-    A local file is looked up when it is asked for, so that memory does not grow with the folder. Remote folders are
-    listed once, because one request per image would take longer than the build.
+    A local file is looked up when it is needed, so that memory does not grow with the folder. Remote folders are listed
+    once, because one request per image would be slower than the build.
 
     Args:
-        roots: Folders, URLs or ZIP archives that contain the images, one of `LAYOUTS` or one of `ARCHIVES`, in order of
-            preference.
-        is_coco: True if ids are COCO's, so that files are also found by their id.
-        keep_folders: True if the folders of a name are significant, so that `s/t/a.jpg` does not match `a.jpg`.
+        roots: Paths or URLs of folders or ZIP archives, in order of preference. They contain the images, one of
+            `LAYOUTS`, or one of `ARCHIVES`.
+        is_coco: True if image ids are COCO's, so that files are also found by id.
+        keep_folders: True if the folders in a name are significant, so that `s/t/a.jpg` does not match `a.jpg`.
 
     Raises:
         UsageError: If a root is not a folder.
@@ -106,10 +107,10 @@ class ImageFinder:
                 self._folders.append(folder)
 
     def find(self, image_id: int, file_name: str) -> SourceImage | None:
-        """Find an image by its file name in `instances.json` or else by COCO's file name for its id.
+        """Find an image by the file name in `instances.json` or, if that is not found, by COCO's file name for the id.
 
-        A name with folders is searched with them first and then, unless `keep_folders` is set, without them. Files
-        outside the roots are never found.
+        A name with folders is searched first with the folders and then, unless `keep_folders` is set, without them.
+        Files outside the roots are never found.
 
         Returns:
             The image, or None if there is no file.
@@ -131,14 +132,14 @@ class ImageFinder:
     def find_alike(self, file_names: Sequence[str]) -> dict[str, str]:
         """Find files with names similar to missing ones.
 
-        Similar names differ only in capitals, suffix, Unicode normal form, percent encoding, surrounding spaces or the
-        folder. The search reads every folder once for each folder in the names, so it is meant for few names.
+        Similar names differ only in capitals, suffix, Unicode normal form, percent encoding, surrounding spaces or
+        folder. The search reads every folder once for each folder in the names, so it is intended for a few names.
 
         Args:
             file_names: Names of missing files.
 
         Returns:
-            The name of a similar file below the roots, by missing name; names without a similar file are left out.
+            The name of a similar file below the roots, by missing name. Names without a similar file are left out.
         """
         wanted: dict[str, dict[str, list[str]]] = {}
         for file_name in file_names:
@@ -169,7 +170,7 @@ class ImageFinder:
 
 
 def describe_alike(name: str, alike: str | None) -> str:
-    """Return the end of a message about a missing picture, which names a similar file; empty if there is none."""
+    """Return text that names a similar file, for a message about a missing picture; empty if there is none."""
     if alike is None:
         return ""
     if unicodedata.normalize("NFC", alike) == unicodedata.normalize("NFC", name):

@@ -1,4 +1,4 @@
-"""Draws polygons and run lengths into one binary target mask, by a named rule."""
+"""Draws polygons and run lengths into one binary target mask, with a named rule."""
 
 import math
 from collections.abc import Sequence
@@ -15,21 +15,23 @@ from refseg.run_lengths import expand_counts
 Polygons = tuple[tuple[float, ...], ...]
 
 _POLYGON_SLACK = 10
-"""Pixels by which a polygon may extend beyond its image, or a tenth of the side if that is more. The excess is cut."""
+"""Number of pixels, or a tenth of the side if that is more, by which a polygon may extend beyond its image. The excess
+is cut.
+"""
 
 
 def target_mask(annotations: Sequence[Annotation], size: tuple[int, int], rule: str) -> Rle:
     """Rasterise the parts of a target with pycocotools and join them.
 
     Args:
-        annotations: Annotations whose shapes make the target. One without a shape contributes its box. No annotations
-            give an empty mask.
+        annotations: Annotations whose shapes make the target. If an annotation has no shape, its box is drawn. No
+            annotations give an empty mask.
         size: `(height, width)` of the image in pixels.
-        rule: `union`: pixels of any part. `legacy`: pixels of exactly one part, as in code that sums the parts and
-            tests `== 1` (LAVT and its forks).
+        rule: `union` for the pixels of any part. `legacy` for the pixels of exactly one part, as in code that sums the
+            parts and tests `== 1` (LAVT and its forks).
 
     Returns:
-        Canonical run lengths: only the first may be zero.
+        Canonical run lengths, of which only the first may be zero.
     """
     return join_parts([part for annotation in annotations for part in draw_parts(annotation, size)], size, rule)
 
@@ -41,7 +43,7 @@ def draw_parts(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, 
     if annotation.polygons:
         parts += coco_mask.frPyObjects(list(map(list, annotation.polygons)), height, width)
     for rle in annotation.rles:
-        # Empty runs are removed first: pycocotools stops joining where two masks have an empty run at the same pixel.
+        # Empty runs are removed, because pycocotools stops where two masks have an empty run at the same pixel.
         runs = {"size": list(rle.size), "counts": list(_canonical(rle.counts))}
         parts.append(coco_mask.frPyObjects(runs, height, width))
     if not parts:
@@ -50,12 +52,12 @@ def draw_parts(annotation: Annotation, size: tuple[int, int]) -> list[dict[str, 
 
 
 def join_parts(parts: list[dict[str, Any]], size: tuple[int, int], rule: str) -> Rle:
-    """Join the parts from `draw_parts` by the rule of `target_mask`."""
+    """Join the parts from `draw_parts` with the rule of `target_mask`."""
     if not parts:
         return Rle(size=size, counts=(size[0] * size[1],))
     if rule == "legacy":
         return encode_mask(coco_mask.decode(parts).sum(axis=2, dtype=np.int64) == 1)
-    # Run lengths are joined directly: drawing the mask and encoding it again would take ten times as long.
+    # Run lengths are joined directly, because drawing the mask and encoding it again is ten times as slow.
     joined = coco_mask.merge(parts) if len(parts) > 1 else parts[0]
     return Rle(size=size, counts=tuple(expand_counts(joined["counts"])))  # canonical, because the parts are
 
@@ -75,10 +77,10 @@ def mask_area(rle: Rle) -> int:
 
 
 def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygons, tuple[Rle, ...]]:
-    """Read COCO's `segmentation` in any of its forms.
+    """Read COCO's `segmentation` in any form.
 
-    It is polygons (a list of flat lists), run lengths (a dict whose counts are a list or COCO's compressed text), or a
-    list of run lengths (RefClef).
+    The forms are polygons (a list of flat lists), run lengths (a dict whose counts are a list or COCO's compressed
+    text), and a list of run lengths (RefClef).
 
     Args:
         segmentation: Value in `instances.json`.
@@ -88,8 +90,8 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygon
         The polygons and the run lengths; one of the two is empty.
 
     Raises:
-        AnnotationError: If it has none of these forms or does not fit the image. The caller adds the annotation's id to
-            the message.
+        AnnotationError: If the value has none of these forms or does not fit the image. The caller adds the
+            annotation's id to the message.
     """
     if isinstance(segmentation, dict):
         return (), (_read_rle(segmentation, size),)
@@ -105,14 +107,17 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Polygon
 
 
 def _clip_box(box_xywh: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the part of a box inside the image, `(1, 4)`, because rasterising needs memory for the whole box."""
+    """Return the part of a box inside the image, `(1, 4)`. Rasterising would need memory for the whole box."""
     left, top, width, height = box_xywh
     (left, right), (top, bottom) = np.clip([left, left + width], 0, size[1]), np.clip([top, top + height], 0, size[0])
     return np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
 
 
 def _canonical(counts: Sequence[int]) -> tuple[int, ...]:
-    """Remove empty runs, except the first, and join the runs around them: (3, 2, 0, 4, 1) becomes (3, 6, 1)."""
+    """Remove empty runs, except the first, and join the runs around them.
+
+    Example: (3, 2, 0, 4, 1) becomes (3, 6, 1).
+    """
     if 0 not in counts[1:]:
         return tuple(counts)
     joined = [counts[0]]
@@ -130,7 +135,7 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> tuple[float, ...]:
     if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
         found = f"{len(polygon)} numbers" if isinstance(polygon, list | tuple) else type(polygon).__name__
         raise AnnotationError(f"one of its polygons has {found}, expected an even count of at least 6")
-    # Built-in functions check the whole list: a Python loop over its numbers would take as long as rasterising it.
+    # Built-in functions check the whole list. A Python loop over the numbers would be as slow as rasterising.
     if not set(map(type, polygon)) <= {int, float}:
         raise AnnotationError("one of its polygons holds values that are not numbers, expected numbers only")
     # COCO's polygons extend beyond the border by at most a pixel. Rasterising needs memory for a polygon's extent, so

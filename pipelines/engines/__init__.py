@@ -1,4 +1,4 @@
-"""Engines that run a function over tasks and yield results as they finish. All engines give the same bytes.
+"""Runs a function over tasks, and yields results as they finish. All engines give the same bytes.
 
 `local` uses processes on this machine, and `ray` a Ray cluster.
 """
@@ -20,7 +20,7 @@ def check_engine(engine: str) -> None:
     """Check that an engine can be used on this machine.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: If the engine cannot be used.
     """
     if engine == "ray":
         from pipelines.engines.ray import check_ray
@@ -36,8 +36,9 @@ def run_tasks(
     Args:
         engine: Name of the engine.
         function: A function at the top level of a module, so that other processes can import it.
-        tasks: Tasks in any order; plain values.
-        workers: Largest number of tasks at a time. None: one per core (local), or two per core of the cluster (Ray).
+        tasks: Tasks in any order. They consist of plain values.
+        workers: Largest number of tasks at a time. None means one per core (local), or two per core of the cluster
+            (Ray).
         name: Returns the name of a task for error messages.
 
     Yields:

@@ -18,11 +18,11 @@ from refseg.errors import WorkerError
 T = TypeVar("T")
 R = TypeVar("R")
 _TASKS_IN_FLIGHT = 2
-"""Tasks submitted per worker: one running and one waiting. So memory does not grow with the number of tasks."""
+"""Number of tasks submitted per worker, one running and one waiting. Memory does not grow with the number of tasks."""
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use: under a scheduler, those of the job."""
+    """Return the number of cores that this process may use. Under a scheduler, these are the cores of the job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -31,11 +31,11 @@ def run_local(
 ) -> Iterator[R]:
     """Run a function over tasks on this machine.
 
-    If the caller is interrupted or closes the iterator, the workers are ended at once, in the middle of their tasks.
+    If the caller is interrupted or closes the iterator, the workers are ended at once, without finishing their tasks.
 
     Args:
         function: A function at the top level of a module, so that other processes can import it.
-        tasks: Tasks in any order; plain values.
+        tasks: Tasks in any order. They consist of plain values.
         workers: Number of processes. With 1, the calling process runs the tasks.
         name: Returns the name of a task for error messages.
 
@@ -52,7 +52,7 @@ def run_local(
                 result = function(task)
             yield result
         return
-    # Workers are spawned, not forked: a fork of a process with threads, such as Arrow's, can hang.
+    # Workers are spawned, because a forked copy of a process with threads, such as Arrow's, can hang.
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # started later, it would unblock the signals that `_signals_blocked` blocks
     # Nothing is sent through this pipe. Workers wait for its end, which comes when this process closes it or dies.
@@ -86,7 +86,10 @@ def run_local(
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Switch off the search for reference cycles: records have none, and the search takes a tenth of a build's time."""
+    """Switch off the search for reference cycles.
+
+    Records have no cycles, and the search would need a tenth of a build's time.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -98,7 +101,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM while workers start; workers inherit this, so that none dies during its imports."""
+    """Block Ctrl-C and SIGTERM while workers start.
+
+    Workers inherit the blocked signals, so that none is ended during imports.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -107,13 +113,13 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _begin_worker(watched: Connection) -> None:
-    """Set up a worker: ignore Ctrl-C, which the parent handles, and end when the parent ends.
+    """Set up a worker that ignores Ctrl-C, which the parent handles, and that ends when the parent ends.
 
-    Without this, a worker of a killed pool would wait indefinitely.
+    Otherwise the worker of a killed parent would wait indefinitely.
 
     Args:
-        watched: A pipe whose other end the parent holds open. Nothing is sent; it closes when the parent ends or closes
-            it.
+        watched: A pipe whose other end the parent holds open. Nothing is sent through it. It closes when the parent
+            closes it or ends.
     """
     gc.disable()  # for the same reason as in `_without_garbage_collection`
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Runs a function over tasks on a Ray cluster, or on a Ray instance that it starts on this machine."""
+"""Runs a function over tasks on a Ray cluster or, without a cluster, on a Ray instance on this machine."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 MAX_RETRIES = 3
-"""How often a task is repeated if its worker or machine dies. A task whose function raises an error is not repeated."""
+"""Number of times a task is repeated if the worker or machine dies. A task that raises an error is not repeated."""
 _TASKS_IN_FLIGHT = 2
-"""Tasks per core of the cluster: one running and one waiting. Waiting tasks also make an autoscaling cluster grow."""
+"""Number of tasks per core, one running and one waiting. Waiting tasks also make an autoscaling cluster grow."""
 _OBJECT_STORE_BYTES = 100 << 20
-"""Object store of a Ray instance started here. Tasks and results are small, and images do not pass through it."""
+"""Size in bytes of the object store of a local Ray instance. Tasks and results are small and contain no images."""
 _SECONDS_TO_CONNECT = 10.0
 
 
@@ -48,16 +48,16 @@ def run_ray(
 ) -> Iterator[R]:
     """Run a function over tasks on the cluster at `RAY_ADDRESS` or, if that is not set, on this machine.
 
-    A Ray instance that this call starts is shut down at its end; from a cluster it only disconnects. If the program has
-    called `ray.init` before, that connection is used and kept.
+    A Ray instance that this call starts is shut down at the end. From a cluster, the call only disconnects. If the
+    program has called `ray.init` before, the existing connection is used and kept.
 
     If the caller closes the iterator, the call waits for the tasks in flight. After an interrupt it does not wait,
     because Ray ends the tasks when this process exits.
 
     Args:
         function: A function of a module that all machines of the cluster have in the same version.
-        tasks: Tasks in any order; plain values.
-        workers: Largest number of tasks in flight; None: two per core of the cluster.
+        tasks: Tasks in any order. They consist of plain values.
+        workers: Largest number of tasks in flight. None means two per core of the cluster.
         name: Returns the name of a task for error messages and Ray's dashboard.
 
     Yields:
@@ -65,8 +65,8 @@ def run_ray(
 
     Raises:
         UsageError: If Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
-        WorkerError: If a task's worker died at each attempt, or Ray cannot run it; the message names the tasks. Errors
-            of `function` are raised unchanged. Both are raised after the tasks in flight have ended.
+        WorkerError: If a task's worker died at each attempt, or Ray cannot run a task. The message names the tasks.
+            Errors of `function` are raised unchanged. Both are raised after the tasks in flight have ended.
     """
     check_ray()
     import ray
@@ -120,7 +120,7 @@ def _run(
 
 @contextmanager
 def _connected(ray: Any, workers: int | None) -> Iterator[None]:
-    """Connect to the cluster or start Ray on this machine, and undo that at the end of the block."""
+    """Connect to the cluster or start Ray on this machine. At the end of the block, disconnect or stop Ray."""
     if ray.is_initialized():
         yield
         return

@@ -1,4 +1,7 @@
-"""Exports to COCO's layout for detection tools: an `instances_<split>.json` per split, with refs and sentences."""
+"""Exports to COCO's layout for detection tools, with one `instances_<split>.json` per split.
+
+Each file also holds the refs and sentences.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,9 @@ def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress:
 def coco_content(dataset: ExportedDataset, split: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a split as COCO's JSON: `images`, `annotations` and `categories` in COCO's form, and `refs`.
 
-    A ref has `ref_id`, `image_id`, `ann_ids` (empty: no target) and `sentences` with `sent_id`, `sent`, `raw` and
-    `exists` (False: this sentence names nothing, even if others of the ref have a target).
+    A ref has `ref_id`, `image_id`, `ann_ids` and `sentences`. `ann_ids` is empty if the ref has no target. A sentence
+    has `sent_id`, `sent`, `raw` and `exists`. `exists` is False if the sentence names nothing in the image, even if
+    other sentences of the ref have a target.
     """
     tables = refer_tables(rows, dataset.spec)
     annotations: dict[int, dict[str, Any]] = {}
@@ -81,7 +85,7 @@ def coco_content(dataset: ExportedDataset, split: str, rows: list[dict[str, Any]
 
 
 def _one_mask(segmentation: Any) -> Any:
-    """Return polygons or a dict of run lengths unchanged, and a list of run lengths as their union."""
+    """Return the union of a list of run lengths; polygons and a dict of run lengths are returned unchanged."""
     if isinstance(segmentation, dict) or isinstance(segmentation[0], list):
         return segmentation
     merged = coco_mask.merge(segmentation)

@@ -1,11 +1,11 @@
-"""Exports to the LMDB files that CRIS, ETRIS and DETRIS read: a record per ref with its JPEG and mask.
+"""Exports to the LMDB files that CRIS, ETRIS and DETRIS read, with one record per ref that holds a JPEG and a mask.
 
     lmdb/<name>/<split>.lmdb    records `0`, `1`, ..., and `__len__`, `__keys__`
     masks/<name>/<ref id>.png   masks of 0 and 255
     anns/<name>/<split>.json    the input of CRIS's `folder2lmdb.py`
 
-Values are pickles of plain values, protocol 4. CRIS's own writer used `pyarrow.serialize`, which pyarrow has removed.
-Therefore its reader needs a changed line: in `loads_pyarrow`, `return pickle.loads(buf)`.
+Records are pickles of plain values in protocol 4. CRIS's own writer used `pyarrow.serialize`, which pyarrow has
+removed. Therefore one line of CRIS's reader must be changed: `loads_pyarrow` must `return pickle.loads(buf)`.
 """
 
 import errno
@@ -27,7 +27,7 @@ from refseg.errors import UsageError
 from refseg.json_text import canonical_json
 
 NAMES = {"refcocoplus/unc": "refcoco+", "refcocog/umd": "refcocog_u", "refcocog/google": "refcocog_g"}
-"""CRIS's names of datasets that differ from the first part of the dataset id."""
+"""CRIS's dataset names, where they differ from the first part of the dataset id."""
 _COLUMNS = (
     *("ref_id", "image_id", "file_name", "height", "width", "box_xywh", "no_target", "mask"),
     *(f"sentences.list.element.{name}" for name in ("sent_id", "sent", "exists")),
@@ -88,14 +88,14 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
                     transaction.put(b"__keys__", pickle.dumps(keys, protocol=_PROTOCOL))
                     transaction.put(b"__len__", pickle.dumps(len(keys), protocol=_PROTOCOL))
                 base.sync(True)
-        except lmdb.Error as error:  # not an OSError; it does not tell a full disk from other failures
+        except lmdb.Error as error:  # not an OSError, and the same for a full disk as for other failures
             raise OSError(errno.EIO, f"cannot be written ({error}); the disk may be full", str(path)) from error
         (folders["anns"] / f"{split}.json").write_bytes(canonical_json(anns))
     return _differences(num_absent)
 
 
 def cris_record(row: Mapping[str, Any], image: bytes, mask: bytes, spec: DatasetSpec) -> dict[str, Any]:
-    """Return a value of the LMDB.
+    """Return the LMDB record of a ref.
 
     Args:
         row: Row of the manifest.
@@ -125,7 +125,7 @@ def draw_png(mask: Mapping[str, Any]) -> bytes:
 
 
 def _plan(dataset: ExportedDataset, split: str) -> tuple[dict[int, int], int]:
-    """Return the position of each ref in its split, in REFER's order, and a size in bytes that holds all records."""
+    """Return each ref's position within its split, in REFER's order, and a size in bytes that holds all records."""
     columns = ("ref_id", "image_id", "height", "width", "image_bytes", "no_target", "sentences.list.element.exists")
     rows = [row for entry in dataset.built.entries_of(split) for row in dataset.rows(entry, columns)]
     # A grey PNG of two values takes little more than an eighth of a byte per pixel; LMDB's pages have 4,096 bytes.
@@ -135,12 +135,15 @@ def _plan(dataset: ExportedDataset, split: str) -> tuple[dict[int, int], int]:
 
 
 def _kept(row: Mapping[str, Any]) -> list[Any]:
-    """Return the sentences that the ref's mask is the target of: for a ref with a target, those that exist."""
+    """Return the sentences whose target is the ref's mask.
+
+    In a ref with a target, these are the sentences that exist.
+    """
     return [sentence for sentence in row["sentences"] if sentence["exists"] or row["no_target"]]
 
 
 def _category(row: Mapping[str, Any], spec: DatasetSpec) -> int:
-    """Return CRIS's number of a category: COCO's 80 categories numbered from 0 without gaps; -1 for no target."""
+    """Return CRIS's number of a category; -1 if there is no target. CRIS numbers COCO's 80 categories from 0 to 79."""
     if not row["annotations"]:
         return -1
     number = int(row["annotations"][0]["category_id"])
@@ -148,7 +151,7 @@ def _category(row: Mapping[str, Any], spec: DatasetSpec) -> int:
 
 
 def _ann(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry of CRIS's `anns/<name>/<split>.json`; the box is left, top, right, bottom in whole pixels."""
+    """Return an entry of CRIS's `anns/<name>/<split>.json`. The box is left, top, right, bottom in whole pixels."""
     left, top, width, height = map(int, row["box_xywh"])
     return {
         "bbox": [left, top, left + width, top + height],

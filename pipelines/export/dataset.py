@@ -1,4 +1,4 @@
-"""Reads a finished dataset for exporters: rows shard by shard, and the picture of each row."""
+"""Reads a finished dataset for exporters. Rows are read shard by shard, and pictures row by row."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from refseg.errors import DatasetError, UsageError
 
 
 class ExportedDataset:
-    """A finished dataset, or some of its splits, that is to be exported.
+    """The splits of a finished dataset that are to be exported.
 
     Attributes:
         built: The open dataset.
@@ -26,12 +26,12 @@ class ExportedDataset:
 
     Args:
         folder: Path or URL of the dataset.
-        splits: Splits to export; None: all.
-        images: False: pictures are not exported, and the tars may be missing.
+        splits: Splits to export. None means all splits.
+        images: If False, pictures are not exported, and the tars may be missing.
 
     Raises:
-        UsageError: If it is a mix, holds reduced pictures, or has no such split.
-        DatasetError: If it is unfinished or damaged.
+        UsageError: If the dataset is a mix, holds reduced pictures, or does not have a requested split.
+        DatasetError: If the dataset is unfinished or damaged.
         StorageError: If remote storage refuses or fails.
     """
 
@@ -51,7 +51,7 @@ class ExportedDataset:
         self._images: tuple[str, RowImages] | None = None
 
     def rows(self, entry: ShardEntry, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the rows of one shard as plain values; `BuiltDataset.read` explains columns and errors."""
+        """Return the rows of one shard as plain values. `BuiltDataset.read` explains the columns and errors."""
         rows: list[dict[str, Any]] = self.built.read(columns, [entry]).to_pylist()
         return rows
 
@@ -72,7 +72,7 @@ class ExportedDataset:
         return refer_categories(names, self.spec)
 
     def image(self, row: Mapping[str, Any]) -> bytes:
-        """Return the JPEG of a row; `RowImages.read` explains the errors."""
+        """Return the JPEG of a row. `RowImages.read` explains the errors."""
         name = row["shard"]
         if self._images is None or self._images[0] != name:  # adjacent rows are mostly in the same tar
             self._images = name, RowImages(self.built, [name])
@@ -80,7 +80,7 @@ class ExportedDataset:
 
 
 class ImageWriter:
-    """Writes images as files, each once.
+    """Writes each image once, as a file.
 
     Args:
         dataset: The dataset of the images.
@@ -96,7 +96,7 @@ class ImageWriter:
         """Write the image of a row under its own name.
 
         Raises:
-            DatasetError: If its path is outside the folder, or two images have the same name.
+            DatasetError: If the image's path is outside the folder, or two images have the same name.
         """
         file_name, image_id = row["file_name"], row["image_id"]
         known = self._written.setdefault(file_name, image_id)

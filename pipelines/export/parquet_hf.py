@@ -1,4 +1,4 @@
-"""Exports to Parquet with embedded images for Hugging Face's `datasets` and its viewer: one row per image."""
+"""Exports to Parquet with embedded images, one row per image, for Hugging Face's `datasets` and dataset viewer."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from refseg.dataset.row_images import IMAGE_COLUMNS
 from refseg.dataset.schema import MANIFEST_SCHEMA
 
 _ROW_GROUP_ROWS = 100
-"""Images per row group; the viewer reads one row group for a page."""
+"""Number of images per row group. The viewer reads one row group per page."""
 _SENTENCE = pa.struct(
     [
         ("sent_id", pa.int64()),
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         ("refs", pa.list_(_REF)),
     ]
 )
-"""One row per image of a split; `mask` is COCO's uncompressed run lengths."""
+"""Columns of a split, which has one row per image. `mask` holds COCO's uncompressed run lengths."""
 DIFFERENCES = (
     "token ids are left out, because they depend on the tokenizer",
     "annotations are given by their ids; polygons, crowd flags and single boxes are only in the shards' manifests",
@@ -59,7 +59,7 @@ _COLUMNS = (
 
 
 def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress: Progress) -> tuple[str, ...]:
-    """Write `data/<split>-<number>-of-<count>.parquet`, one file per shard, and the dataset's card.
+    """Write one file `data/<split>-<number>-of-<count>.parquet` per shard, and the dataset's card.
 
     Args:
         dataset: The dataset to export.
@@ -81,7 +81,7 @@ def write(dataset: ExportedDataset, out: Path, _options: ExportOptions, progress
 
 
 def card(descriptor: Descriptor, splits: tuple[str, ...]) -> str:
-    """Return the dataset's card, in which the hub finds the splits and users find a description and licences."""
+    """Return the dataset's card. It names the splits for the hub, and gives users a description and the licences."""
     lines = ["---", "license: other", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:
         lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]

@@ -1,4 +1,4 @@
-"""Exports to REFER's layout: `refs(<split_by>).p` and `.json`, `instances.json`, and the images in REFER's folders."""
+"""Exports to REFER's layout, with `refs(<split_by>).p` and `.json`, `instances.json`, and the images."""
 
 import pickle
 import shutil
@@ -15,7 +15,7 @@ from refseg.errors import UsageError
 from refseg.json_text import canonical_json
 
 _PROTOCOL = 2
-"""Protocol of the pickle. Python 2, for which `refer.py` was written, can read it."""
+"""Protocol of the pickle, which Python 2 can read, because `refer.py` was written for Python 2."""
 
 
 def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
@@ -59,14 +59,14 @@ def write(dataset: ExportedDataset, out: Path, options: ExportOptions, progress:
 
 
 def image_folder(spec: DatasetSpec) -> str:
-    """Return the folder in which REFER expects a dataset's images, relative to its root."""
+    """Return the folder in which REFER expects a dataset's images, relative to REFER's root folder."""
     if spec.dataset == "refclef":
         return "images/saiapr_tc-12"
     return "images/mscoco/images/train2014" if spec.is_coco else "images"
 
 
 def write_tables(tables: ReferTables, spec: DatasetSpec, folder: Path, *, description: str) -> None:
-    """Write REFER's records as its files, the refs as pickle and as JSON.
+    """Write records in the files of REFER's layout. The refs are written as a pickle and as JSON.
 
     Args:
         tables: The records.

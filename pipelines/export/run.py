@@ -1,4 +1,4 @@
-"""Runs an export: writes it to a temporary folder, renames that when it is complete, and never overwrites files."""
+"""Runs an export. Files are written to a temporary folder, which is renamed when it is complete."""
 
 import itertools
 import json
@@ -34,18 +34,18 @@ class ExportOptions:
     """The dataset, format and folder of an export.
 
     Attributes:
-        folder: A finished dataset, path or URL.
-        to: Format. refer: REFER's pickles, JSON and images; cris-lmdb: records and masks of CRIS, ETRIS and DETRIS;
-            coco: a JSON file per split for detection tools; parquet-hf: Parquet with images, for Hugging Face's
-            datasets.
+        folder: Path or URL of a finished dataset.
+        to: Format of the export. refer: REFER's pickles, JSON and images. cris-lmdb: records and masks for CRIS, ETRIS
+            and DETRIS. coco: a JSON file per split for detection tools. parquet-hf: Parquet with images, for Hugging
+            Face's datasets.
         out: A new or empty folder on this machine.
         splits: Splits to export; by default all.
-        images: Write images; refer and coco can leave them out.
-        annotations: With refer: folder of the files that the dataset was built from. They are copied unchanged instead
-            of being made from the shards.
+        images: Write images. The formats refer and coco can leave them out.
+        annotations: For the format refer, folder of the files from which the dataset was built. They are copied
+            unchanged; otherwise new files are made from the shards.
 
     Raises:
-        UsageError: If a value is not allowed, or not allowed with this format.
+        UsageError: If a value is not allowed, or cannot be combined with the format.
     """
 
     folder: Path | str
@@ -83,8 +83,8 @@ class ExportReport:
         annotations: True if the annotation files were copied unchanged.
         num_files: Number of files written, without this report.
         num_bytes: Size of these files in bytes.
-        differences: Sentences that describe how the files differ from the dataset's sources, or what is missing in
-            comparison with the shards.
+        differences: Sentences that describe how the files differ from the dataset's sources, and what the shards hold
+            but the files do not.
     """
 
     format: str
@@ -117,15 +117,15 @@ def export_dataset(options: ExportOptions, *, progress: Callable[[int, int], Non
     """Export a finished dataset.
 
     The files are written to a temporary folder beside `out`, which is renamed to `out` when it is complete. A killed
-    export leaves no `out`. An export that is already finished is not changed.
+    export leaves no `out`. A finished export is not changed.
 
     Args:
         options: Options of the export.
-        progress: Called after each shard with (shards done, all shards).
+        progress: Called after each shard with (shards done, total shards).
 
     Raises:
-        UsageError: If the dataset cannot be exported in this format, or if `out` holds something else than this export
-            or is within a dataset.
+        UsageError: If the dataset cannot be exported in this format, `out` holds files other than this export, or `out`
+            is within a dataset.
         DatasetError: If the dataset is unfinished or damaged.
         OSError: If `out` cannot be written.
         StorageError: If remote storage refuses or fails.
@@ -181,7 +181,7 @@ def _identity(dataset: ExportedDataset, options: ExportOptions) -> dict[str, Any
 
 
 def _finished(out: Path, dataset: ExportedDataset, options: ExportOptions) -> ExportReport:
-    """Read the report of a finished export, and compare it with the options and with the files in the folder."""
+    """Read the report of a finished export, and compare it with the options and the files in the folder."""
     path = out / REPORT_NAME
     remedy = "give another --out, or delete the folder"
     try:
@@ -201,6 +201,6 @@ def _finished(out: Path, dataset: ExportedDataset, options: ExportOptions) -> Ex
 
 
 def _measure(folder: Path) -> tuple[int, int]:
-    """Return the number of files in a folder, without the report, and their size in bytes."""
+    """Return the number and total size in bytes of the files in a folder, without the report."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != folder / REPORT_NAME]
     return len(sizes), sum(sizes)
