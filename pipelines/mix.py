@@ -1,8 +1,8 @@
-"""Mixes the training rows of several datasets into one, without the images that any of them evaluates on.
+"""Mixes the training rows of several datasets into one dataset, without the images on which any of them evaluates.
 
-A mix has manifests and indexes but no tars: its rows are copies of the members' rows and refer to the members' tars.
-The rule is that of big_vision's `refcocox_combined`: an image that has a ref in any split except `train` of any member
-is left out of the mix.
+A mix has manifests and indexes but no tars. The rows are copies of the members' rows and refer to the members' tars. If
+an image has a ref in any split except `train` of any member, it is left out of the mix. big_vision's
+`refcocox_combined` uses the same rule.
 """
 
 import hashlib
@@ -42,15 +42,16 @@ _RULES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixOptions:
-    """The datasets to mix, and the folder and name of the mix.
+    """The options of a mix.
 
     Attributes:
-        members: Finished datasets, paths or URLs. The images of a dataset without a train split are only left out of
-            the mix.
-        out: Folder of the mix, path or URL; it is created if it does not exist.
+        members: Paths or URLs of finished datasets. A dataset without a train split adds no rows; its images are left
+            out of the mix.
+        out: Path or URL of the mix's folder; it is created if it does not exist.
         name: The mix is named mix/NAME; by default NAME is the last part of `out`.
-        weights: For each dataset: how often an epoch contains each of its samples, on average; by default once.
-        allow_leak: Keep training images that a member evaluates on; this is recorded in the mix, and reported with
+        weights: For each dataset, how often an epoch contains each of the dataset's samples, on average; by default
+            once.
+        allow_leak: Keep training images on which a member evaluates. This is recorded in the mix, and reported with
             checkpoints and scores.
 
     Raises:
@@ -80,7 +81,7 @@ class MixOptions:
 
     @property
     def dataset(self) -> str:
-        """Dataset id of the mix."""
+        """The dataset id of the mix."""
         last = str(self.out).rstrip("/").rpartition("/")[2] if is_remote(self.out) else Path(self.out).resolve().name
         return f"mix/{last if self.name is None else self.name}"
 
@@ -90,7 +91,7 @@ class MixResult:
     """The result of mixing.
 
     Attributes:
-        descriptor: Descriptor of the mix; its field `mix` has the numbers of kept and dropped refs of each member.
+        descriptor: Descriptor of the mix. The field `mix` has the numbers of kept and dropped refs of each member.
         was_complete: True if an earlier run had finished the mix and nothing was changed.
     """
 
@@ -104,7 +105,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
     If a call is killed, the next call starts again. No reader accepts the folder of an unfinished mix as a dataset.
 
     Raises:
-        UsageError: If a member cannot be mixed, or the folder holds something else.
+        UsageError: If a member cannot be mixed, or the folder holds files of another kind.
         DatasetError: If a member is unfinished or damaged, members have different tokenizers or mask rules, or no
             training ref is left.
         BuildError: If the folder holds an unfinished mix of other members or options.
@@ -166,7 +167,7 @@ def mix_datasets(options: MixOptions) -> MixResult:
 
 
 def _refuse_absurd_weights(members: Sequence[Member]) -> None:
-    """Refuse weights with which an epoch would be extremely long, because they were mistyped or misunderstood."""
+    """Refuse weights that would make an epoch extremely long, because they are probably a mistake."""
     refs = [sum(entry.num_refs for entry in member.train_entries) for member in members]
     wanted = sum(member.weight * number for member, number in zip(members, refs, strict=True))
     if wanted > _MOST_REPEATED * sum(refs):
@@ -178,7 +179,7 @@ def _refuse_absurd_weights(members: Sequence[Member]) -> None:
 
 
 def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[ImagePool]) -> dict[str, str]:
-    """Return the named values that determine the bytes of a mix, with the paths of the tars to which rows refer."""
+    """Return the named values that determine the bytes of a mix, including the paths of the members' tars."""
     return {
         "dataset": options.dataset,
         "members": " ".join(member.descriptor.dataset for member in members),
@@ -194,7 +195,7 @@ def _plan_keys(options: MixOptions, members: Sequence[Member], pools: Sequence[I
 
 
 def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
-    """Compare a finished mix with the options, and its files with the descriptor."""
+    """Compare a finished mix with the options, and the files with the descriptor."""
     mix = BuiltDataset.open(out.address)
     descriptor = mix.descriptor
     if not descriptor.mix:
@@ -206,7 +207,7 @@ def _check_finished(out: Folder, keys: Mapping[str, str]) -> Descriptor:
 
 
 def _check_unfinished(out: Folder, keys: Mapping[str, str]) -> None:
-    """Refuse a folder that holds something else, or an unfinished mix of other members."""
+    """Refuse a folder that holds files of another kind, or an unfinished mix of other members."""
     if isinstance(out, LocalFolder) and out.path.exists() and not out.path.is_dir():
         raise UsageError(f"--out {out}: is a file, expected a folder for the mix")
     try:
@@ -239,7 +240,7 @@ def _refuse_other_inputs(
 
 
 def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each split of a member except `train`, as `<dataset id> <split>`, with its images."""
+    """Yield `<dataset id> <split>` and the images of each split of a member, except `train`."""
     for split in member.dataset.splits:
         if split != TRAIN:
             rows = member.dataset.read(IDENTITY_COLUMNS, member.dataset.entries_of(split))
@@ -249,7 +250,10 @@ def _read_eval_images(member: Member) -> Iterator[tuple[str, pa.Table]]:
 def _choose_rows(
     member: Member, entry: ShardEntry, protected: Sequence[tuple[str, pa.Table]], *, allow_leak: bool
 ) -> pa.Table:
-    """Return the rows of a shard that the mix keeps, referring to the mix's pools; update the member's counts."""
+    """Return the rows of a shard that the mix keeps, and add them to the member's counts.
+
+    The rows refer to the mix's pools.
+    """
     rows = member.dataset.read(MANIFEST_SCHEMA.names, [entry])
     images = image_identities(rows)
     leaks = pc.is_null(rows["image_id"])  # False for all rows, because the column has no nulls
@@ -267,7 +271,7 @@ def _choose_rows(
 
 
 def _write_shard(rows: pa.Table, name: str, out: Folder) -> ShardEntry:
-    """Write and publish a manifest, and return its entry in the descriptor."""
+    """Write and publish a manifest, and return the descriptor's entry for it."""
     with scratch_files(out, f"{name}.parquet") as (path,):
         rows_sha256 = write_table(path, rows)
         entry = ShardEntry(

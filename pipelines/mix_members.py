@@ -1,4 +1,4 @@
-"""The members of a mix: opens the datasets, checks that they can be mixed, and counts their refs."""
+"""Opens the members of a mix, checks that they can be mixed, and counts the refs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ TRAIN = "train"
 
 @dataclass(slots=True, kw_only=True)
 class Member:
-    """A dataset of the mix, with counts that grow while its rows are read.
+    """A dataset of the mix, with counts that increase while the rows are read.
 
     Attributes:
         dataset: The open dataset.
-        weight: How often an epoch contains each of its samples, on average.
-        pool_names: The mix's name of each pool of the member; the member's name of its own tars is empty.
+        weight: How often an epoch contains each of the dataset's samples, on average.
+        pool_names: Name of each of the member's pools in the mix, by the member's name. The member's own tars have the
+            empty name.
         num_refs: Number of training refs that are in the mix.
         dropped_refs: Number of training refs that are left out.
         shared_images: Number of training images that are in another split of any member.
@@ -38,21 +39,21 @@ class Member:
 
     @property
     def folder(self) -> Folder:
-        """Folder of the dataset."""
+        """The folder of the dataset."""
         return self.dataset.place
 
     @property
     def descriptor(self) -> Descriptor:
-        """Content of the dataset's `refseg.json`."""
+        """The content of the dataset's `refseg.json`."""
         return self.dataset.descriptor
 
     @property
     def train_entries(self) -> tuple[ShardEntry, ...]:
-        """Shards of the train split; empty if the dataset has none."""
+        """The shards of the train split; empty if the dataset has no train split."""
         return self.dataset.entries_of(TRAIN)
 
     def summary(self, *, allow_leak: bool) -> MixMember:
-        """Return the member's entry in the mix's descriptor, after all its rows were read."""
+        """Return the member's entry in the mix's descriptor. All rows must have been read before."""
         return MixMember(
             dataset=self.descriptor.dataset,
             digest=self.descriptor.digest,

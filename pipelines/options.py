@@ -1,4 +1,4 @@
-"""The options of a build, and the policy for refs with faults."""
+"""Defines the options of a build, and applies the policy for refs with faults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,49 +21,45 @@ _MOST_LISTED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """The input, output and options of a build. Folders are paths or fsspec URLs.
+    """The options of a build. Folders are paths or fsspec URLs.
 
     Attributes:
         dataset: Dataset id with its partition, such as refcoco/unc or refcocog/umd.
-        annotations: Folder in REFER's layout (refcoco/, refcoco+/ and so on, with refs(...).p or .json and
-            instances.json, or the archive refcoco.zip), or folder with your own table of sentences; path or URL, also
-            of a ZIP archive.
-        reader: Layout of the annotations, by the name of its reader: coco, saco, sa2va, label-studio, cvat and so on;
-            by default REFER's layout or that of a published conversion, and for custom/<name> your own table.
-        as_split: Split of annotation files that name none; by default such files are refused.
-        ignored_regions: Handling of annotated regions whose pixels should not count, as in ReasonSeg: refuse the build,
-            because training and scores would count them, or count them as background.
-        images: Folder of the JPEGs or with a COCO layout of them, or a ZIP archive such as train2014.zip, path or URL;
-            by default beside the annotations.
-        images_from: Finished datasets whose images are used. An image in one of them is referred to and not written
-            again.
-        out: Folder of the new dataset, path or URL; it is created if it does not exist.
-        splits: Splits to build; by default all that have refs.
-        workers: Number of processes; by default one per core, at most one per shard. It does not change the result.
-        engine: Where shards are built: in processes on this machine, or on the Ray cluster at RAY_ADDRESS. With Ray,
-            `workers` is the number of concurrent tasks.
+        annotations: Path or URL of the annotations: a folder in REFER's layout (such as refcoco/ with refs(...).p or
+            .json and instances.json, or refcoco.zip), a folder with your own table of sentences, or a ZIP archive of
+            one.
+        reader: Name of the reader of the annotations, such as coco, saco, sa2va, label-studio or cvat. By default,
+            REFER's layout or a published conversion is read, and for custom/<name> your own table.
+        as_split: Split for annotation files that do not name one; by default these files are refused.
+        ignored_regions: Handling of annotated regions whose pixels should not count, as in ReasonSeg. Training and
+            scores would count them, so the build is refused by default; background counts them as background.
+        images: Path or URL of a folder of JPEGs, of a folder with a COCO layout, or of a ZIP archive such as
+            train2014.zip; by default they are expected beside the annotations.
+        images_from: Finished datasets whose images are used. The new dataset refers to these images instead of storing
+            them again.
+        out: Path or URL of the new dataset's folder; it is created if it does not exist.
+        splits: Splits to build; by default all splits that have refs.
+        workers: Number of processes; by default one per core, and at most one per shard. It does not change the result.
+        engine: Build shards in processes on this machine, or on the Ray cluster at RAY_ADDRESS. With Ray, `workers` is
+            the number of concurrent tasks.
         images_per_shard: Largest number of images in a tar.
         seed: Seed of the order of images.
-        mask_rule: Target of an object with several parts: the union of the parts, or legacy, the pixels that exactly
-            one part covers, as in LAVT.
+        mask_rule: Target of an object with several parts. union: the union of the parts. legacy: the pixels that
+            exactly one part covers, as in LAVT.
         png_rule: How mask PNGs of a user's table are read.
-        on_bad_sample: Handling of refs with faults. fail: the build ends, with all faults of the annotations or the
-            first fault of a picture. skip: such refs are written to rejects.parquet.
+        on_bad_sample: Handling of refs with faults. fail: the build ends, and reports all faults of the annotations or
+            the first fault of a picture. skip: refs with faults are written to rejects.parquet.
         max_bad: With skip, the build ends if more refs than this have faults; by default there is no limit.
-        check_images: Check of each image: decode it completely, or read only its size and its end.
-        convert_images: JPEG quality, 1 to 100, with which pictures of other kinds (PNG, WebP, BMP, TIFF, and AVIF and
-            HEIC where Pillow reads them) are converted. This is lossy and recorded in the plan. By default they are
-            refused.
-        exif: Handling of EXIF orientations. stored: pixels count as they are stored. apply: pictures are rotated as a
-            viewer shows them, as their annotations must then be, and saved with the quality of `convert_images`.
-        store: Store pictures reduced to training size, letterbox:480 or stretch:480x640. This is lossy, is recorded in
-            the dataset and makes decoding faster. By default the source's bytes are stored.
-        store_quality: With `store`, quality of the JPEGs, 1 to 100.
-        on_shared_images: Handling of a picture (equal bytes) in several splits or under several ids: warn about it, or
-            refuse the build.
-        accept_counts: Build even if the numbers of refs, sentences or images differ from the published ones; this is
+        check_images: Check of each image: decode it completely, or read only the size and the end.
+        store: Store pictures reduced to training size, letterbox:480 or stretch:480x640. This loses detail, makes
+            decoding faster, and is recorded in the dataset. By default the source's bytes are stored.
+        store_quality: JPEG quality of pictures reduced with `store`, 1 to 100.
+        on_shared_images: Handling of pictures with equal bytes in several splits or under several ids: log a warning,
+            or refuse the build.
+        accept_counts: Build even if the numbers of refs, sentences or images differ from the published ones. This is
             recorded in the dataset.
-        stage: For a cluster: plan once (read and check the annotations), build shards in many tasks, finalize once.
+        stage: Stage to run on a cluster: plan once (read and check the annotations), shards in many tasks, and finalize
+            once.
         task_index: With stage shards, number of this task, from 0; by default the task of a Slurm array.
         task_count: With stage shards, number of tasks that share the shards; by default the size of a Slurm array.
 
@@ -147,7 +143,7 @@ class BuildOptions:
 
 
 def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
-    """Raise an error if the options do not allow these rejects; reasons in `LEFT_OUT` do not count as faults.
+    """Raise an error if the options do not allow these rejects. Reasons in `LEFT_OUT` do not count as faults.
 
     Raises:
         AnnotationError, ImageError: With `fail`, if there is a fault. The type depends on the first fault, and the
@@ -168,7 +164,7 @@ def apply_policy(rejects: Sequence[Reject], options: BuildOptions) -> None:
 
 
 def _list_others(faults: Sequence[Reject]) -> str:
-    """Return the faults after the first, one per line; beyond `_MOST_LISTED` only their number."""
+    """Return the faults after the first, one per line. Faults beyond `_MOST_LISTED` are only counted."""
     if len(faults) == 1:
         return ""
     lines = [f" ({len(faults)} refs have faults)", *(fault.message for fault in faults[1:_MOST_LISTED])]

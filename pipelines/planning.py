@@ -1,4 +1,4 @@
-"""Makes the plan of a build: the survey, the check of all records and of the counts, before any image is read."""
+"""Makes the plan of a build: surveys the source, and checks all records and counts, before any image is read."""
 
 import logging
 from collections import Counter, defaultdict
@@ -34,7 +34,7 @@ _REFS_PER_WORKER = 5000
 
 
 def source_keys(source: RawSource, options: BuildOptions) -> dict[str, str]:
-    """Return the keys of the plan for these inputs (`BuildPlan.keys`) without checking records."""
+    """Return the plan's keys for these inputs (`BuildPlan.keys`), without checking records."""
     return _survey(source, options, None).keys
 
 
@@ -77,7 +77,8 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
         UsageError: If no image is found, or a split has no refs.
         AnnotationError, ImageError: With `on_bad_sample` `fail`, if the source has faults. For a user's own data the
             message lists up to ten missing images.
-        BuildError: If there are too many faults, or the counts differ from the published ones and that is not accepted.
+        BuildError: If there are too many faults, or the counts differ from the published ones and `accept_counts` is
+            not set.
     """
     folder = open_folder(options.out)
     with scratch_folder(folder) as scratch:
@@ -137,12 +138,12 @@ def make_plan(source: RawSource, options: BuildOptions, *, workers: int) -> Buil
 
 
 def _describe_missing(source: RawSource, tables: Tables, alike: Mapping[str, str], *, images: Path | str) -> str:
-    """Return a message that lists missing pictures, each with its first row and a file of a similar name.
+    """Return a message that lists missing pictures, each with the first row that names it and a similar file name.
 
     Args:
         source: A `custom` dataset.
-        tables: Tables with missing pictures.
-        alike: Names of similar files, by missing name (`ImageFinder.find_alike`).
+        tables: Result of `survey_tables`, with missing pictures.
+        alike: Result of `ImageFinder.find_alike`: names of similar files, by missing name.
         images: The folder that was searched, as the user gave it.
     """
     rows: dict[int, str] = {}
@@ -176,7 +177,7 @@ def _check_counts(dataset_id: str, counts: dict[str, SplitCounts], *, accept: bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Surveyed:
-    """The survey of a source, its tables and images, and the keys of the plan."""
+    """The survey of a source, the results of its tables, and the plan's keys."""
 
     survey: Survey
     tables: Tables
@@ -202,7 +203,7 @@ def _survey(source: RawSource, options: BuildOptions, spill: Spill | None) -> _S
 
 
 def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindImage:
-    """Return a function that finds an image in the pools or else among the files."""
+    """Return a function that finds an image in the pools or, if it is not there, among the files."""
 
     def find(image_id: int, file_name: str) -> SourceImage | None:
         found = pools.find(image_id) if pools else None
@@ -212,7 +213,7 @@ def _image_lookup(finder: ImageFinder | None, pools: ImagePools | None) -> FindI
 
 
 def _image_roots(options: BuildOptions) -> list[str]:
-    """Return the folders to search for images: the given one, or else those beside the annotations."""
+    """Return the folders to search for images: the given folder or, without one, the folders beside the annotations."""
     if options.images is not None:
         return [whole_address(options.images)]
     address, annotations = archive_as_folder(options.annotations), open_folder(options.annotations)
@@ -250,7 +251,7 @@ def _check_tasks(
 
 
 def _publish_samples(folder: Folder, survey: Survey, checks: Sequence[CheckedShard]) -> tuple[PlannedShard, ...]:
-    """Publish the files of samples in the dataset's folder, and number the shards that have any without gaps."""
+    """Publish the sample files in the dataset's folder, and number the shards that have samples without gaps."""
     shards: list[PlannedShard] = []
     numbers: Counter[str] = Counter()
     for split, checked in zip(survey.shard_splits, checks, strict=True):

@@ -1,4 +1,4 @@
-"""Image pools: the tars of other datasets, to which a new dataset refers instead of writing images again."""
+"""Handles image pools, the tars of other datasets to which a new dataset refers instead of storing images again."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _COLUMNS = ["image_id", "height", "width", *_LOCATION]
 
 
 class PoolTable:
-    """The image pools of a new dataset: each folder of tars once, with a name that is unique in the new dataset.
+    """The image pools of a new dataset. Each folder of tars is one pool, with a name that is unique in the dataset.
 
     Args:
         out: Path or URL of the new dataset's folder.
@@ -33,14 +33,15 @@ class PoolTable:
 
     @property
     def pools(self) -> tuple[ImagePool, ...]:
-        """All pools with all their tars."""
+        """All pools, each with all tars."""
         return tuple(self._pools.values())
 
     def add(self, dataset: BuiltDataset) -> dict[str, str]:
-        """Add a dataset's own tars and those of its pools.
+        """Add a dataset's own tars and the tars of its pools.
 
         Returns:
-            The name of each pool in the new dataset, by its name in the given one. The name of its own tars is empty.
+            Name of each pool in the new dataset, by the name in the given dataset. The given dataset's own tars have
+            the empty name.
 
         Raises:
             DatasetError: If two datasets need different builds of the same folder.
@@ -57,7 +58,7 @@ class PoolTable:
         return {pool.name: self._add(dataset, pool) for pool in (own, *descriptor.image_pools)}
 
     def used(self, tars: Collection[str]) -> tuple[ImagePool, ...]:
-        """Return the pools with only the given tars (`<pool>/<tar>`); pools without any are left out."""
+        """Return the pools with only the given tars (`<pool>/<tar>`). Pools without any of these tars are left out."""
         kept = (
             replace(pool, tars=tuple(tar for tar in pool.tars if f"{pool.name}/{tar.name}" in tars))
             for pool in self._pools.values()
@@ -84,16 +85,16 @@ class PoolTable:
 
 
 class ImagePools:
-    """The images of some finished datasets by image id; if several contain an image, the first one is used.
+    """The images of some finished datasets, by image id. If several datasets contain an image, the first one is used.
 
     Args:
-        folders: Paths or URLs of the datasets. Images in their own pools are found, too.
-        spec: The new dataset, which will refer to the images.
+        folders: Paths or URLs of the datasets. Images in the pools of these datasets are found, too.
+        spec: Specification of the new dataset, which will refer to the images.
         out: Folder of the new dataset.
 
     Raises:
         DatasetError: If a dataset is unfinished or damaged.
-        UsageError: If the image ids of a dataset and of the new one mean different pictures.
+        UsageError: If equal image ids mean different pictures in a dataset and in the new one.
     """
 
     def __init__(self, folders: Sequence[Path | str], spec: DatasetSpec, out: Path | str) -> None:
@@ -122,11 +123,11 @@ class ImagePools:
 
     @property
     def key(self) -> str:
-        """The value for the pools among a plan's keys."""
+        """The value that identifies the pools in a plan's keys."""
         return " ".join(f"{pool.name}:{pool.digest}" for pool in self._table.pools)
 
     def find(self, image_id: int) -> SourceImage | None:
-        """Return an image by its id; None if no pool contains it."""
+        """Return the image with an id; None if no pool contains it."""
         row = int(np.searchsorted(self._image_ids, image_id))
         if row == len(self._image_ids) or self._image_ids[row] != image_id:
             return None
@@ -139,12 +140,12 @@ class ImagePools:
         )
 
     def describe(self, used_tars: Iterable[str]) -> tuple[ImagePool, ...]:
-        """Return the pools for a descriptor, with only the tars in use (`<pool>/<tar>`)."""
+        """Return the descriptor's entries for the pools, with only the tars in use (`<pool>/<tar>`)."""
         return self._table.used(set(used_tars))
 
 
 def rename_shards(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """Rename the tars in rows of a dataset to the names in a new dataset.
+    """Replace the names of tars in the rows of a dataset with the names in a new dataset.
 
     Args:
         table: Rows with the column `shard`.

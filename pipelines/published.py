@@ -1,4 +1,4 @@
-"""Compares a build with the counts that the datasets' authors or users have published."""
+"""Compares the counts of a build with counts that the datasets' authors or users have published."""
 
 import json
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ COUNTED = ("images", "refs", "sentences")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountDifference:
-    """A count that differs from the published one.
+    """A count that differs from the published count.
 
     Attributes:
         split: Name of the split.
         what: One of `COUNTED`.
         found: Count in the source.
-        published: Count that the authors, or users who counted their files, have published.
+        published: Count that the authors, or users who counted the authors' files, have published.
     """
 
     split: str
@@ -32,17 +32,17 @@ class CountDifference:
 
 
 def published_counts(dataset_id: str) -> dict[str, SplitCounts]:
-    """Return the published counts by split; empty for datasets without published counts, such as the sample."""
+    """Return the published counts by split; empty for a dataset without published counts, such as the sample."""
     table = json.loads((files("manifests") / "published_counts.json").read_text(encoding="utf-8"))
     return {split: SplitCounts(**counts) for split, counts in table.get(dataset_id, {}).items()}
 
 
 def find_differences(dataset_id: str, found: Mapping[str, SplitCounts]) -> list[CountDifference]:
-    """Compare counts with the published ones, if both are known.
+    """Compare counts with the published counts, where both are known.
 
     Args:
         dataset_id: Dataset id with its partition.
-        found: Counts of the source by split, rejects included.
+        found: Counts of the source by split, including rejects.
     """
     differences = []
     published = published_counts(dataset_id)

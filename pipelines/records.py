@@ -1,4 +1,4 @@
-"""Turns each raw ref into a `RefRecord` or, if it has a fault, into a `Reject` with its reason."""
+"""Turns each raw ref into a `RefRecord` or, if it has a fault, into a `Reject` with a reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
         mask_rule: `union` or `legacy`.
 
     Returns:
-        Records and rejects, each with its position in the source. Their numbers add up to the number of refs.
+        Records and rejects, each with the ref's position in the source. Each ref becomes exactly one record or reject.
     """
     records: list[tuple[int, RefRecord]] = []
     rejects: list[tuple[int, Reject]] = []
@@ -36,7 +36,7 @@ def make_records(raw: RawShard, *, mask_rule: str) -> tuple[list[tuple[int, RefR
 
 
 def reject_ref(spec: DatasetSpec, item: RawRef, reason: str, message: str) -> Reject:
-    """Reject a raw ref. The message begins with the ref's id or, for a user's own table, with its line."""
+    """Reject a raw ref. The message begins with the ref's id or, for a user's own table, with the ref's line."""
     ref_id = find_integer(item.ref, "ref_id")
     where = f"ref {ref_id}" if ref_id is not None else f"refs[{item.position}]"
     if spec.dataset == CUSTOM:
@@ -146,7 +146,7 @@ def find_annotation_ids(ref: Any) -> tuple[int, ...]:
 
 
 def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
-    """Return the ids in `ann_id`, which is an id or a list; -1, `[-1]` and None mean that there is no target."""
+    """Return the ids in `ann_id`, which is an id or a list. -1, `[-1]` and None mean that there is no target."""
     found = ref.get("ann_id", RefFault)
     if found is RefFault:
         raise RefFault("malformed_ref", "found no ann_id; expected an id, a list of ids, or -1 for no target")
@@ -163,7 +163,7 @@ def _annotation_ids(ref: dict[Any, Any]) -> tuple[int, ...]:
 
 
 def _annotation(raw: RawShard, ann_id: int, name: str, image_id: int, size: tuple[int, int]) -> Annotation:
-    """Check an annotation; `name` is its name in messages."""
+    """Check an annotation. Messages call it `name`."""
     box_targets = raw.box_targets
     record = raw.annotations.get(ann_id)
     if record is None:
@@ -217,7 +217,10 @@ def _annotation(raw: RawShard, ann_id: int, name: str, image_id: int, size: tupl
 
 
 def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
-    """Return the name of the target's category; for several, all names in the order of the annotations."""
+    """Return the name of the target's category.
+
+    If there are several, all names are joined in the annotations' order.
+    """
     names = []
     for annotation in annotations:
         category = f"category {annotation.category_id} of annotation {annotation.ann_id}"
@@ -233,7 +236,7 @@ def _category(raw: RawShard, annotations: Sequence[Annotation]) -> str:
 
 
 def _surrounding_box(boxes: Sequence[Box]) -> Box:
-    """Return the box around all boxes; zeros if there are none."""
+    """Return the smallest box around all boxes; zeros if there are no boxes."""
     if len(boxes) < 2:
         return boxes[0] if boxes else (0.0, 0.0, 0.0, 0.0)
     left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
@@ -249,7 +252,7 @@ def _integer(ref: dict[Any, Any], name: str) -> int:
 
 
 def find_integer(ref: Any, name: str) -> int | None:
-    """Return a field of a raw ref; None if it is not a whole number of 64 bits."""
+    """Return a field of a raw ref; None if it is not a 64-bit integer."""
     return whole_number(ref.get(name)) if isinstance(ref, dict) else None
 
 

@@ -1,4 +1,4 @@
-"""Rejects: refs that cannot become rows, their reasons, and the table `rejects.parquet` that stores them."""
+"""Defines rejects (refs that cannot become rows) and their reasons, and writes them to `rejects.parquet`."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -42,8 +42,9 @@ LEFT_OUT = {
     "without_sentences": "refs whose list of sentences is empty",
     "without_mask": "refs whose annotation has no segmentation",
 }
-"""Reasons that are not faults and do not end a build, with a description of such refs. They are in published files,
-have nothing to learn or score, and are ignored by the datasets' authors, too."""
+"""Reasons that are not faults and do not end a build, each with a description of the refs. Published files contain
+these refs, which have nothing to learn or score. The datasets' authors ignore them, too.
+"""
 
 _IMAGE_REASONS = ("missing_image", "not_a_jpeg", "truncated_image", "size_mismatch")
 
@@ -72,7 +73,7 @@ class Reject:
 
 
 class RefFault(Exception):
-    """A fault of the ref that is being checked; `reject_ref` adds the ref's id to its message.
+    """A fault of the ref that is being checked. `reject_ref` adds the ref's id to the message.
 
     Args:
         reason: A key of `REASONS`.
@@ -86,7 +87,7 @@ class RefFault(Exception):
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject], spec: DatasetSpec) -> None:
-    """Write `rejects.parquet`. Rows are sorted, so that equal rejects give equal bytes."""
+    """Write `rejects.parquet`. Rows are sorted, so that the same rejects give the same bytes."""
     rows = [
         {"dataset": spec.dataset, "split_by": spec.split_by, **asdict(reject)} for reject in sorted(rejects, key=_order)
     ]

@@ -1,4 +1,4 @@
-"""Reduces pictures to training size if the user requests it; masks and recorded sizes remain those of the original."""
+"""Reduces pictures to training size if the user requests it. Masks and recorded sizes stay unchanged."""
 
 import re
 from io import BytesIO
@@ -38,7 +38,7 @@ def parse_store(text: str, quality: int) -> StoredImages:
 
 
 def shrink_jpeg(data: bytes, stored: StoredImages) -> bytes:
-    """Reduce a JPEG to the size that it has in the network's input; one that would become larger is not changed.
+    """Reduce a JPEG to its size in the network's input. A JPEG that would become larger is not changed.
 
     Args:
         data: Bytes of a complete JPEG.

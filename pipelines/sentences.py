@@ -14,10 +14,10 @@ def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, .
 
     Args:
         ref: A raw ref with at least one sentence.
-        no_target: True if the ref has no target; then no sentence exists, whatever its own field says.
+        no_target: True if the ref has no target. Then `exists` is False for each sentence, whatever the source states.
 
     Raises:
-        RefFault: If a sentence has a fault; the message describes the first one.
+        RefFault: If a sentence has a fault. The message describes the first fault.
     """
     found = ref.get("sentences")
     if not isinstance(found, list | tuple) or not all(isinstance(sentence, dict) for sentence in found):
@@ -30,7 +30,7 @@ def read_sentences(ref: dict[Any, Any], *, no_target: bool) -> tuple[Sentence, .
 
 
 def find_sentence_ids(ref: Any) -> list[int | None]:
-    """Return the `sent_id` of each sentence of a raw ref; None for one that is not a whole number."""
+    """Return the `sent_id` of each sentence of a raw ref; None if a `sent_id` is not an integer."""
     sentences = ref.get("sentences") if isinstance(ref, dict) else None
     if not isinstance(sentences, list | tuple):
         return []

@@ -1,4 +1,4 @@
-"""Detects shapes that are not in pixels of their picture: fractions, another scale, or another object's shape."""
+"""Detects shapes whose coordinates are fractions, have another scale, or belong to another object."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ Box = tuple[float, float, float, float]
 """Left, top, width, height in pixels."""
 
 _BOX_SLACK = 1.0
-"""Pixels by which a user's box may extend beyond its image, because tools round and some count pixels from 1."""
+"""Number of pixels by which a user's box may extend beyond its image. Tools round, and some count pixels from 1."""
 _MOST_FRACTION = 1.05
-"""Largest value that counts as a fraction of a picture: 1, with room for rounding."""
+"""Largest value that counts as a fraction of a picture. It exceeds 1 to allow for rounding."""
 _SMALL = 4
 """Largest number of pixels of a picture in which coordinates up to 1 are plausible pixels, not fractions."""
 _THOUSANDTHS = 1000
@@ -21,12 +21,13 @@ _LEAST_IOU = 0.2
 """Smallest IoU of the box around a drawn shape and the annotation's own box, both enlarged by a pixel on every side. In
 2,255 annotations of COCO the IoU without this enlargement is at least 0.72; targets of 20 pixels have the lowest."""
 _LEAST_AREA = 0.01
-"""Smallest ratio of drawn pixels to an annotation's `area`. It is at least 0.66 in COCO, and a few hundredths for thin
-shapes whose `area` is that of their box."""
+"""Smallest ratio of drawn pixels to an annotation's `area`. The ratio is at least 0.66 in COCO. It is a few hundredths
+for thin shapes whose `area` is the area of the box.
+"""
 
 
 def find_fractions(shapes: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
-    """Return a message if coordinates are fractions of the picture instead of pixels; empty if they are not.
+    """Return a message if coordinates are fractions of the picture; empty if they are pixels.
 
     Args:
         shapes: The target's polygons, or only its box.
@@ -51,7 +52,8 @@ def clip_box(box_xywh: Box, size: tuple[int, int]) -> tuple[Box, str]:
         size: `(height, width)` of the picture in pixels.
 
     Returns:
-        The part of the box inside the image, and a message if the box extends beyond it by more than the tolerance.
+        The part of the box inside the image, and a message if the box extends beyond the image by more than the
+        tolerance.
     """
     height, width = size
     left, top, third, fourth = box_xywh
@@ -69,8 +71,8 @@ def clip_box(box_xywh: Box, size: tuple[int, int]) -> tuple[Box, str]:
 def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: tuple[int, int]) -> str:
     """Compare a drawn shape with the annotation's own box and area.
 
-    An annotation of COCO describes its object three times: by shape, box and area. If the shape is at another position,
-    or a hundredth of the area, its coordinates have another scale or order, or belong to another object.
+    A COCO annotation has a shape, a box and an area. If the shape is outside the box or has a hundredth of the area,
+    the coordinates have another scale or order, or belong to another object.
 
     Args:
         annotation: An annotation with a shape.
@@ -78,7 +80,7 @@ def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: 
         size: `(height, width)` of the picture in pixels.
 
     Returns:
-        A message that describes the difference; empty if shape, box and area agree.
+        A message that describes the disagreement; empty if shape, box and area agree.
     """
     boxes = [box for box in coco_mask.toBbox(parts).tolist() if box[2] > 0]
     if not boxes:
@@ -105,7 +107,7 @@ def find_other_shape(annotation: Annotation, parts: list[dict[str, Any]], size: 
 
 
 def _guess_form(box_xywh: Box, size: tuple[int, int]) -> str:
-    """Return a guess at the form of a box that extends beyond its picture; empty if there is none."""
+    """Return a guess at the form of a box that extends beyond the picture; empty if no form fits."""
     height, width = size
     left, top, third, fourth = box_xywh
     if 0 <= left < third <= width and 0 <= top < fourth <= height:
@@ -116,7 +118,7 @@ def _guess_form(box_xywh: Box, size: tuple[int, int]) -> str:
 
 
 def _iou(first: Box, second: Box) -> float:
-    """Return the IoU of two boxes, each enlarged by a pixel on every side to allow for the rounding to whole pixels."""
+    """Return the IoU of two boxes, each enlarged by one pixel on every side to allow for rounding to whole pixels."""
     width, height = (
         max(0.0, min(first[k] + first[k + 2], second[k] + second[k + 2]) - max(first[k], second[k]) + 2) for k in (0, 1)
     )

@@ -1,8 +1,8 @@
 """Finds pictures with equal bytes in several splits or under several image ids.
 
-Two spellings of a path, a link, a copy, or two records of one file give a picture two ids. If one of them is in `train`
-and the other in `val`, scores are not for unseen pictures. A picture that was saved again has other bytes and is not
-found.
+A picture has two ids if its path is spelt in two ways, if it is linked or copied, or if one file has two records. If
+one id is in `train` and the other in `val`, scores are not for unseen pictures. A picture that was saved again has
+different bytes and is not found.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _IMAGE = np.dtype([("hash", ">u8"), ("image_id", np.int64), ("shard", np.int32)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedImage:
-    """One picture with its splits, ids and file names.
+    """A picture with all splits, ids and file names in which it occurs.
 
     Attributes:
         splits: Splits that contain the picture, in the dataset's order.
@@ -48,10 +48,10 @@ class SharedImages:
     """The pictures that occur in several splits or under several ids.
 
     Attributes:
-        num_between_splits: Number of pictures in more than one split. For a published dataset only those with several
-            image ids are counted, because its partition may use one image in several splits (refcocog/google).
+        num_between_splits: Number of pictures in more than one split. For a published dataset, only pictures with
+            several image ids are counted, because the partition may use an image in several splits (refcocog/google).
         num_within_split: Number of pictures with several image ids in one split.
-        first: Some of these pictures; those in several splits come first.
+        first: Some of these pictures. Pictures in several splits come first.
     """
 
     num_between_splits: int = 0
@@ -59,7 +59,7 @@ class SharedImages:
     first: tuple[SharedImage, ...] = ()
 
     def describe(self) -> str:
-        """Return a message with what was found and what to do; empty if there are no such pictures."""
+        """Return a message with what was found and what to do; empty if there are no shared pictures."""
         counts = (
             (self.num_between_splits, "in several splits"),
             (self.num_within_split, "under several image ids of one split"),
@@ -75,7 +75,7 @@ class SharedImages:
 
 
 def describe_shared_images(folder: Path | str) -> str:
-    """What `SharedImages.describe` says of a built dataset.
+    """Return the message of `SharedImages.describe` for a built dataset.
 
     Args:
         folder: The dataset's folder, or its URL.
@@ -91,13 +91,13 @@ def describe_shared_images(folder: Path | str) -> str:
 def find_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEntry]) -> SharedImages:
     """Compare the hashes of all pictures of a built dataset.
 
-    Pictures are sorted by hash, so that equal ones are adjacent. For the hashes [a, b, b] and the ids [1, 2, 3], the
-    second b has another id than the first, so b is shared.
+    Pictures are sorted by hash, so that equal pictures are adjacent. Example: for the hashes [a, b, b] and the ids [1,
+    2, 3], the two pictures with hash b have different ids, so b is shared.
 
     Args:
         folder: The dataset's folder.
-        dataset_id: Id of the dataset, which tells whether it is a user's own. A mix is not compared, because its images
-            have an id in each of its datasets.
+        dataset_id: Id of the dataset. It shows if the dataset is a user's own or a mix. Pictures of a mix are not
+            compared, because each member may have its own id for an image.
         shards: The shards that have manifests.
 
     Raises:
@@ -128,7 +128,7 @@ def find_shared_images(folder: Folder, dataset_id: str, shards: Sequence[ShardEn
 
 
 def _groups(images: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
-    """Yield the images of each hash; `images` is sorted by hash."""
+    """Yield the images of each hash. `images` must be sorted by hash."""
     for _, positions in groupby(range(len(images)), key=lambda position: images["hash"][position]):
         yield images[list(positions)]
 

@@ -1,4 +1,4 @@
-"""Raw records on disk, one file per shard, so that planning holds one shard in memory and not the dataset."""
+"""Stores raw records on disk, one file per shard, so that planning holds only one shard in memory."""
 
 import pickle
 from collections import defaultdict
@@ -13,10 +13,10 @@ _TOO_DEEP = "a value nested too deep"
 
 
 class Spill:
-    """Entries of plain values in one file per shard; a file is read back in the order of appending.
+    """Entries of plain values in one file per shard. A file is read in the order in which entries were appended.
 
     Args:
-        folder: Folder for the files; it must contain nothing else.
+        folder: Folder for the files. It must be empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Spill:
             self.flush()
 
     def flush(self) -> None:
-        """Write buffered entries to the files; must be called before reading."""
+        """Write buffered entries to the files. It must be called before reading."""
         for shard, buffer in self._buffers.items():
             with spill_path(self._folder, shard).open("ab") as file:
                 file.write(buffer)
@@ -45,7 +45,7 @@ class Spill:
 
 
 def _flatten(record: Any) -> Any:
-    """Return a record without its nested values; ids are kept, so that the record can be found and reported."""
+    """Return a record without nested values. Ids are kept, so that the record can be found and reported."""
     if not isinstance(record, dict):
         return _TOO_DEEP
     fields = {name: value for name, value in record.items() if isinstance(name, str)}
@@ -53,12 +53,12 @@ def _flatten(record: Any) -> Any:
 
 
 def spill_path(folder: Path, shard: int) -> Path:
-    """Return the path of a shard's file, which does not exist if nothing was added."""
+    """Return the path of a shard's file. It does not exist if nothing was added."""
     return folder / f"{shard:07d}.pickle"
 
 
 def read_spill(path: Path) -> Iterator[tuple[Any, ...]]:
-    """Yield a file's entries."""
+    """Yield the entries of a file."""
     with path.open("rb") as file:
         num_bytes = path.stat().st_size
         while file.tell() < num_bytes:

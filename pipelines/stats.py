@@ -1,4 +1,4 @@
-"""Statistics of a built dataset from its manifests: counts and published counts, lengths, areas, rejects."""
+"""Computes statistics of a built dataset from the manifests: counts, lengths, areas and rejects."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from refseg.dataset.built import BuiltDataset
 from refseg.dataset.descriptor import SplitCounts
 
 TOKEN_LIMITS = (17, 20, 22)
-"""Lengths to which other projects truncate: CRIS on RefCOCO and RefCOCO+, LAVT, CRIS on RefCOCOg."""
+"""Lengths to which other projects truncate sentences: CRIS on RefCOCO and RefCOCO+, LAVT, and CRIS on RefCOCOg."""
 AREA_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _COLUMNS = [
@@ -44,17 +44,17 @@ class SplitStats:
     Attributes:
         split: Name of the split.
         counts: Numbers of images, refs and sentences.
-        source: The same counts of the sources, rejects included; None if they are not recorded (a mix).
-        published: The same counts as published; None if there are none.
+        source: The same counts of the source, including rejects; None if they are not recorded, as in a mix.
+        published: The same counts as published; None if none are published.
         num_pool_images: Number of images that are in other datasets' tars.
         num_no_target: Number of refs whose sentences name nothing in the image.
         num_nothing: Number of sentences that name nothing in the image, including those of refs with a target.
         num_box_only: Number of refs whose target is a box, because the source has no shape.
-        words: Number of words of a sentence, separated by spaces.
-        tokens: Number of BPE ids of a sentence with SOS and EOS.
-        longer_than: For each of `TOKEN_LIMITS`: the number of sentences with more ids.
-        area_quantiles: For each of `AREA_QUANTILES`: the quantile of the target's share of the image, 0 to 1. Empty if
-            there are no targets.
+        words: Distribution of the number of words, separated by spaces, per sentence.
+        tokens: Distribution of the number of BPE ids, including SOS and EOS, per sentence.
+        longer_than: Number of sentences with more ids than each of `TOKEN_LIMITS`.
+        area_quantiles: Quantiles `AREA_QUANTILES` of the target's share of the image, 0 to 1; empty if there are no
+            targets.
         refs_per_image: Mean number of refs per image.
         sentences_per_ref: Mean number of sentences per ref.
     """
@@ -76,7 +76,7 @@ class SplitStats:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of the counts (`images`, `refs`, `sentences`) of the source that differ from the published ones."""
+        """Names of the source's counts (`images`, `refs`, `sentences`) that differ from the published counts."""
         return tuple(
             name
             for name in COUNTED
@@ -90,10 +90,10 @@ class MemberStats:
 
     Attributes:
         dataset: Dataset id.
-        weight: How often an epoch contains each of its samples, on average.
+        weight: How often an epoch contains each of the member's samples, on average.
         counts: Numbers of images, refs and sentences in the mix.
-        dropped_refs: Number of training refs left out because a member evaluates on their image.
-        dropped_images: Number of images of the dropped refs.
+        dropped_refs: Number of training refs that were left out because a member evaluates on the image.
+        dropped_images: Number of images of these refs.
         leaked_images: Number of images that were kept although a member evaluates on them.
     """
 
@@ -114,9 +114,9 @@ class DatasetStats:
         digest: Digest of the dataset's rows.
         mask_rule: `union` or `legacy`.
         counts_accepted: True if counts that differ from the published ones were accepted at the build.
-        splits: Statistics of the splits, in order.
+        splits: Statistics of the splits, in canonical order.
         members: Statistics of the members of a mix, in order.
-        pools: Folders of other datasets whose tars hold images of this one, by dataset id.
+        pools: Folders of other datasets whose tars hold images of this dataset, by dataset id.
         rejects: Number of rejected refs by reason.
         shared_images: Pictures with equal bytes in several splits or under several ids.
     """
@@ -133,13 +133,13 @@ class DatasetStats:
 
 
 def stats_dataset(folder: Path | str) -> DatasetStats:
-    """Count a finished dataset.
+    """Compute the statistics of a finished dataset.
 
     Args:
         folder: Path or URL of the dataset's folder.
 
     Raises:
-        DatasetError: If the folder does not exist, or holds no finished dataset or a damaged one.
+        DatasetError: If the folder does not exist, or the dataset is unfinished or damaged.
         StorageError: If remote storage fails.
     """
     dataset = BuiltDataset.open(folder)
@@ -172,7 +172,7 @@ def stats_dataset(folder: Path | str) -> DatasetStats:
 
 @dataclass(slots=True)
 class _Tally:
-    """Images, refs and sentences counted so far."""
+    """The numbers of images, refs and sentences counted so far."""
 
     image_ids: list[NDArray[np.int64]] = field(default_factory=list)
     refs: int = 0
@@ -190,7 +190,7 @@ def _split_stats(
     published: SplitCounts | None,
     members: dict[str, _Tally],
 ) -> SplitStats:
-    """Count a split, one manifest at a time, and add the counts of a mix's members to `members`."""
+    """Count a split, one manifest at a time. The counts of a mix's members are added to `members`."""
     by_dataset: dict[str, _Tally] = {}
     words, tokens = np.zeros(0, np.int64), np.zeros(0, np.int64)
     area_parts = [np.empty(0)]
@@ -238,7 +238,7 @@ def _split_stats(
 
 
 def _add(histogram: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Add lengths to a histogram in which `histogram[n]` sentences have length n.
+    """Add lengths to a histogram, in which `histogram[n]` is the number of sentences of length n.
 
     The memory of the histogram does not grow with the dataset.
     """

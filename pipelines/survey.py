@@ -1,11 +1,11 @@
-"""The survey of a source: assigns the images of each split to shards, in the memory of a laptop.
+"""Surveys a source: assigns the images of each split to shards, in the memory of a laptop.
 
-It makes two passes over the refs, and `survey_tables.py` makes one over the tables. Only a few numbers per ref and
-image stay in memory; the records themselves are written to files on disk, one per shard (`Spill`).
+The survey makes two passes over the refs, and `survey_tables.py` makes one pass over the tables. Only a few numbers per
+ref and image stay in memory. The records are written to files on disk, one per shard (`Spill`).
 
 Example: split `train` has refs of the images 7, 7, 5 and 9, and a shard holds 2 images. The images are sorted by
-hashes, say to 9, 7, 5, and cut evenly: image 9 into shard 0, images 7 and 5 into shard 1. So `shard_of_ref` is
-[1, 1, 1, 0]. The second pass appends each ref to the file of its shard.
+hashes, for example to 9, 7, 5, and divided evenly. Image 9 is in shard 0, and images 7 and 5 are in shard 1, so
+`shard_of_ref` is [1, 1, 1, 0]. The second pass appends each ref to the shard's file.
 """
 
 import hashlib
@@ -38,11 +38,12 @@ class Survey:
         splits: Splits to build, in canonical order.
         shard_splits: The split of each shard; shards of a split are adjacent and in order.
         shard_of_ref: `(refs,)` int32 shard of each ref; -1 for refs that are in no shard.
-        unassigned: Refs without a known split or image; each of them is a fault.
-        repeated: Positions of refs whose id an earlier ref also has.
-        repeated_sentences: By position of a ref: one of its `sent_id`s that an earlier sentence of its split also has.
+        unassigned: Refs without a known split or image. Each of them is a fault.
+        repeated: Positions of refs with the id of an earlier ref.
+        repeated_sentences: For refs that repeat a `sent_id` of an earlier sentence of the same split: this `sent_id`,
+            by position of the ref.
         counts: Counts of the source by split.
-        later_splits: By `(split, image id)`, for images that earlier splits also contain: the number of these splits.
+        later_splits: Number of earlier splits that also contain an image, by `(split, image id)`.
     """
 
     splits: tuple[str, ...]
@@ -68,11 +69,13 @@ class Survey:
 
 
 def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_shard: int, seed: int) -> Survey:
-    """Read the refs and assign images to shards: the images of a split are sorted by seeded hashes and cut evenly.
+    """Read the refs and assign images to shards.
+
+    The images of a split are sorted by seeded hashes and divided evenly.
 
     Args:
         source: The dataset.
-        splits: Splits to build; None: all that have refs.
+        splits: Splits to build. None means all splits that have refs.
         images_per_shard: Largest number of images in a shard.
         seed: Seed of the order.
 
@@ -169,7 +172,7 @@ def survey_refs(source: RawSource, *, splits: Sequence[str] | None, images_per_s
 
 
 def spill_refs(source: RawSource, survey: Survey, spill: Spill) -> None:
-    """Read the refs again and append each to the file of its shard."""
+    """Read the refs again and append each to the shard's file."""
     for position, ref in enumerate(source.refs):
         shard = int(survey.shard_of_ref[position])
         if shard >= 0:
@@ -188,7 +191,10 @@ def _count_sentences(ref: dict[Any, Any]) -> int:
 
 
 def _choose_splits(source: RawSource, wanted: Sequence[str] | None, found: set[str]) -> tuple[str, ...]:
-    """Return the splits to build, in canonical order; raise an error if there are none or one is missing."""
+    """Return the splits to build, in canonical order.
+
+    Raise an error if there are none or a requested one is missing.
+    """
     spec = source.spec
     there = [split for split in spec.splits if split in found]
     if wanted is None and not there:
@@ -206,10 +212,10 @@ def _choose_splits(source: RawSource, wanted: Sequence[str] | None, found: set[s
 
 
 def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -> frozenset[int]:
-    """Return the positions of refs whose id an earlier ref has.
+    """Return the positions of refs with the id of an earlier ref.
 
-    Example: for the ids [8, 5, 8] the stable order is [1, 0, 2] with the ids [5, 8, 8]. The last equals the one before,
-    so position 2 is returned.
+    Example: for the ids [8, 5, 8] the stable order is [1, 0, 2] with the ids [5, 8, 8]. The last id equals the one
+    before, so position 2 is returned.
     """
     positions = np.flatnonzero(is_assigned & (ref_ids != _NO_ID))
     ids = ref_ids[positions]
@@ -221,7 +227,7 @@ def _find_repeated(ref_ids: NDArray[np.int64], is_assigned: NDArray[np.bool_]) -
 def _find_repeated_sentences(
     sent_ids: "array[int]", refs_of_sentences: "array[int]", code_of_ref: NDArray[np.int8]
 ) -> dict[int, int]:
-    """Return, by position of a ref, a `sent_id` of it that an earlier sentence of its split has."""
+    """Return the `sent_id`s that repeat one of an earlier sentence of the same split, by position of the ref."""
     if not sent_ids:
         return {}
     ids, positions = np.frombuffer(sent_ids, np.int64), np.frombuffer(refs_of_sentences, np.int64)

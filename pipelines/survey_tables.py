@@ -1,4 +1,4 @@
-"""The pass over a source's tables: finds images, assigns records to shards, and collects categories and licences."""
+"""Reads a source's tables: finds images, assigns records to shards, and collects categories and licences."""
 
 import hashlib
 import logging
@@ -28,12 +28,12 @@ class Tables:
     """The results of the pass that do not belong to a single shard.
 
     Attributes:
-        categories: Names as found, by category id; a list of names if an id has several.
-        licences: Name and address of each licence of the images in use.
+        categories: Category names as found in the source, by category id. If an id has several names, they are a list.
+        licences: Names and addresses of the licences of the images in use.
         num_found: Number of images whose bytes were found.
         num_missing: Number of images whose bytes were not found.
         missing: File names of the first ten missing images, by image id.
-        images_digest: Hash of the ids, names and sizes of all images that were found. It does not depend on their
+        images_digest: Hash of the ids, names and sizes of all images that were found. It does not depend on the images'
             order.
     """
 
@@ -50,9 +50,9 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
 
     Args:
         source: The dataset.
-        survey: Survey of its refs.
+        survey: Survey of the dataset's refs.
         find_image: Finds the location of an image's bytes.
-        spill: Files to which records are appended; None: records are not stored, and only images are found.
+        spill: Files to which records are appended. If None, records are not stored, and only images are found.
 
     Raises:
         AnnotationError: If the source cannot be read.
@@ -106,7 +106,7 @@ def survey_tables(source: RawSource, survey: Survey, find_image: FindImage, spil
 
 @dataclass(slots=True)
 class _Nameless:
-    """Records that no ref can refer to, because their id is not a whole number."""
+    """Records that no ref can refer to, because the record's id is not an integer."""
 
     named: list[str] = field(default_factory=list)
     number: int = 0

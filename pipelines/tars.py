@@ -1,10 +1,10 @@
-"""Tar files: a writer that reports each payload's offset, and a strict reader.
+"""Writes tar files with the offset of each payload, and reads them strictly.
 
-Both support only a part of the format: plain files in USTAR form, with times and owners of zero. Python's `tarfile`
-takes a damaged header for the end of the archive and silently loses all later members; `read_members` reports it.
+Writer and reader support only plain files in USTAR form, with times and owners of zero. At a damaged header, Python's
+`tarfile` assumes the end of the archive and silently loses all later members; `read_members` raises an error.
 
-Example: a sample of a JPEG of 700 bytes and a JSON of 300 bytes takes 512 + 1024 + 512 + 512 = 2560 bytes, because each
-member has a header of 512 bytes and is padded with zeros to a multiple of 512.
+Each member has a header of 512 bytes and is padded with zeros to a multiple of 512. Example: a sample with a JPEG of
+700 bytes and a JSON of 300 bytes has 512 + 1024 + 512 + 512 = 2560 bytes.
 """
 
 import hashlib
@@ -62,12 +62,12 @@ class TarWriter:
         return offset
 
     def begin_sample(self) -> None:
-        """Start the count and hash that `end_sample` returns."""
+        """Start the byte count and the hash that `end_sample` returns."""
         self._sample_digest.reset()
         self._sample_start = self.num_bytes
 
     def end_sample(self) -> tuple[int, str]:
-        """Return the number of bytes since `begin_sample` and their XXH3-64 in 16 hexadecimal digits."""
+        """Return the number and the XXH3-64, in 16 hexadecimal digits, of the bytes since `begin_sample`."""
         return self.num_bytes - self._sample_start, self._sample_digest.hexdigest()
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class TarWriter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarMember:
-    """A member of a tar: its name, and the offset and bytes of its payload."""
+    """A member of a tar, with the name and the payload's offset and bytes."""
 
     name: str
     offset: int
@@ -105,7 +105,7 @@ def walk_members(file: BinaryIO) -> Iterator[TarMember]:
     """Read a tar header by header and yield its members.
 
     Raises:
-        DatasetError: If the file differs from what `TarWriter` writes; members before the first difference are yielded.
+        DatasetError: If the file differs from what `TarWriter` writes. Members before the first difference are yielded.
     """
     while True:
         start = file.tell()
@@ -125,7 +125,7 @@ def walk_members(file: BinaryIO) -> Iterator[TarMember]:
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return the header of a plain file. It equals that of `tarfile`, but does not depend on Python's version.
+    """Return the header of a plain file. It equals a header from `tarfile`, but does not depend on Python's version.
 
     Raises:
         ValueError: If the name is not ASCII or too long, or the size does not fit into 11 octal digits.
@@ -143,8 +143,8 @@ def _header(name: str, size: int) -> bytes:
 def _read_header(header: bytes, start: int) -> tuple[str, int]:
     """Return the name and size of a member.
 
-    A header is valid if it equals the header that `TarWriter` writes for its name and size. That covers checksum, type,
-    mode, times and owners at once.
+    A header is valid if it equals the header that `TarWriter` writes for the same name and size. This comparison covers
+    the checksum, type, mode, times and owners.
     """
     if len(header) < BLOCK:
         raise DatasetError(f"at byte {start}: found {len(header)} more bytes, expected a header or two zero blocks")
