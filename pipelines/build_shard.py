@@ -1,4 +1,4 @@
-"""Builds one planned shard, which consists of a tar, a manifest and a receipt. A shard with a receipt is complete."""
+"""Builds one planned shard: a tar, a manifest and a receipt. A shard with a receipt is complete."""
 
 import hashlib
 import socket
@@ -34,13 +34,14 @@ class BuildTask:
     """The input for building one shard, on any machine with access to the dataset's folder and the images.
 
     Attributes:
-        folder: Path or URL of the dataset's folder.
+        folder: The dataset's folder, path or URL.
         shard: The shard to build.
         fingerprint: Fingerprint of the build's plan.
-        tools: Software versions that made the plan. This machine must have the same versions.
-        skip_bad: If True, the refs of a bad image are rejected. If False, a bad image raises an error.
-        decode: If True, each image is decoded completely. If False, only the header and the end marker are checked.
-        stored_images: Size to which pictures are reduced; None if the source's bytes are stored.
+        tools: Versions of the software that made the plan; this machine must have the same.
+        skip_bad: True: reject the refs of a bad image and continue. False: raise an error.
+        decode: True: decode each image completely. False: check only its header and end marker.
+        stored_images: Size to which pictures are reduced; None: the source's bytes are stored.
+        conversion: Conversion of pictures; None: files that are not JPEGs are faults.
     """
 
     folder: str
@@ -55,12 +56,11 @@ class BuildTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """The result of building a shard: the descriptor's entry for it, and the rejected refs.
+    """The result of building a shard: its entry in the descriptor, and the refs that were rejected.
 
     Attributes:
         fingerprint: Fingerprint of the build's plan.
-        entry: The descriptor's entry for the shard. If all images were bad, `num_images` is 0 and the shard has no
-            files.
+        entry: The shard. If all images were bad, `num_images` is 0 and the shard has no files.
         rejects: Refs of bad images.
     """
 
@@ -73,14 +73,14 @@ _RECEIPT = TypeAdapter(Receipt)
 
 
 def build_shard(task: BuildTask) -> Receipt:
-    """Build and publish one shard. The bytes depend only on the plan and the images.
+    """Build and publish one shard; its bytes depend only on the plan and the images.
 
     Tar, manifest and receipt are published in this order, so that a shard with a receipt is complete.
 
     Raises:
-        ImageError: If an image is bad and `task.skip_bad` is False.
-        BuildError: If an image file has changed since the plan was made, the plan's samples are missing, or the
-            software versions on this machine differ from the plan's.
+        ImageError: If an image is bad, unless `task.skip_bad`.
+        BuildError: If an image file changed after the plan was made, the plan's samples are missing, or this machine
+            has other versions of the software than the one that made the plan.
         OSError: If the folder cannot be written.
     """
     folder, name = open_folder(task.folder), task.shard.name
@@ -141,9 +141,9 @@ def build_shard(task: BuildTask) -> Receipt:
 
 
 def find_receipt(task: BuildTask) -> Receipt | None:
-    """Read a shard's receipt and compare it with the files. Return None if the shard must be built.
+    """Read a shard's receipt and compare its files with it; None if the shard must be built (again).
 
-    Local files are compared by hash. Remote files are compared only by size, because uploads are checked when they are
+    Hashes of local files are compared. For remote files only the size is, because uploads are checked when they are
     made.
     """
     folder = open_folder(task.folder)
@@ -175,7 +175,7 @@ def receipt_name(shard: str) -> str:
 
 
 def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the `.json` member of a sample. It holds the image's refs for readers that do not use the manifest."""
+    """Return the `.json` member of a sample, which holds the image's refs for readers without the manifest."""
     fields = {
         **{name: rows[0][name] for name in ("image_id", "file_name", "height", "width")},
         "refs": [
@@ -195,7 +195,7 @@ def sample_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
-    """Read the samples of a shard that the planning stage wrote, and check the file's hash."""
+    """Read the samples of a shard that the planning stage wrote, and compare their hash."""
     name = shard.samples_name
     try:
         data = folder.read(name)
@@ -212,9 +212,9 @@ def _read_samples(folder: Folder, shard: PlannedShard) -> list[PlannedSample]:
     return read_samples(data)
 
 
-def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[tuple[bytes, list[Reject]]]:
-    """Yield the result of `_read_image` for each sample. Remote images are fetched several at a time."""
-    read = partial(_read_image, decode=decode)
+def _read_images(samples: Sequence[PlannedSample], task: BuildTask) -> Iterator[tuple[bytes, list[Reject]]]:
+    """Yield the result of `_read_image` for each sample; remote images are fetched several at a time."""
+    read = partial(_read_image, task=task)
     if any(is_remote(sample.image.address) for sample in samples):
         with ThreadPoolExecutor(FETCHES) as pool:
             yield from pool.map(read, samples)
@@ -222,8 +222,8 @@ def _read_images(samples: Sequence[PlannedSample], *, decode: bool) -> Iterator[
         yield from map(read, samples)
 
 
-def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Reject]]:
-    """Return the image's bytes and, if the image is bad, a reject for each ref."""
+def _read_image(sample: PlannedSample, *, task: BuildTask) -> tuple[bytes, list[Reject]]:
+    """Return the image's bytes, converted if that is requested, and a reject for each of its refs if it is bad."""
     image = sample.image
 
     def reject(reason: str, found: str) -> list[Reject]:
@@ -236,7 +236,7 @@ def _read_image(sample: PlannedSample, *, decode: bool) -> tuple[bytes, list[Rej
     try:
         data = read_file(image.address)
     except StorageError:
-        raise  # a storage error, not a fault of the image
+        raise  # a fault of the storage, not of the image
     except OSError as error:
         return b"", reject(
             "missing_image", f"{image.name} cannot be read ({error.strerror or error}); fetch the file again"

@@ -1,4 +1,4 @@
-"""Checks one shard: joins, checks, rasterises and tokenises the raw records before any image is read."""
+"""The check of one shard: joins, checks, rasterises and tokenises its raw records before any image is read."""
 
 import hashlib
 from collections import defaultdict
@@ -27,14 +27,14 @@ _NOWHERE = ImageLocation(shard="", image_offset=0, image_bytes=0, image_xxh3="",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSample:
-    """One image of a shard to build, with the image's refs.
+    """One image of a shard to build, with its refs.
 
     Attributes:
         key: Key of the sample in the tar, unique in the dataset.
         image: Location of the image's bytes.
         rows: Rows of the manifest, sorted by `ref_id`, as plain values. The location of the image is still missing.
-        size_from: The row or file that gave the annotated size, for messages. Empty if the image's own record gave it.
-        lines: The line of each row's ref in a user's table, for messages. Empty for other datasets, whose refs have
+        size_from: The row or file that gave the annotated size, for messages; empty: the image's own record.
+        lines: For a user's table: the line of each row's ref, for messages. Empty for other datasets, whose refs have
             ids.
     """
 
@@ -55,17 +55,17 @@ class CheckTask:
 
     Attributes:
         spill: File with the raw records.
-        out: File to which the samples are written, one per line. `read_samples` reads it.
+        out: File to which the samples are written, one per line (`read_samples`).
         spec: Dataset and partition.
         seed: Seed of the order of images.
         mask_rule: `union` or `legacy`.
-        categories: Category names as found in the source, by category id.
+        conversion: Conversion of pictures; None: they are read as they are.
+        categories: Names as found, by category id.
         box_targets: As in `RawSource`.
-        repeated: Positions of refs with the id of an earlier ref.
-        repeated_sentences: For refs that repeat a `sent_id` of an earlier sentence of the same split: this `sent_id`,
-            by position of the ref.
-        later_splits: Number of earlier splits that also contain an image, by image id.
-        alike: Name of a similar file, by name of the missing picture. It contains only some of the missing pictures.
+        repeated: Positions of refs whose id an earlier ref has.
+        repeated_sentences: By position of a ref: one of its `sent_id`s that an earlier sentence of its split has.
+        later_splits: By image id: the number of earlier splits that also contain the image.
+        alike: By name of a missing picture: the name of a similar file. Only some missing pictures are in it.
     """
 
     spill: Path
@@ -87,10 +87,10 @@ class CheckedShard:
     """The result of the check of one shard.
 
     Attributes:
-        out: File of the samples. It does not exist if there are no samples.
+        out: File of the samples; it does not exist if there are none.
         num_samples: Number of samples in the file.
         sha256: SHA-256 of the file.
-        rejects: Refs with faults, each with the ref's position in the source.
+        rejects: Refs with faults, each with its position in the source.
         pool_tars: Tars of image pools that hold images of the samples, by the `shard` of rows.
     """
 
@@ -102,7 +102,7 @@ class CheckedShard:
 
 
 def check_records(task: CheckTask) -> CheckedShard:
-    """Check the records of one shard, and write the samples in the order of the tar."""
+    """Check one shard's records and write its samples in the order of the tar."""
     raw, images, ambiguous = _read_raw(task)
     convert = None if task.conversion is None else partial(convert_to_jpeg, conversion=task.conversion)
     unsized = _read_sizes(raw, images, task.alike, convert)
@@ -164,20 +164,20 @@ def _plan_sample(
 def read_samples(data: bytes) -> list[PlannedSample]:
     """Read the samples that `check_records` wrote.
 
-    orjson parses the lines, and pydantic builds only the outer objects. pydantic's own parser would check every number
-    of a mask.
+    orjson parses them and pydantic builds only the outer objects, because pydantic's parser would check every number of
+    a mask.
     """
     return [_SAMPLE.validate_python(orjson.loads(line)) for line in data.splitlines()]
 
 
 def reject_image(record: RefRecord, reason: str, found: str, line: str = "") -> Reject:
-    """Reject a ref because its image has a fault.
+    """Reject a ref because of a fault of its image.
 
     Args:
         record: The ref.
         reason: A key of `rejects.REASONS`.
         found: What was found, what was expected, and what to do.
-        line: Line of the ref in a user's table, which the message states instead of ids.
+        line: For a user's table: the line of the ref, which the message gives instead of ids.
     """
     where = f"{record.dataset}/{record.split_by} {line}" if line else f"{record.where}: image {record.image_id}"
     return Reject(
@@ -216,10 +216,7 @@ def _read_raw(
 
 
 def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int]]) -> tuple[str, str] | None:
-    """Return the reason and message of a reject if an id in the ref is ambiguous; otherwise None.
-
-    This is the ref's own id or an id of an image, annotation or category.
-    """
+    """Return reason and message if an id of a ref, or an id that it refers to, is not unique."""
     if item.position in task.repeated:
         return "duplicate_ref_id", "an earlier ref has the same id, expected each id once; fetch the file again"
     if item.position in task.repeated_sentences:
@@ -241,10 +238,10 @@ def _find_ambiguity(task: CheckTask, item: RawRef, ambiguous: set[tuple[str, int
 def _read_sizes(
     raw: RawShard, images: dict[int, SourceImage | None], alike: Mapping[str, str], convert: Convert | None
 ) -> list[tuple[int, Reject]]:
-    """Read the picture sizes that a user's table does not state. Refs whose picture has no usable size are removed.
+    """Read the sizes of pictures that a user's table does not give, and remove refs whose picture has no usable size.
 
-    If only masks or run lengths state an image's size, it is compared with the picture's size. Otherwise one mask of
-    the wrong size would determine the size for all rows of the image.
+    If only masks or run lengths give an image's size, the picture must confirm it. Otherwise one mask of the wrong size
+    would determine the size for all rows of the image.
 
     Returns:
         The removed refs as rejects.
@@ -271,10 +268,12 @@ def _read_sizes(
     return other_sizes + unreadable
 
 
-def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> list[tuple[int, Reject]]:
-    """Replace sizes from masks or run lengths with the picture's size, and reject refs with a different size.
+def _check_drawn_sizes(
+    raw: RawShard, images: dict[int, SourceImage | None], convert: Convert | None
+) -> list[tuple[int, Reject]]:
+    """Replace sizes that masks or run lengths gave by the picture's size, and reject the refs with another size.
 
-    If the picture's size cannot be read, or EXIF rotates it, the sizes are compared when the shard is built.
+    A picture whose size cannot be read, or that EXIF rotates, is not compared here but when the shard is built.
     """
     files = {
         image_id: found
@@ -305,7 +304,7 @@ def _check_drawn_sizes(raw: RawShard, images: dict[int, SourceImage | None]) -> 
 
 
 def _drawn_size(raw: RawShard, item: RawRef) -> tuple[int, int] | None:
-    """Return the `(height, width)` of the ref's mask or run lengths; None if the ref has neither."""
+    """Return the `(height, width)` of the ref's mask or run lengths; None if its target is of another kind."""
     for ann_id in find_annotation_ids(item.ref) if item.ref["target"] else ():
         segmentation = raw.annotations[ann_id].get("segmentation")
         part = segmentation[0] if isinstance(segmentation, list) else segmentation
@@ -321,7 +320,7 @@ def _missing_fault(dataset: str, file_name: str, alike: Mapping[str, str]) -> tu
 
 
 def _image_fault(record: RefRecord, found: SourceImage | None, alike: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the reason and message of a reject if an image cannot be used; otherwise None."""
+    """Return reason and message if an image cannot be used; None if it can."""
     if found is None:
         return _missing_fault(record.dataset, record.file_name, alike)
     if found.size is not None and found.size != (record.height, record.width):

@@ -1,4 +1,4 @@
-"""Finds faults of image files: the wrong kind of file, the wrong size, a missing end, or damaged data."""
+"""Finds faults of image files: another kind of file, another size, a missing end, or damaged data."""
 
 import re
 import struct
@@ -23,9 +23,7 @@ _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations with which a viewer exchanges height and width."""
 _HEAD_BYTES = 1 << 16
-"""Number of bytes that are read first. They usually contain everything before the pixels. An EXIF segment is not
-longer.
-"""
+"""Bytes that are read first. They usually contain everything before the pixels; an EXIF segment has at most as many."""
 
 
 class JpegFault(NamedTuple):
@@ -33,15 +31,21 @@ class JpegFault(NamedTuple):
 
     Attributes:
         reason: A key of `rejects.REASONS`.
-        found: What was found, what was expected and what to do. The text is appended to a message after the file name.
+        found: What was found, what was expected and what to do. The text continues a message after the file's name.
     """
 
     reason: str
     found: str
 
 
-def read_jpeg_sizes(images: Sequence[SourceImage]) -> list[tuple[int, int] | JpegFault]:
-    """Return the stored `(height, width)` of each image in pixels, or the fault if the size cannot be read or used.
+Convert = Callable[[bytes], bytes | JpegFault]
+"""A function from a file's content to the JPEG that is stored in its place, or to its fault."""
+
+
+def read_jpeg_sizes(
+    images: Sequence[SourceImage], *, convert: Convert | None = None
+) -> list[tuple[int, int] | JpegFault]:
+    """Return the stored `(height, width)` of each image in pixels, or the fault because of which there is none.
 
     A picture that EXIF rotates by 90 degrees is a fault, because annotations could mean either of its two sizes. Remote
     images are read several at a time.
@@ -71,7 +75,7 @@ def _read_jpeg_size(image: SourceImage, *, convert: Convert | None) -> tuple[int
         if convert is None and isinstance(picture, JpegFault) and image.num_bytes > _HEAD_BYTES:
             picture = open_jpeg(read_file(image.address))
     except StorageError:
-        raise  # a storage error, not a fault of the image
+        raise  # a fault of the storage, not of the image
     except OSError as error:
         return JpegFault("missing_image", f"cannot be read ({error.strerror or error}); fetch the file again")
     if isinstance(picture, JpegFault):
@@ -102,17 +106,16 @@ def open_jpeg(data: bytes) -> JpegImagePlugin.JpegImageFile | JpegFault:
 def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_from: str = "") -> JpegFault | None:
     """Compare a JPEG's size with the annotated one and decode it completely.
 
-    Greyscale and CMYK are allowed. The size is compared before decoding, so that a picture of a billion pixels is never
-    decoded. The picture is decoded in grey at an eighth of the size. libjpeg still reads all of the data and finds the
-    same faults, in 2/3 of the time.
+    Greyscale and CMYK are allowed. The size is compared before decoding, so that a picture of a billion pixels is
+    refused at no cost. The picture is decoded at an eighth of its size and without colour. libjpeg still reads all of
+    the data and finds the same faults, in 2/3 of the time.
 
     Args:
         data: Content of the file.
         height: Annotated height in pixels.
         width: Annotated width in pixels.
-        decode: If False, only the header and the end marker are checked.
-        size_from: The row or file that gave the annotated size, such as a mask. Empty if the image's own record gave
-            it.
+        decode: False: check only the header and the end marker.
+        size_from: The row or file that gave the annotated size, such as a mask; empty: the image's own record.
 
     Returns:
         The fault, or None if there is none.
@@ -147,12 +150,12 @@ def find_jpeg_fault(data: bytes, height: int, width: int, *, decode: bool, size_
 
 
 def _has_end(data: bytes) -> bool:
-    """Return True if the picture has an end marker. Data after the marker, such as a phone's video, is ignored.
+    """Return True if the picture has its end marker; data after it, such as a phone's video, is ignored.
 
     The function follows the segments from the start, because a thumbnail within a segment has its own end marker. A
-    segment consists of a marker, a length and content. Example: at `ff e1 00 08`, the function skips 8 bytes, counted
-    from the length. After the segment that starts a scan, it searches the scan's data for the next marker. In such
-    data, ff is always followed by 0 or a restart marker, and `_MARKER` matches neither.
+    segment is a marker, its length and its content. Example: at `ff e1 00 08` it skips 8 bytes from the length. After
+    the segment that starts a scan, it searches the scan's data for the next marker. In such data, ff is always followed
+    by 0 or a restart marker, and `_MARKER` matches neither.
     """
     position = 2
     while (marker := _MARKER.search(data, position)) is not None:
