@@ -39,7 +39,7 @@ class BuildResult:
         descriptor: Descriptor of the finished dataset; None after the stages `plan` and `shards`.
         was_complete: True if an earlier run had finished the dataset and nothing was changed.
         num_shards: Number of shards in the plan.
-        num_built: Number of shards that this call built.
+        num_built: Number of finished shards among the shards that this call handled.
     """
 
     descriptor: Descriptor | None

@@ -31,8 +31,9 @@ class BuildOptions:
         reader: Name of the reader of the annotations, such as coco, saco, sa2va, label-studio or cvat. By default,
             REFER's layout or a published conversion is read, and for custom/<name> your own table.
         as_split: Split for annotation files that do not name one; by default these files are refused.
-        ignored_regions: Handling of annotated regions whose pixels should not count, as in ReasonSeg. Training and
-            scores would count them, so the build is refused by default; background counts them as background.
+        ignored_regions: Handling of annotated regions whose pixels should not count, as in ReasonSeg. refuse: the build
+            is refused, because training and scores would count these pixels. background: the pixels count as
+            background.
         images: Path or URL of a folder of JPEGs, of a folder with a COCO layout, or of a ZIP archive such as
             train2014.zip; by default they are expected beside the annotations.
         images_from: Finished datasets whose images are used. The new dataset refers to these images instead of storing

@@ -15,10 +15,12 @@ TABLE_NAME = "sentences"
 
 
 def find_table(spec: DatasetSpec, annotations: Path) -> Path:
-    """Find the table: `annotations` itself, or `sentences.csv`, `.jsonl` or `.parquet` there or in `<name>/`.
+    """Find the table.
+
+    The table is `annotations` itself, or `sentences.csv`, `.jsonl` or `.parquet` in `annotations` or in `<name>/`.
 
     Raises:
-        UsageError: If there is none, or more than one.
+        UsageError: If there is no table, or more than one.
     """
     if annotations.is_file():
         if table_suffix(annotations) not in SUFFIXES:
@@ -44,7 +46,7 @@ def find_table(spec: DatasetSpec, annotations: Path) -> Path:
 
 
 def read_custom(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:
-    """Read a table of sentences; `docs/your-own-data.md` explains its columns.
+    """Read a table of sentences. `docs/your-own-data.md` explains the columns.
 
     Args:
         spec: Specification of `custom/<name>`.
@@ -54,7 +56,8 @@ def read_custom(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> R
 
     Raises:
         UsageError: If there is no table.
-        AnnotationError: If a file cannot be read, or if the table has mistakes; the message lists them with their rows.
+        AnnotationError: If a file cannot be read, or if the table has mistakes. The message lists the mistakes and
+            their rows.
     """
     table = find_table(spec, annotations)
     instances = find_file(table.parent, "instances.json")

@@ -1,4 +1,4 @@
-"""Checks the columns of one row of a user's table and collects all its mistakes."""
+"""Checks the columns of one row of a user's table, and collects all mistakes in the row."""
 
 import math
 import re
@@ -23,20 +23,20 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomRow:
-    """One sentence and its target.
+    """A sentence and the target that it names.
 
     Attributes:
         image: File name, or image id in digits.
-        sentence: Text as typed.
-        split: Name of the split: a letter, then letters and digits.
-        kind: The one of `TARGETS` that is given.
+        sentence: Text as typed by the annotator.
+        split: Name of the split, which consists of a letter and then letters and digits.
+        kind: Kind of the target, one of `TARGETS`.
         target: Value for `kind`. `ann_id`: ids; `rle`: a list of `{"size", "counts"}` of one size; `polygons`: a list
             of flat `x, y, x, y, ...` lists; `mask`: path of a mask; `box`: left, top, width, height in pixels;
             `no_target`: None.
-        ref_id: Id of the ref. None: rows with equal image, target and split are one ref.
-        sent_id: Id of the sentence. None: the row's position.
-        category: Name of the category; empty if not given.
-        size: `(height, width)` of the image in pixels from the columns height and width; None if not given.
+        ref_id: Id of the ref. If None, rows with equal image, target and split are one ref.
+        sent_id: Id of the sentence. If None, the row's position is used.
+        category: Name of the category; empty if it is not given.
+        size: `(height, width)` of the image in pixels, from the columns height and width; None if they are not given.
         has_ignored: True if the row marks a region whose pixels should not count.
     """
 
@@ -59,7 +59,7 @@ def read_row(values: dict[str, Any]) -> CustomRow:
         values: Values by column.
 
     Raises:
-        RowFault: If the row has mistakes; the message lists all of them.
+        RowFault: If the row has mistakes. The message lists all of them.
     """
     found = {name: value for name, value in values.items() if not _is_missing(value)}
     reader = _Reader(found)
@@ -174,7 +174,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int | None:
-    """Return a whole number, also from text or from pandas' `12.0`; None if it is not one."""
+    """Return an integer, also from text or from pandas' `12.0`; None if the value is not an integer."""
     if isinstance(value, str):
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", value):
             return None
@@ -183,7 +183,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _numbers(value: Any, *, whole: bool) -> list[Any] | None:
-    """Return the numbers of a list, or of text such as `12 13`, `12,13` or `[12, 13]`; None if there are others."""
+    """Return the integers of a list, or of text such as `12 13`, `12,13` or `[12, 13]`; None for any other value."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()")) if part]
     elif not isinstance(value, list | tuple):
@@ -208,7 +208,7 @@ def _box(value: Any) -> list[float] | None:
 
 
 def _parsed(value: Any) -> Any:
-    """Parse a string as JSON, as CSV tables contain it; return None if it is not JSON, and other values unchanged."""
+    """Parse a string from a CSV table as JSON; return None if it is not JSON. Other values are returned unchanged."""
     try:
         return parse_json(value) if isinstance(value, str) else value
     except ValueError:
@@ -216,9 +216,9 @@ def _parsed(value: Any) -> Any:
 
 
 def _polygons(value: Any) -> list[list[float]] | None:
-    """Return COCO's polygons from a list of polygons or one polygon, whose corners may be pairs; None if malformed.
+    """Return COCO's polygons from one polygon or a list, whose corners may be pairs; None if malformed.
 
-    A later check of each ref requires three corners and the image's bounds.
+    A later check of each ref requires at least three corners within the image.
     """
     value = _parsed(value)
     if not isinstance(value, list) or not value:
@@ -243,7 +243,7 @@ def _is_corner(value: Any) -> bool:
 
 
 def _rles(value: Any) -> list[dict[str, Any]] | None:
-    """Return the run lengths of one part or several; None if they are malformed or have different sizes."""
+    """Return the run lengths of one or several parts; None if they are malformed or have different sizes."""
     value = _parsed(value)
     parts = [_rle(part) for part in value] if isinstance(value, list) else [_rle(value)]
     found = [part for part in parts if part is not None]
@@ -253,7 +253,7 @@ def _rles(value: Any) -> list[dict[str, Any]] | None:
 
 
 def _rle(value: Any) -> dict[str, Any] | None:
-    """Return `size` and `counts`, or None if they are malformed. Later checks compare the counts with the size."""
+    """Return `size` and `counts`; None if they are malformed. Later checks compare the counts with the size."""
     if not isinstance(value, dict):
         return None
     size, counts = value.get("size"), value.get("counts")

@@ -1,4 +1,4 @@
-"""Joins the rows of a user's table to refs and images in a database on disk, so that memory does not grow with it."""
+"""Joins the rows of a user's table to refs and images, in a database on disk, which keeps memory constant."""
 
 import json
 import re
@@ -41,14 +41,14 @@ CREATE INDEX sentences_ref ON sentences (ref, position);
 
 
 class CustomStore:
-    """A temporary database of a table's rows, which SQLite removes when the store is gone.
+    """A temporary database of a table's rows, which SQLite removes when the store is deleted.
 
-    `add_listed` and `add` fill it, and `finish` completes it. After that, `refs` and `records` can be read any number
-    of times.
+    `add_listed` and `add` add rows, and `finish` completes the database. Then `refs` and `records` can be read any
+    number of times.
 
     Args:
         root: Folder to which paths of mask files are relative.
-        prefix: Text before a row's location in messages: the name of the table and a space, or empty.
+        prefix: Text before a row's location in messages. It is the name of the table and a space, or empty.
         png_rule: How mask files are read.
     """
 
@@ -74,16 +74,16 @@ class CustomStore:
 
     @property
     def masks_sha256(self) -> str:
-        """SHA-256 of the paths and contents of all mask files."""
+        """The SHA-256 of the paths and contents of all mask files."""
         return self._masks.hexdigest()
 
     @property
     def num_rows(self) -> int:
-        """Number of rows that were added."""
+        """The number of rows that were added."""
         return self._num_rows
 
     def add_listed(self, section: str, record: Any) -> None:
-        """Store the name, size and id from a record of `instances.json`; a malformed record is ignored here."""
+        """Store the name, size and id from a record of `instances.json`. A malformed record is ignored."""
         key = whole_number(record.get("id")) if isinstance(record, dict) else None
         if key is None or not 0 <= key < 2**62:
             return
@@ -101,17 +101,17 @@ class CustomStore:
                 self._categories.setdefault(record["name"], key)
 
     def add(self, row: CustomRow, place: str) -> None:
-        """Add a sentence; the first sentence of a ref also adds the ref.
+        """Add a sentence. The first sentence of a ref also adds the ref.
 
-        Two rows belong to the same ref if their `key` is equal: the hash of the given ref_id or, without one, of the
-        row's `meaning`, which is its image, split and target.
+        Two rows belong to the same ref if the `key` is equal. The key is a hash of the given ref_id or, without one, of
+        the row's `meaning`. The meaning consists of image, split and target.
 
         Args:
             row: The checked row.
             place: Location of the row in the table, for example `line 2`.
 
         Raises:
-            RowFault: If the row contradicts an earlier one or `instances.json`, or its mask file cannot be read.
+            RowFault: If the row contradicts an earlier row or `instances.json`, or the mask file cannot be read.
         """
         if row.kind == "mask":
             row = replace(row, target=_plain_name(row.target))
@@ -148,7 +148,7 @@ class CustomStore:
         self._num_rows += 1
 
     def finish(self) -> list[str]:
-        """Number the images that have no id, and return the mistakes that only the whole table shows."""
+        """Number the images that have no id, and return mistakes that show only when all rows are known."""
         base = max(self._max_image, self._base.execute("SELECT MAX(id) FROM images").fetchone()[0] or 0)
         self._base.execute("UPDATE images SET id = ? + image WHERE id IS NULL", (base,))
         self._base.commit()
@@ -195,7 +195,7 @@ class CustomStore:
             }
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield COCO's records of the images, categories and annotations that `instances.json` does not contain."""
+        """Yield COCO's records for the images, categories and annotations that are not in `instances.json`."""
         categories = dict(self._categories)
         shapes = "FROM refs WHERE kind IN ('rle', 'polygons', 'mask', 'box')"
         for (name,) in self._base.execute(f"SELECT category {shapes} GROUP BY category ORDER BY MIN(ref)"):
@@ -212,7 +212,7 @@ class CustomStore:
             yield "annotations", record | {"iscrowd": 0} | _shape_fields(kind, json.loads(target))
 
     def complete(self, image: Any) -> Any:
-        """Return an image's record of `instances.json`; if it has no size, with the size that the table gives."""
+        """Return an image's record of `instances.json`. If it has no size, the size from the table is added."""
         if not isinstance(image, dict) or not has_no_size(image):
             return image
         key = whole_number(image.get("id"))
@@ -220,7 +220,7 @@ class CustomStore:
         return bare if key is None else bare | self._size_fields(key)
 
     def _size_fields(self, image_id: int) -> dict[str, Any]:
-        """Return the fields of an image's size from the table's rows; empty if no row gives it."""
+        """Return the fields of an image's size from the table's rows; empty if no row states the size."""
         query = "SELECT height, width, place, by_target FROM images WHERE id = ? AND height IS NOT NULL"
         found = self._base.execute(query, (image_id,)).fetchone()
         if found is None:
@@ -233,7 +233,7 @@ class CustomStore:
         return self._max_annotation + 1 + ref
 
     def _add_image(self, row: CustomRow, place: str) -> int:
-        """Return the number of a row's image in the database; a new image is added with its known id and size."""
+        """Return the number of a row's image in the database. A new image is added with the known id and size."""
         if (row.image, row.size) == self._last_image[:2]:
             return self._last_image[2]
         image = _plain_name(row.image)
@@ -264,9 +264,9 @@ class CustomStore:
         return self._base.execute(f"SELECT * FROM listed WHERE {column} = ?", (value,)).fetchone()
 
     def _learn_size(self, image: int, size: Size, place: str, mask: str = "", *, by_target: bool = False) -> None:
-        """Store an image's size, or compare it with the known one.
+        """Store an image's size, or compare it with the known size.
 
-        A size from the columns height and width replaces an equal one that a target gave, so that `by_target` is False.
+        A size from the columns height and width replaces an equal size from a target. Then `by_target` is False.
         """
         query = "SELECT height, width, place, by_target, name FROM images WHERE image = ?"
         height, width, where, was_target, name = self._base.execute(query, (image,)).fetchone()
@@ -300,7 +300,7 @@ class CustomStore:
 
 
 def _label(row: CustomRow) -> str:
-    """Describe a target in the user's terms, for messages; empty for annotations, which have ids."""
+    """Describe a target in the user's terms, for messages. The text is empty for annotations, which have ids."""
     if row.kind == "mask":
         return f"mask {row.target}"
     if row.kind == "box":
@@ -339,7 +339,7 @@ def _polygon_area(polygon: list[float]) -> float:
 
 
 def _plain_name(name: str) -> str:
-    """Return a path without `.` and doubled slashes, so that different spellings mean one image; `.` is unchanged."""
+    """Return a path without `.` and double slashes, so that all spellings mean the same image. `.` is unchanged."""
     plain = str(PurePosixPath(name))
     return name if plain == "." else plain
 

@@ -1,7 +1,7 @@
-"""Reads JSON files record by record, so that memory holds one record whatever the size of the file.
+"""Reads JSON files record by record, so that memory holds only one record.
 
-`ijson` (3.6, yajl2_c) was measured as an alternative. One pass over COCO's tables takes 2.4 times as long. A single
-`NaN` or number above 64 bits makes it refuse the whole file, whereas here only one record is rejected. A file of
+`ijson` (3.6, yajl2_c) was measured as an alternative. It needs 2.4 times as long for a pass over COCO's tables. A
+single `NaN` or number above 64 bits makes it refuse the whole file, whereas here only one record is rejected. A file of
 100,000 opening brackets exhausts its memory.
 """
 
@@ -34,7 +34,7 @@ _SPACES = re.compile(r"[ \t\n\r]*")
 
 
 class JsonList:
-    """The items of a file that is one list; each iteration reads the file again.
+    """The items of a file that is one list. Each iteration reads the file again.
 
     Args:
         path: Path of the file.
@@ -56,11 +56,11 @@ class JsonList:
 
 
 class JsonTables:
-    """The records of COCO's lists, each with the name of its list; each iteration reads the file again.
+    """The records of COCO's lists, each with the name of the list. Each iteration reads the file again.
 
     Args:
         path: Path of the file.
-        required: Names of lists that must not be missing or empty.
+        required: Names of lists that must exist and must not be empty.
         optional: Names of lists that are read if they exist.
     """
 
@@ -89,7 +89,7 @@ class JsonTables:
 
 
 class JsonLists:
-    """The records of all lists in a file that is an object, each with the name of its list.
+    """The records of all lists in a file that is an object, each with the name of the list.
 
     Each iteration reads the file again.
 
@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any:
 
 
 def _items(path: Path, lists: Container[str] | None, wanted: str = "refs") -> Iterator[tuple[str, Any]]:
-    """Yield the items of a file that is one list (`lists` is None), or of the named lists of an object."""
+    """Yield the items of a file that is one list (`lists` is None), or the items of the named lists of an object."""
     with _values(path) as values:
         mark = values.peek()
         if lists is None:
@@ -147,7 +147,7 @@ def _items(path: Path, lists: Container[str] | None, wanted: str = "refs") -> It
 
 @contextmanager
 def _values(path: Path) -> Iterator["_Values"]:
-    """Give the values of a file; check at the end that nothing follows, and add the path to every error."""
+    """Yield the values of a file. At the end, check that nothing follows. Errors state the path."""
     try:
         with open_source(path) as file:
             values = _Values(file)
@@ -162,7 +162,7 @@ def _values(path: Path) -> Iterator["_Values"]:
 
 
 def _describe_misfit(values: "_Values", wanted: str) -> str:
-    """Describe a file that should be a list; for an object, name the list in it that may have been meant."""
+    """Describe a file that should be a list. For an object, name a list in it that was probably meant."""
     mark = values.peek()
     if mark == "{":
         for name in values.names():
@@ -178,19 +178,19 @@ def _describe_misfit(values: "_Values", wanted: str) -> str:
 
 
 def _kind(mark: str) -> str:
-    """Return the kind of a value, judged by its first character."""
+    """Return the kind of a JSON value, which the first character determines."""
     kinds = {"{": "an object", "[": "a list", '"': "a string", "t": "true", "f": "false", "n": "null"}
     return kinds.get(mark, "a number")
 
 
 class _Values:
-    """JSON values one after the other, read with Python's own parser.
+    """Reads JSON values one after the other, with Python's own parser.
 
     Example: in `[{"id": 1}, {"id": 2}]`, `peek` returns `[`, and `items` yields the two objects. Only the text of the
-    object being read, and the rest of its chunk, are in memory.
+    current object and the rest of the chunk are in memory.
 
     Args:
-        file: A UTF-8 file; it is read in chunks.
+        file: A UTF-8 file, which is read in chunks.
 
     Raises:
         ValueError: From every method, if the file is not JSON.
@@ -249,7 +249,10 @@ class _Values:
         self._expect("]")
 
     def names(self) -> Iterator[str]:
-        """Yield the names in the next value, which must be an object; the caller reads the value after each name."""
+        """Yield the names in the next value, which must be an object.
+
+        The caller must read the value after each name.
+        """
         self._expect("{")
         if self.peek() != "}":
             yield self._name()
@@ -285,4 +288,6 @@ class _Values:
 
 
 _PARSER = json.JSONDecoder()
-"""Accepts `NaN` and `Infinity`, which Python writes. The check of records rejects those in which they matter."""
+"""A decoder that accepts `NaN` and `Infinity`, which Python writes. The check of records rejects them where they
+matter.
+"""

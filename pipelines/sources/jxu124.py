@@ -18,14 +18,14 @@ from refseg.values import whole_number
 _COLUMNS = ("ref_id", "ann_id", "image_id", "sentences", "raw_anns", "raw_image_info")
 _SETS = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd")
 _NAMES = {"validation": "val"}
-"""Names of splits that differ in these datasets. If a partition has testA, their `test` is testA."""
+"""REFER's names of splits that have another name in these datasets. In a partition with testA, `test` means testA."""
 
 
 def find_jxu124_files(spec: DatasetSpec, annotations: Path) -> dict[Path, str]:
-    """Find the Parquet files in `annotations/<spec.folder>` or `annotations`, or in `data/` below these.
+    """Find the Parquet files in `annotations/<spec.folder>` or `annotations`, or in the subfolder `data/` of either.
 
     Returns:
-        The split of each file. Empty if there are no files, or if REFER's own files are also there.
+        The split of each file, by path; empty if there are no Parquet files, or if REFER's own files exist, too.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")):
@@ -39,7 +39,7 @@ def find_jxu124_files(spec: DatasetSpec, annotations: Path) -> dict[Path, str]:
 
 
 def read_jxu124(spec: DatasetSpec, files: dict[Path, str]) -> RawSource:
-    """Read jxu124/refcoco, refcocoplus or refcocog. Ids, sentences and shapes are those of REFER's own files.
+    """Read jxu124/refcoco, refcocoplus or refcocog. Ids, sentences and shapes are the same as in REFER's own files.
 
     These datasets do not contain categories, so COCO's names are used.
 

@@ -1,4 +1,4 @@
-"""Reads MDETR's conversion of REFER's datasets: one COCO file per split, with one image record per sentence."""
+"""Reads MDETR's conversion of REFER's datasets, one COCO file per split with one image record per sentence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ _CONVERTED = ("refcoco/unc", "refcocoplus/unc", "refcocog/umd", "grefcoco/unc")
 
 
 def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
-    """Find `finetune_<spec.folder>_<split>.json` in `annotations/<spec.folder>` or `annotations` itself.
+    """Find the files `finetune_<spec.folder>_<split>.json` in `annotations/<spec.folder>` or `annotations` itself.
 
     Returns:
-        The paths by split. Empty if there are none, or if REFER's own files are also there, because they hold more.
+        The paths by split; empty if there are no files, or if REFER's own files exist, too, because they contain more.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"{spec.refs_prefix}({spec.split_by}).*")) or spec.dataset_id not in _CONVERTED:
@@ -34,12 +34,12 @@ def find_mdetr_files(spec: DatasetSpec, annotations: Path) -> dict[str, Path]:
 
 
 def read_mdetr(spec: DatasetSpec, files: dict[str, Path]) -> RawSource:
-    """Read files such as `finetune_refcoco_train.json`, in which `original_id` is COCO's id of an image or annotation.
+    """Read files such as `finetune_refcoco_train.json`, in which `original_id` is COCO's id.
 
-    The conversion left out ids and masks. Adjacent sentences of one image and target are taken as one ref. `sent_id` is
-    the id of the sentence's image record, which holds the sentence as `caption`; `ref_id` is the `sent_id` of the ref's
-    first sentence. Masks come from COCO's `instances_train2014.json` (or REFER's `instances.json`) beside the files.
-    Without these, targets are boxes.
+    The conversion removed ids and masks. Adjacent sentences with the same image and target become one ref. `sent_id` is
+    the id of the image record whose `caption` is the sentence. `ref_id` is the `sent_id` of the ref's first sentence.
+    Masks are read from COCO's `instances_train2014.json` or REFER's `instances.json` beside the files. Without either,
+    targets are boxes.
 
     Raises:
         AnnotationError: If a file cannot be read as JSON.

@@ -1,7 +1,7 @@
-"""Converts NumPy numbers and arrays in a pickle to plain values, without NumPy's own, less strict, unpickling.
+"""Converts NumPy numbers and arrays in a pickle to plain values, more strictly than NumPy's own unpickling.
 
-The pickle of `np.int64(5)` calls `scalar(dtype("i8", False, True), <8 bytes>)`. Each of these names is replaced by a
-function of this module. The functions accept only types of a fixed list and read the bytes by them.
+The pickle of `np.int64(5)` calls `scalar(dtype("i8", False, True), <8 bytes>)`. Each of these names is replaced with a
+function of this module. The functions accept only types from a fixed list.
 """
 
 import math
@@ -16,11 +16,11 @@ _MOST_BYTES = 2**31
 
 
 class NumpyFault(Exception):
-    """A pickle holds something else than plain NumPy data; the text continues a message after "the pickle "."""
+    """A pickle holds data other than plain NumPy values. The text is appended to a message after "the pickle "."""
 
 
 class Maker:
-    """A function that a pickle may call. Unlike a plain function, a pickle cannot set its attributes."""
+    """A function that a pickle may call. Unlike with a plain function, a pickle cannot set attributes."""
 
     __slots__ = ("_make",)
     _make: Callable[..., Any]
@@ -42,7 +42,7 @@ class Maker:
 
 
 class _Dtype:
-    """Replaces `numpy.dtype(code, align, copy)` and the state that is set afterwards; only its byte order is used."""
+    """Replaces `numpy.dtype(code, align, copy)`. Of the state that is set afterwards, only the byte order is used."""
 
     def __init__(self, code: Any, *_flags: Any) -> None:
         code = code.decode("latin1") if isinstance(code, bytes) else code
@@ -71,7 +71,7 @@ class _Dtype:
 
 
 class _Array:
-    """Replaces `numpy.ndarray`: `_reconstruct` makes an empty one, and its state fills it."""
+    """Replaces `numpy.ndarray`. `_reconstruct` makes an empty array, which is filled when the state is set."""
 
     value: Any = None
 
@@ -106,7 +106,7 @@ def _shape(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Replace `_codecs.encode`, with which pickles of protocols 0 to 2 write bytes."""
+    """Replace `_codecs.encode`, with which pickles of protocols 0 to 2 store bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise NumpyFault(f"holds bytes in the encoding {encoding!r:.40}")
     return text.encode("latin1")
@@ -120,20 +120,20 @@ NUMPY_GLOBALS: dict[tuple[str, str], Maker] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): Maker(_reconstruct) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): Maker(_from_buffer) for core in ("core", "_core")},
 }
-"""Replacements by module and name, as NumPy 1 and 2 write them."""
+"""Replacements for the names that NumPy 1 and 2 write, by module and name."""
 
 
 def replace_arrays(value: Any) -> Any:
-    """Replace arrays by plain lists, at any depth of dicts, lists and tuples.
+    """Replace arrays with plain lists, at any depth of dicts, lists and tuples.
 
     Raises:
-        RecursionError: If containers are nested too deep.
+        RecursionError: If containers are nested too deeply.
     """
     return _replace(value, {})
 
 
 def _replace(value: Any, done: dict[int, Any]) -> Any:
-    """Replace arrays in a value; `done` holds the results by id, so that a shared container is visited only once."""
+    """Replace arrays in a value. `done` holds the results by id, so that a shared container is visited only once."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, _Dtype | Maker):

@@ -1,4 +1,4 @@
-"""Reads rows of other projects' Parquet files: only the needed columns, and one batch at a time."""
+"""Reads the needed columns of other projects' Parquet files, one batch of rows at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _BATCH = 256
 
 
 def parquet_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield each row as a dict with its location; the first is `row 1`.
+    """Yield each row as a dict, with a location. The first location is `row 1`.
 
     Args:
         path: Path of the file.

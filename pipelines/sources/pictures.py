@@ -1,4 +1,4 @@
-"""Writes pictures that are stored in Parquet files, beside their annotations, to a folder."""
+"""Writes pictures that are stored in Parquet files to a folder."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,7 @@ from refseg.errors import AnnotationError, UsageError
 
 
 def picture_name(path: Path, number: int, image: Any) -> str:
-    """Return the file name of a row's picture: its own name without folders, or a name made of file and row.
+    """Return the file name of a row's picture: its stored name without folders, or a name made from file and row.
 
     Args:
         path: Path of the Parquet file.
@@ -23,15 +23,15 @@ def picture_name(path: Path, number: int, image: Any) -> str:
 
 
 def unpack_images(files: list[Path], out: Path) -> Iterator[tuple[str, bool]]:
-    """Write the pictures of Parquet files to a folder, with their bytes unchanged.
+    """Write the pictures of Parquet files to a folder, without changing any bytes.
 
     Args:
-        files: Parquet files with a column `image` of `bytes` and `path`, as on the Hugging Face Hub, or folders of such
-            files.
-        out: Folder for the pictures, which is created with the first one. Existing files with the same bytes are kept.
+        files: Parquet files, or folders of them, with a column `image` of `bytes` and `path`, as on the Hugging Face
+            Hub.
+        out: Folder for the pictures. It is created with the first picture. Existing files with the same bytes are kept.
 
     Yields:
-        Each picture's name, and True if it was written.
+        The name of each picture, and True if it was written.
 
     Raises:
         UsageError: If a folder holds no Parquet file.

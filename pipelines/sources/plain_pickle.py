@@ -27,14 +27,15 @@ _GLOBALS: dict[tuple[str, str], Maker] = {
     ("__builtin__", "bytes"): Maker(lambda: b""),
     **NUMPY_GLOBALS,
 }
-"""The globals that a pickle may use, each with its replacement. The replacements make plain values, never call an
-argument, and cannot be changed by the pickle."""
+"""The globals that a pickle may use, each with a replacement. The replacements make plain values and never call an
+argument. The pickle cannot change them.
+"""
 
 
 def load_plain_pickle(data: bytes, path: Path) -> Any:
-    """Load a pickle of plain values, of any protocol; NumPy numbers and arrays become plain numbers and lists.
+    """Load a pickle of plain values in any protocol. NumPy numbers and arrays become plain numbers and lists.
 
-    Python 2's `str` is read as Latin-1, as users of REFER do.
+    Python 2's `str` is decoded as Latin-1, as in code that uses REFER.
 
     Args:
         data: Content of the file.
@@ -62,9 +63,9 @@ def load_plain_pickle(data: bytes, path: Path) -> Any:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that replaces a few globals by makers of plain values and refuses all others.
+    """An unpickler that replaces a few globals with functions that make plain values, and refuses all others.
 
-    A pickle can execute code only through a global that it names, so this one cannot execute any.
+    A pickle can execute code only through a global that it names, so this unpickler never executes code.
 
     Attributes:
         has_globals: True if the pickle has used one of the allowed globals.
@@ -76,7 +77,7 @@ class PlainUnpickler(pickle.Unpickler):
         self.has_globals = False
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement of a global, or raise `AnnotationError` if the global is not allowed."""
+        """Return the replacement for a global. Raise `AnnotationError` if the global is not allowed."""
         self.has_globals = True
         if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]

@@ -1,4 +1,4 @@
-"""The common result of all source readers: refs, images and annotations as found in the files."""
+"""Defines the common result of all source readers: refs, images and annotations as found in the files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from refseg.values import is_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawSource:
-    """A dataset as found in its files, record by record. Readers check only containers, not records.
+    """A dataset as found in the annotation files, record by record. Readers check only containers, not records.
 
-    `records.py` checks the records, so that a wrong record becomes one reject and does not end the reading of the file.
-    Both iterables can be iterated more than once and hold no more in memory than the reader needs.
+    `records.py` checks the records. Therefore an invalid record becomes one reject and does not end the reading of the
+    file. `refs` and `tables` can be iterated more than once, and hold no more in memory than the reader needs.
 
     Attributes:
-        spec: Dataset and partition; for `custom` with the splits that were found.
+        spec: Dataset and partition. For `custom`, the splits are those in the files.
         refs: REFER's records in the order of the file, with `ref_id, image_id, ann_id, split, sentences`. `ann_id` is
             an id, a list of ids, or -1, `[-1]` or None for no target. A sentence has `sent` and `sent_id`, and may have
-            `raw`, `tokens` and `exist` (False: the sentence names nothing, even if its ref has a target). Records of
-            `custom` also have `where` (the row of the table) and `target` (a description), both for messages.
-        tables: COCO's records as `(section, record)`, with the sections in any order and mixed:
+            `raw`, `tokens` and `exist`. `exist` is False if the sentence names nothing, even if the ref has a target.
+            For messages, records of `custom` also have `where` (the row of the table) and `target` (a description).
+        tables: COCO's records as `(section, record)`. Records of different sections may alternate.
             `images`: `id, file_name, height, width`, optionally `license` and, for messages, `size_from` (the row or
             file that gave the size). For `custom`, height and width may be missing and are then read from the picture.
             `size_by_target` means that only masks or run lengths gave the size, which the picture must confirm.
@@ -49,14 +49,14 @@ class RawRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawShard:
-    """Some refs with all records that they refer to: the input of one task of the check.
+    """The input of one task of the check: some refs with all records that they refer to.
 
     Attributes:
         spec: Dataset and partition.
         refs: Raw refs with their positions in the source.
         images: COCO's image records by image id.
         annotations: COCO's annotation records by annotation id.
-        categories: Names as found, by category id.
+        categories: Category names as found in the source, by category id.
         box_targets: As in `RawSource`.
     """
 
@@ -69,11 +69,11 @@ class RawShard:
 
 
 def has_no_size(image: dict[str, Any]) -> bool:
-    """Return True if an image's record has no size: height and width are missing, null or NaN."""
+    """Return True if height and width of an image's record are missing, null or NaN."""
     return all(side is None or side != side for side in (image.get("height"), image.get("width")))
 
 
 def find_split(ref: Any) -> str | None:
-    """Return the split of a raw ref; None if it has none."""
+    """Return the split of a raw ref; None if it has no split."""
     split = ref.get("split") if isinstance(ref, dict) else None
     return split if is_text(split) else None

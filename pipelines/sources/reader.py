@@ -15,8 +15,8 @@ class ReadOptions:
 
     Attributes:
         png_rule: How mask PNGs are read.
-        as_split: Split of files that name none; empty: such files are refused.
-        ignored_regions: Handling of refs with regions whose pixels should not count: `refuse`, or `background`.
+        as_split: Split for files that do not name one. If empty, these files are refused.
+        ignored_regions: Handling of refs with regions whose pixels should not count, `refuse` or `background`.
     """
 
     png_rule: PngRule = DEFAULT_RULE
@@ -33,9 +33,9 @@ class Reader:
 
     Attributes:
         name: Name of the reader for `--reader`.
-        reads: The layout in a few words, for help and error messages.
+        reads: Short description of the layout, for help and error messages.
         serves: Returns True if the layout can hold a dataset.
-        read: Reads a dataset from a file or folder; returns None if there are no files of the layout. It raises
+        read: Reads a dataset from a file or folder. It returns None if there are no files of the layout, and raises
             `UsageError` and `AnnotationError`.
     """
 

@@ -1,4 +1,4 @@
-"""Reads REFER's layout, of published and other datasets: `refs(<split_by>).p` or `.json` beside `instances.json`."""
+"""Reads REFER's layout, for published and other datasets: `refs(<split_by>).p` or `.json` beside `instances.json`."""
 
 import logging
 import re
@@ -24,14 +24,14 @@ _INSTANCES = "instances.json"
 _REFS_NAME = re.compile(r"(?P<prefix>[A-Za-z]*refs)\((?P<split_by>[^()]+)\)\.(p|json)(\.gz)?")
 _MOST_SPLITS = 100
 _MOST_COMPARED_BYTES = 200 * 10**6
-"""Largest JSON file that is compared with the pickle; comparing a larger one would take too long."""
+"""Size in bytes of the largest JSON file that is compared with the pickle. A larger file would need too much time."""
 
 
 def find_refer_folder(spec: DatasetSpec, annotations: Path) -> Path:
     """Find the folder that holds a dataset's files: `annotations/<spec.folder>` or `annotations` itself.
 
     Raises:
-        UsageError: If neither holds `refs(<split_by>).p` or `.json` beside `instances.json`.
+        UsageError: If neither folder holds `refs(<split_by>).p` or `.json` beside `instances.json`.
     """
     if not annotations.is_dir():
         raise UsageError(
@@ -88,7 +88,7 @@ def read_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
 
 
 def read_zom(spec: DatasetSpec, annotations: Path) -> RawSource:
-    """Read `ref-zom/refs(final).p`; the authors ask users to give this name to their `Ref-ZOM(final).p`.
+    """Read `ref-zom/refs(final).p`, the name that the authors ask users to give to `Ref-ZOM(final).p`.
 
     A ref whose `source` is `zero` has no target, whatever its `ann_id` is (DMMI, `refer.py`, `getMask`).
 
@@ -123,12 +123,12 @@ def _find_refs(spec: DatasetSpec, folder: Path) -> Path | None:
 def read_any_refer(spec: DatasetSpec, annotations: Path) -> RawSource:
     """Read a dataset of any name in REFER's layout: `refs(<split_by>).p` or `.json` beside `instances.json`.
 
-    Its image ids are not COCO's. Its splits are those of its refs, known ones first.
+    The image ids are not COCO's. The splits are those that the refs name, known splits first.
 
     Args:
         spec: Specification of `refer/<name>`.
-        annotations: The folder that contains `<name>/`, the dataset's own folder, or, if that folder contains several
-            partitions, the refs file.
+        annotations: The folder that contains `<name>/`, or the dataset's own folder. If the dataset's folder contains
+            several partitions, the refs file.
 
     Raises:
         UsageError: If the files are missing, or there are several partitions.

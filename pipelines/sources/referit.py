@@ -1,4 +1,4 @@
-"""Reads the Berkeley split of ReferIt as text_objseg publishes it: the sentences and the box of each region."""
+"""Reads the Berkeley split of ReferIt, with sentences and a box per region, as text_objseg publishes it."""
 
 import re
 from collections.abc import Iterator
@@ -22,9 +22,10 @@ _SENTENCES_PER_REGION = 1000
 
 
 def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
-    """Return the folder with `referit_query_<split>.json` files: `annotations/<spec.folder>` or `annotations` itself.
+    """Return the folder with the files `referit_query_<split>.json`.
 
-    The result is None if there is no such file, or if REFER's own `refs(berkeley)` is also there, because it has masks.
+    This is `annotations/<spec.folder>` or `annotations` itself.
+    The result is None if the files do not exist, or if REFER's own `refs(berkeley)`, which has masks, exists, too.
     """
     for folder in (annotations / spec.folder, annotations):
         if any(folder.glob(f"refs({spec.split_by}).*")):
@@ -35,11 +36,11 @@ def find_referit_folder(spec: DatasetSpec, annotations: Path) -> Path | None:
 
 
 def read_referit(spec: DatasetSpec, folder: Path) -> RawSource:
-    """Read `referit_query_<split>.json`, `referit_bbox.json` and `referit_imsize.json`; a target is a region's box.
+    """Read `referit_query_<split>.json`, `referit_bbox.json` and `referit_imsize.json`. Targets are boxes of regions.
 
-    The files identify a region only by its name, `<image>_<region>`. Ids are computed from it: `ref_id` and `ann_id`
-    are 1000 image + region, and `sent_id` is 1000 `ref_id` + position of the sentence. So they do not depend on which
-    splits' files exist. Boxes are left, top, right, bottom, with the last pixel included; sizes are width, height.
+    The files identify a region only by the name `<image>_<region>`. Ids are computed from the name, so that they do not
+    depend on which splits' files exist. `ref_id` and `ann_id` are 1000 image + region, and `sent_id` is 1000 `ref_id` +
+    position of the sentence. Boxes are left, top, right, bottom, including the last pixel. Sizes are width, height.
 
     Args:
         spec: Specification of `refclef/berkeley`.
@@ -92,7 +93,7 @@ class _Refs:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """COCO's records, made from boxes and sizes. Malformed values are left out, so that their refs become rejects."""
+    """COCO's records, made from boxes and sizes. Malformed values are left out, so that the refs become rejects."""
 
     boxes: dict[str, Any]
     sizes: dict[str, Any]
@@ -125,7 +126,7 @@ def _load(path: Path, spec: DatasetSpec) -> tuple[dict[str, Any], SourceFile]:
 
 
 def _region_ids(region: str) -> tuple[int | None, int | None]:
-    """Return the image id and region id of `<image>_<region>`; None, None for any other name."""
+    """Return the image id and region id of the name `<image>_<region>`; None, None for any other name."""
     match = re.fullmatch(r"([0-9]{1,12})_([0-9]{1,3})", region)
     if match is None:
         return None, None
@@ -139,7 +140,7 @@ def _sentence(text: Any, first: int | None, position: int) -> dict[str, Any]:
 
 
 def _box_fields(box: Any) -> dict[str, Any]:
-    """Return `bbox` and `area` of a box whose last pixel is included: `[0, 0, 9, 4]` becomes `[0, 0, 10, 5]`, 50."""
+    """Return `bbox` and `area` of a box that includes the last pixel. `[0, 0, 9, 4]` gives `[0, 0, 10, 5]` and 50."""
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
         return {"bbox": box, "area": 0}
     left, top, right, bottom = box

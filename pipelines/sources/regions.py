@@ -1,7 +1,7 @@
 """Turns the regions of annotation tools, each with a label and optional sentences, into rows.
 
-A region with sentences is one target, together with the other regions of its group. Regions without sentences are named
-by their label: all regions of a picture with the same label are one target.
+A region with sentences is one target, together with all regions of the same group. For regions without sentences, the
+label is the sentence. All such regions of a picture with the same label are one target.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +25,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """One drawn region.
+    """A region that an annotator drew.
 
     Attributes:
-        label: Label that the annotator chose; empty if there is none.
+        label: Label that the annotator chose; empty if there is no label.
         sentences: Sentences that the annotator wrote.
-        group: Regions of a picture with the same group are one target; empty: the region is in no group.
+        group: Name of the region's group; empty if the region is in no group. Regions of a picture with the same group
+            are one target.
         shape: Run lengths of the region at the picture's size, in pycocotools' compressed form.
         box_xywh: Box of a rectangle in pixels; None for any other shape.
     """
@@ -48,7 +49,7 @@ def region_rows(image: Any, size: Size, regions: Iterable[Region]) -> Iterator[t
     Args:
         image: Name of the picture.
         size: `(height, width)` of the picture in pixels.
-        regions: Its regions, in the order of the file.
+        regions: Regions of the picture, in the order of the file.
     """
     targets: dict[tuple[str, str], list[Region]] = {}
     ignored: list[Region] = []
@@ -90,7 +91,7 @@ def draw_polygon(points: Sequence[Any], size: Size) -> dict[str, Any]:
     """Draw a polygon of `[x, y]` corners in pixels, clipped to the picture.
 
     Raises:
-        RowFault: If it has fewer than three corners, or corners that are not numbers.
+        RowFault: If the polygon has fewer than three corners, or corners that are not numbers.
     """
     corners = [_corner(point) for point in points] if isinstance(points, list) else []
     if len(corners) < 3 or None in corners:
@@ -102,7 +103,7 @@ def draw_polygon(points: Sequence[Any], size: Size) -> dict[str, Any]:
 
 
 def draw_box(box_xywh: Sequence[float], size: Size) -> dict[str, Any]:
-    """Draw a filled box of left, top, width, height in pixels, clipped to the picture."""
+    """Draw a filled box (left, top, width, height in pixels), clipped to the picture."""
     left, top, width, height = box_xywh
     return draw_polygon([[left, top], [left + width, top], [left + width, top + height], [left, top + height]], size)
 
@@ -121,7 +122,7 @@ def _target(parts: Sequence[Region]) -> dict[str, Any]:
 
 
 def _join(parts: Sequence[Region]) -> dict[str, Any]:
-    """Run lengths of the union of regions."""
+    """Return the run lengths of the union of some regions."""
     joined = coco_mask.merge([part.shape for part in parts])
     return {"size": list(joined["size"]), "counts": joined["counts"].decode()}
 

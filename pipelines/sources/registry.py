@@ -1,4 +1,4 @@
-"""All readers by name, and the choice of the reader for a dataset."""
+"""Lists all readers by name, and chooses the reader for a dataset."""
 
 import importlib
 import pkgutil
@@ -22,7 +22,7 @@ def _find_layouts() -> dict[str, Reader]:
 
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in FAMILIES} | _find_layouts()
-"""All readers: those of `FAMILIES`, and those in `layouts/`, which are used only if the user names them."""
+"""All readers by name. Readers in `layouts/` are used only if the user names them."""
 
 
 def read_source(
@@ -32,9 +32,9 @@ def read_source(
 
     Args:
         spec: Dataset and partition.
-        annotations: The folder with the dataset's files, the folder that contains it (as `spec.folder`), or a file.
+        annotations: The folder with the dataset's files, the folder that contains `spec.folder`, or a file.
         options: The user's options for reading.
-        reader: Name of the reader; empty: the first of `FAMILIES` whose files exist.
+        reader: Name of the reader. If empty, the first of `FAMILIES` whose files exist is used.
 
     Raises:
         UsageError: If the files are missing, or the reader does not exist or cannot read the dataset.

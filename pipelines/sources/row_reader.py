@@ -1,7 +1,7 @@
 """Makes a `Reader` from a function that turns one annotation file into rows.
 
-This file contains what all layouts share: finding files, splits and pictures. The module of a layout contains only that
-function. `docs/write-a-reader.md` has an example.
+This file contains the code that all layouts share, which finds files, splits and pictures. The module of a layout
+contains only the function. `docs/write-a-reader.md` has an example.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from refseg.wording import counted
 logger = logging.getLogger(__name__)
 
 Rows = Iterator[tuple[str, Row]]
-"""Rows of one file, each with its location in it: `line 3`, `annotations[7]`, `image 'a.jpg'`."""
+"""Rows of one file, each with a location in the file such as `line 3`, `annotations[7]` or `image 'a.jpg'`."""
 
 _NAMES_OF_SPLITS = {name.lower(): name for name in SPLITS} | {
     **dict.fromkeys(("valid", "validation"), "val"),
@@ -35,7 +35,10 @@ _NAMES_OF_SPLITS = {name.lower(): name for name in SPLITS} | {
     "testing": "test",
 }
 _MOST_DESCRIBED = 20
-"""Largest number of files that a dataset's descriptor lists one by one; more files become one entry."""
+"""Largest number of files that a dataset's descriptor lists one by one.
+
+If there are more files, they become one entry.
+"""
 
 
 def row_reader(
@@ -51,13 +54,14 @@ def row_reader(
 
     Args:
         name: Name of the reader for `--reader`.
-        reads: The layout in a few words, for help and error messages.
-        suffixes: Suffixes of the layout's files, such as `.json`; files with `.gz` appended are read, too.
-        rows: Reads one file. A row is a dict with the columns of a table (`docs/your-own-data.md`), or a `RowFault`.
-            A row without `split` gets that of its file. `image` is relative to the pictures' folder or to the file's.
-        per_image: True if each picture has its own file, so that only folders name splits: a file `train.json` may
+        reads: Short description of the layout, for help and error messages.
+        suffixes: Suffixes of the layout's files, such as `.json`. Files with an additional `.gz` are read, too.
+        rows: Function that reads one file. It yields dicts with the columns of a table (`docs/your-own-data.md`), or
+            `RowFault`s. A row without `split` gets the split of the file. `image` is relative to the pictures' folder
+            or to the file's folder.
+        per_image: True if each picture has its own file. Then only folders name splits, because a file `train.json` may
             describe a picture of a train.
-        prefix: Prefix of the names of the layout's files, if a folder may also contain other files.
+        prefix: Prefix of the names of the layout's files. It is needed if a folder may also contain other files.
     """
 
     def read(spec: DatasetSpec, annotations: Path, options: ReadOptions) -> RawSource:
@@ -76,10 +80,10 @@ def row_reader(
 
 
 def find_split(path: PurePosixPath, *, per_image: bool = False) -> str:
-    """Return the split in the name of a file or else of its nearest folder; empty if there is none.
+    """Return the split in the name of a file or, without one, of the nearest folder; empty if no name contains a split.
 
-    A name contains a split if one of its words is the name of a split: `refcoco_train.jsonl`, `valid/labels.json`. A
-    name with two splits (`train_val.json`) gives none.
+    A name contains a split if one word in it is the name of a split, as in `refcoco_train.jsonl` or
+    `valid/labels.json`. A name with two splits (`train_val.json`) counts as a name without a split.
     """
     stem = path.name.split(".json")[0].split(".xml")[0]
     for part in (*(() if per_image else (stem,)), *reversed(path.parts[:-1])):
@@ -91,12 +95,12 @@ def find_split(path: PurePosixPath, *, per_image: bool = False) -> str:
 
 
 def warn_left_out(path: Path, number: int, what: str) -> None:
-    """Log a warning about items of a file that make no row, so that nothing disappears silently.
+    """Log a warning about items of a file that make no row.
 
     Args:
         path: Path of the file.
-        number: Number of items; nothing is logged for 0.
-        what: Description of the items and the reason; it continues "left out 3 ".
+        number: Number of items. If it is 0, nothing is logged.
+        what: Description of the items and the reason. It is appended to "left out 3 ".
     """
     if number:
         logger.warning("%s: left out %d %s", path, number, what)
@@ -139,7 +143,7 @@ def _rows_of_files(
     per_image: bool,
     is_alone: bool,
 ) -> Rows:
-    """Yield the rows of all files with their splits. Locations include the file's name unless the file was given."""
+    """Yield the rows of all files, with splits. Locations include the file's name, unless the user gave the file."""
     for path in files:
         relative = PurePosixPath(path.relative_to(root).as_posix())
         split = options.as_split or find_split(PurePosixPath(root.resolve().name) / relative, per_image=per_image)
@@ -159,7 +163,7 @@ def _rows_of_files(
 
 
 def _beside(image: Any, parent: PurePosixPath, root: Path) -> dict[str, str]:
-    """Return the path of a picture beside its annotation file in a folder below the root; empty if it is not there."""
+    """Return the field `image` with the path of a picture beside its annotation file; empty if it does not exist."""
     if isinstance(image, str) and "\0" not in image and (root / parent / image).is_file():
         return {"image": str(parent / image)}
     return {}
@@ -180,7 +184,7 @@ def _describe(files: Sequence[Path], root: Path, spec: DatasetSpec) -> list[Sour
 
 
 def refuse_layout(path: Path, found: str, expected: str) -> AnnotationError:
-    """Return the error for a file that does not have the layout at all.
+    """Return the error for a file that does not have the layout.
 
     Args:
         path: Path of the file.

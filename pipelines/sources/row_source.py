@@ -1,4 +1,4 @@
-"""Turns the rows of a user's annotations, from any files, into the `RawSource` of a build."""
+"""Turns the rows of a user's annotations in any layout into the `RawSource` of a build."""
 
 import logging
 import sqlite3
@@ -37,13 +37,13 @@ def collect_rows(
 ) -> RawSource:
     """Check rows and join them to refs, images and annotations.
 
-    Each row is read and checked once and stored in a temporary file, so that memory does not grow with their number.
-    Ids that the rows do not give are numbered in the order of first appearance: refs and sentences from 0, images and
-    annotations after the largest id in `instances.json` and the rows. So equal rows give equal ids.
+    Each row is read and checked once and stored in a temporary file, so that memory does not grow with the number of
+    rows. Missing ids are assigned in the order of first appearance. Ids of refs and sentences start at 0. Ids of images
+    and annotations follow the largest id in `instances.json` and the rows. The same rows always give the same ids.
 
     Args:
         spec: Specification of `custom/<name>`.
-        rows: Rows with the columns of `docs/your-own-data.md`, each with its location in the file or folder.
+        rows: Rows with the columns of `docs/your-own-data.md`, each with a location in the file or folder.
         origin: The file or folder that the rows come from, for messages.
         root: Folder to which paths of mask files are relative.
         sources: The files that were read, with their hashes.
@@ -51,10 +51,10 @@ def collect_rows(
         instances: COCO's `instances.json`, to which `ann_id` refers.
 
     Returns:
-        The source; its `spec` has the splits that were found, known ones first.
+        The source. Its `spec` has the splits that the rows name, known splits first.
 
     Raises:
-        AnnotationError: If a file cannot be read, or if rows have mistakes; the message lists them with their
+        AnnotationError: If a file cannot be read, or if rows have mistakes. The message lists the mistakes and their
             locations.
     """
     listed = JsonTables(instances, required=(), optional=_SECTIONS) if instances is not None else None
@@ -98,10 +98,10 @@ def _report_ignored(origin: Path, places: list[str], handling: str) -> None:
 
 
 def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, has_instances: bool) -> list[str]:
-    """Read the rows into the store; raise an error that lists their mistakes, if there are any.
+    """Read the rows into the store. If rows have mistakes, raise an error that lists all mistakes.
 
     Returns:
-        Places of the rows with regions to ignore.
+        The locations of rows with regions to ignore.
     """
     ignored: list[str] = []
     faults: list[str] = []
@@ -134,7 +134,7 @@ def _fill(store: CustomStore, rows: Iterable[tuple[str, Row]], origin: Path, *, 
 
 @dataclass(frozen=True, slots=True)
 class _Refs:
-    """The refs of the rows; it can be iterated any number of times."""
+    """The refs of the rows. They can be iterated any number of times."""
 
     store: CustomStore
 
@@ -144,7 +144,7 @@ class _Refs:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The records of `instances.json`, if it exists, and those of the rows."""
+    """The records of `instances.json`, if it exists, and the records of the rows."""
 
     store: CustomStore
     listed: JsonTables | None

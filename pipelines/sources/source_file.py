@@ -1,4 +1,4 @@
-"""Finds annotation files (and suggests names for misspelt ones), opens plain and gzip files, and hashes them."""
+"""Finds, opens and hashes annotation files, including gzip files, and suggests names for misspelt ones."""
 
 import difflib
 import gzip
@@ -44,16 +44,16 @@ _CLOSE = 0.85
 
 @contextmanager
 def local_annotations(address: Path | str, folder: str = "") -> Iterator[Path]:
-    """Give a local path to annotation files, for readers that need files on disk.
+    """Yield a local path to annotation files, for readers that need files on disk.
 
-    A path is given back unchanged. For a URL or a ZIP archive, the files with `ANNOTATION_SUFFIXES` in the folder and
-    one level below are copied to a temporary folder, which is removed at the end of the block. If the address is that
-    of a single file, the files beside it are copied, too, and the result is the path of its copy.
+    A path is yielded unchanged. For a URL or a ZIP archive, the files with `ANNOTATION_SUFFIXES` in the folder and one
+    level below are copied to a temporary folder, which is removed at the end of the block. If the address names a
+    single file, the files beside it are copied, too, and the result is the path of the single file's copy.
 
     Args:
         address: Path or URL of a folder, a file or an archive.
         folder: Name of the dataset's own folder in REFER's layout. If `<folder>.zip` exists and the folder does not,
-            the archive is read. Empty: no archive is searched.
+            the archive is read. If empty, no archive is searched.
 
     Raises:
         UsageError: If the URL or archive contains no annotation file.
@@ -104,15 +104,15 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 @contextmanager
 def open_source(path: Path, *, is_xml: bool = False) -> Iterator[BinaryIO]:
-    """Open an annotation file for reading; gzip is unpacked, and a UTF-8 byte order mark is skipped.
+    """Open an annotation file for reading. Gzip is unpacked, and a UTF-8 byte order mark is skipped.
 
     Args:
         path: Path of the file.
         is_xml: True for a file that should be XML.
 
     Raises:
-        AnnotationError: On opening or reading, if the file cannot be read or unpacked, or if it is not an annotation
-            file but a Git LFS pointer, a web page, an archive or UTF-16 (`find_stand_in`).
+        AnnotationError: On opening or reading, if the file cannot be read or unpacked, or if it is another kind of
+            file: a Git LFS pointer, a web page, an archive or UTF-16 (`find_stand_in`).
     """
     try:
         with path.open("rb") as packed:
@@ -133,7 +133,7 @@ def open_source(path: Path, *, is_xml: bool = False) -> Iterator[BinaryIO]:
 
 
 def describe_file(path: Path, name: str) -> SourceFile:
-    """Return the size and hash of an annotation file as it is on disk.
+    """Return the size and hash of an annotation file, without unpacking it.
 
     Args:
         path: Path of the file.
@@ -152,14 +152,14 @@ def describe_file(path: Path, name: str) -> SourceFile:
 
 
 def suggest_names(folders: Sequence[Path], wanted: Sequence[str]) -> str:
-    """Find a file or folder whose name is similar to a wanted one, and return a text that continues a message.
+    """Find a file or folder whose name is similar to a wanted one, and return text to append to a message.
 
     Args:
-        folders: Folders to search, one level deep; folders that do not exist are skipped.
+        folders: Folders to search, one level deep. Folders that do not exist are skipped.
         wanted: Names of files or folders, in order of preference.
 
     Returns:
-        For example `; did you mean RefCOCO? rename it to refcoco`; empty if no name is similar.
+        Text such as `; did you mean RefCOCO? rename it to refcoco`; empty if no name is similar.
     """
     found = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()} - set(wanted)
     by_key: dict[str, str] = {}

@@ -23,15 +23,15 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")  # the end of a line in old files
 
 
 class RowFault(Exception):
-    """A fault of one row; the reader of the table adds the number of the row."""
+    """A fault of one row. The reader of the table adds the number of the row to the message."""
 
 
 Row = dict[str, Any] | RowFault
-"""The values of a row by column (None: empty), or the fault that makes the row unreadable."""
+"""The values of a row by column, or the fault that makes the row unreadable. An empty field has the value None."""
 
 
 def read_table(path: Path, columns: Sequence[str], required: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """Yield each row with its location, such as `line 2` (the last line of the row) or, for Parquet, `row 2`.
+    """Yield each row with a location, such as `line 2` (the last line of the row) or, for Parquet, `row 2`.
 
     Args:
         path: Path of a table with one of `SUFFIXES`.
@@ -92,7 +92,7 @@ def _find_separator(header: str, required: Sequence[str]) -> str:
 
 
 def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of a record's last line, and its fields."""
+    """Yield the fields of each record, and the number of the record's last line."""
     reader = csv.reader(file, delimiter=separator, strict=True)
     start = 1
     try:
@@ -145,7 +145,7 @@ def _parquet_rows(path: Path, columns: Sequence[str], required: Sequence[str]) -
 
 
 def _pandas_index(schema: pa.Schema) -> list[str]:
-    """Return the columns, such as `__index_level_0__`, that hold a frame's index according to pandas' metadata."""
+    """Return the columns, such as `__index_level_0__`, that hold the index according to pandas' metadata."""
     try:
         noted = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -166,7 +166,7 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str], req
 
 
 def _spelling(found: Sequence[str], columns: Sequence[str]) -> str:
-    """Return how to spell the first name that is wrong only in capitals or spaces; empty if there is none."""
+    """Return the correct spelling of the first name that is wrong only in capitals or spaces; otherwise empty."""
     for name in found:
         meant = name.strip().lower().replace(" ", "_")
         if name not in columns and meant in columns:

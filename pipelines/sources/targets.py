@@ -1,4 +1,4 @@
-"""Converts targets in the forms of other projects' files to the columns of a row."""
+"""Converts targets from the forms in other projects' files to the columns of a row."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from refseg.values import short
 
 
 def target_of_segmentation(segmentation: Any, box_xywh: Any = None) -> dict[str, Any]:
-    """Return the column for COCO's `segmentation` in any of its forms or, if there is none, for the box.
+    """Return the column for COCO's `segmentation` in any form or, without a segmentation, for the box.
 
     Args:
         segmentation: Polygons, run lengths or a list of run lengths; None or empty if there is no shape.

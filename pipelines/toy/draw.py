@@ -33,8 +33,9 @@ SPLIT_KINDS = {
     "testA": ("attributes", "place"),
     "testB": ("relation",),
 }
-"""The kinds of sentences in each split. RefCOCO's two test splits have different kinds of objects; here they test
-different skills: testA can be solved without relations between objects, testB cannot."""
+"""The kinds of sentences in each split. RefCOCO's two test splits have different kinds of objects. Here they have
+different kinds of sentences: testA can be solved without relations between objects, testB cannot.
+"""
 
 _SPEC = find_dataset("toy/refseg")
 _GENERATOR = 1  # version of the generator; it increases when the same arguments give other scenes or sentences
@@ -50,7 +51,7 @@ class ToySummary:
         num_refs: Number of refs by split.
         num_sentences: Number of sentences by split.
         twin_share: Share of refs with another object of the same shape or colour in the picture.
-        double_twin_share: Share of refs whose shape and whose colour both occur in other objects of the picture.
+        double_twin_share: Share of refs whose shape and colour both occur in other objects of the picture.
         drawn: False if the dataset existed already and nothing was drawn.
     """
 
@@ -65,20 +66,20 @@ class ToySummary:
 def draw_toy(
     out: Path, *, num_images: int = 400, seed: int = 0, image_size: tuple[int, int] = (192, 192)
 ) -> ToySummary:
-    """Draw scenes and write them as the sources of dataset `toy/refseg`; the same arguments give the same bytes.
+    """Draw scenes and write them as the sources of dataset `toy/refseg`. The same arguments give the same bytes.
 
-    If the folder already holds the toy dataset of these arguments, it is not changed. The folder is created only when
-    it is complete. Two toy datasets that differ in any argument share no scene.
+    If the folder already holds the toy dataset of these arguments, it is not changed. The folder appears only when all
+    files are written. Two toy datasets that differ in any argument share no scene.
 
     Args:
         out: New folder, which can be given as `--annotations` to `refseg build-shards toy/refseg`.
-        num_images: Number of scenes, at least 10. About 80 % are train, 10 % val (or more, up to 40 images) and 5 %
-            each test split.
-        seed: Any integer; another seed gives other scenes.
+        num_images: Number of scenes, at least 10. About 80 % are train, 10 % are val (or more, up to 40 images), and
+            each test split has 5 %.
+        seed: Any integer. Another seed gives other scenes.
         image_size: Height and width in pixels, each at least 96.
 
     Raises:
-        UsageError: If `out` holds something else or cannot be written, or an argument is out of range.
+        UsageError: If `out` holds other files or cannot be written, or an argument is out of range.
     """
     out = local_path(out)
     if num_images < _MIN_IMAGES or min(image_size) < _MIN_SIDE:

@@ -41,7 +41,7 @@ def paint(scene: Scene, rng: Random) -> bytes:
 
 
 def crowd_run_lengths(scene: Scene) -> list[int]:
-    """Return the crowd as COCO's uncompressed run lengths, in column order; the first run is of zeros."""
+    """Return the crowd as COCO's uncompressed run lengths, in column order. The first run consists of zeros."""
     return list(encode_mask(np.asarray(_crowd_mask(scene)) > 0).counts)
 
 
@@ -55,7 +55,7 @@ def _crowd_mask(scene: Scene) -> Image.Image:
 
 
 def _background(rng: Random, image_size: tuple[int, int]) -> Image.Image:
-    """Paint a background: nearly grey, with a slow gradient and fine grain, and unlike the colours of objects."""
+    """Paint a nearly grey background with a slow gradient and fine grain, unlike the colours of objects."""
     height, width = image_size
     base = rng.randint(100, 160)
     tint = [rng.randint(-14, 14) for _ in range(3)]

@@ -22,7 +22,7 @@ def image_file_name(image_id: int) -> str:
 
 
 def image_record(image_id: int, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return an entry of `images`; `image_size` is `(height, width)` in pixels."""
+    """Return an entry of `images`. `image_size` is `(height, width)` in pixels."""
     return {
         "license": LICENCES[0]["id"],
         "file_name": image_file_name(image_id),
@@ -49,7 +49,10 @@ def thing_record(thing: Thing, *, ann_id: int, image_id: int) -> dict[str, Any]:
 
 
 def crowd_record(scene: Scene, image_id: int) -> dict[str, Any]:
-    """Return an entry of `annotations` for the crowd: run lengths, a box in whole pixels, and an id in COCO's style."""
+    """Return an entry of `annotations` for the crowd.
+
+    It has run lengths, a box in whole pixels, and an id in COCO's style.
+    """
     xs, ys = zip(*scene.crowd_dots, strict=True)
     run_lengths = crowd_run_lengths(scene)
     return {
@@ -72,7 +75,7 @@ def ref_record(
     first_sent_id: int,
     split: str,
 ) -> dict[str, Any]:
-    """Return an entry of the refs: an annotated object and its sentences. `raw` imitates what annotators type."""
+    """Return an entry of the refs, with an annotated object and sentences. `raw` imitates what annotators type."""
     return {
         "sent_ids": list(range(first_sent_id, first_sent_id + len(sentences))),
         # RefCOCO's file names end in a number and match no file; readers use image_id.

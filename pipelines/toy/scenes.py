@@ -1,12 +1,13 @@
-"""Draws toy scenes: a few separate objects, each of which shares its shape or colour with another one."""
+"""Draws toy scenes of a few separate objects, each with the same shape or colour as another object."""
 
 import math
 from dataclasses import dataclass
 from random import Random
 
 SHAPES = ("circle", "square", "triangle", "bars")
-"""The shapes of objects; `bars` is one object of two parts. They are few, so that a model learns each word in minutes
-on a CPU."""
+"""The shapes of objects. `bars` is one object with two parts. There are few shapes, so that a model learns each word in
+minutes on a CPU.
+"""
 COLOURS = {
     "red": (212, 32, 36),
     "green": (36, 158, 56),
@@ -32,13 +33,13 @@ Polygon = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thing:
-    """One object of a scene.
+    """An object of a scene.
 
     Attributes:
         shape: One of `SHAPES`.
         colour: A key of `COLOURS`.
         size: `small` or `large`.
-        centre: Centre of the box, `(x, y)` in pixels; positions in sentences refer to it.
+        centre: Centre of the box, `(x, y)` in pixels. Positions in sentences refer to the centre.
         rgb: The painted colour, 0 to 255.
         polygons: One polygon per part, in pixels.
         box_xywh: Box around all parts, in pixels.
@@ -84,7 +85,8 @@ class Scene:
 def draw_scene(rng: Random, image_size: tuple[int, int]) -> Scene:
     """Draw a scene of 3 to 6 objects with 2 or 3 shapes and 2 or 3 colours.
 
-    There are so few shapes and colours that each object shares its shape or colour with another one, and mostly both.
+    There are so few shapes and colours that each object has the same shape or colour as another object, and mostly
+    both.
     """
     while True:  # repeated if the objects do not find room
         kinds = _draw_kinds(rng)
@@ -164,7 +166,7 @@ def _make_thing(rng: Random, kind: tuple[str, str, str], centre: tuple[float, fl
 
 
 def _outline(rng: Random, shape: str) -> list[list[tuple[float, float]]]:
-    """Return the parts of a shape around the origin, slightly rotated; the caller scales them."""
+    """Return the parts of a shape around the origin, slightly rotated. The caller scales them."""
     match shape:
         case "circle":
             parts = [_corners(28)]
@@ -180,7 +182,7 @@ def _outline(rng: Random, shape: str) -> list[list[tuple[float, float]]]:
 
 
 def _corners(count: int) -> list[tuple[float, float]]:
-    """Return the corners of a regular polygon; the first one is at the top."""
+    """Return the corners of a regular polygon. The first corner is at the top."""
     angles = [2 * math.pi * i / count for i in range(count)]
     return [(math.sin(a), -math.cos(a)) for a in angles]
 

@@ -4,9 +4,9 @@
     place        leftmost red circle · the square at the top
     relation     the red circle left of the small blue square
 
-A sentence is used only if the scene has another object of the shape or the colour that it names, so that no single word
-identifies the object. Places and relations compare the centres of objects along one axis. They are used only if they
-are needed to distinguish objects of the named kind, and if no two of these are too close to each other (`CLEAR`).
+A sentence is used only if another object of the scene has the named shape or colour, so that no single word identifies
+the object. Places and relations compare the centres of objects along one axis. They are used only if they are needed to
+distinguish objects of the named kind, and if no two of these objects are too close to each other (`CLEAR`).
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ CLEAR = 0.07
 KINDS = ("attributes", "place", "relation")
 
 _PLACES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
-"""Axis and sign for each side: the object at that side has the smallest sign * coordinate."""
+"""Axis and sign for each side. The object at the side has the smallest sign * coordinate."""
 _RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
 _PLACE_WORDS = {
     "left": ("leftmost {noun}", "{noun} on the left"),
@@ -41,7 +41,7 @@ _NAMED = (
     ("colour",),
     ("shape",),
 )
-"""The combinations of attributes that a sentence may name; the size never occurs alone."""
+"""The combinations of attributes that a sentence may name. The size never occurs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +49,13 @@ class Description:
     """The meaning of a sentence.
 
     Attributes:
-        size: `small` or `large`; None if not named.
-        colour: Name of the colour; None if not named.
-        shape: Name of the shape; None if not named ("one").
-        place: `left`, `right`, `top` or `bottom`: the outermost object with these attributes; None if not named.
-        relation: `left of`, `right of`, `above` or `below` the anchor; None if not named.
-        anchor: The object to which the relation refers; given only with `relation`.
+        size: `small` or `large`; None if the sentence does not name it.
+        colour: Name of the colour; None if the sentence does not name it.
+        shape: Name of the shape; None if the sentence does not name it ("one").
+        place: `left`, `right`, `top` or `bottom`, for the outermost object with these attributes; None if the sentence
+            does not name it.
+        relation: `left of`, `right of`, `above` or `below` the anchor; None if the sentence does not name it.
+        anchor: The object to which the relation refers; None without a relation.
     """
 
     size: str | None = None
@@ -66,11 +67,11 @@ class Description:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`."""
+        """The kind of the description, one of `KINDS`."""
         return "relation" if self.relation else "place" if self.place else "attributes"
 
     def matches(self, scene: Scene) -> tuple[Thing, ...]:
-        """Return the objects that the description is true for; empty if two positions are too close to compare."""
+        """Return the objects for which the description is true; empty if two positions are too close to compare."""
         matching = tuple(t for t in scene.things if self._fits(t))
         if self.place:
             return _outermost(matching, scene, *_PLACES[self.place])
@@ -94,9 +95,9 @@ def describe(scene: Scene, target: Thing, rng: Random, kinds: tuple[str, ...] = 
 
     Args:
         scene: The scene.
-        target: One of its objects.
-        rng: Chooses among the possible sentences.
-        kinds: Which of `KINDS` may be used.
+        target: An object of the scene.
+        rng: Generator that chooses among the possible sentences.
+        kinds: The kinds of sentences that may be used, from `KINDS`.
 
     Returns:
         Lower-case sentences of at most 12 words; empty if no sentence distinguishes the object from the others.
@@ -114,7 +115,7 @@ def describe(scene: Scene, target: Thing, rng: Random, kinds: tuple[str, ...] = 
 
 
 def say(description: Description, rng: Random) -> str:
-    """Return a description as a sentence; `rng` chooses among equivalent wordings."""
+    """Return a description as a sentence. `rng` chooses among equivalent wordings."""
     noun = " ".join(filter(None, (description.size, description.colour, description.shape or "one")))
     if description.place:
         noun = rng.choice(_PLACE_WORDS[description.place]).format(noun=noun)
@@ -125,7 +126,7 @@ def say(description: Description, rng: Random) -> str:
 
 
 def _find(scene: Scene, target: Thing, kind: str, rng: Random) -> Description | None:
-    """Return a description of this kind that is true only for the target; None if there is none."""
+    """Return a description of a kind that is true only for the target; None if there is none."""
     for named in rng.sample(_NAMED, len(_NAMED)):
         head = _head(target, named)
         matching = head.matches(scene)

@@ -1,4 +1,4 @@
-"""The check of a whole dataset: the descriptor, the files, each shard and pool by itself, and all shards together."""
+"""Checks a whole dataset: the descriptor, the files, each shard and pool, and all shards together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from refseg.storage import Folder, open_folder
 from refseg.wording import counted
 
 _BYTES_PER_WORKER = 64 * 2**20
-"""Bytes that a process checks in the second that another process needs to start."""
+"""Number of bytes that a process checks in one second, the time that another process needs to start."""
 
 
 def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | None = None) -> list[Fault]:
@@ -32,11 +32,11 @@ def verify_dataset(folder: Path | str, *, fast: bool = False, workers: int | Non
     Args:
         folder: Path or URL of the dataset's folder.
         fast: Check only the descriptor, the names and sizes of files, and the rejects.
-        workers: Number of processes, each with one shard in memory; by default it depends on the number of cores and
-            the dataset's size.
+        workers: Number of processes, each with one shard in memory. The default depends on the number of cores and the
+            dataset's size.
 
     Returns:
-        The faults that were found; for each file at most `MOST_FAULTS` and their number.
+        The faults that were found. For each file, at most `MOST_FAULTS` faults are listed, with the total number.
 
     Raises:
         UsageError: If `workers` is below 1.
@@ -129,7 +129,7 @@ def _choose_workers(workers: int | None, sizes: Sequence[int]) -> int:
 
 
 def _check_swapped(descriptor: Descriptor, findings: Sequence[ShardFindings]) -> Iterator[Fault]:
-    """Find tars that were exchanged: they need only be renamed, not built again."""
+    """Find tars that were exchanged. They must only be renamed, not built again."""
     owners = {entry.tar_sha256: entry.name for entry in descriptor.shards if entry.num_samples}
     for found in findings:
         owner = owners.get(found.tar_sha256, found.name)
@@ -170,7 +170,7 @@ def _check_unique(findings: Sequence[ShardFindings], datasets: Sequence[str]) ->
 
 
 def _check_sentences(findings: Sequence[ShardFindings], datasets: Sequence[str], split: str) -> Iterator[Fault]:
-    """Check that a `sent_id` is unique in a split of each dataset, because predictions are matched by it."""
+    """Check that each `sent_id` is unique in a split of each dataset, because predictions are matched by `sent_id`."""
     yield from shorten(
         [
             Fault(
@@ -192,10 +192,10 @@ def _find_repeats(
 
     Args:
         findings: Results of the shards.
-        pairs_of: Returns the pairs of a shard, `(n, 2)`.
+        pairs_of: Function that returns the pairs of a shard, `(n, 2)`.
 
     Yields:
-        The pair, the name of the first shard that has it, and the name of the shard that repeats it.
+        The pair, the name of the first shard that contains it, and the name of the shard that repeats it.
     """
     pairs = [pairs_of(found) for found in findings]
     values = np.concatenate([np.empty((0, 2), np.int64), *pairs])

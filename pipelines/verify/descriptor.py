@@ -1,4 +1,4 @@
-"""Checks the descriptor for contradictions, and compares its counts with the published ones."""
+"""Checks the descriptor for contradictions, and compares the counts with the published counts."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def _check_entry(entry: ShardEntry, known_splits: set[str] | None, *, has_pools:
 
 
 def check_counts(descriptor: Descriptor, rejects: pa.Table | None) -> Iterator[Fault]:
-    """Check that refs in the source = rows + rejects, and that the source has the published counts.
+    """Check that the source's refs are rows plus rejects, and that the source has the published counts.
 
     Args:
         descriptor: Descriptor of the dataset.

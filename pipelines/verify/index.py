@@ -1,4 +1,4 @@
-"""Compares the index of a split with its hash and with the manifests that it was made from."""
+"""Compares the index of a split with the recorded hash and with the manifests from which it was made."""
 
 import numpy as np
 
@@ -13,17 +13,17 @@ from refseg.dataset.split_index import SplitIndex
 from refseg.storage import Folder, open_folder
 
 _COMPRESSED = ("mask_start", MASKS, "mask_xxh3")
-"""Arrays whose bytes depend on the version of the compression; their unpacked content is compared instead."""
+"""Arrays whose bytes depend on the version of the compression. The unpacked content is compared instead."""
 
 
 def check_index(task: tuple[str, str]) -> list[Fault]:
-    """Check the index of a split whose manifests have no fault.
+    """Check the index of a split. The split's manifests must have no faults.
 
     Args:
         task: Address of the dataset's folder, and name of the split.
 
     Returns:
-        At most one fault. A missing file is not reported here, because the files are compared before.
+        At most one fault. A missing file is not reported, because another check reports it.
 
     Raises:
         StorageError: If remote storage fails.
@@ -66,7 +66,10 @@ def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: byt
 
 
 def _find_difference(index: SplitIndex, rows: FlatRows, lengths: dict[str, int], tars: list[str]) -> str | None:
-    """Return the first array whose next part differs from a manifest's; add the manifest's lengths to `lengths`."""
+    """Return the name of the first array whose next part differs from a manifest.
+
+    The manifest's lengths are added to `lengths`.
+    """
     numbers = np.array([tars.index(tar) if tar in tars else -1 for tar in rows.tars], np.int32)
     expected = {**rows.arrays, "image_shard": numbers[rows.arrays["image_shard"]]}
     first_row = lengths.get("ref_id", 0)

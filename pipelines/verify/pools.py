@@ -1,4 +1,4 @@
-"""The check of one tar of an image pool: compares it with its hash and with the rows that refer to its samples."""
+"""Checks one tar of an image pool: compares it with the recorded hash and with the rows that refer to its samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class PoolTask:
     Attributes:
         folder: Path or URL of the pool.
         tar: Expected size and hash of the tar.
-        file: Name of the tar in rows: `<pool>/<tar>`.
+        file: Name of the tar in rows, `<pool>/<tar>`.
         locations: Locations of samples in the tar, as rows state them (`shards.SAMPLE_LOCATION`).
-        remedy: Remedy for faults.
-        stored_images: Size of the pictures in the pool; None: they have the size that their rows state.
+        remedy: Advice to the user in messages about faults.
+        stored_images: Size to which the pool's pictures were reduced; None if they have the size that the rows state.
     """
 
     folder: str
@@ -37,10 +37,10 @@ class PoolTask:
 
 
 def check_pool_tar(task: PoolTask) -> tuple[str, tuple[Fault, ...]]:
-    """Check one tar of a pool. A missing tar is not reported here, because the files are compared before.
+    """Check one tar of a pool. A missing tar is not reported, because another check reports it.
 
     Returns:
-        The task's `file`, and the faults of the tar; at most `MOST_FAULTS` and their number.
+        The task's `file`, and the faults of the tar. At most `MOST_FAULTS` faults are listed, with the total number.
 
     Raises:
         StorageError: If remote storage fails.

@@ -1,4 +1,4 @@
-"""Checks the rows of a manifest: against the descriptor, and each row for contradictions."""
+"""Compares the rows of a manifest with the descriptor, and checks each row for contradictions."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,11 +19,11 @@ from refseg.errors import AnnotationError
 from refseg.storage import open_folder
 
 Row = dict[str, Any]
-"""A row of a Parquet file: plain values by column."""
+"""A row of a Parquet file, as plain values by column."""
 
 
 def read_rows(data: bytes) -> list[Row]:
-    """Return the rows of a manifest's bytes as plain values, which are not checked; `digest_rows` gives their digest.
+    """Return the rows in a manifest's bytes as plain, unchecked values. `digest_rows` computes the digest of the rows.
 
     Raises:
         DatasetError: If the bytes are not a manifest of this format.
@@ -47,7 +47,7 @@ def check_rows(
 
     Args:
         entry: The descriptor's entry for the shard.
-        table: All columns of its manifest.
+        table: All columns of the shard's manifest.
         rows: The same rows as plain values.
         rules: The values that the descriptor allows.
         mask_rule: Mask rule of the dataset.

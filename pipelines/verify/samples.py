@@ -1,4 +1,4 @@
-"""Reads the samples of a tar one after the other, and compares each with the manifest."""
+"""Reads the samples of a tar one after the other, and compares each sample with the manifest."""
 
 import io
 import re
@@ -22,12 +22,12 @@ _KEY = re.compile(r"(-?\d{11,19})(?:_([1-9]\d{0,8}))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarSample:
-    """One sample of a tar.
+    """A sample of a tar.
 
     Attributes:
         key: Key of the sample, `<image id>` or `<image id>_<number>`.
         image_id: Image id in the key.
-        number: Number in the key, which distinguishes the samples of one image; 0 without one.
+        number: Number in the key, which distinguishes the samples of one image; 0 if the key has no number.
         image_offset: Offset of the JPEG in the tar.
         image: Bytes of the JPEG.
         text: Bytes of the JSON.
@@ -47,7 +47,7 @@ def walk_samples(data: bytes) -> Iterator[TarSample]:
     """Yield the samples of a tar.
 
     Raises:
-        DatasetError: If the tar differs from what a build writes; samples before the first difference are yielded.
+        DatasetError: If the tar differs from what a build writes. Samples before the first difference are yielded.
     """
     members = walk_members(io.BytesIO(data))
     for member in members:
@@ -81,7 +81,7 @@ def check_sample(
     records: Sequence[RefRecord | Exception],
     stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
-    """Compare a sample with the rows of its image: offset, size, hashes and JSON.
+    """Compare the offset, size, hashes and JSON of a sample with the image's rows.
 
     Args:
         file: Name of the tar.
@@ -89,7 +89,7 @@ def check_sample(
         data: Bytes of the tar.
         rows: Rows of the image.
         records: Records of these rows.
-        stored_images: Size of the pictures in the tar; None: they have the size that their rows state.
+        stored_images: Size to which the tar's pictures were reduced; None if they have the size that the rows state.
     """
 
     def fault(found: str, expected: str) -> Fault:
@@ -124,12 +124,12 @@ def check_sample(
 def find_size_fault(
     jpeg: bytes | memoryview, size: tuple[int, int], stored_images: StoredImages | None
 ) -> tuple[str, str] | None:
-    """Compare the size in a picture's header with its rows.
+    """Compare the size in a picture's header with the rows.
 
     Args:
         jpeg: Bytes of the picture.
         size: `(height, width)` in pixels, as the rows state.
-        stored_images: Size to which pictures were reduced; None: they have the size that their rows state.
+        stored_images: Size to which pictures were reduced; None if they have the size that the rows state.
 
     Returns:
         What was found and what was expected; None if the sizes agree.
@@ -144,13 +144,13 @@ def find_size_fault(
 
 
 def hash_span(data: bytes, image_offset: int, num_bytes: int) -> str:
-    """Return the XXH3-64 of a whole sample, given the offset of its JPEG."""
+    """Return the XXH3-64 of a whole sample, given the JPEG's offset."""
     start = max(0, image_offset - BLOCK)
     return str(xxhash.xxh3_64_hexdigest(memoryview(data)[start : start + num_bytes]))
 
 
 def _difference(found: bytes, expected: bytes) -> str:
-    """Describe the first difference of two samples' JSON; empty if one cannot be read."""
+    """Describe the first difference between the JSON of two samples; empty if one cannot be read."""
     try:
         ours, theirs = parse_json(found), parse_json(expected)
         for name, value in theirs.items():

@@ -1,4 +1,4 @@
-"""The check of one shard: its manifest and its tar. It also returns the ids that are compared between all shards."""
+"""Checks the manifest and tar of one shard, and returns the ids that are compared between all shards."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class VerifyTask:
         entry: The descriptor's entry for the shard.
         rules: The values that the descriptor allows in rows.
         mask_rule: Mask rule of the dataset.
-        stored_images: Size of the pictures in the tar; None: they have the size that their rows state.
+        stored_images: Size to which the tar's pictures were reduced; None if they have the size that the rows state.
     """
 
     folder: str
@@ -54,12 +54,13 @@ class ShardFindings:
 
     Attributes:
         name: Name of the shard.
-        faults: The faults; for each file at most `MOST_FAULTS` and their number.
-        keys: `(samples, 2)` int64: image id and number of each sample in the tar.
-        refs: `(rows, 2)` int64: position of the row's dataset in the task's datasets, and its ref id.
-        sentences: `(sentences, 2)` int64: position of the dataset in the task's datasets, and `sent_id`.
-        locations: For each tar of a pool: the locations of samples in it, each once (`SAMPLE_LOCATION`).
-        tar_sha256: SHA-256 of the tar as found; empty without one.
+        faults: The faults. For each file, at most `MOST_FAULTS` faults are listed, with the total number.
+        keys: Image id and number of each sample in the tar, `(samples, 2)` int64.
+        refs: Position of the dataset in the task's datasets and ref id of each row, `(rows, 2)` int64.
+        sentences: Position of the dataset in the task's datasets and `sent_id` of each sentence, `(sentences, 2)`
+            int64.
+        locations: Locations of samples, each once, by tar of a pool (`SAMPLE_LOCATION`).
+        tar_sha256: SHA-256 of the tar; empty if the shard has no tar.
     """
 
     name: str
@@ -72,7 +73,7 @@ class ShardFindings:
 
 
 def verify_shard(task: VerifyTask) -> ShardFindings:
-    """Check one shard. A missing file is not reported here, because the files are compared before.
+    """Check one shard. A missing file is not reported, because another check reports it.
 
     Raises:
         StorageError: If remote storage fails.
@@ -141,7 +142,7 @@ def _check_tar(
     keys: list[tuple[int, int]],
     stored_images: StoredImages | None,
 ) -> Iterator[Fault]:
-    """Compare the tar's samples with the manifest's images, and append the samples' keys to `keys`.
+    """Compare the tar's samples with the manifest's images, and append the keys of the samples to `keys`.
 
     `waiting` holds the images whose samples have not been found yet. Example: the manifest has the images 7, 5 and 9. A
     sample of 5 is compared with the rows of 5, which are removed from `waiting`. The images that remain at the end are

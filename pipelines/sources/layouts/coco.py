@@ -11,13 +11,13 @@ from pipelines.sources.targets import target_of_segmentation
 from refseg.values import short, whole_number
 
 CAPTIONS = ("caption", "captions", "sentence", "sentences", "expression", "expressions", "description", "phrase")
-"""Fields of an annotation, or of its `attributes` (CVAT's export), that contain sentences: a string or a list."""
+"""Fields of an annotation, or of the `attributes` in CVAT's export, that contain sentences (a string or a list)."""
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per caption of each annotation; without a segmentation the target is the annotation's box.
+    """Yield one row per caption of each annotation. Without a segmentation, the target is the annotation's box.
 
-    Annotations without a caption make no row; a warning states their number.
+    Annotations without a caption make no row. A warning states the number of these annotations.
 
     Raises:
         AnnotationError: If the file is not COCO's JSON.

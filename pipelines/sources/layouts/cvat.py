@@ -20,12 +20,12 @@ _TEXTS = (*CAPTIONS, "text")
 
 
 def rows(path: Path) -> Rows:
-    """Yield the targets of each picture.
+    """Yield the rows of each picture.
 
     An attribute holds a shape's sentences, one per line. Without such an attribute, the shape's label is used.
 
-    A picture's `subset` (`Train`, `Validation`) is its split. Shapes of other kinds make no row; a warning states their
-    number.
+    A picture's `subset` (`Train`, `Validation`) is the split. Shapes of other kinds make no row. A warning states the
+    number of these shapes.
 
     Raises:
         AnnotationError: If the file is not CVAT's XML.
@@ -55,7 +55,7 @@ def rows(path: Path) -> Rows:
 
 
 def _images(path: Path) -> Iterator[ElementTree.Element]:
-    """Yield the `image` elements, with one in memory at a time."""
+    """Yield the `image` elements. Only one is in memory at a time."""
     try:
         with open_source(path, is_xml=True) as file:
             yield from _parse(file, path)
@@ -107,7 +107,7 @@ def _region(shape: ElementTree.Element, size: Size) -> Region:
 
 
 def _paste(shape: ElementTree.Element, size: Size) -> dict[str, object]:
-    """Draw a mask, given as run lengths over the rows of a box; the first run is of zeros."""
+    """Draw a mask from run lengths over the rows of a box. The first run consists of zeros."""
     left, top, width, height = (_number(shape.get(name)) for name in ("left", "top", "width", "height"))
     runs = [_number(run) for run in (shape.get("rle") or "").split(",")]
     whole = np.zeros(size, np.bool_)

@@ -1,4 +1,4 @@
-"""Reads Label Studio's JSON export: brushes, polygons and rectangles, with text fields per region or a label."""
+"""Reads Label Studio's JSON export: brushes, polygons and rectangles, each with text fields or a label."""
 
 import re
 from collections import defaultdict
@@ -20,10 +20,10 @@ _SHAPES = ("brush", "polygon", "rectangle")
 
 
 def rows(path: Path) -> Rows:
-    """Yield the targets of each task. The text fields of a region hold its sentences; otherwise its label is used.
+    """Yield the rows of each task. A region's text fields hold the sentences. Without text, the label is used.
 
     A task with several annotations is a fault unless one of them is marked as ground truth. Tasks without an annotation
-    and shapes of other kinds make no row; warnings state their numbers.
+    and shapes of other kinds make no row. Warnings state the numbers of both.
 
     Raises:
         AnnotationError: If the file is not Label Studio's JSON export.
@@ -66,7 +66,7 @@ def find_image(task: dict[str, Any]) -> str:
     """Return the original name of a task's picture, without the prefix that Label Studio adds to uploads.
 
     Raises:
-        RowFault: If the task has no picture, or several.
+        RowFault: If the task has no picture, or more than one.
     """
     data = task.get("data")
     texts = [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
@@ -86,21 +86,24 @@ def find_image(task: dict[str, Any]) -> str:
 
 
 def decode_brush(numbers: Any, size: Size) -> NDArray[np.bool_]:
-    """Decode a brush's mask `(H, W)` from Label Studio's run lengths, which thi.ng/rle-pack defines.
+    """Decode a brush's mask `(H, W)` from Label Studio's run lengths, whose format is thi.ng/rle-pack.
 
-    The bytes are one string of bits. It begins with a header: 32 bits for the number of values, 5 for the bits per
-    value minus one, and four times 4 for the bits of each of four kinds of length, minus one. Blocks follow: 1 bit (1:
-    a run of one value, 0: single values), 2 bits for the kind of length, the length minus one, and the value or values.
-    The values are red, green, blue and alpha of each pixel, row by row. The mask is where alpha is above 0.
+    The bytes are one string of bits. The header has 32 bits for the number of values, 5 bits for the width of a value
+    minus one, and four times 4 bits for the widths of four kinds of length, each minus one.
 
-    Example: if a length of kind 0 has 3 bits and a value 8, the block 1 00 101 11111111 means 6 times the value 255.
+    Then blocks follow. The first bit of a block is 1 for a run of one value, and 0 for single values. The next two bits
+    are the kind of length. Then follow the length minus one, and the value or values. The values are red, green, blue
+    and alpha of each pixel, row by row. The mask is True where alpha is above 0.
+
+    Example: if a length of kind 0 has 3 bits and a value has 8 bits, the block 1 00 101 11111111 is the value 255,
+    repeated 6 times.
 
     Args:
         numbers: The bytes, as a list of numbers.
         size: `(height, width)` of the picture in pixels.
 
     Raises:
-        RowFault: If the numbers are not such run lengths, or belong to a picture of another size.
+        RowFault: If the numbers are not in this format, or belong to a picture of another size.
     """
     try:
         bits = _Bits(np.unpackbits(np.array(numbers, np.uint8)))
@@ -128,7 +131,7 @@ def decode_brush(numbers: Any, size: Size) -> NDArray[np.bool_]:
 
 
 class _Bits:
-    """A string of bits `(N,)` that is read from its start; the highest bit of a number comes first."""
+    """A string of bits `(N,)` that is read from the start. The highest bit of a number is first."""
 
     def __init__(self, bits: NDArray[np.uint8]) -> None:
         self._bits = bits
@@ -147,7 +150,7 @@ class _Bits:
 
 
 def _choose_annotation(annotations: Any) -> dict[str, Any] | None:
-    """Return the annotation of a task that is to be used; None if there is none."""
+    """Return the annotation of a task to use; None if the task has no annotation."""
     listed = annotations if isinstance(annotations, list) else []
     found = [one for one in listed if isinstance(one, dict) and not one.get("was_cancelled")]
     if len(found) > 1:
@@ -199,7 +202,7 @@ def _region(result: dict[str, Any], size: Size, sentences: tuple[str, ...]) -> R
 
 
 def _scale(point: Any, size: Size) -> Any:
-    """Convert a corner from percent of the picture to pixels; other values are returned unchanged and refused later."""
+    """Convert a corner from percent of the picture to pixels. Other values are returned unchanged and refused later."""
     if not isinstance(point, list) or len(point) != 2 or not all(type(part) in (int, float) for part in point):
         return point
     return [point[0] * size[1] / 100, point[1] * size[0] / 100]

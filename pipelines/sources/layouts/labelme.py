@@ -1,4 +1,4 @@
-"""Reads labelme's JSON files, one per picture, with shapes that have a label and optionally description and group."""
+"""Reads labelme's JSON files, one per picture. Shapes have a label and optionally a description and a group."""
 
 import base64
 import binascii
@@ -19,9 +19,9 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
 def rows(path: Path) -> Rows:
-    """Yield the targets of one picture.
+    """Yield the rows of one picture.
 
-    A shape's `description` holds its sentences, one per line. Without a description, its label is used.
+    A shape's `description` holds the sentences, one per line. Without a description, the label is used.
 
     Raises:
         AnnotationError: If the file is not labelme's JSON.
@@ -68,10 +68,10 @@ def draw_shape(shape: dict[str, Any], size: Size) -> tuple[dict[str, Any], tuple
     """Draw a polygon, rectangle, circle or mask of labelme.
 
     Returns:
-        The run lengths and, for a rectangle, the box.
+        The run lengths, and the box (None if the shape is not a rectangle).
 
     Raises:
-        RowFault: If the shape is of another kind, or its points do not fit its kind.
+        RowFault: If the shape is of another kind, or the points do not fit the kind.
     """
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind == "polygon":
@@ -95,7 +95,7 @@ def draw_shape(shape: dict[str, Any], size: Size) -> tuple[dict[str, Any], tuple
 
 
 def _paste(encoded: Any, corner: tuple[float, float], size: Size) -> dict[str, Any]:
-    """Draw a mask that labelme stores as a PNG in base64, cropped to the box of its two points."""
+    """Draw a mask that labelme stores as a PNG in base64, cropped to the box of the shape's two points."""
     try:
         with Image.open(BytesIO(base64.b64decode(encoded, validate=True)), formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("L")) > 0

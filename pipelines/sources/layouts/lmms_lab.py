@@ -14,12 +14,13 @@ from refseg.values import short
 logger = logging.getLogger(__name__)
 
 _MERGED = {8811: (3811, "unc"), 7573: (2573, "umd")}
-"""By number of rows of a `val` that is the union of two partitions' validation splits: the number of rows and the name
-of the partition that papers report."""
+"""Number of rows and name of the partition that papers report, by the number of rows of a `val` that is the union of
+two partitions' validation splits.
+"""
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per answer. The pictures are COCO's, which are found below `--images` by their ids.
+    """Yield one row per answer. The pictures are COCO's and are found by id below `--images`.
 
     Raises:
         AnnotationError: If the file cannot be read, or its split is the union of two partitions.
@@ -41,7 +42,7 @@ def rows(path: Path) -> Rows:
 
 
 def _refuse_merged(path: Path) -> None:
-    """Refuse a `val` that mixes the validation refs of two partitions, because no paper reports scores on it."""
+    """Refuse a `val` that contains the validation refs of two partitions, because no paper reports scores on it."""
     split = path.name.partition("-")[0]
     total = sum(parquet_length(other) for other in path.parent.glob(f"{split}-*.parquet"))
     if split == "val" and total in _MERGED:

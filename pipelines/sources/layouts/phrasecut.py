@@ -1,4 +1,4 @@
-"""Reads PhraseCut's `refer_<split>.json`: a list of phrases with the polygons of each instance."""
+"""Reads PhraseCut's `refer_<split>.json`, a list of phrases with the polygons of each instance."""
 
 import re
 from itertools import chain
@@ -12,10 +12,10 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per phrase; the target is the union of all its instances' polygons.
+    """Yield one row per phrase. The target is the union of the polygons of all instances of the phrase.
 
-    Pictures are Visual Genome's, `<image_id>.jpg`, and their size is read from the files. The split is the one in the
-    file's name, which may be `miniv`.
+    Pictures are Visual Genome's, `<image_id>.jpg`, and sizes are read from the pictures. The file's name contains the
+    split, which may be `miniv`.
 
     Raises:
         AnnotationError: If the file is not a list in JSON.

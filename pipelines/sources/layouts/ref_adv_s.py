@@ -1,4 +1,4 @@
-"""Reads Ref-Adv-s (dddraxxx/ref-adv-s): Parquet with pictures, one hard sentence and its box per row."""
+"""Reads Ref-Adv-s (dddraxxx/ref-adv-s): Parquet with a picture, a hard sentence and a box per row."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from pipelines.sources.targets import box_of_corners
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per sentence; boxes are left, top, right, bottom in pixels.
+    """Yield one row per sentence. Boxes are left, top, right, bottom in pixels.
 
-    The dataset is only for testing, so its rows are `test`, although the file's split is named `train`. Its pictures
-    are in the file: `refseg unpack-images` writes them to a folder, which is then given as `--images`.
+    The dataset is only for testing, so the split of all rows is `test`, although the file's split is named `train`. The
+    pictures are in the file. `refseg unpack-images` writes them to a folder, which is then given as `--images`.
 
     Raises:
         AnnotationError: If the file cannot be read.

@@ -11,7 +11,7 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per sentence of each sample. The pictures are COCO's, found below `--images` by their ids.
+    """Yield one row per sentence of each sample. The pictures are COCO's and are found by id below `--images`.
 
     Raises:
         AnnotationError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Reads Sa2VA's list for fine-tuning: for each picture, the polygons and a sentence of each object."""
+"""Reads Sa2VA's list for fine-tuning, which has polygons and a sentence for each object of a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from refseg.values import short
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per sentence: `text[i]` names the object of `mask[i]`, which is polygons or run lengths.
+    """Yield one row per sentence. `text[i]` names the object of `mask[i]`, which is polygons or run lengths.
 
-    Sa2VA adds up the polygons of an object, so that a pixel of two polygons counts twice. Here the target is their
-    union.
+    Sa2VA adds up the polygons of an object, so that a pixel in two polygons counts twice. Here the target is the union
+    of the polygons.
 
     Raises:
         AnnotationError: If the file is not a list in JSON.
@@ -34,7 +34,7 @@ def rows(path: Path) -> Rows:
 
 
 def _holds_objects(masks: Any) -> bool:
-    """Return True if the list has one entry, which is an object's polygons or run lengths."""
+    """Return True if the list has one entry that is the polygons or run lengths of an object."""
     if not isinstance(masks, list) or len(masks) != 1:
         return False
     first = masks[0]

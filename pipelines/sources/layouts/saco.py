@@ -12,11 +12,13 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per pair. Its target is the union of all its masks; a pair without annotations has no target.
+    """Yield one row per pair.
 
-    Boxes and areas of the format are fractions of the picture and are not used. A pair that is marked as incompletely
-    annotated (neither `is_instance_exhaustive` nor `is_pixel_exhaustive`) has an unknown target and makes no row; a
-    warning states the number of such pairs. The masks of the whole file are held in memory.
+    The target is the union of all masks of the pair. A pair without annotations has no target.
+
+    Boxes and areas of the format are fractions of the picture and are not used. A pair with neither
+    `is_instance_exhaustive` nor `is_pixel_exhaustive` is annotated incompletely. The target is unknown, so the pair
+    makes no row, and a warning states the number of these pairs. The masks of the whole file are in memory.
 
     Raises:
         AnnotationError: If the file is not COCO's JSON.

@@ -1,4 +1,4 @@
-"""Reads SeqTR's `instances.json`, which SimVG, DeRIS and InstanceVG also use: one list of records per split."""
+"""Reads SeqTR's `instances.json`, which has one list of records per split. SimVG, DeRIS and InstanceVG use it, too."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from refseg.values import short, whole_number
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per expression; the target is the record's `mask` or, if it has none, its `bbox`.
+    """Yield one row per expression. The target is the record's `mask` or, without one, the `bbox`.
 
-    Pictures are given by their id: COCO's file name or, if `data_source` is another collection (`vg`, `flickr`),
-    `<id>.jpg`.
+    Records state the id of a picture. The file name is COCO's or, if `data_source` is another collection (`vg`,
+    `flickr`), `<id>.jpg`.
 
     Raises:
         AnnotationError: If the file is not an object of lists in JSON.

@@ -24,10 +24,10 @@ _NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*
 
 
 def rows(path: Path) -> Rows:
-    """Yield one row per record. Boxes are left, top, right, bottom in pixels; `null` means that there is no target.
+    """Yield one row per record. Boxes are left, top, right, bottom in pixels, and `null` means that there is no target.
 
-    A record has fields with a sentence and a box, or a chat: VLM-R1's question and an answer with the box, or Qwen's
-    answer with `bbox_2d` and `label`.
+    A record has fields with a sentence and a box, or it is a chat. VLM-R1's chats have a question and an answer with
+    the box. Qwen's chats have an answer with `bbox_2d` and `label`.
 
     Raises:
         AnnotationError: If the file cannot be read.
