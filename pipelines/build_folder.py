@@ -1,4 +1,4 @@
-"""Manages the folder of a build: temporary files, the lock, and the removal of files after kills and faults."""
+"""Locks the folder of a build, manages temporary files, and removes files after kills and faults."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Defines the plan of a build: the shards, and a fingerprint of everything that determines the dataset's bytes."""
+"""Defines the plan of a build, with the shards and a fingerprint of everything that determines the dataset's bytes."""
 
 import hashlib
 import json

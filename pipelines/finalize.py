@@ -1,4 +1,4 @@
-"""Finishes a build: writes rejects, indexes and the descriptor from the receipts of all shards."""
+"""Finishes a build by writing rejects, indexes and the descriptor from the receipts of all shards."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def report_shared_images(folder: Folder, dataset_id: str, shards: Sequence[Shard
     """Log a warning about pictures in several splits or under several ids.
 
     Raises:
-        BuildError: If there are such pictures and `on_shared_images` is `refuse`.
+        BuildError: If such pictures exist and `on_shared_images` is `refuse`.
     """
     found = find_shared_images(folder, dataset_id, shards)
     if not found.describe():

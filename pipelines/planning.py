@@ -1,4 +1,4 @@
-"""Makes the plan of a build: surveys the source, and checks all records and counts, before any image is read."""
+"""Surveys a source, checks all records and counts before any image is read, and makes the plan of a build."""
 
 import logging
 from collections import Counter, defaultdict

@@ -48,7 +48,7 @@ class SplitStats:
         published: The same counts as published; None if none are published.
         num_pool_images: Number of images that are in other datasets' tars.
         num_no_target: Number of refs whose sentences name nothing in the image.
-        num_nothing: Number of sentences that name nothing in the image, including those of refs with a target.
+        num_nothing: Number of sentences that name nothing in the image, including sentences of refs with a target.
         num_box_only: Number of refs whose target is a box, because the source has no shape.
         words: Distribution of the number of words, separated by spaces, per sentence.
         tokens: Distribution of the number of BPE ids, including SOS and EOS, per sentence.

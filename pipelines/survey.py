@@ -1,4 +1,4 @@
-"""Surveys a source: assigns the images of each split to shards, in the memory of a laptop.
+"""Surveys a source and assigns the images of each split to shards, in the memory of a laptop.
 
 The survey makes two passes over the refs, and `survey_tables.py` makes one pass over the tables. Only a few numbers per
 ref and image stay in memory. The records are written to files on disk, one per shard (`Spill`).

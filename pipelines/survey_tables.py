@@ -1,4 +1,4 @@
-"""Reads a source's tables: finds images, assigns records to shards, and collects categories and licences."""
+"""Reads a source's tables, finds images, assigns records to shards, and collects categories and licences."""
 
 import hashlib
 import logging

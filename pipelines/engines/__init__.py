@@ -13,7 +13,7 @@ __all__ = ["Engine", "check_engine", "run_local", "run_tasks", "usable_cores"]
 T = TypeVar("T")
 R = TypeVar("R")
 Engine = Literal["local", "ray"]
-"""`local`: processes on this machine. `ray`: a Ray cluster. For array tasks of a scheduler see `BuildOptions.stage`."""
+"""`local` uses processes on this machine, and `ray` a Ray cluster. `BuildOptions.stage` is for a scheduler's tasks."""
 
 
 def check_engine(engine: str) -> None:

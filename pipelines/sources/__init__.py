@@ -4,8 +4,8 @@ The files are listed in the order in which data passes through them.
 
 - `reader.py` defines what a reader is, and `registry.py` lists all readers and chooses one.
 - `source_file.py` fetches, finds, opens (gzip, byte order marks) and hashes files. `json_stream.py` reads JSON record
-  by record, and `parquet_rows.py` reads columns of Parquet files. `plain_pickle.py` reads pickles of plain values, and
-  with `numpy_pickle.py` those of NumPy values.
+  by record, and `parquet_rows.py` reads columns of Parquet files. `plain_pickle.py` reads pickles of plain values and,
+  with `numpy_pickle.py`, of NumPy values.
 - `refer.py` reads REFER's layout, `referit.py` reads RefClef's released files, and `mdetr.py` reads MDETR's files.
   `jxu124.py` reads the Parquet datasets of the account jxu124 on the Hugging Face Hub.
 - `custom.py` reads a user's own table, with the rows that `table.py` reads from CSV, JSON lines or Parquet. `layouts/`

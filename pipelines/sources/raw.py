@@ -49,7 +49,7 @@ class RawRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawShard:
-    """The input of one task of the check: some refs with all records that they refer to.
+    """Some refs with all records that they refer to, which one task of the check reads.
 
     Attributes:
         spec: Dataset and partition.

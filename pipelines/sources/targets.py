@@ -41,7 +41,7 @@ def box_of_corners(corners: Any) -> list[float]:
     """Convert a box of left, top, right, bottom to left, top, width, height.
 
     Raises:
-        RowFault: If the value is not such a box.
+        RowFault: If the value is not four numbers with left < right and top < bottom.
     """
     if isinstance(corners, list | tuple) and len(corners) == 4 and all(type(part) in (int, float) for part in corners):
         left, top, right, bottom = corners

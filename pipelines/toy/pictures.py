@@ -1,4 +1,4 @@
-"""Paints a scene: a background with a slight texture, objects with smooth edges, and a crowd of dots."""
+"""Paints a scene with a slightly textured background, objects with smooth edges, and a crowd of dots."""
 
 import io
 from random import Random

@@ -1,4 +1,4 @@
-"""Checks a built dataset: the descriptor, tars and manifests, and if they agree in each run length and token.
+"""Checks the descriptor, tars and manifests of a built dataset, and compares them down to each run length and token.
 
 `dataset` checks a whole dataset. It compares the files, gives each shard and each tar of an image pool to a worker, and
 compares the results. `descriptor` checks `refseg.json`. `shards` checks one shard: its manifest with `rows` and its tar

@@ -1,4 +1,4 @@
-"""Checks a whole dataset: the descriptor, the files, each shard and pool, and all shards together."""
+"""Checks the descriptor, the files, each shard and pool, and all shards together."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence

@@ -44,7 +44,7 @@ def check_index(task: tuple[str, str]) -> list[Fault]:
 
 
 def _compare(place: Folder, descriptor: Descriptor, entry: IndexEntry, data: bytes) -> Fault | None:
-    """Compare the arrays with those of each manifest, and return the first difference."""
+    """Compare the index's arrays with the arrays from each manifest, and return the first difference."""
     entries = tuple(shard for shard in descriptor.shards if shard.split == entry.split)
     try:
         index = SplitIndex(place, entry, data)

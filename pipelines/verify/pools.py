@@ -1,4 +1,4 @@
-"""Checks one tar of an image pool: compares it with the recorded hash and with the rows that refer to its samples."""
+"""Compares one tar of an image pool with the recorded hash and with the rows that refer to samples in the tar."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ _TEXTS = (*CAPTIONS, "text")
 def rows(path: Path) -> Rows:
     """Yield the rows of each picture.
 
-    An attribute holds a shape's sentences, one per line. Without such an attribute, the shape's label is used.
+    An attribute holds a shape's sentences, one per line. Without this attribute, the shape's label is used.
 
     A picture's `subset` (`Train`, `Validation`) is the split. Shapes of other kinds make no row. A warning states the
     number of these shapes.
