@@ -1,4 +1,4 @@
-"""A batch: a few flat tensors. Each image is stored once and shared by its expressions."""
+"""Defines a batch, which consists of a few flat tensors. Expressions of the same image share one copy of it."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """The input of one training or evaluation step: I images and B expressions, I <= B.
+    """The input of one training or evaluation step. It has I images and B expressions, with I <= B.
 
-    Images and masks are uint8 until they are on the device, where `transforms.normalise` makes floats of them.
-    `image_index` is the identity if each expression has its own copy of the picture (k = 1).
+    Images and masks are uint8. `transforms.normalise` converts images to floats on the device. `image_index` is the
+    identity if each expression has its own copy of the picture (k = 1).
     """
 
     images: UInt8[Tensor, "I 3 H W"]

@@ -1,7 +1,7 @@
-"""The memory that batches are packed into, and the rule when it may be written again.
+"""Allocates the memory into which batches are packed, and decides when memory may be reused.
 
-A copy to a device may still read a batch's memory after the program has dropped the batch, because `Tensor.to` with
-`non_blocking=True` only queues the copy. Therefore memory is reused only through allocators that know all readers:
+`Tensor.to` with `non_blocking=True` only queues a copy. The copy may therefore still read a batch's memory after the
+program has dropped the batch. For this reason memory is reused only through allocators that know all readers:
 
 - torch's allocator of pinned memory records the stream of each queued copy and reuses memory only after that stream
   has finished the copy. It is used on machines with a device that torch can pin memory for.
@@ -42,8 +42,8 @@ def memory_kind() -> MemoryKind:
 def can_pin(device: torch.device) -> bool:
     """Return True if torch tracks copies from pinned memory to a device, so that `non_blocking=True` is safe.
 
-    For pageable memory it is not: CUDA only states that a copy "might be synchronous with respect to the host", and MPS
-    and XPU read such memory later.
+    Copies from pageable memory are not safe with `non_blocking=True`. CUDA only states that such a copy "might be
+    synchronous with respect to the host". MPS and XPU read pageable memory later.
     """
     return device.type in _PINNING
 
@@ -51,8 +51,8 @@ def can_pin(device: torch.device) -> bool:
 class Buffers:
     """An allocator whose memory is reused only when nothing reads it any more.
 
-    A batch that the caller keeps is never overwritten: its memory returns to the pool when the last tensor or view of
-    it is gone.
+    A batch that the caller keeps is never overwritten. The memory returns to the pool when the last tensor or view of
+    it is deleted.
 
     Args:
         kind: Kind of memory to allocate.
@@ -80,7 +80,7 @@ class Buffers:
         return torch.from_numpy(array)
 
     def __getstate__(self) -> MemoryKind:
-        """Return the state without the memory, which another process allocates for itself."""
+        """Return the state without the memory. Another process allocates memory for itself."""
         return self._kind
 
     def __setstate__(self, state: MemoryKind) -> None:
@@ -88,11 +88,11 @@ class Buffers:
 
 
 class SharedBuffers:
-    """An allocator of shared memory in a worker process: the training process receives tensors without a copy.
+    """An allocator of shared memory in a worker process. The training process receives tensors without a copy.
 
-    Each buffer has one extra byte at its end, the flag "in use". The worker sets it when it packs a batch, and the
-    training process clears it when the batch is gone or copied (`give_back`). A buffer whose flag is never cleared is
-    not reused; a new one replaces it.
+    Each buffer has one extra byte at its end, the flag "in use". The worker sets the flag when it packs a batch. The
+    training process clears the flag when the batch is deleted or copied (`give_back`). A buffer whose flag is never
+    cleared is not reused. A new buffer is allocated instead.
     """
 
     def __init__(self) -> None:
@@ -111,18 +111,21 @@ class SharedBuffers:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Return the memory of a tensor from `SharedBuffers` to the worker; no copy from it may still be queued."""
+    """Return the memory of a tensor from `SharedBuffers` to the worker. No queued copy may still read it."""
     torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())[-1] = 0
 
 
 def give_back_when_gone(tensor: Tensor) -> Tensor:
-    """Return a tensor over the same `SharedBuffers` memory, which is given back when nothing refers to it any more."""
+    """Return a tensor over the same `SharedBuffers` memory. The memory is given back when the tensor is deleted."""
     array = tensor.numpy()
     weakref.finalize(array, give_back, tensor).atexit = False
     return torch.from_numpy(array)
 
 
 def _rounded(num_bytes: int) -> int:
-    """Round a size up by at most a quarter, so that batches of similar sizes share buffers: 900 and 1000 give 1024."""
+    """Round a size up by at most a quarter, so that batches of similar sizes share buffers.
+
+    For example, 900 and 1000 both give 1024.
+    """
     step = max(64, 1 << max(0, num_bytes.bit_length() - 3))
     return -(-num_bytes // step) * step

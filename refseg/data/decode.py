@@ -14,13 +14,13 @@ from refseg.jpeg_header import jpeg_size, open_stored_jpeg
 
 
 def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
-    """Decode a JPEG to RGB, 0 to 255, with memory in the order `(h, w, 3)`, which `Geometry.apply_image` prefers.
+    """Decode a JPEG to RGB, 0 to 255. The memory order is `(h, w, 3)`, for which `Geometry.apply_image` is fastest.
 
-    Greyscale is repeated over the channels. An EXIF rotation is not applied, because annotations refer to the stored
-    pixels.
+    A greyscale value is repeated in all channels. An EXIF rotation is not applied, because annotations refer to the
+    stored pixels.
 
     Args:
-        data: The file's bytes. The array must be writable, because torch shares its memory.
+        data: Bytes of the file. The array must be writable, because torch shares the memory.
 
     Raises:
         ImageError: If the bytes are not a complete JPEG.
@@ -36,9 +36,9 @@ def decode_rgb(data: UInt8[np.ndarray, "bytes"]) -> UInt8[Tensor, "3 h w"]:
 
 
 def is_plain(data: UInt8[np.ndarray, "bytes"]) -> bool:
-    """Return True if a GPU's decoder certainly gives the right RGB, which is so for YCbCr (brightness and colour).
+    """Return True if a GPU's decoder certainly gives the right RGB values. This is the case for YCbCr files.
 
-    It is False for greyscale, CMYK, and files whose three channels are stored as red, green and blue.
+    The result is False for greyscale and CMYK files, and for files that store red, green and blue.
     """
     try:
         with open_stored_jpeg(data.tobytes()) as picture:
@@ -49,17 +49,17 @@ def is_plain(data: UInt8[np.ndarray, "bytes"]) -> bool:
 
 
 def decode_plain_rgb(files: Sequence[UInt8[Tensor, "_"]], device: torch.device) -> list[UInt8[Tensor, "3 _ _"]]:
-    """Decode several JPEGs to RGB, 0 to 255, on a device; `is_plain` must be True for each.
+    """Decode several JPEGs to RGB, 0 to 255, on a device. `is_plain` must be True for each file.
 
-    A GPU decodes with nvJPEG. Its pixels differ from libjpeg's by about one level, and by more at sharp edges of
-    colour, because it upsamples the colour channels in a simpler way. A CPU decodes as `decode_rgb` does.
+    A GPU decodes with nvJPEG. The pixels differ from those of libjpeg by about one level, and by more at sharp colour
+    edges. The reason is that nvJPEG upsamples the colour channels in a simpler way. A CPU decodes as `decode_rgb` does.
 
     Args:
         files: Bytes of each file, in the CPU's memory.
         device: The device that decodes and receives the pixels.
 
     Raises:
-        ImageError: If the decoder refuses one of the files; the decoder does not report which.
+        ImageError: If the decoder refuses one of the files. The decoder does not report which file it is.
     """
     decode = _decode_by_gpu if device.type == "cuda" else _decode
     try:
@@ -74,9 +74,9 @@ def _decode(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _decode_by_gpu(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Decode with nvJPEG, keeping its input and output memory valid while the decoder runs.
+    """Decode with nvJPEG. Input and output memory remain valid while the decoder runs.
 
-    torchvision decodes on its own stream, which does not wait for the caller's stream, and nvJPEG returns before it has
+    torchvision decodes on its own stream, which does not wait for the caller's stream. nvJPEG returns before it has
     finished. Two rules follow:
 
     - Output: memory allocated on the caller's stream may still be read by kernels queued there. So the pixels are

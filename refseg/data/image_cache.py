@@ -1,4 +1,4 @@
-"""A cache of decoded, resized images: a memory-mapped file that all processes of a machine share."""
+"""A cache of decoded and resized images. It is a memory-mapped file that all processes of a machine share."""
 
 import errno
 import logging
@@ -27,22 +27,22 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ImageCache:
-    """The first images of an index at the network's size, each stored when it is first decoded.
+    """The first images of an index at the network's input size. Each image is stored when it is first decoded.
 
-    The file has one slot per image: the XXH3-64 of the image's pixels, then the pixels. A slot counts as empty if the
-    hash of its pixels differs; a stored hash of 0 means that nothing was written yet. Each process compares a slot
-    once. So any process may fill any slot at any time, and an image that was lost, truncated or overwritten, for
-    example by a power failure, is decoded again.
+    The file has one slot per image. A slot contains the XXH3-64 of the image's pixels, followed by the pixels. A slot
+    counts as empty if the hash does not match the pixels. A stored hash of 0 means that nothing was written yet. Each
+    process checks the hash of a slot once. Therefore any process may fill any slot at any time. An image that was lost,
+    truncated or overwritten, for example by a power failure, is decoded again.
 
     Args:
-        folder: Folder of the machine's caches; it is created if it does not exist.
+        folder: Folder of the machine's caches. It is created if it does not exist.
         digest: Digest of the index.
         geometry: Geometry by which the images were resized.
         num_images: Number of images of the index.
         max_bytes: Largest total size of the pixels. Images that do not fit are decoded each time.
 
     Raises:
-        UsageError: If not even one image fits, or if the file cannot be created or the disk is full although unused
+        UsageError: If not even one image fits. If the file cannot be created. If the disk is full even after unused
             caches were removed, the least recently used first.
     """
 
@@ -63,7 +63,7 @@ class ImageCache:
         self._open()  # at once, so that an error is raised before a run starts
 
     def read(self, image: int, out: UInt8[Tensor, "H W 3"]) -> bool:
-        """Copy an image into `out`. Return False if it is not stored; `out` may then hold anything."""
+        """Copy an image into `out`. Return False if it is not stored. The content of `out` is then undefined."""
         if image >= self.num_slots:
             return False
         file, start = self._open(), image * self._slot_bytes
@@ -82,7 +82,7 @@ class ImageCache:
         return False
 
     def write(self, image: int, pixels: UInt8[Tensor, "H W 3"]) -> None:
-        """Store an image, if its number is below `num_slots`. The first failure is logged as a warning."""
+        """Store an image if its number is below `num_slots`. The first failure is logged as a warning."""
         if image >= self.num_slots:
             return
         file, start, data = self._open(), image * self._slot_bytes, pixels.numpy().reshape(-1)
@@ -95,7 +95,7 @@ class ImageCache:
             self._warn(f"cannot be written ({error.strerror}); images that are not in it yet are decoded each time")
 
     def _open(self) -> "_File":
-        """Return the file; each process opens it at its first use."""
+        """Return the file. Each process opens it at the first use."""
         if self._file is None:
             num_bytes = self.num_slots * self._slot_bytes
             try:
@@ -114,12 +114,12 @@ class ImageCache:
         self._has_warned = True
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the file, which another process opens for itself."""
+        """Return the state without the file. Another process opens the file for itself."""
         return {**self.__dict__, "_file": None}
 
 
 class _File:
-    """A file with reserved disk space, mapped for reading. A lock protects it from removal while this object exists.
+    """A file with reserved disk space, mapped for reading. While this object exists, a lock prevents its removal.
 
     Raises:
         OSError: If it cannot be created.
@@ -137,7 +137,7 @@ class _File:
 
 
 def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
-    """Reserve disk space for a file; if the disk is full, remove unused caches one by one."""
+    """Reserve disk space for a file. If the disk is full, remove unused caches one by one."""
     size = os.fstat(descriptor).st_size
     others = [entry.path for entry in least_recently_used(path.parent) if entry.path != path]
     for other in (*others, None):

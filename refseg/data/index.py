@@ -1,4 +1,4 @@
-"""The index of a dataset: some of its splits as flat arrays, with the tar and offset of each image.
+"""The index of a dataset. It stores some splits as flat arrays, with the tar and offset of each image.
 
 No Python object exists per row or image. A dataset of millions of images is a few dozen arrays, which are mapped from
 the dataset's index files (`refseg.dataset.split_index`). The arrays of several splits are joined in memory.
@@ -39,7 +39,7 @@ class SentenceIds(NamedTuple):
     """The ids that identify one expression outside this index.
 
     Attributes:
-        split: Split of its ref.
+        split: Split to which the ref of the expression belongs.
         ref_id: Id of the ref in the source.
         image_id: COCO image id.
         sent_id: Id of the sentence in the source.
@@ -55,17 +55,17 @@ class SentenceIds(NamedTuple):
 class ManifestIndex:
     """Some splits of one dataset, as flat arrays over rows (refs), sentences, and images.
 
-    Rows are in the order of the manifests; sentences in the order of their rows; the rows of one image are adjacent.
-    A "position" counts from 0 within this index; an "id" comes from the source.
+    Rows are in the order of the manifests, and sentences are in the order of their rows. The rows of one image are
+    adjacent. A "position" counts from 0 within this index. An "id" comes from the source.
 
     Attributes:
         folder: Path or URL of the dataset's folder.
         descriptor: Content of `refseg.json`.
         splits: Names of the splits, in the dataset's order.
-        datasets: Dataset ids that rows may have: the members of a mix, or the dataset itself.
+        datasets: Dataset ids that rows may have. They are the members of a mix, or the dataset itself.
         digest: SHA-256 of the descriptor's digest and the splits. Equal digests mean the same samples in the same
             order.
-        order_key: SHA-256 of the descriptor's `order_key` and the splits; it keys the order of an epoch.
+        order_key: SHA-256 of the descriptor's `order_key` and the splits. It is the key for the order of an epoch.
 
         ref_id: `(rows,)` int64.
         row_split: `(rows,)` int16, position in `splits`.
@@ -74,17 +74,17 @@ class ManifestIndex:
         no_target: `(rows,)` bool.
         category: `(rows,)` strings.
         source_rank: `(rows,)` int64, position of each ref in its source.
-        sentence_start: `(rows + 1,)` int64, position of each row's first sentence; the last entry is the number of
+        sentence_start: `(rows + 1,)` int64, position of each row's first sentence. The last entry is the number of
             sentences.
 
         sent_id: `(sentences,)` int64.
         sent: `(sentences,)` strings as cleaned by the dataset's authors.
-        sentence_exists: `(sentences,)` bool; False if the sentence names nothing in the image, so its target is
+        sentence_exists: `(sentences,)` bool. False if the sentence names nothing in the image, so that its target is
             empty.
         token_start: `(sentences + 1,)` int64, position in `tokens` of each sentence's first id.
         tokens: uint16 ids of all sentences, with SOS and EOS.
 
-        image_id: `(images,)` int64; an image that has refs in several splits appears once for each.
+        image_id: `(images,)` int64. An image that has refs in several splits appears once for each split.
         file_name: `(images,)` strings.
         height: `(images,)` int32, pixels.
         width: `(images,)` int32, pixels.
@@ -147,11 +147,11 @@ class ManifestIndex:
 
         Args:
             folder: Path or URL of a finished dataset.
-            splits: Names of splits; their order does not matter.
+            splits: Names of splits. The order does not matter.
 
         Raises:
-            DatasetError: If the dataset is unfinished or was built with another tokenizer, or if a file of it or of
-                its image pools is not the one that the descriptor names.
+            DatasetError: If the dataset is unfinished or was built with another tokenizer. If a file of the dataset or
+                of an image pool is not the one that the descriptor names.
             UsageError: If `splits` is empty or the dataset does not have one of them.
             StorageError: If remote storage refuses access or fails.
         """
@@ -174,7 +174,7 @@ class ManifestIndex:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the arrays, which the receiving process maps from the index files itself."""
+        """Return the state without the arrays. The receiving process maps the arrays from the index files."""
         return {name: value for name, value in self.__dict__.items() if name not in _joined_names()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class ManifestIndex:
 
     @property
     def num_images(self) -> int:
-        """Number of images; an image with refs in several splits counts once for each."""
+        """Number of images. An image with refs in several splits counts once for each split."""
         return len(self.image_id)
 
     def size(self, row: int) -> tuple[int, int]:
@@ -208,7 +208,7 @@ class ManifestIndex:
         return self.height.item(image), self.width.item(image)
 
     def ids(self, row: int, sentence: int) -> SentenceIds:
-        """Ids of a row's sentence; `sentence` counts from 0 within the row."""
+        """Ids of a row's sentence. `sentence` counts from 0 within the row."""
         return SentenceIds(
             split=self.splits[self.row_split[row]],
             ref_id=int(self.ref_id[row]),
@@ -221,23 +221,23 @@ class ManifestIndex:
         return str(self.sent[int(self.sentence_start[row] + sentence)])
 
     def token_ids(self, row: int, sentence: int) -> NDArray[np.uint16]:
-        """CLIP BPE ids of a row's sentence with SOS and EOS, neither cut nor padded."""
+        """CLIP BPE ids of a row's sentence with SOS and EOS, neither truncated nor padded."""
         position = self.sentence_start[row] + sentence
         return self.tokens[self.token_start[position] : self.token_start[position + 1]]
 
     def run_ends(self, row: int, sentence: int | None = None) -> NDArray[np.int64]:
-        """The end of each run of a mask, as running sums of its run lengths.
+        """The end of each run of a mask, which is the running sum of the run lengths.
 
-        Runs are column-major and begin with zeros. A 2 × 2 mask whose second column is object has the run lengths 2, 2
-        and the ends 2, 4.
+        Runs are in column-major order, and the first run consists of zeros. For example, a 2 × 2 mask whose second
+        column is object has the run lengths 2, 2 and the ends 2, 4.
 
         Args:
             row: Row of the ref.
-            sentence: Position of the sentence within the row, whose target is returned: an empty mask if the sentence
-                names nothing in the image. None returns the ref's mask.
+            sentence: Position of the sentence within the row. The target of this sentence is returned. It is an empty
+                mask if the sentence names nothing in the image. If None, the ref's mask is returned.
 
         Returns:
-            `(runs,)` pixel positions; the last is height × width.
+            `(runs,)` pixel positions. The last one is height × width.
 
         Raises:
             DamageError: If the mask is not the one that was built.
@@ -249,16 +249,16 @@ class ManifestIndex:
         return self._parts[split].run_ends(row - sum(len(part.arrays["ref_id"]) for part in self._parts[:split]))
 
     def counts(self, row: int, sentence: int | None = None) -> NDArray[np.uint32]:
-        """Run lengths of a mask, column-major and beginning with zeros; their sum is height × width.
+        """Run lengths of a mask in column-major order. The first run is zeros, and the sum is height × width.
 
-        The arguments and errors are those of `run_ends`, which is faster.
+        The arguments and errors are the same as for `run_ends`, which is faster.
         """
         return np.diff(self.run_ends(row, sentence), prepend=0).astype(np.uint32)
 
     def target_mask(self, row: int, sentence: int | None = None) -> UInt8[np.ndarray, "h w"]:
-        """A mask at the image's original size, in which 1 is object; its memory is column-major.
+        """A mask at the image's original size, in which 1 is object. The memory order is column-major.
 
-        The arguments and errors are those of `run_ends`.
+        The arguments and errors are the same as for `run_ends`.
         """
         height, width = self.size(row)
         counts = self.counts(row, sentence)
@@ -268,7 +268,7 @@ class ManifestIndex:
         """The bytes of an image's JPEG, unchanged from the source.
 
         Raises:
-            DatasetError: If the tar is missing or truncated, or the bytes are not those that were built.
+            DatasetError: If the tar is missing or truncated. If the bytes differ from those that were built.
         """
         return self._read(image).tobytes()
 
@@ -289,23 +289,24 @@ class ManifestIndex:
         return any(tar.is_remote for tar in self.shards)
 
     def fetch_ahead(self, images: NDArray[np.int64]) -> None:
-        """Start to download remote tars in the background, as many as this machine's cache has room for.
+        """Start to download remote tars in the background, as many as fit into this machine's cache.
 
         Args:
-            images: Positions of the images that will be read first, in order. Their tars are downloaded first, then
-                all others.
+            images: Positions of the images that will be read first, in order. The tars of these images are downloaded
+                first.
         """
         shards, first = np.unique(self.image_shard[images], return_index=True)
         self._files.fetch_ahead(dict.fromkeys([*shards[np.argsort(first)].tolist(), *range(len(self.shards))]))
 
     def check_ahead(self, *, wait: bool = False) -> None:
-        """Raise an error that `fetch_ahead` met in the background.
+        """Raise an error that occurred in the background after `fetch_ahead`.
 
         Args:
-            wait: Whether to wait until all its tars are downloaded.
+            wait: True to wait until all tars are downloaded.
 
         Raises:
-            DatasetError: If an object is missing, or was downloaded twice and was not the one that was built.
+            DatasetError: If an object is missing. If two downloads of an object both differ from the tar that was
+                built.
             StorageError: If the storage refuses access or fails.
         """
         self._files.check_ahead(wait=wait)
@@ -313,8 +314,8 @@ class ManifestIndex:
     def _read(self, image: int) -> NDArray[np.uint8]:
         """Read an image's JPEG.
 
-        The whole sample is read, because the hash that it is compared with covers its headers and JSON too. The size
-        in the JPEG's header is compared with the size in the index.
+        The whole sample is read, because the recorded hash also covers the tar headers and the JSON. The size in the
+        JPEG's header is compared with the size in the index.
         """
         shard = int(self.image_shard[image])
         sample = self._files.read_sample(
@@ -337,12 +338,12 @@ class ManifestIndex:
 
 
 def _tars(parts: Sequence[SplitIndex]) -> list[str]:
-    """The names of the tars in several indexes, each once."""
+    """Return the names of the tars in several indexes, without duplicates."""
     return list(dict.fromkeys(tar for part in parts for tar in split_tars(part.arrays)))
 
 
 def _join(parts: Sequence[SplitIndex]) -> dict[str, Any]:
-    """Join the arrays of several splits in order, to the fields of `ManifestIndex`."""
+    """Join the arrays of several splits in order. The result has the fields of `ManifestIndex`."""
     of_parts = [{name: values for name, values in part.arrays.items() if name not in _OF_FILES} for part in parts]
     sizes = [len(arrays["ref_id"]) for arrays in of_parts]
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""The pictures of a batch as compressed JPEGs, which are decoded on the device."""
+"""The images of a batch as compressed JPEGs, which are decoded on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from refseg.errors import DatasetError, ImageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpegs:
-    """The JPEG files of a batch in one tensor, each file once, and what is needed to decode and resize them.
+    """The JPEG files of a batch in one tensor, each file once, with the data needed to decode and resize them.
 
     Attributes:
-        data: Bytes of all files, one after the other, in the CPU's memory, where the device's decoder reads them.
+        data: Bytes of all files, one after the other, in the CPU's memory. The device's decoder reads them from there.
         offsets: Offset of each file in `data`, and the end of the last file.
-        is_plain: For each file: True if the device's decoder can be used (see `decode.is_plain`).
+        is_plain: For each file, True if the device's decoder can be used (see `decode.is_plain`).
         original_sizes: `(height, width)` in pixels to which each picture's annotations refer.
         image_ids: Image id of each file, for error messages.
-        shown: For each image of the batch, the number of its file.
+        shown: For each image of the batch, the index of the file that contains it.
         geometry: Geometry from the original picture to the network's input.
     """
 
@@ -42,7 +42,7 @@ class Jpegs:
 
         Args:
             index: Index of the dataset.
-            images: Numbers of the images in the index, in the order of the batch; repeated ones are read once.
+            images: Positions of the images in the index, in the order of the batch. A repeated image is read once.
             geometry: Geometry from the original picture to the network's input.
 
         Raises:

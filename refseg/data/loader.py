@@ -1,7 +1,8 @@
-"""The loader: the batches of one rank in the order that `order.py` defines; a run can be resumed after any batch.
+"""Loads the batches of one rank in the order that `order.py` defines. A run can be resumed after any batch.
 
-The main process decides what a batch contains, and a worker packs it: one read, hash check and decode per image, and
-masks drawn at the network's size. Workers keep no state between batches, so their number changes only the speed.
+The main process decides what a batch contains, and a worker packs the batch. A worker reads, checks and decodes each
+image once, and draws masks at the network's input size. Workers keep no state between batches, so the number of workers
+changes only the speed.
 """
 
 import hashlib
@@ -64,18 +65,19 @@ class RefLoader:
 
         Args:
             index: Index of the dataset to read.
-            reading: How the dataset is read. If images are decoded on the device, it is the device of the accelerator
-                given to `prepare_loader`. None: `geometry` and `options` specify the reading.
+            reading: How the dataset is read. If images are decoded on the device, the device is that of the accelerator
+                given to `prepare_loader`. If None, `geometry` and `options` specify the reading.
             rank: Rank of this process.
             world_size: Number of processes.
             epoch: The first epoch.
-            only: Positions of the samples to read, if not all are wanted; only without `shuffle`.
+            only: Positions of the samples to read, if not all are wanted. It requires `shuffle` to be off.
             geometry: Geometry from the original picture to the network's input, the same as for evaluation.
             options: Further attributes of `Reading`, such as `global_batch`, `num_tokens` or `sampling`.
 
         Raises:
-            UsageError: If a word is unknown, a number is too low, the global batch is not a multiple of the number of
-                processes, the rank or epoch does not exist, or both a `reading` and parts of one are given.
+            UsageError: If a setting has an unknown value, or a number is too low. If the global batch is not a multiple
+                of the number of processes. If the rank or epoch does not exist. If `reading` is given together with
+                `geometry` or `options`.
         """
         if reading is None and geometry is not None:
             reading = Reading(geometry=geometry.kind, input_size=geometry.size, image_mean=geometry.mean, **options)
@@ -119,7 +121,7 @@ class RefLoader:
         return EpochOrder(self.index, self.reading, epoch, self._only)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the batches from the start (or the loaded cursor) to the end of the epoch, in the CPU's memory.
+        """Yield the batches from the start (or the loaded cursor) to the end of the epoch, in the CPU's memory.
 
         Raises:
             DatasetError: If a sample cannot be read.
@@ -129,7 +131,10 @@ class RefLoader:
         return _unpacked(self.dataloader, torch.device("cpu"))
 
     def __len__(self) -> int:
-        """Number of batches of the next iteration, equal on all ranks: `steps_per_epoch`, fewer after `load_cursor`."""
+        """Number of batches of the next iteration, which is the same on all ranks.
+
+        It is `steps_per_epoch`, or fewer after `load_cursor`.
+        """
         return len(self._plans)
 
     @property
@@ -153,7 +158,7 @@ class RefLoader:
 
         Args:
             steps_done: Number of finished steps of this epoch, including those before a resume. The caller must count
-                them: workers and accelerate read ahead, so the loader does not know which batches were used.
+                them. The loader does not know which batches were used, because workers and accelerate read ahead.
         """
         return Cursor(
             digest=self.index.digest,
@@ -164,7 +169,7 @@ class RefLoader:
         )
 
     def load_cursor(self, cursor: Cursor) -> None:
-        """Resume at a cursor, which may come from a run with other numbers of ranks and workers.
+        """Resume at a cursor. The cursor may come from a run with other numbers of ranks and workers.
 
         Raises:
             DatasetError: If the cursor belongs to another dataset, seed, order or global batch.
@@ -212,14 +217,14 @@ def _open_cache(index: ManifestIndex, reading: Reading) -> ImageCache | None:
 
 
 class PreparedLoader:
-    """The batches of one rank on its device; made by `prepare_loader`."""
+    """The batches of one rank on its device. It is created by `prepare_loader`."""
 
     def __init__(self, dataloader: DataLoaderShard, device: torch.device) -> None:
         self._dataloader = dataloader
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the batches from the start (or the loaded cursor) to the end of the epoch.
+        """Yield the batches from the start (or the loaded cursor) to the end of the epoch.
 
         Raises:
             DatasetError: If a sample cannot be read.
@@ -240,19 +245,19 @@ def _unpacked(dataloader: "DataLoader[Packed | Failed] | DataLoaderShard", devic
 
 
 def prepare_loader(accelerator: Accelerator, loader: RefLoader) -> PreparedLoader:
-    """Wrap a loader so that accelerate moves its batches to the device and sees the end of the epoch.
+    """Wrap a loader so that accelerate moves the batches to the device and detects the end of the epoch.
 
-    Never give a `RefLoader` to `accelerator.prepare`: the loader already gives only its rank's part, and accelerate
-    would silently split that part again. Here accelerate is told of one process, so it splits nothing. `set_epoch` and
-    `load_cursor` of `loader` also apply to the result. Do not use `gather_for_metrics` with it; leave out the
-    expressions with `is_pad` instead.
+    Never give a `RefLoader` to `accelerator.prepare`. The loader already yields only the part of one rank, and
+    accelerate would silently split that part again. This function configures accelerate as if there were one process,
+    so that it splits nothing. `set_epoch` and `load_cursor` of `loader` also apply to the result. Do not use
+    `gather_for_metrics` with the result. Leave out the expressions with `is_pad` instead.
 
     Args:
         accelerator: The accelerator of this process.
         loader: The loader of this rank.
 
     Raises:
-        TrainingError: If the loader was made for another number of processes, or two ranks have the same samples.
+        TrainingError: If the loader was created for another number of processes. If two ranks have the same samples.
     """
     _refuse_overlap(accelerator, loader)
     dataloader = prepare_data_loader(
@@ -300,10 +305,10 @@ def _refuse_overlap(accelerator: Accelerator, loader: RefLoader) -> None:
 
 
 class _Plans(Sampler[list[BatchPlan]]):
-    """The plans of one rank's batches from step `start`, each in a list of one.
+    """The plans of one rank's batches from step `start`. Each plan is in a list of length 1.
 
-    It has no `set_epoch`, because accelerate would call that with its own count of iterations, which begins at 0 after
-    a resume.
+    The class has no `set_epoch`. accelerate would call this method with its own count of iterations, which begins at 0
+    after a resume.
     """
 
     def __init__(self, order: EpochOrder, *, rank: int, world_size: int) -> None:
@@ -327,7 +332,7 @@ class _Plans(Sampler[list[BatchPlan]]):
 
 
 class _Ahead(Sampler[list["Future[Packed | Failed]"]]):
-    """The batches that threads are packing, in order and ahead of the one that is requested."""
+    """The batches that threads pack in advance of the requested batch, in order."""
 
     def __init__(self, plans: _Plans, packer: Packer, num_threads: int) -> None:
         self._plans = plans

@@ -1,17 +1,19 @@
-"""The order of an epoch as a pure function: which expressions each batch of each rank contains.
+"""Computes the order of an epoch. A pure function gives the expressions of each batch of each rank.
 
 An epoch is a permutation of units (refs, sentences or images), cut into global batches. Each rank takes its contiguous
 slice of every global batch. The permutation, the sentence drawn for a ref and the expressions of an image are computed
 from hashes of (digest, seed, epoch, unit), so they do not depend on ranks, workers or earlier batches. Any batch can be
-computed by itself; therefore an epoch of any size starts and resumes at once.
+computed by itself. Therefore an epoch of any size starts and resumes at once.
 
-Example: 10 units, a global batch of 4 and 2 ranks. Let the permutation of 0 to 9 be [7 2 9 4 | 0 5 1 8 | 3 6]. At step
-1 rank 0 reads the units 0 and 5, and rank 1 the units 1 and 8. With remainder `pad`, the last batch is filled from the
-start of the epoch: rank 1 reads 7 and 2 at step 2, marked as padding.
+For example, there are 10 units, a global batch of 4, and 2 ranks. Let the permutation of 0 to 9 be [7 2 9 4 | 0 5 1 8 |
+3 6]. At step 1, rank 0 reads the units 0 and 5, and rank 1 reads the units 1 and 8. With remainder `pad`, the last
+batch is filled from the start of the epoch. At step 2, rank 1 therefore reads the units 7 and 2, which are marked as
+padding.
 
-In a mix, a member with weight w and n units has exactly round(w * n) units in an epoch: floor(w) copies of each, and
-one more of some, which are chosen anew for each epoch. With w = 1.5 and 4 units, an epoch has 6: each of the 4 once,
-and 2 of them once more. Sentences are drawn for each copy independently.
+In a mix, a member with weight w and n units has exactly round(w * n) units in an epoch. Each unit occurs floor(w)
+times. Some units occur once more, and they are chosen anew for each epoch. With w = 1.5 and 4 units, an epoch has 6
+units. Each of the 4 units occurs once, and 2 of them occur a second time. Sentences are drawn for each copy
+independently.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -33,7 +35,7 @@ _COUNTED_AT_ONCE = 1 << 18
 
 
 class BatchPlan(NamedTuple):
-    """The expressions of one batch of one rank, in order; those of one unit are adjacent."""
+    """The expressions of one batch of one rank, in order. The expressions of one unit are adjacent."""
 
     row_index: NDArray[np.int64]
     """`(B,)` row of each ref."""
@@ -47,13 +49,13 @@ class BatchPlan(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """The position of a run in its epoch: equal on all ranks, and valid for any number of ranks and workers.
+    """The position of a run in its epoch. It is equal on all ranks, and valid for any number of ranks and workers.
 
     Attributes:
         digest: Digest of the index (`ManifestIndex.digest`).
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
-        samples_done: Number of units of this epoch, over all ranks, whose step is finished.
+        samples_done: Number of units in the finished steps of this epoch, over all ranks.
         order: Name of the sampling and shuffling that determine the order (`Reading.order_name`).
         order_version: `ORDER_VERSION` of the release that made the order.
     """
@@ -66,12 +68,12 @@ class Cursor:
     order_version: int = ORDER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for a checkpoint; as JSON they take less than 200 bytes."""
+        """Return the fields for a checkpoint. Their JSON text is shorter than 200 bytes."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Cursor":
-        """Make a cursor from the fields that `to_dict` returned.
+        """Create a cursor from the fields that `to_dict` returned.
 
         Raises:
             DatasetError: If a field is missing or has the wrong type, or a number is negative.
@@ -92,14 +94,15 @@ class EpochOrder:
     """The order of one epoch over an index.
 
     Attributes:
-        index: Index of the dataset; the weights of a mix are in its descriptor.
+        index: Index of the dataset. The descriptor contains the weights of a mix.
         reading: Specifies what a unit is, the size of a global batch, the seed, and whether units are shuffled.
         epoch: Number of the epoch, from 0.
-        only: The units of the epoch, in order, if not all units of the index are wanted; only without `shuffle`.
+        only: The units of the epoch, in order, if not all units of the index are wanted. It requires `shuffle` to be
+            off.
 
     Raises:
-        UsageError: If the epoch is below 0, if a member of a mix has no unit in the epoch because of a small weight, or
-            if, with remainder `drop`, the global batch is larger than the epoch.
+        UsageError: If the epoch is below 0. If a member of a mix has no unit in the epoch because of a small weight. If
+            the remainder is `drop` and the global batch is larger than the epoch.
     """
 
     index: ManifestIndex
@@ -143,7 +146,7 @@ class EpochOrder:
     def units(self, step: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
         """Return the `(global_batch / world_size,)` units of one rank at one step.
 
-        Each copy of a unit has its own number: copy c of unit u is c * (number of units in the index) + u.
+        Each copy of a unit has its own number. Copy c of unit u has the number c * (number of units in the index) + u.
 
         Args:
             step: Number of the step, 0 to `num_steps - 1`.
@@ -173,7 +176,7 @@ class EpochOrder:
         return BatchPlan(rows, sentences, np.repeat(is_pad, numbers), num_global)
 
     def seen_per_ref(self) -> NDArray[np.int64]:
-        """Return `(rows,)` how often each ref occurs in the batches of the epoch.
+        """Return, shape `(rows,)`, how often each ref occurs in the batches of the epoch.
 
         Padding and the samples that remainder `drop` leaves out are not counted.
         """
@@ -198,13 +201,13 @@ class EpochOrder:
         }[self.reading.sampling]
 
     def _positions(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """Return the positions in the epoch of one rank's batch; positions past the epoch's end are padding."""
+        """Return the positions in the epoch of one rank's batch. Positions after the end of the epoch are padding."""
         local = self.reading.global_batch // world_size
         start = step * self.reading.global_batch + rank * local
         return np.arange(start, start + local)
 
     def _weigh(self) -> "tuple[_Share, ...]":
-        """Return the part of each member of a mix in the epoch; empty if all weights are 1."""
+        """Return the part of each member of a mix in the epoch. The result is empty if all weights are 1."""
         weights = {member.dataset: member.weight for member in self.index.descriptor.mix}
         if all(weight == 1 for weight in weights.values()):
             return ()
@@ -267,13 +270,14 @@ class EpochOrder:
     def _expressions_of_images(
         self, units: NDArray[np.int64], is_pad: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return the row and sentence of each expression, adjacent per image, and `(units,)` their number per image.
+        """Return the row and sentence of each expression, and the number of expressions per image.
 
-        A padding image has one expression, because an image without any cannot be in a batch.
+        The expressions of one image are adjacent. The shape of the numbers is `(units,)`. A padding image has one
+        expression, because a batch cannot contain an image without expressions.
 
-        Example: two images with 3 and 2 sentences, of which at most 2 per image are wanted. `image` is [0 0 0 1 1] and
-        `nth` is [0 1 2 0 1]. Sorted by image and then by hash, the sentences of an image with `nth` 0 and 1 are those
-        with its two lowest hashes; they are taken.
+        For example, two images have 3 and 2 sentences, and at most 2 per image are wanted. `image` is [0 0 0 1 1] and
+        `nth` is [0 1 2 0 1]. The sentences are sorted by image and then by hash. The sentences with `nth` 0 and 1
+        therefore have the two lowest hashes of their image, and they are taken.
         """
         index = self.index
         copies, images = np.divmod(units, self._num_distinct)
@@ -305,16 +309,17 @@ class EpochOrder:
         return key_of(f"{self.index.order_key} {self.reading.seed} {self.epoch} {purpose}")
 
     def _hash(self, purpose: str, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return a uniform 64-bit number for each position, which depends on purpose, seed, epoch and dataset."""
+        """Return a uniform 64-bit number for each position. It depends on purpose, seed, epoch and dataset."""
         return scramble(self._key(purpose), positions.astype(np.uint64))
 
 
 class _Share(NamedTuple):
     """The part of one member of a mix in an epoch.
 
-    Example: a member with weight 1.5 whose 4 units are 10, 11, 20 and 21 of the index has `total` 6, `num_units` 4,
-    `first` [10, 20] and `end` [2, 4]. Its positions 0 to 3 are copy 0 of the four units in order. Positions 4 and 5 are
-    copy 1 of two more: if `chosen` has the values 2 and 0 at 0 and 1, they are the units 20 and 10.
+    For example, a member has weight 1.5, and its 4 units are the units 10, 11, 20 and 21 of the index. Then `total` is
+    6, `num_units` is 4, `first` is [10, 20] and `end` is [2, 4]. Positions 0 to 3 are copy 0 of the four units in
+    order. Positions 4 and 5 are copy 1 of two of the units. If `chosen` has the values 2 and 0 at 0 and 1, these are
+    the units 20 and 10.
     """
 
     total: int
@@ -329,7 +334,7 @@ class _Share(NamedTuple):
     """Permutation of the member's units. Its first values are the units that occur once more than the others."""
 
     def units(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return `(n,)` copies and units of the index at positions 0 to `total - 1` of the member's part."""
+        """Return the copies and the units, each `(n,)`, at positions 0 to `total - 1` of the member's part."""
         copies, nth = np.divmod(positions, self.num_units)
         more = copies == self.total // self.num_units
         nth[more] = self.chosen(nth[more])
@@ -338,7 +343,10 @@ class _Share(NamedTuple):
 
 
 class BatchDiversity(NamedTuple):
-    """The average variety of a global batch: k expressions of one image carry less information than k of several."""
+    """The average variety of a global batch.
+
+    Expressions of one image carry less information than those of several images.
+    """
 
     expressions: float
     """Number of expressions in the global batch."""

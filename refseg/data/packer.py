@@ -1,4 +1,4 @@
-"""Makes a batch from its plan: images are read, decoded and resized, and masks are drawn, into a few flat tensors."""
+"""Creates a batch from its plan. Reads, decodes and resizes images, and draws masks, into a few flat tensors."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -51,10 +51,10 @@ class Packed(NamedTuple):
         return self.batch._replace(images=images, masks=masks)
 
     def pin_memory(self) -> "Packed":
-        """Return the same with all tensors in pinned memory; torch's loader calls this method.
+        """Return a copy with all tensors in pinned memory. torch's loader calls this method.
 
-        Tensors that are already pinned are not copied. The others are copied within the CPU's memory, which has ended
-        when `Tensor.pin_memory` returns. The lent memory may therefore be given back to the worker at once.
+        Tensors that are already pinned are not copied. The others are copied within the CPU's memory. This copy has
+        ended when `Tensor.pin_memory` returns, so memory that a worker lent may be given back at once.
         """
         batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
         if self.is_lent:
@@ -63,9 +63,9 @@ class Packed(NamedTuple):
         return Packed(batch, self.jpegs, is_lent=False)
 
     def __reduce__(self) -> tuple[Callable[..., "Packed"], tuple[object, ...]]:
-        """Pickle for another process: small tensors are part of the message.
+        """Pickle for another process. Small tensors become part of the message.
 
-        torch passes each tensor as a file of shared memory, which is slower than a message for a few bytes.
+        torch would pass each tensor as a file of shared memory. For a few bytes this is slower than a message.
         """
         large = {"images": self.batch.images, "masks": self.batch.masks}
         small = {name: tensor.numpy() for name, tensor in self.batch._asdict().items() if name not in large}
@@ -79,7 +79,7 @@ def _receive(large: dict[str, Tensor], small: dict[str, Any], jpegs: Jpegs | Non
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error as a worker process returns it; if the worker raised it, torch would wrap its message in another one."""
+    """An error that a worker process returns. If it were raised, torch would wrap its message in another message."""
 
     error: RefsegError
     where: str
@@ -89,26 +89,26 @@ class Failed:
         """Raise the worker's error in the training process.
 
         Raises:
-            RefsegError: The worker's error; its cause shows the worker's traceback.
+            RefsegError: The worker's error. The cause of the error shows the worker's traceback.
         """
         raise self.error from WorkerTraceback(self.where)
 
 
 class WorkerTraceback(Exception):
-    """The traceback of an error in a worker process, which Python shows above that error as its cause."""
+    """The traceback of an error in a worker process. Python shows it above the error, as the cause."""
 
     def __str__(self) -> str:
         return f"in a worker process:\n{self.args[0]}"
 
 
 class Packer(Dataset[Packed | Failed]):
-    """Turns plans into batches. It keeps no state between batches, so any worker can pack any batch.
+    """Converts plans into batches. It keeps no state between batches, so any worker can pack any batch.
 
     Args:
         index: Index of the splits that are read.
-        reading: How samples are read. With sampling by images, a batch has each image once for all its expressions;
-            otherwise it has a copy of the image for each expression.
-        cache: Cache of resized images, for `decode` on the CPU; None decodes an image each time.
+        reading: How samples are read. With sampling by images, a batch contains each image once for all its
+            expressions. Otherwise it contains a copy of the image for each expression.
+        cache: Cache of resized images, used if images are decoded on the CPU. If None, an image is decoded each time.
         memory: Kind of the memory to pack into (see `buffers.MemoryKind`).
     """
 
@@ -132,7 +132,7 @@ class Packer(Dataset[Packed | Failed]):
         """Read and decode the images of a plan, and draw its masks.
 
         Raises:
-            DatasetError: If a sample cannot be read; a worker process returns the error as `Failed` instead.
+            DatasetError: If a sample cannot be read. A worker process returns the error as `Failed` instead.
         """
         try:
             return self._pack(plan)
@@ -166,17 +166,17 @@ class Packer(Dataset[Packed | Failed]):
         return Packed(batch, jpegs, is_lent=self._is_lending())
 
     def _is_lending(self) -> bool:
-        """Whether this is a worker process that lends its memory; the training process gives it back after use."""
+        """Return True in a worker process that lends its memory. The training process gives it back after use."""
         return self._lends and get_worker_info() is not None
 
     def _empty(self, *shape: int) -> Tensor:
-        """Uninitialised memory to pack into."""
+        """Return uninitialised memory for a tensor of the batch."""
         return (self._shared_buffers if self._is_lending() else self._own_buffers).empty(shape)
 
     def _images(self, pictures: Sequence[int]) -> Tensor:
-        """Decode images to `(I, 3, H, W)` in channels_last memory, the layout that decoding returns.
+        """Decode images to `(I, 3, H, W)` in channels_last memory.
 
-        Convolutions are fast on it, too.
+        Decoding returns this layout, and convolutions are fast with it.
         """
         slots = self._empty(len(pictures), *self.geometry.size, 3)
         done: dict[int, int] = {}

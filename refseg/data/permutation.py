@@ -1,11 +1,12 @@
-"""A random permutation with random access: computes the value at any position without a table of all values.
+"""A random permutation with random access. It computes the value at any position without a table of all values.
 
-It is a Feistel network over a rectangle of height x width cells, hardly more cells than values. Each round shifts
-one coordinate of a cell by a hash of the other coordinate. A shift can be undone by subtracting the same hash, so each
-round is a permutation of the cells. Example with 5 values in a rectangle of 4 x 2 cells: value 3 is row 1, column 1.
-A round with the shift 2 for column 1 moves it to row 3, column 1, which is cell 7. Cell 7 is outside the values 0 to 4,
-so it passes through the network again until it is inside. This is "cycle walking" (Black and Rogaway 2002, "Ciphers
-with Arbitrary Finite Domains", Sec. 3). The network is implemented here so that no library's release changes a run.
+It is a Feistel network over a rectangle of height x width cells. The number of cells is slightly larger than the number
+of values. Each round shifts one coordinate of a cell by a hash of the other coordinate. A shift can be undone by
+subtracting the same hash, so each round is a permutation of the cells. For example, 5 values are in a rectangle of 4 x
+2 cells, and value 3 is in row 1, column 1. A round with the shift 2 for column 1 moves it to row 3, column 1, which is
+cell 7. Cell 7 is outside the values 0 to 4, so it passes through the network again until it is inside. This is "cycle
+walking" (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", Sec. 3). The network is implemented here so
+that no library's release changes a run.
 """
 
 import hashlib
@@ -22,12 +23,12 @@ _HALF = np.uint64(32)
 
 
 def key_of(words: str) -> np.uint64:
-    """Return a 64-bit key, which is the start of the words' SHA-256."""
+    """Return a 64-bit key. It is the start of the SHA-256 of the words."""
     return np.uint64(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little"))
 
 
 def scramble(key: np.uint64, positions: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a uniform 64-bit number for each position, which depends on the key."""
+    """Return a uniform 64-bit number for each position. It depends on the key."""
     # The output function of SplitMix64 (Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators").
     x = key ^ ((positions + np.uint64(1)) * _GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -62,7 +63,7 @@ class Permutation:
         return values.astype(np.int64)
 
     def _pass(self, cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the cells of the rectangle that all rounds of the network make of the given cells."""
+        """Return the cells to which all rounds of the network map the given cells."""
         row, column = np.divmod(cells, self._width)
         for number, key in enumerate(self._keys):
             if number % 2:
@@ -72,8 +73,9 @@ class Permutation:
         return row * self._width + column
 
     def _shift(self, key: np.uint64, other: NDArray[np.uint64], span: np.uint64) -> NDArray[np.uint64]:
-        """Return a number below `span` (at most 2^32) for each coordinate: the upper half of its hash, scaled.
+        """Return a number below `span` (at most 2^32) for each coordinate.
 
-        A hash with the upper half h gives h * span / 2^32, rounded down: with span 4, h = 2^31 gives 2.
+        The number is the upper half h of the hash, scaled to h * span / 2^32 and rounded down. For example, span 4 and
+        h = 2^31 give 2.
         """
         return (scramble(key, other) >> _HALF) * span >> _HALF

@@ -1,4 +1,4 @@
-"""Computes what a training run on a cluster will read: steps, bytes, memory and the variety of a batch."""
+"""Computes how much a training run on a cluster will read, in steps, bytes, memory and variety of a batch."""
 
 import json
 from dataclasses import dataclass, fields
@@ -29,21 +29,22 @@ class ReadPlan:
         num_ranks: Number of processes on all nodes.
         num_workers: Number of packing threads or processes of each rank.
         global_batch: Number of samples per step over all ranks.
-        samples: Number of samples of an epoch without padding: refs, sentences or images, depending on the sampling.
-        steps: Number of steps of an epoch, which is equal on all ranks.
+        samples: Number of samples of an epoch without padding. Depending on the sampling, they are refs, sentences or
+            images.
+        steps: Number of steps of an epoch. It is equal on all ranks.
         dropped: Number of samples that an epoch leaves out.
-        padded: Number of repeated samples, marked as padding, that fill the last step.
+        padded: Number of repeated samples that fill the last step. They are marked as padding.
         diversity: Average variety of the first global batches.
         images_per_rank: Number of images that a rank reads and decodes in an epoch.
         image_bytes_per_node: Bytes of samples that one node reads in an epoch.
         shard_bytes: Bytes of all shards.
-        remote_shard_bytes: Bytes of the shards at URLs, which each node downloads once.
-        cache_bytes: Largest size of the node's cache; None if no shard is remote.
+        remote_shard_bytes: Bytes of the shards at URLs. Each node downloads them once.
+        cache_bytes: Largest size of the node's cache in bytes. None if no shard is remote.
         index_bytes: Size of the index in bytes, counted for each rank. (A mapped index is shared by a node's ranks.)
         worker_bytes: Memory of the batches of each worker, in bytes.
         decoded_bytes: Size of all images after resizing to the input, in bytes.
         cursor_bytes: Size of the cursor in a checkpoint, as JSON.
-        warnings: Problems of the plan, each with its remedy.
+        warnings: Problems of the plan, each with advice for the user.
     """
 
     dataset: str
@@ -83,12 +84,12 @@ def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, rank
 
     Args:
         index: Index of the dataset.
-        reading: How the dataset is read; the seed makes no difference.
+        reading: How the dataset is read. The seed makes no difference.
         num_nodes: Number of machines.
         ranks_per_node: Number of processes on each machine, one per GPU.
 
     Raises:
-        UsageError: If a number is too low, or the order is impossible (see `EpochOrder`).
+        UsageError: If a number is too low. If the order is impossible (see `EpochOrder`).
     """
     if num_nodes < 1 or ranks_per_node < 1:
         raise UsageError(
@@ -139,7 +140,7 @@ def plan_reading(index: ManifestIndex, reading: Reading, *, num_nodes: int, rank
 def _images_per_rank(order: EpochOrder, num_ranks: int) -> tuple[float, float]:
     """Return the number of images that rank 0 reads in an epoch, and the bytes of their samples.
 
-    An image that occurs several times in a batch is read, and counted, once.
+    An image that occurs several times in a batch is read once and counted once.
     """
     num_images = num_bytes = 0
     steps = min(_MEASURED_STEPS, order.num_steps)

@@ -1,4 +1,7 @@
-"""`RefDataset`: a built dataset as a torch `Dataset` of one ref at a time, with pictures at their stored size."""
+"""Offers a built dataset as a torch `Dataset` (`RefDataset`).
+
+A sample is one ref, with the image at its stored size.
+"""
 
 import operator
 from collections.abc import Iterator
@@ -38,11 +41,11 @@ class Sample:
 
     Attributes:
         image: Picture at its stored size, RGB, 0 to 255.
-        mask: Target at the picture's original size: True is object.
+        mask: Target at the picture's original size. True is object.
         sentences: Sentences as cleaned by the dataset's authors, at least one.
-        sentence_exists: For each sentence: False if it names nothing in this image, so that its target is empty.
+        sentence_exists: For each sentence, False if it names nothing in this image, so that its target is empty.
         ids: Ids of the ref and its sentences.
-        category: COCO category name of the target; empty if the source has none.
+        category: COCO category name of the target. Empty if the source has none.
         file_name: File name of the image in the source.
     """
 
@@ -59,8 +62,9 @@ class RefDataset(Dataset[Sample]):
     """The refs of some splits, each once, in the order of the index.
 
     It is meant for inspecting samples and for other projects' training code. Pictures have different sizes, so torch's
-    `DataLoader` needs `collate_fn=list`. `loader` is for training: it gives batches of one size, packs them several
-    times faster, and gives each sample exactly once per epoch for any number of ranks and after any resume.
+    `DataLoader` needs `collate_fn=list`. `loader` is intended for training. It returns batches of one size and packs
+    them several times faster. It yields each sample exactly once per epoch, for any number of ranks and after any
+    resume.
 
     Attributes:
         index: Index of the dataset.
@@ -82,12 +86,12 @@ class RefDataset(Dataset[Sample]):
         """Read and decode one sample.
 
         Args:
-            position: Position from 0; a negative position counts from the end.
+            position: Position from 0. A negative position counts from the end.
 
         Raises:
             IndexError: If the position does not exist.
             DatasetError: If the image cannot be read, or differs from the one that was built.
-            StorageError: If storage refuses or fails.
+            StorageError: If remote storage refuses access or fails.
         """
         index = self.index
         row = operator.index(position)
@@ -132,20 +136,20 @@ class RefDataset(Dataset[Sample]):
         world_size: int = 1,
         **options: Any,
     ) -> RefLoader:
-        """Return a loader of one rank's batches; its `set_epoch` chooses the epoch.
+        """Return a loader of one rank's batches. The method `set_epoch` of the loader chooses the epoch.
 
         With accelerate, give the result to `refseg.data.loader.prepare_loader`, never to `accelerator.prepare`.
 
         Args:
             batch_size: Number of samples per step over all ranks.
             geometry: Geometry from the original picture to the network's input, the same as for evaluation.
-            rank: Rank of this process: accelerate's `process_index`.
-            world_size: Number of processes: accelerate's `num_processes`.
+            rank: Rank of this process. With accelerate it is `process_index`.
+            world_size: Number of processes. With accelerate it is `num_processes`.
             options: Further attributes of `refseg.reading.Reading`, such as `num_tokens`, `sampling`, `shuffle`,
                 `seed`, `remainder`, `num_workers`.
 
         Raises:
-            UsageError: If a word is unknown, a number is too low, or the numbers contradict each other.
+            UsageError: If a setting has an unknown value. If a number is too low. If numbers contradict each other.
         """
         return RefLoader(
             self.index, geometry=geometry, global_batch=batch_size, rank=rank, world_size=world_size, **options

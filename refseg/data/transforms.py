@@ -66,13 +66,14 @@ class Geometry:
         *,
         out: UInt8[Tensor, "H W 3"] | None = None,
     ) -> UInt8[Tensor, "3 H W"]:
-        """Resize an image to the input; fastest if the image's memory is in the order `(h, w, 3)`.
+        """Resize an image to the input. This is fastest if the image's memory is in the order `(h, w, 3)`.
 
         Args:
             image: RGB, 0 to 255, on any device.
             original_size: `(height, width)` of the original picture, if the image is a reduced copy. The image then
-                fills the rectangle that the original would fill, so that it matches its mask. None: the image's size.
-            out: Contiguous memory to write to, on the same device; None: new memory.
+                fills the rectangle that the original would fill, so that image and mask match. If None, the image's own
+                size is used.
+            out: Contiguous memory to write to, on the same device. If None, new memory is allocated.
 
         Returns:
             A view of `out`.
@@ -106,16 +107,16 @@ class Geometry:
         original_size: tuple[int, int],
         out: UInt8[np.ndarray, "H W"] | None = None,
     ) -> UInt8[np.ndarray, "H W"]:
-        """Draw a mask at the input's size directly from its run lengths; the border is 0.
+        """Draw a mask at the input's size directly from its run lengths. The border is 0.
 
         Each run is cut into pieces of single columns. A piece of rows 1 to 3 flips the pixel values at row 1 and again
         at row 4, so that its column of marks is [0 1 0 0 1 0]. The running XOR of the marks from top to bottom is the
         drawn column: [0 1 1 1 0 0]. Resizing only maps the rows and columns of these marks.
 
         Args:
-            run_ends: Running sums of COCO's run lengths in column order; the first run is of zeros.
+            run_ends: Running sums of COCO's run lengths in column order. The first run consists of zeros.
             original_size: `(height, width)` of the mask in pixels.
-            out: Memory to draw into; None: new memory.
+            out: Memory to draw into. If None, new memory is allocated.
         """
         if out is None:
             out = np.empty(self.size, np.uint8)
@@ -158,9 +159,9 @@ class Geometry:
         """Resize scores (logits or probabilities) bilinearly from the input's size to the original size.
 
         Args:
-            scores: Scores at the input's size; those of the border are cut off.
+            scores: Scores at the input's size. The scores of the border are removed.
             original_size: `(height, width)` of the original image in pixels.
-            size: `(height, width)` of the result in pixels; None: `original_size`.
+            size: `(height, width)` of the result in pixels. None means `original_size`.
         """
         assert tuple(scores.shape[-2:]) == self.size, "scores must have the input's size"
         top, left, height, width = self.placed(original_size)
@@ -169,7 +170,10 @@ class Geometry:
 
 
 def resize_as_floats(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Resize in float32 and round, because GPUs have no uint8 kernel; the result differs by at most one level."""
+    """Resize in float32 and round, because GPUs have no uint8 kernel.
+
+    The result differs from that of the uint8 kernel by at most one level.
+    """
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
     return resized.round_().to(torch.uint8)
 
@@ -192,9 +196,9 @@ def normalise(
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a constant on a device, which callers must not change.
+    """Return a constant on a device. Callers must not change it.
 
-    It is cached, because making it for each call would wait for the device's queued work.
+    The constant is cached, because creating it at each call would wait for the device's queued work.
     """
     return torch.tensor(values, dtype=dtype, device=device)
 
@@ -202,10 +206,13 @@ def _constant(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype, d
 def _split_runs(
     run_ends: NDArray[np.int64], height: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs of ones into pieces of single columns; return the column, first row and row after the last of each.
+    """Cut runs of ones into pieces of single columns.
 
-    Example: height 4 and run ends [2, 7, 8]. The ones are the pixels 2 to 6 in column order: rows 2 and 3 of column 0
-    and rows 0 to 2 of column 1. The result is the columns [0, 1], first rows [2, 0] and ends [4, 3].
+    The result gives, for each piece, the column, the first row and the row after the last row.
+
+    For example, the height is 4 and the run ends are [2, 7, 8]. The ones are the pixels 2 to 6 in column order. These
+    are rows 2 and 3 of column 0, and rows 0 to 2 of column 1. The result is the columns [0, 1], first rows [2, 0] and
+    ends [4, 3].
     """
     num_runs = len(run_ends) // 2
     starts, lasts = run_ends[: 2 * num_runs : 2], run_ends[1::2] - 1
@@ -223,7 +230,7 @@ def _split_runs(
 
 @lru_cache(maxsize=4096)
 def _edges(length: int, resized: int) -> NDArray[np.int64]:
-    """Return `(length + 1,)`: for each original pixel, the first resized pixel that shows it or a later one."""
+    """Return, for each original pixel, the first resized pixel that shows it or a later one, shape `(length + 1,)`."""
     return np.searchsorted(_nearest(length, resized), np.arange(length + 1))
 
 
@@ -231,7 +238,7 @@ def _edges(length: int, resized: int) -> NDArray[np.int64]:
 def _nearest(length: int, resized: int) -> NDArray[np.int32]:
     """Return the original pixel that each resized pixel shows.
 
-    Pillow itself computes it, because no formula reproduces how Pillow rounds ties.
+    Pillow itself is used for this, because no formula reproduces how Pillow rounds ties.
     """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.array(line.resize((resized, 1), Image.Resampling.NEAREST))[0]

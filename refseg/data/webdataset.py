@@ -3,15 +3,15 @@
 Each expression of the shards still occurs exactly once per epoch over all ranks and workers. Otherwise streaming is
 less exact than `loader.RefLoader`:
 
-- Order: shards are shuffled, but images only within a buffer. The sentences of an image follow one another.
+- Order: shards are shuffled, but images are shuffled only within a buffer. The sentences of an image are adjacent.
 - Division: ranks and workers take whole shards, so they get unequal numbers of samples. Some get none if there are
-  fewer shards than ranks × workers. An epoch ends on each when its shards end, so DDP training needs `join`.
-- Counting: there is no length and no cursor, and a resume starts the epoch again. Hashes are not checked, but truncated
-  tars are detected.
+  fewer shards than ranks × workers. An epoch ends on each rank when its shards end, so DDP training needs `join`.
+- Counting: there is no length and no cursor. A resumed run starts the epoch again. Hashes are not checked, but
+  truncated tars are detected.
 - Mixes: weights have no effect, and `expressions_per_image` is not available.
 
 A tar holds only the refs of the dataset that wrote it. Therefore `tar_urls` and `stream` refuse a dataset whose images
-are in the tars of another one (image pool, mix).
+are in the tars of another dataset (image pool, mix).
 """
 
 import io
@@ -47,7 +47,7 @@ _BLOCK_BYTES = 8 << 20  # size of one request for a remote tar
 
 
 class StreamSample(NamedTuple):
-    """One expression with its image and target; torch's default collation stacks these into batches."""
+    """One expression with its image and target. torch's default collation stacks them into batches."""
 
     image: UInt8[Tensor, "3 H W"]
     """RGB, 0 to 255, resized by the geometry; expressions of one image share the memory."""
@@ -66,12 +66,12 @@ def tar_urls(folder: Path | str, splits: Sequence[str]) -> list[str]:
     """Return the paths or URLs of a dataset's tars, for `stream`.
 
     Args:
-        folder: Folder of a finished dataset: a path or URL.
+        folder: Folder of a finished dataset, as a path or URL.
         splits: Names of splits.
 
     Raises:
         DatasetError: If the dataset is unfinished, damaged, or made with another tokenizer.
-        UsageError: If the dataset has no such split, `splits` is empty, or images are in another dataset's tars.
+        UsageError: If the dataset does not have a split, or `splits` is empty. If images are in another dataset's tars.
         StorageError: If storage refuses or fails.
     """
     dataset = BuiltDataset.open(folder, splits, with_tokenizer=True)
@@ -94,15 +94,16 @@ def stream(
 
     Args:
         urls: Tars, given as paths or URLs. fsspec URLs such as `s3://bucket/train-00000.tar` are read in blocks, and
-            failed requests are repeated. `http:`, `https:` and `pipe:` are opened by the library and read in one go.
+            failed requests are repeated. `http:`, `https:` and `pipe:` are opened by the library and read in one
+            request.
         geometry: Geometry from the original picture to the network's input.
-        num_tokens: Number of tokens L of a sentence; longer sentences are truncated but keep EOS.
-        shuffle_images: Number of images in the shuffle buffer; 0 keeps the order of shards and images.
+        num_tokens: Number of tokens L of a sentence. Longer sentences are truncated but keep EOS.
+        shuffle_images: Number of images in the shuffle buffer. 0 keeps the order of shards and images.
         seed: Seed of the shuffling.
-        epoch: Number of the epoch, which changes the shuffling. Make a new stream for each epoch.
+        epoch: Number of the epoch. It changes the shuffling. Create a new stream for each epoch.
 
     Raises:
-        UsageError: If `urls` is empty, or a local tar belongs to a dataset with images in another dataset's tars.
+        UsageError: If `urls` is empty. If a local tar belongs to a dataset with images in another dataset's tars.
         DatasetError: If a local tar belongs to a dataset that another tokenizer made.
     """
     if not urls:
@@ -129,7 +130,10 @@ def stream(
 
 
 def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
-    """Refuse a dataset with images in another dataset's tars, whose JSON does not contain this dataset's refs."""
+    """Refuse a dataset with images in another dataset's tars.
+
+    The JSON in those tars does not contain the refs of this dataset.
+    """
     if descriptor.image_pools:
         others = ", ".join(f"{pool.dataset} ({pool.path})" for pool in descriptor.image_pools)
         raise UsageError(
@@ -139,10 +143,10 @@ def _refuse_pools(folder: Path | str, descriptor: Descriptor) -> None:
 
 
 def _members(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Open each tar and give its members.
+    """Open each tar and yield its members.
 
-    This replaces the library's opener, which has no fsspec, leaves a file descriptor open for each shard, and accepts a
-    tar that is truncated between two members.
+    This replaces the library's opener, which has three faults. It does not support fsspec. It leaves a file descriptor
+    open for each shard. It accepts a tar that is truncated between two members.
 
     Raises:
         DatasetError: If a tar is missing, truncated or damaged.
@@ -166,7 +170,7 @@ def _members(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class _Watched:
-    """A stream that remembers its last bytes: a tar ends with two blocks of zeros, a sample never does."""
+    """A stream that remembers its last bytes. A complete tar ends with two blocks of zeros, but a sample never does."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -190,9 +194,9 @@ class _Watched:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file that is read in order. Each read is one request, which is repeated if it fails.
+    """A remote file that is read in order. Each read is one request. A failed request is repeated.
 
-    Its methods raise `StorageError` if storage refuses or fails, and `FileNotFoundError`.
+    The methods raise `FileNotFoundError` if the file is missing, and `StorageError` if storage refuses access or fails.
     """
 
     def __init__(self, url: str) -> None:
@@ -211,11 +215,11 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _expressions(samples: Iterable[dict[str, Any]], *, geometry: Geometry, num_tokens: int) -> Iterator[StreamSample]:
-    """Give all expressions of the tars' samples; each picture is decoded once.
+    """Yield all expressions of the tars' samples. Each picture is decoded once.
 
     Raises:
-        DatasetError: If a sample lacks its JPEG or JSON, its JSON does not follow the format, or its picture cannot be
-            decoded.
+        DatasetError: If a sample lacks its JPEG or JSON. If the JSON does not follow the format. If the picture cannot
+            be decoded.
     """
     for sample in samples:
         where = f"{sample['__url__']}: sample {sample['__key__']}"
@@ -273,7 +277,7 @@ def _expressions_of(
 
 
 def _read_size(facts: Any) -> tuple[int, int]:
-    """Return the `(height, width)` of a sample's picture; raise ValueError if it exceeds the format's limits."""
+    """Return the `(height, width)` of a sample's picture. Raise ValueError if it exceeds the format's limits."""
     sides = facts["height"], facts["width"]
     if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
         raise ValueError(f"its size is {sides[0]!r:.40} x {sides[1]!r:.40}")
@@ -281,10 +285,10 @@ def _read_size(facts: Any) -> tuple[int, int]:
 
 
 def _decode(jpeg: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """Decode a picture that may be smaller than its sample's size, because a tar does not record reduced pictures.
+    """Decode a picture. It may be smaller than the sample's size, because a tar does not record reduced pictures.
 
     Raises:
-        ImageError: If the picture is larger, or cannot be decoded.
+        ImageError: If the picture is larger than the sample's size, or cannot be decoded.
     """
     found = jpeg_size(jpeg)
     if found[0] * found[1] > size[0] * size[1]:

@@ -1,4 +1,4 @@
-"""Turns every symptom of a dead worker process into one error."""
+"""Converts every symptom of a dead worker process into one error."""
 
 import re
 import signal
@@ -17,13 +17,14 @@ _NOTICE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ([^\n]*)")
 
 @contextmanager
 def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
-    """Replace any error that the death of a worker process causes in the block by one `TrainingError`.
+    """Replace any error that the death of a worker process causes in the block with one `TrainingError`.
 
-    A death has several symptoms. The system sends a signal, whose handler in torch raises an error at any point of the
-    main thread. If the main thread is receiving a batch from that process, receiving fails before the signal arrives.
+    The death of a process has several symptoms. The system sends a signal, and torch's handler of this signal raises an
+    error at any point of the main thread. If the main thread is receiving a batch from that process, receiving fails
+    before the signal arrives.
 
     Args:
-        signal_seconds: How long to wait for the signal after another error.
+        signal_seconds: Time in seconds to wait for the signal after another error.
 
     Raises:
         TrainingError: If a worker process died.
@@ -55,14 +56,17 @@ def report_worker_death(*, signal_seconds: float = 0.0) -> Iterator[None]:
 
 
 def _ignore_signal() -> Any:
-    """Ignore the signal of a death and return its handler; None in a thread in which no handler runs."""
+    """Ignore the signal of a process's death, and return the previous handler.
+
+    Return None in a thread in which no handler runs.
+    """
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def _find_notice(error: BaseException | None) -> re.Match[str] | None:
-    """Find torch's message about a death in a chain of errors; the innermost one states the signal."""
+    """Find torch's message about a death in a chain of errors. The innermost message states the signal."""
     found = None
     while error is not None:
         found = _NOTICE.search(str(error)) or found
@@ -71,12 +75,12 @@ def _find_notice(error: BaseException | None) -> re.Match[str] | None:
 
 
 def _await_notice(seconds: float) -> None:
-    """Ask torch for dead workers until it names one or the time is over.
+    """Ask torch for dead workers until it names one or the time has passed.
 
-    Waiting for the signal is not sufficient: an error that its handler raises within a destructor is lost.
+    Waiting for the signal is not sufficient, because an error that the handler raises within a destructor is lost.
 
     Raises:
-        RuntimeError: If a worker is dead; the message is torch's.
+        RuntimeError: If a worker is dead. The message is that of torch.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
