@@ -1,4 +1,4 @@
-"""A page of a built dataset that opens from the file system: pictures, targets, sentences, rejects, predictions."""
+"""Writes a page that shows a built dataset. The page opens from the file system without a server."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowsePage:
-    """A page that was written.
+    """The written page, with counts of its contents.
 
     Attributes:
         path: The file to open.
@@ -44,8 +44,10 @@ class BrowsePage:
         num_dataset_images: Number of images in the chosen splits.
         num_refs: Number of refs in the page.
         num_sentences: Number of sentences in the page.
-        num_rejects: Number of rejects in the page: those of the chosen splits, and those whose split is not known.
-        num_not_shown: Number of images whose picture cannot be shown; the page marks them, the log gives the reason.
+        num_rejects: Number of rejects in the page. Rejects of the chosen splits and rejects with unknown split are
+            counted.
+        num_not_shown: Number of images whose picture cannot be shown. The page marks these images, and the log gives
+            the reason.
     """
 
     path: Path
@@ -66,24 +68,25 @@ def write_browse_page(
     predictions: Path | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> BrowsePage:
-    """Write a page of a dataset; the same dataset gives the same bytes.
+    """Write a page that shows a dataset. The same dataset gives the same bytes.
 
     Args:
         folder: The dataset's folder, or its URL.
-        out: FILE.html writes one file, for up to some hundred images; another name writes a folder with index.html,
-            for any number. Either replaces an earlier page. The default is the folder browse-DATASET.
-        splits: Splits to show; by default all, or with predictions those that were predicted.
-        num_images: Show at most so many images, spread evenly over the splits; by default all.
-        predictions: A run's folder, as `refseg report` takes it: show its predicted masks beside the targets. They are
-            those that `refseg evaluate --save-predictions` kept.
-        progress: Called after each shard with the numbers of images done and in all.
+        out: If the name ends in .html, one file is written, for up to a few hundred images. Any other name is a folder
+            with index.html, for any number of images. An earlier page is replaced. The default is the folder
+            browse-DATASET.
+        splits: Splits to show. The default is all splits or, with predictions, the predicted splits.
+        num_images: Maximum number of images, spread evenly over the splits. The default is all images.
+        predictions: Folder of a run that was evaluated with `refseg evaluate --save-predictions`. The predicted masks
+            are shown beside the targets.
+        progress: Called after each shard with (images done, total images).
 
     Raises:
         DatasetError: If the dataset is unfinished, damaged or changed.
-        ResultsError: If the run has no results, or they cannot be read.
-        StorageError: If remote storage refuses or fails.
-        UsageError: If there is no such split, too many images for one file, no predicted mask of this dataset,
-            something else lies at `out`, or `out` lies within a dataset.
+        ResultsError: If the run has no results, or the results cannot be read.
+        StorageError: If remote storage refuses access or fails.
+        UsageError: If a split does not exist. If there are too many images for one file. If the run has no predicted
+            masks for this dataset. If `out` exists and is not a browse page. If `out` is inside a dataset.
     """
     dataset = BuiltDataset.open(folder, splits or None)
     predicted = None if predictions is None else read_predictions(predictions, dataset.descriptor, splits)
@@ -133,7 +136,10 @@ def write_browse_page(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ShownImage:
-    """An image with its manifest rows and the JPEG for the page; `fault` says why the JPEG is only a note."""
+    """An image with its manifest rows and the JPEG for the page.
+
+    If the JPEG is only a note, `fault` gives the reason.
+    """
 
     rows: list[dict[str, Any]]
     jpeg: bytes
@@ -215,12 +221,12 @@ class _Writer:
         )
 
     def _summary(self, row: dict[str, Any], image: int) -> list[Any]:
-        """What filters read.
+        """Return the values that the filters of the page use.
 
         Returns:
-            Positions of image, split, dataset and category in the page's lists, the part of the image that the target
-            covers, flags, the sentences, and the positions of those that name nothing; with predictions also the IoU
-            of each sentence.
+            Positions of image, split, dataset and category in the page's lists, the fraction of the image that the
+            target covers, flags, the sentences, and the positions of sentences that name nothing. With predictions, the
+            IoU of each sentence is added.
         """
         dataset = self.datasets.setdefault(f"{row['dataset']}/{row['split_by']}", len(self.datasets))
         category = self.categories.setdefault(row["category"], len(self.categories))
@@ -235,7 +241,7 @@ class _Writer:
         return [*found, [None if one is None else one[0] for one in predicted]]
 
     def _details(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What is shown of a ref beside its sentences."""
+        """Return what the page shows of a ref in addition to its sentences."""
         sentences = row["sentences"]
         details = {
             "id": row["ref_id"],

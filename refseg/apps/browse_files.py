@@ -1,7 +1,8 @@
-"""The files of a browse page: a folder with parts beside the page, or one file that contains them all.
+"""Writes the files of a browse page, either as a folder with parts or as one file that contains all parts.
 
-A page that is opened from the file system cannot fetch files, but it can add scripts: the parts of a folder are scripts
-that pass their JSON to the page. The content of annotations stays JSON, in which no HTML tag can begin or end.
+A page that is opened from the file system cannot fetch files, but it can load scripts. The parts in a folder are
+therefore scripts that pass JSON to the page. The content of annotations is always encoded as JSON, in which no HTML tag
+can begin or end.
 """
 
 import base64
@@ -29,24 +30,24 @@ _PICTURES_PER_FOLDER = 1000
 
 
 class PageFiles(ABC):
-    """Receives the parts of a page while it is made; nothing appears at its path before `finish`."""
+    """Receives the parts of a page. Nothing appears at the path of the page before `finish`."""
 
     in_one_file: bool
 
     @abstractmethod
     def add_part(self, name: str, content: Any) -> None:
-        """Add a part of JSON types; `name` consists of letters, digits and `-`."""
+        """Add a part of JSON types. `name` consists of letters, digits and `-`."""
 
     @abstractmethod
     def add_picture(self, number: int, jpeg: bytes) -> str:
-        """Add a picture, and return its URL for the page; empty if the URL follows from the number."""
+        """Add a picture, and return its URL for the page. The URL is empty if it follows from the number."""
 
     @abstractmethod
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the page itself.
 
         Args:
-            facts: What the page reads first, JSON types; `dataset` is its title.
+            facts: Data that the page reads first, as JSON types. The value of `dataset` is the title.
         """
 
 
@@ -55,10 +56,10 @@ def open_page(out: Path) -> Iterator[PageFiles]:
     """Begin a page that appears at its path completely or not at all.
 
     Args:
-        out: A name that ends in `.html` is one file. Any other is a folder, which may contain an earlier page.
+        out: A name that ends in `.html` is one file. Any other name is a folder, which may contain an earlier page.
 
     Raises:
-        UsageError: If something else is there, or `out` is within a dataset.
+        UsageError: If `out` exists and is not a browse page. If `out` is inside a dataset.
     """
     refuse_within_dataset(out)
     one_file = out.suffix == ".html"
@@ -78,7 +79,7 @@ def open_page(out: Path) -> Iterator[PageFiles]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace anything but a page of an earlier call."""
+    """Refuse to replace anything that is not a browse page."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -99,7 +100,7 @@ def _is_ours(page: Path) -> bool:
 
 
 def to_json(content: Any) -> bytes:
-    """Encode as JSON without `<`, which can be put into a page or a script unchanged."""
+    """Encode as JSON without `<`. The text can be put into a page or a script unchanged."""
     return orjson.dumps(content).replace(b"<", b"\\u003c")
 
 
@@ -128,7 +129,7 @@ class _FolderPage(PageFiles):
 
 
 class _OneFile(PageFiles):
-    """One file: parts are blocks of JSON that are parsed when they are needed, and contain the pictures."""
+    """One file. Each part is a block of JSON that contains the pictures and is parsed when it is needed."""
 
     in_one_file = True
 

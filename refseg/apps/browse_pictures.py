@@ -1,4 +1,4 @@
-"""Pictures of a browse page: reduced, in the shape of the annotated picture; a note replaces those that fail."""
+"""Prepares the pictures of a browse page. Pictures are reduced, and a note replaces unreadable ones."""
 
 import struct
 from io import BytesIO
@@ -15,14 +15,14 @@ _NOTE = "This picture cannot be shown."
 
 
 def small_jpeg(data: bytes, size: tuple[int, int]) -> bytes:
-    """Make a JPEG for the page, in the shape of the annotated picture even if another was stored.
+    """Make a JPEG for the page. It has the aspect ratio of the annotated picture, even if the stored picture differs.
 
     Args:
         data: Bytes of the stored JPEG.
         size: `(height, width)` as annotated.
 
     Raises:
-        ImageError: If it cannot be decoded, or has more pixels than annotated.
+        ImageError: If the picture cannot be decoded, or has more pixels than the annotated size.
     """
     try:
         with open_stored_jpeg(data, at_most=size) as picture:
@@ -34,7 +34,7 @@ def small_jpeg(data: bytes, size: tuple[int, int]) -> bytes:
 
 
 def note_jpeg(size: tuple[int, int]) -> bytes:
-    """Make a grey picture of this size with the text that the picture cannot be shown."""
+    """Make a grey picture of this size with a note that the picture cannot be shown."""
     note = Image.new("RGB", _shown(size), "#666")
     ImageDraw.Draw(note).text((8, 8), _NOTE, "white")
     return _jpeg(note)

@@ -1,4 +1,4 @@
-"""The predicted masks of a run, by sentence, for the page that shows them beside the targets."""
+"""Reads the predicted masks of a run by sentence. The browse page shows them beside the targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Predictions:
     """The predictions of a run for some splits of a dataset.
 
     Attributes:
-        subject: What predicted, and by which protocol the masks were made.
+        subject: Description of the model and of the protocol by which the masks were made.
         splits: Splits that were predicted.
-        size: `(height, width)` of all masks; None: each has the size of its image.
+        size: `(height, width)` of all masks. None if each mask has the size of its image.
         by_sentence: IoU, 0 to 1, and COCO's uncompressed run lengths, by split, id of the ref and id of the sentence.
     """
 
@@ -30,7 +30,7 @@ class Predictions:
     by_sentence: Mapping[tuple[str, int, int], tuple[float, Sequence[int]]]
 
     def of_row(self, row: Mapping[str, Any]) -> list[list[Any] | None] | None:
-        """IoU and run lengths for each sentence of a manifest row; None where there is none.
+        """Return IoU and run lengths for each sentence of a manifest row, or None if there is no prediction.
 
         Args:
             row: With `split`, `ref_id` and `sentences`.
@@ -43,13 +43,13 @@ def read_predictions(run: Path, descriptor: Descriptor, splits: Sequence[str] = 
     """Read the predicted masks that an evaluation kept.
 
     Args:
-        run: A run's folder, as `refseg report` takes it.
+        run: Folder of a run with results.
         descriptor: Descriptor of the dataset that is shown.
-        splits: Splits whose predictions are wanted; empty: all that there are.
+        splits: Splits whose predictions are wanted. If empty, all available splits are read.
 
     Raises:
         ResultsError: If the run has no results, or they cannot be read.
-        UsageError: If no result is of this dataset and these splits with its masks.
+        UsageError: If no result of this dataset and these splits has predicted masks.
     """
     run = local_path(run)
     kept: list[Results] = []

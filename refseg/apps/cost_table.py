@@ -1,4 +1,4 @@
-"""Parameters and operations of the models, side by side, with the published figures."""
+"""Lists parameters and operations of the models, together with the published figures."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -41,7 +41,7 @@ class CostRow:
 
     @property
     def published(self) -> str | None:
-        """Published figures of this model with this encoder; None where there are none."""
+        """Published figures of this model with this encoder. None if there are none."""
         return PUBLISHED.get((self.model, self.image_encoder), (None,))[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class CostRow:
 
 
 def count_costs(options: CostOptions) -> list[CostRow]:
-    """Count the cost of every chosen model with every chosen encoder at every size; no weights are allocated."""
+    """Count the cost of each chosen model with each encoder at each size. No weights are allocated."""
     section: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
     rows = []
     for model in options.models or MODEL_CONFIGS:

@@ -1,6 +1,6 @@
-"""The demo as a web application: a page, the HTTP interface it uses, and that interface's description.
+"""The demo as a web application. It consists of a page, an HTTP interface, and a description of this interface.
 
-The application serves everything that the page needs; no script, font or style comes from another host.
+The application serves everything that the page needs. No script, font or style comes from another host.
 """
 
 import time
@@ -72,11 +72,12 @@ def make_demo(
     Args:
         segmenter: The model that answers.
         sample: Folder of the bundled sample, for examples and credits.
-        facts: What the page says about the model, by name; `model` and `trained on` are its headline.
-        allowed_hosts: Names by which browsers may call this server; `*` for any. On loopback this keeps out pages of
-            other sites whose name was made to point here (DNS rebinding).
-        validation: The model's own validation set: its examples come first, and pictures are compared with it.
-        why_no_validation: Why there is no validation set, for the page.
+        facts: Information about the model that the page shows, by name. `model` and `trained on` are the headline.
+        allowed_hosts: Host names by which browsers may call this server. `*` allows any name. On loopback this protects
+            against DNS rebinding, where the name of another site is resolved to this machine.
+        validation: Validation set of the model. The page shows examples from it first, and uploaded pictures are
+            compared with it.
+        why_no_validation: Reason why there is no validation set. The page shows it.
         limits: Limits of uploads, texts and memory.
 
     Raises:
@@ -109,7 +110,7 @@ def make_demo(
 
     @app.post("/api/images", responses=_REFUSALS)
     def upload_picture(file: _Upload) -> UploadedPicture:
-        """Upload a picture and encode it; the same file is encoded once."""
+        """Upload a picture and encode it. The same file is encoded only once."""
         started = time.perf_counter()
         name = file.filename or ""
         kept, already_encoded = shelf.put(file.file.read(), name)
@@ -126,7 +127,10 @@ def make_demo(
 
     @app.get("/api/images/{image_id}", responses=_JPEG | _REFUSALS | _GONE, response_class=Response)
     def show_picture(image_id: str) -> Response:
-        """The picture as the model saw it: upright, without transparency, scaled down; a JPEG."""
+        """Return the picture as the model received it, as a JPEG.
+
+        It is upright, without transparency, and scaled down.
+        """
         return Response(find(image_id).shown_jpeg, media_type="image/jpeg")
 
     @app.post("/api/segment", responses=_REFUSALS | _GONE)
@@ -187,12 +191,12 @@ def make_demo(
 
 
 def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    """Answer 422 for faults of what was sent, and 500 for any other error of this package."""
+    """Answer 422 for invalid input, and 500 for any other error of this package."""
     return JSONResponse({"detail": str(error)}, 422 if isinstance(error, ImageError | UsageError) else 500)
 
 
 def _refuse_fields(request: Request, error: Exception) -> JSONResponse:
-    """Answer with all wrong fields of a request in one sentence."""
+    """Answer with one sentence that lists all invalid fields of a request."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
     kind = request.headers.get("content-type", "")
@@ -202,7 +206,7 @@ def _refuse_fields(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _refuse_unreadable(request: Request, error: Exception) -> Response:
-    """Say what is wrong with JSON that is not UTF-8, or nested too deeply; FastAPI's own answer does not."""
+    """Describe the fault of JSON that is not UTF-8 or is nested too deeply. FastAPI's own answer does not do this."""
     assert isinstance(error, AnyHTTPException)
     if isinstance(error.__cause__, ValueError | RecursionError):
         refusal = f"body: cannot be read ({error.__cause__}); send JSON in UTF-8, or a form with a picture. See /docs"

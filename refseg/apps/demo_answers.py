@@ -1,4 +1,4 @@
-"""A question about a kept picture and its answer, as they are sent over HTTP."""
+"""Defines a question about a kept picture and the answer, as they are sent over HTTP."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ _LONGEST_MAP_SIDE = 512
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered."""
+    """The reason why a request was not answered."""
 
     detail: str = Field(description="What was found, what was expected, what to do.")
 
@@ -90,10 +90,10 @@ def answer_question(segmenter: Segmenter, kept: KeptPicture, question: Question,
     """Segment what a text names in a kept picture.
 
     Args:
-        segmenter: The one that encoded the picture.
-        kept: The picture.
+        segmenter: Segmenter that encoded the picture.
+        kept: The kept picture.
         question: The expression.
-        max_characters: Longest text that is read; the answer says if it was cut.
+        max_characters: Maximum length of the text. A longer text is truncated, and the answer says so.
 
     Raises:
         UsageError: If the text has no visible character.

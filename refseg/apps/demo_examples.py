@@ -1,4 +1,4 @@
-"""The bundled pictures as examples of the demo, with their expressions and credits."""
+"""Reads the bundled pictures, with expressions and credits, as examples of the demo."""
 
 import json
 from collections import defaultdict
@@ -11,14 +11,14 @@ from refseg.errors import AnnotationError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledPicture:
-    """A picture of the bundled sample, which the demo offers as an example.
+    """A picture of the bundled sample. The demo offers it as an example.
 
     Attributes:
         image_id: COCO image id.
         path: Path of the JPEG.
         sentences: Expressions that annotators wrote about it.
         origin: URL at which the author published the picture.
-        licence: Name of its licence.
+        licence: Name of the picture's licence.
         licence_url: URL of the licence's text.
     """
 
@@ -37,7 +37,7 @@ def read_examples(sample: Path) -> dict[int, BundledPicture]:
         sample: Folder with `sample/instances.json` and COCO's licences in it, one `refs(*).json`, `images/train2014/`.
 
     Raises:
-        AnnotationError: If the folder is not of this kind.
+        AnnotationError: If the folder does not have this layout.
     """
     try:
         instances: dict[str, Any] = json.loads((sample / "sample/instances.json").read_text(encoding="utf-8"))

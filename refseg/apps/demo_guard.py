@@ -1,4 +1,4 @@
-"""Checks requests of the demo before they are answered: their sender, size and time; and sets headers of answers."""
+"""Checks sender, size and duration of the demo's requests before they are answered. Sets headers of answers."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ _LONGEST_SHOWN_HOST = 100
 
 
 class RequestGuard:
-    """Refuses other host names, requests of other sites, and bodies that are too large or slow; adds headers.
+    """Refuses other host names, requests of other sites, and bodies that are too large or slow. Adds headers.
 
     A browser lets any page on the web send a form to a server on loopback, or show its pictures, and names the sender
-    in `Origin` or `Sec-Fetch-Site`. The browser prevents that page from reading the answer; this class prevents it from
-    starting work on this machine. A link to the demo is allowed.
-    Starlette's own limit of bodies gives no reason, and a client that is still sending does not receive its answer. Of
-    Starlette's check of host names only the result is used, because its refusal is not JSON.
+    in `Origin` or `Sec-Fetch-Site`. The browser prevents that page from reading the answer. This class prevents the
+    page from starting work on this machine. A link to the demo is allowed. Starlette's own limit of bodies gives no
+    reason, and a client that is still sending does not receive its answer. Of Starlette's check of host names only the
+    result is used, because its refusal is not JSON.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_seconds: float, allowed_hosts: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ class RequestGuard:
         await self.app(scope, receive_limited, send_guarded)
 
     async def _is_allowed_host(self, scope: Scope, receive: Receive) -> bool:
-        """Return whether the request's Host header is an allowed name."""
+        """Return True if the request's Host header is an allowed name."""
         is_allowed = False
 
         async def accept(*_: object) -> None:
@@ -105,7 +105,7 @@ class RequestGuard:
         return is_allowed
 
     async def _discard_body(self, receive: Receive) -> None:
-        """Discard the body, since a client that is still sending when the connection closes loses the answer."""
+        """Discard the body. A client that is still sending when the connection closes would lose the answer."""
         num_bytes, more = 0, True
         with suppress(TimeoutError):
             async with asyncio.timeout(self.max_seconds):
@@ -119,7 +119,10 @@ class RequestGuard:
 
 
 def _foreign_sender(headers: Headers, method: str) -> str | None:
-    """Return the name of the other site whose page sent a request; None for the demo's own pages and for programs."""
+    """Return the name of the other site whose page sent a request.
+
+    Return None for the demo's own pages and for programs.
+    """
     origin = headers.get("origin")
     if origin is not None:
         return origin if urlsplit(origin).netloc != headers.get("host") else None

@@ -1,4 +1,4 @@
-"""Whether a picture is like those that a model was validated on, by a few numbers that describe any picture."""
+"""Measures whether a picture resembles the pictures on which a model was validated."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ _SMALLEST_RANGE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownPictures:
-    """The range of each measure over pictures that are known.
+    """The range of each measure over known pictures.
 
     Attributes:
-        name: What these pictures are, for example `toy/refseg val`.
-        num_pictures: How many were measured.
+        name: Name of the set of pictures, for example `toy/refseg val`.
+        num_pictures: Number of measured pictures.
         low: Smallest values, shape (measures,), each 0 to 1.
         high: Largest values, shape (measures,).
     """
@@ -35,14 +35,14 @@ class KnownPictures:
 
     @classmethod
     def measure(cls, name: str, pictures: Iterable[UInt8[np.ndarray, "H W 3"]]) -> "KnownPictures":
-        """Measure pictures, RGB, of which there is at least one."""
+        """Measure RGB pictures. At least one picture is required."""
         found = np.stack([_measure(picture) for picture in pictures])
         return cls(name=name, num_pictures=len(found), low=found.min(0), high=found.max(0))
 
     def describe_difference(self, picture: UInt8[np.ndarray, "H W 3"]) -> str | None:
-        """Say in which measures a picture lies outside the known range; None if it lies inside.
+        """Describe in which measures a picture is outside the known range. Return None if it is inside.
 
-        A measure may exceed the range by half of it, since the known pictures are a sample.
+        The known pictures are only a sample. Therefore a measure may exceed the range by half the width of the range.
         """
         found = _measure(picture)
         margin = _MARGIN * np.maximum(self.high - self.low, _SMALLEST_RANGE)
@@ -60,7 +60,7 @@ class KnownPictures:
 
 
 def _measure(picture: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "n"]:
-    """All measures of an RGB picture, 0 to 1, in the order of `_MEASURES`."""
+    """Return all measures of an RGB picture, 0 to 1, in the order of `_MEASURES`."""
     image = Image.fromarray(picture)
     image.thumbnail((_COMPARED_SIDE, _COMPARED_SIDE), Image.Resampling.BOX)
     pixels = np.asarray(image, np.float64)

@@ -1,4 +1,4 @@
-"""Uploaded pictures: checked, decoded, encoded once, and kept for expressions; only the last few are kept."""
+"""Checks, decodes and encodes uploaded pictures, and keeps the last few of them for expressions."""
 
 import hashlib
 import io
@@ -30,10 +30,10 @@ class Limits:
 
     Attributes:
         upload_bytes: Largest size of one request in bytes.
-        upload_seconds: Longest time from the head of a request to its last byte.
+        upload_seconds: Maximum time in seconds from the head of a request to its last byte.
         picture: Largest size of one image, by its header.
-        text_characters: Longest text that is read; the rest is ignored.
-        kept_pictures: Number of encoded pictures in memory; the one that was used least recently is dropped first.
+        text_characters: Maximum length of a text. The rest is ignored.
+        kept_pictures: Number of encoded pictures in memory. The least recently used picture is removed first.
     """
 
     upload_bytes: int = 20_000_000
@@ -49,7 +49,7 @@ class KeptPicture:
 
     Attributes:
         image_id: SHA-256 of the file's bytes, in hexadecimal.
-        encoded: The model's encoding, and the size at which masks are given.
+        encoded: The model's encoding of the picture, and the size of the masks.
         shown_jpeg: The upright picture, scaled down for the page.
     """
 
@@ -58,12 +58,12 @@ class KeptPicture:
     shown_jpeg: bytes
 
     def shown(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Return the picture as the page shows it: RGB."""
+        """Return the picture as the page shows it, as RGB."""
         return np.asarray(Image.open(io.BytesIO(self.shown_jpeg)).convert("RGB"))
 
 
 class PictureShelf:
-    """Encoded pictures by the hash of their files; safe to use from several threads."""
+    """Encoded pictures by the hash of their files. Several threads may use it at the same time."""
 
     def __init__(self, segmenter: Segmenter, limits: Limits) -> None:
         self.segmenter = segmenter
@@ -81,11 +81,11 @@ class PictureShelf:
             name: The file's name, as the client sent it.
 
         Returns:
-            The kept picture, and whether it was kept before.
+            The kept picture, and True if it had been kept before.
 
         Raises:
             UsageError: If the name is a path.
-            ImageError: If it is not an image of `KINDS`, or is damaged, too large or too elongated.
+            ImageError: If the file is not an image of `KINDS`. If it is damaged, too large or too elongated.
         """
         check_name(name)
         image_id = hashlib.sha256(data).hexdigest()
@@ -118,7 +118,7 @@ def check_name(name: str) -> None:
     """Check that a file's name is not a path. No file is opened by it, but answers and downloads contain it.
 
     Raises:
-        UsageError: If it is empty, too long, a path, or not printable.
+        UsageError: If the name is empty, too long, a path, or not printable.
     """
     if (
         not name

@@ -1,4 +1,4 @@
-"""The demo as a process: it opens the port, loads the model, makes the application and runs the server."""
+"""Runs the demo as a process. Opens the port, loads the model, makes the application and runs the server."""
 
 import logging
 import socket
@@ -23,7 +23,7 @@ def run_demo(options: DemoOptions, *, ready: Callable[[str], None]) -> None:
     """Serve the demo until the process is interrupted.
 
     Args:
-        options: Which model is served at which address.
+        options: The model that is served, and the address.
         ready: Called with the page's address when the model is loaded.
 
     Raises:
@@ -58,7 +58,7 @@ def run_demo(options: DemoOptions, *, ready: Callable[[str], None]) -> None:
 
 
 def describe_model(checkpoint: Checkpoint) -> dict[str, str]:
-    """What the page says about a model, by name: architecture, sizes, and what it was trained on."""
+    """Return what the page shows about a model, by name, such as architecture, sizes and training set."""
     recipe, lineage = checkpoint.recipe, checkpoint.state.lineage
     started_from = "; before that ".join(
         f"{ancestor.path} at step {ancestor.step:,}, trained on {ancestor.dataset}" for ancestor in lineage.ancestors

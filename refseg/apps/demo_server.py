@@ -1,9 +1,9 @@
-"""The demo's HTTP server, in which clients that are slow or silent cannot block others.
+"""The demo's HTTP server. Slow or silent clients cannot block other clients.
 
-uvicorn limits how many connections there are, and how long one may be idle after an answer. It does not limit how
-long a client takes to send the head of a request or to read an answer, so that a few dozen half-open connections would
-reach the limit. Here each of these has a time limit, and at the limit of connections a new one replaces the one that
-has kept the server waiting for longest.
+uvicorn limits the number of connections and the idle time after an answer. It does not limit the time in which a client
+sends the head of a request or reads an answer. A few dozen half-open connections would therefore reach the limit. This
+server limits both times. If the maximum number of connections is reached, a new connection replaces the one that has
+kept the server waiting for longest.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ class ServerLimits:
 
     Attributes:
         connections: Largest number of connections at once, of all clients together.
-        head_seconds: Longest time from the opening of a connection, or from the first byte of its next request, to the
-            end of the request's head.
-        answer_seconds: Longest time to read an answer.
+        head_seconds: Maximum time in seconds from the opening of a connection, or from the first byte of a further
+            request, to the end of the request's head.
+        answer_seconds: Maximum time in seconds to read an answer.
     """
 
     connections: int = 64
@@ -32,7 +32,7 @@ class ServerLimits:
 
 
 def make_server(app: ASGIApp, limits: ServerLimits | None = None) -> uvicorn.Server:
-    """Make the server of an application, which runs on a listening socket."""
+    """Make the server of an application. The server runs on a listening socket."""
     chosen = limits or ServerLimits()
 
     class LimitedConnection(_Connection):
@@ -54,7 +54,7 @@ def make_server(app: ASGIApp, limits: ServerLimits | None = None) -> uvicorn.Ser
 
 
 class _Connection(H11Protocol):
-    """A connection, which either waits for its client or processes a request whose head was received.
+    """A connection. It either waits for its client, or processes a request whose head was received.
 
     Only a waiting connection has a time limit and can be replaced. `RequestGuard` limits the time of a request's body,
     because it can answer with the reason.
@@ -66,7 +66,7 @@ class _Connection(H11Protocol):
     _reads_head = False
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for a head; at the limit of connections, abort the one that has waited for longest."""
+        """Wait for the head of a request. At the limit of connections, abort the one that has waited for longest."""
         super().connection_made(transport)
         self._reads_head = True
         self._wait(self.limits.head_seconds)
@@ -81,7 +81,7 @@ class _Connection(H11Protocol):
             other.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes of a request on, and start or stop the time limit of its head."""
+        """Pass on the bytes of a request, and start or stop the time limit for the request's head."""
         if not self._reads_head and self._awaits_request():
             self._reads_head = True
             self._wait(self.limits.head_seconds)
@@ -89,7 +89,10 @@ class _Connection(H11Protocol):
         self._stop_waiting_for_head()
 
     def on_response_complete(self) -> None:
-        """Start the time limit for reading the answer; a pipelined request begins at once."""
+        """Start the client's time limit for reading the response.
+
+        If a further request is already buffered, it is processed now.
+        """
         self._reads_head = False
         self._wait(self.limits.answer_seconds)
         super().on_response_complete()
@@ -102,22 +105,22 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Start the time limit, since the client reads its answer more slowly than it is written."""
+        """Start the time limit, because the client reads the answer more slowly than the server writes it."""
         super().pause_writing()
         self._wait(self.limits.answer_seconds)
 
     def resume_writing(self) -> None:
-        """Stop the time limit, since the client has read nearly all of the answer."""
+        """Stop the time limit, because the client has read nearly all of the answer."""
         super().resume_writing()
         if not self._awaits_request():
             self._end_wait()
 
     def waits_for_client(self) -> bool:
-        """Return whether the connection waits for its client and not for the server."""
+        """Return True if the connection waits for the client and not for the server."""
         return self._awaits_request() or self.reads_body() or self.flow.write_paused
 
     def reads_body(self) -> bool:
-        """Return whether the head of a request was received and its body was not."""
+        """Return True while the request's header has arrived but its body has not."""
         return not self._awaits_request() and self.cycle.more_body
 
     def _awaits_request(self) -> bool:

@@ -1,4 +1,4 @@
-"""The model's own validation set: examples for the demo's page, and what the model's pictures look like."""
+"""Reads the model's validation set, for examples on the demo's page and for comparison with uploaded pictures."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ _SENTENCES_PER_EXAMPLE = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationPicture:
-    """A picture of the validation set, which the demo offers as an example.
+    """A picture of the validation set. The demo offers it as an example.
 
     Attributes:
         image_id: Id of the image in its dataset.
         data: The file's bytes.
-        sentences: Expressions that annotators wrote about it, at least one.
+        sentences: Expressions that annotators wrote about the picture, at least one.
     """
 
     image_id: int
@@ -36,13 +36,13 @@ class ValidationPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationSet:
-    """What the demo takes from a validation set.
+    """The part of a validation set that the demo uses.
 
     Attributes:
         name: Dataset and split, for example `toy/refseg val`.
-        licences: Licences of its pictures.
+        licences: Licences of the pictures.
         examples: Pictures with sentences, by their position in the page.
-        known: The range of measures over some of its pictures.
+        known: The range of each measure over some of the pictures.
     """
 
     name: str
@@ -55,14 +55,15 @@ def read_validation_set(recipe: Recipe, data: Path | str | None) -> tuple[Valida
     """Read examples of the validation set, spread evenly over it, and measure some of its pictures.
 
     Args:
-        recipe: Recipe of the model, which names the split and the dataset.
-        data: The dataset's folder or URL; None: that of the recipe.
+        recipe: Recipe of the model. It names the split and the dataset.
+        data: Folder or URL of the dataset. If None, the dataset of the recipe is used.
 
     Returns:
-        The validation set, and an empty text; or None, and the reason why it cannot be read. A demo does not need it.
+        The validation set and an empty text. If it cannot be read, None and the reason. The demo also works without a
+        validation set.
 
     Raises:
-        RefsegError: If a dataset was named by `data` and cannot be read.
+        RefsegError: If `data` names a dataset that cannot be read.
     """
     folder = str(data or recipe.data.val_root or recipe.data.root)
     if not folder:

@@ -1,4 +1,4 @@
-"""Whether a machine can feed a model from a dataset: the time of each stage, the bottleneck, and remedies."""
+"""Checks whether a machine reads a dataset fast enough for a model. Finds the bottleneck and gives advice."""
 
 import math
 import os
@@ -28,22 +28,23 @@ _ENOUGH = 1.1  # the loader should be this many times as fast as the model, sinc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The measured times, and the facts about machine and dataset that explain them.
+    """The measured times, and the properties of machine and dataset that explain them.
 
     Attributes:
         stages: Seconds per sample of each stage, by name, on one core.
-        disk_read: Seconds per sample to read from the disk; None where shards are remote.
+        disk_read: Seconds per sample to read from the disk. None if shards are remote.
         expressions: Mean number of expressions per sample.
         delivered: Samples per second that `num_workers` workers deliver.
-        needed: Samples per second that the model processes; None: not measured.
+        needed: Samples per second that the model processes. None if this was not measured.
         num_workers: Packing threads or processes of one training process.
         num_cores: Cores of this machine for one training process.
         is_remote: True if shards are at a URL.
         by_image: True if the expressions of an image already share its pixels.
         num_images: Number of images of the split.
         decoded_bytes: Size of all images of the split after resizing, in bytes.
-        cached_share: Share of the images in the cache of decoded images, 0 to 1; 0 without a cache.
-        store: Value of `refseg build-shards --store` for this input; empty if the pictures are that small already.
+        cached_share: Share of the images in the cache of decoded images, 0 to 1. It is 0 without a cache.
+        store: Recommended value of `refseg build-shards --store` for this input. Empty if the pictures already have
+            this size.
     """
 
     stages: Mapping[str, float]
@@ -75,12 +76,12 @@ class Measured:
 
     @property
     def if_cached(self) -> "Measured":
-        """The same measurement with all images in the cache; `delivered` is unchanged."""
+        """The same measurement with all images in the cache. `delivered` is unchanged."""
         return replace(self, cached_share=1.0)
 
     @property
     def cache_gigabytes(self) -> int:
-        """Size of a cache of decoded images for all of the split."""
+        """Size in gigabytes of a cache of decoded images for the whole split."""
         return math.ceil(self.decoded_bytes / 1e9)
 
     @property
@@ -89,7 +90,7 @@ class Measured:
         return sum(self.stages.get(name, 0.0) for name in MAIN_STAGES)
 
     def rate(self, num_workers: int) -> float:
-        """Return the expected samples per second of a number of workers, each with a core."""
+        """Return the expected samples per second of a number of workers, each with one core."""
         by_workers = min(max(1, num_workers), self.num_cores) / self.worker_seconds
         return min(by_workers, 1 / self.main_seconds) if self.main_seconds else by_workers
 
@@ -101,7 +102,7 @@ class Diagnosis:
     Attributes:
         bottleneck: `model`, `number of workers`, or the name of a stage.
         verdict: The finding in one sentence.
-        remedies: What to change, the most effective first; empty where the model is the bottleneck.
+        remedies: Recommended changes, the most effective first. Empty if the model is the bottleneck.
     """
 
     bottleneck: str
@@ -121,8 +122,8 @@ def examine(
 
     Args:
         index: Index of the splits that are read.
-        reading: How they are read; the global batch contains the samples of one process in a step.
-        seconds: Approximate time for measuring the loader.
+        reading: How the splits are read. The global batch contains the samples of one process in a step.
+        seconds: Approximate time in seconds for measuring the loader.
         needed: Samples per second of one training process, if known.
         recipe: Recipe whose model is timed, if `needed` is not known.
 
@@ -159,7 +160,7 @@ def examine(
 
 
 def diagnose(found: Measured) -> Diagnosis:
-    """Find the bottleneck, and what to change."""
+    """Find the bottleneck and the recommended changes."""
     needed = found.needed
     if needed is not None and found.delivered >= needed:
         surplus = found.delivered / needed
@@ -192,7 +193,7 @@ def diagnose(found: Measured) -> Diagnosis:
 
 
 def _remedies(found: Measured, stage: str) -> list[str]:
-    """Return what makes a stage faster."""
+    """Return the changes that make a stage faster."""
     pixels = sum(found.worker_times[name] for name in (*IMAGE_STAGES, FROM_CACHE))
     remedies = []
     if stage == "read":

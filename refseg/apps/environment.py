@@ -1,4 +1,4 @@
-"""Describes this machine and installation: versions, cores, GPUs, the disk under a folder, extras."""
+"""Describes this machine and installation, with versions, cores, GPUs, disk speed and extras."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ _PROBE_BYTES = 64 << 20
 
 
 def describe_environment(folder: Path) -> dict[str, Any]:
-    """Return versions, processor, memory, GPUs, speed of a disk and extras; names of numbers contain the unit.
+    """Return versions, processor, memory, GPUs, disk speed and extras. The name of a number contains the unit.
 
     Args:
         folder: Folder whose disk is timed with a temporary file of 64 MiB.
@@ -50,9 +50,9 @@ def describe_environment(folder: Path) -> dict[str, Any]:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Return the packages that this installation declares, by extra; those without an extra are under "".
+    """Return the packages that this installation declares, by extra. Packages without an extra have the key "".
 
-    The packages of an extra that contains others include theirs.
+    An extra may contain other extras. Their packages are then included.
     """
     found: dict[str, list[str]] = {"": []}
     contains: dict[str, list[str]] = {}
@@ -73,7 +73,7 @@ def _requirements() -> dict[str, list[str]]:
 
 
 def _version(package: str) -> str | None:
-    """Return the installed version of a package; None if it is not installed."""
+    """Return the installed version of a package. Return None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 
 def _disk_speed(folder: Path) -> tuple[float, float]:
-    """Return the megabytes per second of writing a file to the disk, and of reading it without the page cache."""
+    """Return the speed in MB/s of writing a file to the disk, and of reading it without the page cache."""
     block = os.urandom(1 << 20)
     with tempfile.TemporaryFile(dir=folder) as file:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Scores a trained model on a split, with all processes that were started: what `refseg evaluate` does."""
+"""Implements `refseg evaluate`. Scores a model on a split, using all launched processes."""
 
 import time
 
@@ -22,23 +22,23 @@ from refseg.training.launch import start_accelerator
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> Results:
-    """Score a checkpoint; with `options.out`, write rows and scores there, and continue a pass that was interrupted.
+    """Score a checkpoint. With `options.out`, write rows and scores there, and resume an interrupted evaluation.
 
-    Scores are computed in float32 whatever precision the run trained in, on a GPU where there is one. Without a GPU
-    torch is set to deterministic algorithms for the whole process.
+    Scores are computed in float32, independently of the precision of training. A GPU is used if there is one. Without a
+    GPU, torch is set to deterministic algorithms for the whole process.
 
     Args:
-        options: What to score, and where the results go; without `out` nothing is written.
+        options: What to score, and where to write the results. Without `out`, nothing is written.
 
     Returns:
-        Rows and scores, the same on every process; the main process writes them.
+        Rows and scores. They are the same on every process, and the main process writes them.
 
     Raises:
-        CheckpointError: If there is no sound checkpoint.
-        DatasetError: If the dataset is unusable.
-        UsageError: If no dataset is named, it has no such split, a protocol is not known, or images of the split were
-            trained on and that is not allowed.
-        TrainingError: If processes are missing, or the disk refuses.
+        CheckpointError: If there is no undamaged checkpoint.
+        DatasetError: If the dataset cannot be used.
+        UsageError: If no dataset is named. If the dataset does not have the split. If a protocol is unknown. If the
+            model was trained on images of the split and `allow_leak` is not set.
+        TrainingError: If processes are missing. If files cannot be written.
     """
     accelerator = start_accelerator(TrainConfig())
     checkpoint = load_checkpoint(options.checkpoint, accelerator.device)

@@ -1,8 +1,8 @@
 """Exports a model as two programs that run without this package.
 
-The first computes `encode_image`: images to an image state. The second computes `encode_text` and `decode`: an image
-state and sentences to mask logits. A server can therefore keep the state of an image and run only the second program
-for each sentence. Batch norms are folded.
+The first program computes `encode_image`, from images to an image state. The second program computes `encode_text` and
+`decode`, from an image state and sentences to mask logits. A server can therefore keep the state of an image and run
+only the second program for each sentence. Batch norms are folded.
 """
 
 import json
@@ -27,7 +27,7 @@ _LARGEST_ERROR = 1e-3  # of a logit, compared with the model
 
 
 class _ImageHalf(nn.Module):
-    """Computes the tensors of the image state, in its order, from images."""
+    """Computes the tensors of the image state from images, in the order of the state's fields."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def _require_onnx() -> None:
 
 
 def _facts(model: SegmentationModel, recipe: Recipe, kind: ExportFormat, num_states: int) -> dict[str, Any]:
-    """Return what a user of the programs must know about their inputs."""
+    """Return the description of the programs' inputs that a user needs."""
     return {
         "format": kind,
         "image_inputs": ["images (I, 3, H, W) float32, (RGB / 255 - mean) / std"],

@@ -1,4 +1,4 @@
-"""The pictures that a user names: files, folders and URLs of either."""
+"""Finds the pictures that a user names by files, folders or URLs."""
 
 import logging
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
-    """A picture that was not read yet.
+    """A picture that has not been read yet.
 
     Attributes:
-        address: Its path or URL, for messages.
+        address: Path or URL of the picture, for messages.
         folder: Folder from which it is read.
-        name: Its name in the folder; empty: the address of the folder is that of the picture.
+        name: Name of the picture in the folder. If empty, the address of the folder is the address of the picture.
     """
 
     address: str
@@ -36,7 +36,7 @@ class PictureFile:
 
     @property
     def stem(self) -> str:
-        """Its file name without the suffix; that of a URL without what follows `?`."""
+        """File name without the suffix. For a URL, the part from `?` on is also removed."""
         name = self.name or unquote(urlsplit(self.address).path)
         return PurePosixPath(name).stem or "picture"
 
@@ -57,15 +57,15 @@ class PictureFile:
 
 
 def find_pictures(addresses: Sequence[Path | str]) -> list[PictureFile]:
-    """List pictures in the order in which they are named, those of a folder by name, each once.
+    """List pictures in the order of the arguments, without duplicates. Pictures of a folder are sorted by name.
 
     Args:
-        addresses: Paths and URLs of pictures and of folders. Of a folder, the pictures that lie directly in it are
-            taken. The URL of a folder of a web server ends with `/`.
+        addresses: Paths and URLs of pictures and of folders. From a folder, only the pictures directly in it are used.
+            The URL of a folder on a web server must end with `/`.
 
     Raises:
-        MissingImageError: If a path names nothing.
-        UsageError: If a folder holds no picture, or an address is neither a path nor a URL.
+        MissingImageError: If a path does not exist.
+        UsageError: If a folder contains no picture. If an address is neither a path nor a URL.
         StorageError: If remote storage refuses or fails.
     """
     found: dict[str, PictureFile] = {}

@@ -1,4 +1,4 @@
-"""Segments what texts name in any picture, with a checkpoint; masks have the size of the picture."""
+"""Segments, with a checkpoint, what texts name in a picture. Masks have the size of the picture."""
 
 import io
 import logging
@@ -39,11 +39,11 @@ class Prediction:
     """The masks of one image.
 
     Attributes:
-        picture: The image: RGB, upright.
+        picture: The image, as upright RGB.
         texts: The texts, as given.
-        masks: A mask for each text, at the picture's size: True is object.
-        explanations: What the model attended to, for each text; empty if not asked for.
-        probabilities: A map for each text, at the picture's size, 0 to 1; None if not asked for.
+        masks: A mask for each text, at the picture's size. True is object.
+        explanations: What the model attended to, for each text. Empty if it was not requested.
+        probabilities: A probability map for each text, at the picture's size, 0 to 1. None if it was not requested.
     """
 
     picture: UInt8[np.ndarray, "H W 3"]
@@ -64,7 +64,7 @@ class Prediction:
 
     @property
     def boxes_xywh(self) -> list[tuple[int, int, int, int] | None]:
-        """The box around each mask: left, top, width, height in pixels; None for an empty mask."""
+        """The box around each mask, as left, top, width and height in pixels. None for an empty mask."""
         return [box_xywh(mask) for mask in self.masks]
 
     def overlay(self, number: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -72,10 +72,10 @@ class Prediction:
         return draw_overlay(self.picture, self.masks[number])
 
     def explanation_picture(self, number: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Return the heat maps of one text's explanation; None if its model has no map.
+        """Return the heat maps of one text's explanation. Return None if the model has no maps.
 
         Raises:
-            UsageError: If no explanations were asked for.
+            UsageError: If no explanations were requested.
         """
         if not self.explanations:
             raise UsageError("found no explanations, expected one for each text; segment with explain=True")
@@ -91,13 +91,13 @@ def segment(
     explain: bool = False,
     probabilities: bool = False,
 ) -> Prediction:
-    """Segment what each text names in an image, which is encoded once.
+    """Segment what each text names in an image. The image is encoded once.
 
     Args:
-        checkpoint: A run's folder, a checkpoint's, or a loaded checkpoint.
+        checkpoint: Folder of a run or of a checkpoint, or a loaded checkpoint.
         image: A file that Pillow reads, or a picture.
         texts: Phrases, each of which gets its own mask.
-        device: Device on which the model runs; ignored for a loaded checkpoint.
+        device: Device on which the model runs. It is ignored for a loaded checkpoint.
         explain: Also return what the model attended to.
         probabilities: Also keep the probability of each pixel, 4 bytes per pixel and text.
 
@@ -166,7 +166,7 @@ class EncodedPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segmenter:
-    """The separate steps from a picture and a text to a mask, so that a picture is encoded once for all its texts.
+    """The separate steps from a picture and texts to masks. A picture is encoded once for all its texts.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -188,13 +188,16 @@ class Segmenter:
 
     @torch.inference_mode()
     def encode(self, picture: UInt8[np.ndarray, "H W 3"]) -> EncodedPicture:
-        """Encode an RGB picture; this takes most of the time."""
+        """Encode an RGB picture. This step needs most of the time."""
         resized = self.geometry.apply_image(torch.from_numpy(picture).permute(2, 0, 1))
         images = normalise(resized[None].to(self._device), self.model.image_mean, self.model.image_std)
         return EncodedPicture(state=self.model.encode_image(images), size=(picture.shape[0], picture.shape[1]))
 
     def read_text(self, text: str) -> tuple[int, ...]:
-        """Return token ids with SOS and EOS, cut to the length that the model reads; a cut is logged."""
+        """Return token ids with SOS and EOS.
+
+        A sentence that is too long for the model is truncated, which is logged.
+        """
         token_ids, num_tokens = tokenizer.encode(text), self.recipe.data.num_tokens
         kept = tokenizer.truncate(token_ids, num_tokens)
         if len(kept) < len(token_ids):
@@ -266,10 +269,10 @@ class PictureSize:
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Read an image of any kind as upright RGB: EXIF rotation applied, transparency laid on white.
+    """Read an image as upright RGB. The EXIF rotation is applied, and transparent areas become white.
 
     Raises:
-        ImageError: If there is no such file, or it is not an image, or is damaged or too large to be meant.
+        ImageError: If the file does not exist or is not an image. If the image is damaged or unreasonably large.
     """
     return _read(path, name=str(path), kinds=None, largest=None)
 
@@ -277,16 +280,18 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 def decode_picture(
     data: bytes, *, name: str, kinds: Sequence[str] | None = None, largest: PictureSize | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode an image as `read_picture` does; for images that a stranger may have sent, give the limits.
+    """Decode an image as `read_picture` does. For untrusted images, set the limits.
 
     Args:
         data: The file's bytes.
         name: For messages.
-        kinds: Pillow's names of the kinds that are tried, so that no other reader sees the bytes; None: all.
-        largest: A larger image is refused by its header, before memory is asked for; None: Pillow's own limit.
+        kinds: Pillow's names of the file formats that are accepted. No other reader is called. If None, all formats are
+            accepted.
+        largest: Largest accepted size. A larger image is refused after reading its header, before memory is allocated.
+            None means Pillow's own limit.
 
     Raises:
-        ImageError: If it is not an image of these kinds, or is damaged, too large or too long.
+        ImageError: If the data are not an image of these formats. If the image is damaged, too large or too elongated.
     """
     return _read(io.BytesIO(data), name=name, kinds=kinds, largest=largest)
 
@@ -331,7 +336,7 @@ def _to_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def box_xywh(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int] | None:
-    """Return the box around a mask: left, top, width, height in pixels; None for an empty mask."""
+    """Return the box around a mask as left, top, width and height in pixels. Return None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

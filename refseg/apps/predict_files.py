@@ -1,4 +1,4 @@
-"""The files of `refseg predict`: masks, overlays and heat maps, each under a name that no other result has."""
+"""Writes masks, overlays and heat maps of `refseg predict`, each under a name that no other result has."""
 
 import hashlib
 import itertools
@@ -34,9 +34,9 @@ class PredictionFiles:
     """The files of one sentence.
 
     Attributes:
-        mask: The mask: object is 255, the rest 0.
+        mask: The mask, in which the object is 255 and the rest 0.
         overlay: The picture with the outline of the mask.
-        explain: The heat maps; None if there are none.
+        explain: The heat maps. None if there are none.
     """
 
     mask: Path
@@ -50,9 +50,9 @@ class PictureResult:
 
     Attributes:
         image: Path or URL of the picture.
-        prediction: The masks; None if the picture cannot be read.
+        prediction: The masks. None if the picture cannot be read.
         files: The files of each text, in the order of the texts.
-        error: Why the picture cannot be read; empty if it was read.
+        error: Reason why the picture cannot be read. Empty if it was read.
     """
 
     image: str
@@ -71,7 +71,7 @@ def predict_pictures(options: PredictOptions) -> Iterator[PictureResult]:
 
     Raises:
         UsageError: If a text has no visible character, or a folder contains no picture.
-        MissingImageError: If the path of a picture names nothing; then nothing is written.
+        MissingImageError: If the path of a picture does not exist. Nothing is written in this case.
         CheckpointError: If the checkpoint cannot be loaded.
         OSError: If a file cannot be written.
     """
@@ -95,14 +95,14 @@ def _write_prediction(
 ) -> tuple[PredictionFiles, ...]:
     """Write the results of one picture.
 
-    The files are named after the picture: `photo.mask.png`, of several sentences `photo-1.mask.png`, ... A name
-    that is used for another picture, sentence or checkpoint, or for anything else, is not replaced; the next free
-    number is taken. The same call again replaces its own files.
+    The files are named after the picture, for example `photo.mask.png`. With several sentences, the names are
+    `photo-1.mask.png` and so on. A file of another picture, sentence or checkpoint is never replaced. Instead, the next
+    free number is used. Repeating the same call replaces the files of the earlier call.
 
     Args:
-        out: Folder, made if absent.
+        out: Folder to write to. It is created if it does not exist.
         picture: The picture.
-        data: Bytes of its file.
+        data: Bytes of the picture's file.
         prediction: Prediction for this picture.
         checkpoint: Checkpoint that predicted it.
 
@@ -157,7 +157,7 @@ def _claim_name(out: Path, first: str, stem: str, facts: dict[str, Any]) -> str:
 
 
 def _facts_of(path: Path) -> object:
-    """Return the record in a PNG; None if there is none."""
+    """Return the record in a PNG. Return None if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning about 89 megapixels

@@ -1,4 +1,4 @@
-"""The whole flow on drawn scenes, each step by the commands that a user would give: what `refseg quickstart` does."""
+"""Implements `refseg quickstart`. Runs each user command on drawn scenes."""
 
 import json
 import os
@@ -54,9 +54,9 @@ class Status:
         step: The step that is running.
         number: Its number, from 1.
         seconds: Seconds that it has taken.
-        share: Share of it that is done, 0 to 1; None: not known.
-        elapsed: Seconds of the whole so far.
-        left: Seconds that the whole still takes, estimated.
+        share: Fraction of the step that is done, 0 to 1. None if it is unknown.
+        elapsed: Seconds since the start of the quickstart.
+        left: Estimated seconds until the end of the quickstart.
     """
 
     step: Step
@@ -70,7 +70,7 @@ class Status:
 def run_quickstart(
     options: QuickstartOptions, *, begun: Callable[[Step, int], object], status: Callable[[Status], object]
 ) -> Outcome:
-    """Run all steps; what an earlier call has done is not done again.
+    """Run all steps. Steps that an earlier call completed are skipped.
 
     Args:
         options: How large it is, and where it writes. The output of the commands goes to `logs` in that folder.
@@ -142,7 +142,7 @@ def _start(command: Command, output: Path, environ: Mapping[str, str]) -> "subpr
 
 @contextmanager
 def _ended_with_us() -> Iterator[dict["subprocess.Popen[bytes]", Path]]:
-    """Processes with the files of their output; those that are left at an error or at Ctrl-C are asked to end."""
+    """Yield processes with the files of their output. At an error or Ctrl-C, remaining processes are asked to end."""
     running: dict[subprocess.Popen[bytes], Path] = {}
     try:
         yield running

@@ -1,4 +1,4 @@
-"""The steps of `refseg quickstart`: the commands of each, how long it takes, and how long the whole still takes."""
+"""Defines the steps of `refseg quickstart` with their commands, and estimates the remaining time."""
 
 import sys
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ class Step:
 
     Attributes:
         name: One word; a key of `SECONDS`.
-        what: What it does, for a reader.
+        what: Description of the step for the user.
         commands: Words of the commands as a user gives them, `refseg ...` or `accelerate ...`.
-        is_parallel: Two commands run at a time, each with one thread. The threads of one command would wait for each
-            other at every layer, which on a busy machine takes far longer than the work.
+        is_parallel: True if two commands run at a time, each with one thread. The threads of a single command would
+            wait for each other at every layer. On a busy machine, this waiting would exceed the computation.
         seconds: Estimate for two idle cores.
     """
 
@@ -119,7 +119,7 @@ def plan_steps(options: QuickstartOptions) -> tuple[Step, ...]:
 
 
 def program(command: Command) -> list[str]:
-    """A command as this Python runs it, whatever is on the path."""
+    """Return a command that runs with this Python, independently of the search path."""
     module = {"refseg": "refseg", "accelerate": "accelerate.commands.launch"}[command[0]]
     return [sys.executable, "-m", module, *command[2 if command[0] == "accelerate" else 1 :]]
 
@@ -127,15 +127,15 @@ def program(command: Command) -> list[str]:
 def seconds_left(
     estimates: Sequence[float], taken: Sequence[float], running: float, share: float | None = None
 ) -> float:
-    """How long the whole still takes.
+    """Estimate the remaining seconds of the quickstart.
 
-    The estimates are stretched by the pace of this machine: how long the steps so far took beside their estimates.
+    The estimates are scaled by the speed of this machine, which is the ratio of measured to estimated time so far.
 
     Args:
-        estimates: Seconds of every step.
-        taken: Seconds of the steps that have ended; fewer than `estimates`.
-        running: Seconds that the next step has taken.
-        share: Share of that step that is done, 0 to 1; None: not known.
+        estimates: Estimated seconds of each step.
+        taken: Measured seconds of the steps that have ended. There are fewer values than in `estimates`.
+        running: Seconds since the start of the running step.
+        share: Fraction of the running step that is done, 0 to 1. None if it is unknown.
     """
     number = len(taken)
     pace = _pace(fsum(taken), fsum(estimates[:number]))

@@ -1,4 +1,4 @@
-"""The report of a run, or of several side by side, from the files in their folders: what `refseg report` does."""
+"""Implements `refseg report`. Writes the report of a run, or the comparison of several runs."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -33,9 +33,9 @@ def report_runs(options: ReportOptions) -> tuple[Path, Path]:
         The page and the Markdown file beside it.
 
     Raises:
-        UsageError: If a folder is missing, `out` is not a page's name or is another file, a dataset is not the one that
-            was scored, or several runs have nothing to compare.
-        ResultsError: If a run has no results, or they cannot be read.
+        UsageError: If a folder is missing. If `out` does not end in `.html` or is another file. If a dataset is not the
+            one that was scored. If several runs have nothing to compare.
+        ResultsError: If a run has no results, or the results cannot be read.
         CheckpointError: If the examples are to be explained and a checkpoint cannot be loaded.
     """
     folder, *others = options.runs
@@ -71,7 +71,7 @@ def report_runs(options: ReportOptions) -> tuple[Path, Path]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace a file that no earlier call wrote; the Markdown file belongs to the page beside it."""
+    """Refuse to replace a file that no earlier call wrote. The Markdown file is checked together with the page."""
     if out.is_file() and _MARK.encode() in out.read_bytes()[:_MARKED_BYTES]:
         return
     for path in (out, out.with_suffix(".md")):
@@ -89,7 +89,7 @@ def _write(out: Path, report: Report) -> tuple[Path, Path]:
 
 
 def _open_indexes(results: Sequence[Results], data: Path | str | None) -> dict[str, ManifestIndex]:
-    """Open the index of each split; a dataset that has moved is left out unless its folder was named."""
+    """Open the index of each split. A dataset that has moved is left out unless its folder was named."""
     indexes = {}
     for scored in results:
         folder = str(data or scored.origin.data)
@@ -107,7 +107,7 @@ def _open_indexes(results: Sequence[Results], data: Path | str | None) -> dict[s
 
 
 def _load_explainers(results: Sequence[Results]) -> dict[str, Explainer]:
-    """Load the model of each of the results; masks of other projects have none."""
+    """Load the model of each result. Results of other projects' masks have no model."""
     explainers = {}
     for name in {scored.origin.checkpoint for scored in results if isinstance(scored.origin, OriginOfModel)}:
         checkpoint = load_checkpoint(Path(name), "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """Measures each stage of a sample between shard and model, on this machine and the user's dataset.
 
-All figures are medians over batches, since other work on the machine disturbs some of the batches.
+All figures are medians over batches, because other work on the machine disturbs some of the batches.
 """
 
 import os
@@ -52,9 +52,9 @@ class StageTimes:
     """Seconds per sample on one core.
 
     Attributes:
-        stages: Seconds by the name of the stage, in order. `read` is from the page cache if the images fit into memory,
-            else from the disk; `FROM_CACHE` is from the page cache.
-        disk_read: Seconds of `read` after these bytes were removed from the page cache; None where shards are remote.
+        stages: Seconds by the name of the stage, in order. `read` is measured from the page cache if the images fit
+            into memory, else from the disk. `FROM_CACHE` is measured from the page cache.
+        disk_read: Seconds of `read` after the bytes were removed from the page cache. None if shards are remote.
         expressions: Mean number of expressions per sample.
     """
 
@@ -68,8 +68,8 @@ def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> St
 
     Args:
         index: Index of the splits that are read.
-        reading: How they are read; the global batch contains the samples of one process in a step.
-        seconds: Approximate time to spend; at least one batch of each stage is measured.
+        reading: How the splits are read. The global batch contains the samples of one process in a step.
+        seconds: Approximate time in seconds. At least one batch of each stage is measured.
     """
     batches, geometry = _batches(index, reading), Geometry.of(reading)
     with _one_thread(), TemporaryDirectory() as folder:
@@ -105,9 +105,9 @@ def time_stages(index: ManifestIndex, reading: Reading, *, seconds: float) -> St
 
 
 def time_delivery(index: ManifestIndex, reading: Reading, *, seconds: float) -> tuple[float, Batch]:
-    """Return the samples per second of the loader with its workers, without their start, and a batch.
+    """Return the samples per second of the loader, excluding the start of the workers, and a batch.
 
-    With a cache of decoded images the measured samples find their images there, as far as it has space for them.
+    With a cache of decoded images, the images of the measured samples are in the cache, as far as they fit.
     """
     loader = RefLoader(index, reading)
     ahead = 2 * reading.num_workers + 1  # batches that the workers prepared before the measurement starts
@@ -175,7 +175,7 @@ def time_step(recipe: Recipe, batch: Batch) -> float:
 def _batches(
     index: ManifestIndex, reading: Reading
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield images, rows and sentences of batch after batch, without end."""
+    """Yield images, rows and sentences of one batch after another, without end."""
     order = EpochOrder(index, reading, epoch=0)
     for step in cycle(range(order.num_steps)):
         plan = order.plan(step, rank=0, world_size=1)
@@ -191,7 +191,7 @@ def _time_batch(
     sentences: NDArray[np.int64],
     spent: dict[str, list[float]],
 ) -> None:
-    """Add the seconds of each stage of one batch to `spent`; reading includes the check of the hash."""
+    """Add the seconds of each stage of one batch to `spent`. Reading includes the check of the hash."""
     if index.is_remote:
         spent["disk"].append(0.0)
     else:
@@ -235,7 +235,7 @@ def _time_packing(index: ManifestIndex, reading: Reading, *, seconds: float) -> 
 
 
 def _time_hand_off(batch: Batch, *, seconds: float) -> tuple[float, float]:
-    """Return the seconds in which a worker passes a finished batch on, and in which this process receives it."""
+    """Return the seconds that a worker needs to pass on a batch, and that this process needs to receive it."""
     copies: dict[str, list[float]] = {"copy": [], "whole": [], "receive": []}
     for _ in range(_TIMED_STEPS):
         _timed(copies, "copy", lambda: _Copies(batch)[0])
@@ -251,7 +251,7 @@ def _time_hand_off(batch: Batch, *, seconds: float) -> tuple[float, float]:
 
 
 class _Copies(Dataset[list[torch.Tensor]]):
-    """Gives a new copy of a batch each time, since a tensor that was passed on once is already in shared memory."""
+    """Returns a new copy of a batch each time. A tensor that was passed on once is already in shared memory."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -285,7 +285,7 @@ def _forget(index: ManifestIndex, image: int) -> None:
 
 
 def _fits_in_memory(num_bytes: int) -> bool:
-    """Return whether the page cache can keep this many bytes of files beside a training run."""
+    """Return True if the page cache can keep this many bytes of files during a training run."""
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return num_bytes < available / 2

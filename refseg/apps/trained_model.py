@@ -1,4 +1,4 @@
-"""A trained model as an object, which segments what texts name in a picture."""
+"""A trained model as an object. It segments what texts name in a picture."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,13 +38,13 @@ class TrainedModel:
     def segment(
         self, image: Picture, texts: str | Iterable[str], *, probabilities: bool = False, explain: bool = False
     ) -> Prediction:
-        """Segment what each text names in an image; the image is encoded once.
+        """Segment what each text names in an image. The image is encoded once.
 
         Args:
             image: A picture in one of the forms of `Picture`.
-            texts: One phrase, or several; each gets its own mask.
+            texts: One phrase or several phrases. Each phrase gets its own mask.
             probabilities: Also keep the probability of each pixel, 4 bytes per pixel and text.
-            explain: Also return what the model attended to.
+            explain: True to also return what the model attended to.
 
         Returns:
             Masks at the picture's own size, with boxes, shares and overlays, in the order of the texts.
