@@ -1,4 +1,4 @@
-"""Models compute mask logits from images and token ids; a recipe's `[model]` section says how they are composed.
+"""Models compute mask logits from images and token ids. A recipe's `[model]` section defines their parts.
 
 The modules, in the order in which data passes through them:
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention of queries over memory: W_o softmax(Q K^T / sqrt(d_head)) V, with concatenated heads.
+    """Attention of queries over memory, W_o softmax(Q K^T / sqrt(d_head)) V, with concatenated heads.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", Sec. 3.2.2. PyTorch's fused scaled-dot-product attention
     computes it, so that the attention map (900 x 900 x 8 in FCNet's decoder) is never stored.
@@ -56,7 +56,8 @@ class MultiHeadAttention(nn.Module):
             query: N queries.
             key: M keys.
             value: M values.
-            key_mask: True where a key may be attended to; None: everywhere. Every row holds at least one True.
+            key_mask: True where a key may be attended to. None means everywhere. Every row must contain at least one
+                True.
         """
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(query)),
@@ -73,9 +74,9 @@ class MultiHeadAttention(nn.Module):
         key: Float[Tensor, "B M K"],
         key_mask: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B heads N M"]:
-        """Return the attention map, which `forward` never stores, for display: rows sum to 1, masked keys have 0.
+        """Return the attention map for display. Rows sum to 1, and masked keys have 0.
 
-        It is computed without dropout; `forward` describes the arguments.
+        `forward` never stores this map. It is computed without dropout. `forward` describes the arguments.
         """
         queries, keys = self._heads(self.query(query)), self._heads(self.key(key))
         scores = queries @ keys.transpose(2, 3) / queries.shape[3] ** 0.5

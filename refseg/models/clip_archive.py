@@ -46,14 +46,15 @@ _DAMAGED = (
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a TorchScript archive by their dotted names, in their stored types (CLIP: mostly fp16).
+    """Read all tensors of a TorchScript archive by dotted name, in their stored types (mostly fp16 in CLIP).
 
     If all tensors are parameters or buffers, the result equals `torch.jit.load(path).state_dict()` bit for bit. A
     tensor that is a plain attribute of a module is returned, too, because only the archive's code tells them apart.
 
     Raises:
-        CheckpointError: If the file is not such an archive, is truncated or damaged, or its pickle asks for anything
-            besides tensors, modules and plain values. The message names what it asks for, which was not run.
+        CheckpointError: If the file is not a TorchScript archive. If it is truncated or damaged. If the pickle requests
+            anything besides tensors, modules and plain values. The message names the requested object, which was not
+            executed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -71,7 +72,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands for a TorchScript module of any class, and holds only its attributes."""
+    """Represents a TorchScript module of any class. It stores only the attributes of the module."""
 
     attributes: dict[str, Any]
 
@@ -104,7 +105,7 @@ class _Archive:
             return self._unpickler(io.BytesIO(data)).load()
 
     def _unpickler(self, file: io.BytesIO) -> pickle.Unpickler:
-        """Create an unpickler with functions and classes of its own, because a pickle may set attributes on them."""
+        """Create an unpickler with new functions and classes, because a pickle may set attributes on them."""
 
         class Module(_Module):
             def __setstate__(self, state: Any) -> None:
@@ -150,7 +151,7 @@ class _Archive:
         return Unpickler(file)
 
     def _read_storage(self, pid: Any) -> Tensor:
-        """Return a storage as a flat tensor; `pid` is ("storage", type, key, device, number of elements)."""
+        """Return a storage as a flat tensor. `pid` is ("storage", type, key, device, number of elements)."""
         match pid:
             case ("storage", str(kind), str(key), str(), int(num_elements)) if kind in _STORAGES and key.isdecimal():
                 dtype = _STORAGES[kind]
@@ -169,7 +170,7 @@ class _Archive:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """Return a tensor with memory of its own, after checking its bounds.
+    """Return a tensor with its own memory, after checking the bounds.
 
     `torch.as_strided` does not check them for the view of a storage and would read past its end.
     """

@@ -1,8 +1,9 @@
 """Converts weight files of other projects to safetensors files in fp32 with published names.
 
-Three families are supported. `clip`: OpenAI's archives, whose names are kept. `cris`: a checkpoint of CRIS, whose
-backbone is a fine-tuned CLIP; it gets OpenAI's names. `lavt`: a checkpoint of LAVT, or the Swin file by Microsoft that
-LAVT starts from; it gets timm's names. The result lists the tensors that were left out; an unknown name is an error.
+Three families are supported. `clip` is an archive by OpenAI, and its names are kept. `cris` is a checkpoint of CRIS, in
+which a fine-tuned CLIP is the backbone. It gets the names of OpenAI. `lavt` is a checkpoint of LAVT, or the Swin file
+by Microsoft from which LAVT starts. It gets the names of timm. The result lists the tensors that were left out. An
+unknown name is an error.
 """
 
 import argparse
@@ -34,13 +35,13 @@ _CLIP_NUMBERS = r"(logit_scale|input_resolution|context_length|vocab_size)$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """The rules for the names of one family of files; the first pattern that matches a name decides.
+    """Rules for renaming the weights in one family of checkpoint files. The first pattern that matches a name decides.
 
     Attributes:
-        sections: Keys under which its checkpoints may hold the weights.
+        sections: Keys under which a checkpoint may store the weights.
         left_out: Pattern of the names that an encoder does not use.
         kept: Patterns of the names that are kept, each with the replacement of the matched part.
-        example: A name that every such file has, for messages.
+        example: A weight name found in every such file. Error messages show it.
     """
 
     sections: tuple[str, ...]
@@ -117,8 +118,9 @@ def convert_weights(
             weights; it is not used.
 
     Raises:
-        UsageError: If something else is at `out`, or an option does not fit the kind.
-        CheckpointError: If the file is missing, damaged, of another hash or family, or asks for code.
+        UsageError: If another file is at `out`. If an option does not apply to the kind.
+        CheckpointError: If the file is missing or damaged. If it has another hash or belongs to another family. If it
+            requests code.
     """
     if accepted_sha256 and kind != "clip":
         raise UsageError(f"--accept-hash: found kind {kind}, whose files have no published hashes; remove the option")
@@ -170,7 +172,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
-    """Return a contiguous copy in fp32, from which training starts; integers (counters of norms) keep their type."""
+    """Return a contiguous copy in fp32, the type for training. Integers (counters of norms) keep their type."""
     return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
@@ -195,7 +197,7 @@ def _check_clip_hash(source: Path, sha256: str, accepted: str) -> None:
 
 
 def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Read a file that `torch.save` wrote; return its weights without DataParallel's prefix, and its other keys."""
+    """Read a file that `torch.save` wrote. Return the weights without DataParallel's prefix, and the other keys."""
     allowed: list[Any] = [argparse.Namespace] if allow_namespace else []
     try:
         with torch.serialization.safe_globals(allowed):
@@ -226,7 +228,7 @@ def _read_checkpoint(path: Path, family: _Family, *, allow_namespace: bool) -> t
 
 
 def _describe_refusal(error: Exception) -> str:
-    """Describe what a checkpoint asks for. Torch's own message is not used: it advises to load without the check."""
+    """Describe what a checkpoint requests. Torch's own message advises to load without the check, so it is not used."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
         return "not a file that torch.save wrote, or a truncated or damaged one; fetch it again"
@@ -239,7 +241,7 @@ def _describe_refusal(error: Exception) -> str:
 def _apply(
     family: _Family, found: Mapping[str, Any], source: Path, kind: Kind
 ) -> tuple[dict[str, Tensor], Counter[str]]:
-    """Return the kept tensors under their new names, and the number of the others by the part that excluded them."""
+    """Return the kept tensors under their new names, and count the others by the part that excluded them."""
     kept: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in found.items():

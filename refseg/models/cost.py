@@ -1,4 +1,4 @@
-"""Counts the parameters and multiply-accumulates of a model: by part, and by what sentences of an image can share."""
+"""Counts the parameters and multiply-accumulates of a model, by part and by what sentences of an image share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from refseg.models import build_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The cost of one image with one sentence, by part; a part is a child module of the model.
+    """The cost of one image with one sentence, by part. A part is a child module of the model.
 
     Attributes:
         parameters: Number of parameters of each part. Every tensor counts once, and the token embedding is included
             (CRIS's convention).
-        macs: Multiply-accumulates of each part: convolutions, linear layers and both products of every attention.
-            Elementwise operations, norms and resizing are not counted. `other` holds those outside any part.
+        macs: Multiply-accumulates of each part. Convolutions, linear layers and both products of every attention are
+            counted. Elementwise operations, norms and resizing are not counted. `other` counts the operations outside
+            any part.
         image_macs: Multiply-accumulates that are done once for each image.
         text_macs: Multiply-accumulates that are done once for each sentence and do not depend on the image.
         expression_macs: Multiply-accumulates that are done for each pair of an image and a sentence.
@@ -49,7 +50,7 @@ class Cost:
 
 
 def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: int) -> Cost:
-    """Count the cost of a model on fake tensors: no weights are allocated and nothing is computed.
+    """Count the cost of a model on fake tensors. No weights are allocated and nothing is computed.
 
     Source: PyTorch's FLOP counter, where two FLOP are one multiply-accumulate. It cannot count fused attention on a
     CPU, so attention runs in its unfused form here.
@@ -93,7 +94,7 @@ def count_cost(config: ModelConfig, *, input_size: tuple[int, int], num_tokens: 
 def _counted(
     function: Callable[..., Any], name: str, counter: FlopCounterMode, flop: dict[str, int]
 ) -> Callable[..., Any]:
-    """Wrap a function so that each call stores in `flop[name]` the FLOP that it took."""
+    """Wrap a function so that each call stores its number of FLOP in `flop[name]`."""
 
     def run(*args: Any) -> Any:
         before = counter.get_total_flops()
@@ -107,8 +108,8 @@ def _counted(
 def _by_part(flop: dict[str, int], parts: list[str]) -> dict[str, int]:
     """Sum the counts of the called modules by the child of the model that contains them.
 
-    A `ModuleList` is never called, so the counter has no entry for it. The sum therefore takes the outermost called
-    modules: of `layers.0` and `layers.0.attention` only the first, which includes the second.
+    A `ModuleList` is never called, so the counter has no entry for it. The sum therefore uses the outermost called
+    modules. For example, `layers.0` is used and `layers.0.attention` is not, because the first includes the second.
     """
     total = flop["Global"]
     inside = {tuple(name.split(".")[1:]): count for name, count in flop.items() if "." in name}

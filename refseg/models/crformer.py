@@ -1,4 +1,4 @@
-"""CRFormer: language is fused into the image encoder, queried again after each decoder layer, and reconstructed.
+"""CRFormer fuses language into the image encoder, updates its queries in the decoder, and reconstructs the words.
 
 Source: Yan et al. 2024, "Calibration & Reconstruction: Deep Integrated Language for Referring Image Segmentation"
 (arXiv 2404.08281). No code was published, and only the abstract and the figure captions were available.
@@ -38,7 +38,7 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder
 
 
 class CRFormerImageState(NamedTuple):
-    """The part of CRFormer's computation that needs I images alone; the encoder's later stages need language."""
+    """The part of CRFormer's computation that needs only I images. The encoder's later stages need language."""
 
     features: Float[Tensor, "I C h w"]
     """The encoder's map at stride 8, before any fusion; without fusion modules the neck's F_v at stride 16."""
@@ -58,13 +58,13 @@ class VisionLanguageFusion(nn.Module):
     The biases of W_q, W_k, W_v and W_o have no effect, because IN or the softmax removes them; this holds for LAVT,
     too.
 
-    Two things differ from LAVT. The decoder receives the gated map, not f. And W_2 starts at zero, so that a
-    pretrained encoder is unchanged at the start. The gradient of W_2 is not zero then. If W_m started at zero instead,
+    Two things differ from LAVT. The decoder receives the gated map, not f. W_2 starts at zero, so that a pretrained
+    encoder is unchanged at the start. The gradient of W_2 is not zero in this state. If W_m started at zero instead,
     both the gate and f would be 0 and would get no gradient.
     """
 
     def __init__(self, *, dim: int, word_dim: int) -> None:
-        """Create the projections and the gate, which at first leaves the map unchanged.
+        """Create the projections and the gate. In its initial state the gate does not change the map.
 
         Args:
             dim: d, number of channels of the map.
@@ -92,7 +92,7 @@ class VisionLanguageFusion(nn.Module):
         Args:
             features: Map V of each sentence, with at least two positions.
             words: Word features F_t.
-            token_mask: True for words; each row holds at least one True.
+            token_mask: True for words. Each row must contain at least one True.
         """
         grid = (features.shape[2], features.shape[3])
         pixels = features.flatten(2).transpose(1, 2)  # (B, h*w, d)
@@ -156,7 +156,7 @@ class QueryCalibration(nn.Module):
         Args:
             generation: G_i, with weights of its own.
             dim: C, width of the queries.
-            residual: Add the new queries to the previous ones; False: replace them, without a norm.
+            residual: True to add the new queries to the previous ones. False to replace them, without a norm.
         """
         super().__init__()
         self.generation = generation
@@ -171,7 +171,7 @@ class QueryCalibration(nn.Module):
 
 
 class LanguageReconstruction(nn.Module):
-    """Reconstructs the word features from the last queries; the error measures what the queries lost of the sentence.
+    """Reconstructs the word features from the last queries. The error measures the lost information.
 
         R = CrossAttn(P_1..L, Q, Q);  F^ = MLP(LN(R))
         error = mean over the sentence's tokens of || F^ / |F^| - stopgrad(F_t / |F_t|) ||^2
@@ -202,7 +202,7 @@ class LanguageReconstruction(nn.Module):
     def forward(
         self, queries: Float[Tensor, "B N C"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B"]:
-        """Return the error of each sentence; no gradient flows to `words`.
+        """Return the error of each sentence. No gradient flows to `words`.
 
         Raises:
             RecipeError: If a sentence has more tokens than the position table has rows.
@@ -222,8 +222,8 @@ class LanguageReconstruction(nn.Module):
 class CRFormer(SegmentationModel):
     """The CRFormer model.
 
-    With fusion, `encode_image` ends at stride 8, and the rest of the encoder runs once for each sentence. In training
-    the batch norms of this rest then see B maps: each image occurs as often as it has sentences in the batch.
+    With fusion, `encode_image` ends at stride 8, and the rest of the encoder runs once for each sentence. In training,
+    the batch norms in this rest then receive B maps. Each image occurs once per sentence in the batch.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class CRFormer(SegmentationModel):
                 each layer.
             layers: Decoder layers, at least one.
             head: Computes mask logits from pixel features.
-            reconstruction: Reconstructs the words in training; None: no reconstruction loss.
+            reconstruction: Reconstructs the words in training. If None, there is no reconstruction loss.
             codes: Position codes of pixels and tokens, C wide.
         """
         super().__init__()
@@ -280,7 +280,7 @@ class CRFormer(SegmentationModel):
         return CRFormerImageState(self.neck(*self.image_encoder(images)))
 
     def decode_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> ModelOutput:
-        """Segment, and in training reconstruct the words; `SegmentationModel` describes the arguments."""
+        """Segment, and in training reconstruct the words. `SegmentationModel` describes the arguments."""
         fused = self._fuse(image_state.features, text_state)
         features, queries = self._until_last_layer(fused, text_state)
         features = self._decode_layer(len(self.layers) - 1, features, queries)
@@ -294,7 +294,7 @@ class CRFormer(SegmentationModel):
         return ModelOutput(mask_logits, reconstruction_error=error)
 
     def explain_pairs(self, image_state: CRFormerImageState, text_state: TextState) -> Explanation:
-        """Explain how the queries of the last decoder layer were generated; arguments as in `decode_pairs`."""
+        """Explain how the queries of the last decoder layer were generated. `decode_pairs` describes the arguments."""
         features = self._fuse(image_state.features, text_state)
         generation, last = self.generation, len(self.layers) - 1
         if self.calibrations and last > 0:

@@ -1,4 +1,4 @@
-"""CRIS in this framework: the baseline for FCNet and LTS, trained by the same code.
+"""CRIS in this framework. It is the baseline for FCNet and LTS, and it is trained by the same code.
 
 Source: Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation" (CVPR), and its public code. The parameter
 counts equal those of that code exactly (146,849,121 with ResNet-50, 161,251,681 with ResNet-101). The paper's
@@ -20,7 +20,7 @@ from refseg.models.text_encoder import ClipTextEncoder, build_text_encoder, refu
 
 
 class Projector(nn.Module):
-    """Computes mask logits at stride 4 from pixel features at stride 16, by a filter generated from the sentence.
+    """Computes mask logits at stride 4 from pixel features at stride 16, with a filter generated from the sentence.
 
     Source: CRIS's text-to-pixel contrastive learning, in the form of its code (`Projector`). Where the paper has a
     product of pixel and sentence features, the code has a 3 x 3 filter generated from the sentence.
@@ -31,7 +31,7 @@ class Projector(nn.Module):
 
         Args:
             sentence_dim: Width of the sentence feature.
-            dim: C, number of channels of the pixel features; the second convolution halves it.
+            dim: C, number of channels of the pixel features. The second convolution halves it.
         """
         super().__init__()
         self.refine = ConvNormReLU(dim, dim, 3)
@@ -47,7 +47,7 @@ class Projector(nn.Module):
 class CRIS(SegmentationModel):
     """The CRIS model.
 
-    Language enters in the neck. So the sentences of an image share the image encoder and the neck's first convolutions.
+    Language is first used in the neck. Sentences of an image share the image encoder and the neck's first convolutions.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class CRIS(SegmentationModel):
         return self.neck.levels(*self.image_encoder(images))
 
     def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
-        """Segment; `SegmentationModel` describes the arguments."""
+        """Segment. `SegmentationModel` describes the arguments."""
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = self.decoder(fused, text_state.words, text_state.token_mask)
         return ModelOutput(self.projector(attended, text_state.sentence))
 
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
-        """Return the attention to each word, averaged over pixels and layers: a single map for the image (N = 1)."""
+        """Return the attention to each word, averaged over pixels and layers. The image has a single map (N = 1)."""
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = self.decoder.word_attention(fused, text_state.words, text_state.token_mask)
         return Explanation(word_attention=attended[:, None])

@@ -1,4 +1,4 @@
-"""FCNet: the image guides the fusion of both modalities, and the sentence guides the calibration.
+"""FCNet. The image guides the fusion of both modalities, and the sentence guides the calibration.
 
 Source: Yan et al. 2024, "Fuse & Calibrate: A bi-directional Vision-Language Guided Framework for Referring Image
 Segmentation" (arXiv 2405.11205). No code was published. Choices that the paper leaves open follow CRIS's code or the
@@ -41,7 +41,8 @@ class EmphasisGeneration(nn.Module):
     of K x L would also allow 1. And key maps of another grid are resized to the grid of the queries' weights.
 
     Attributes:
-        grid: `(h, w)` of the queries' weights. State dicts hold it, too, and one with another grid is refused.
+        grid: `(h, w)` of the queries' weights. State dicts also store the grid. A state dict with another grid is
+            refused.
     """
 
     native_grid: Tensor
@@ -49,7 +50,7 @@ class EmphasisGeneration(nn.Module):
     def __init__(
         self, *, grid: tuple[int, int], word_dim: int, dim: int, num_heads: int, word_code: bool = False
     ) -> None:
-        """Create the attention, whose queries are as wide as the grid has positions.
+        """Create the attention. The width of its queries is the number of grid positions.
 
         Args:
             grid: `(h, w)` of the key maps at the native size, 30 x 30 at 480 px: m = h * w.
@@ -67,7 +68,10 @@ class EmphasisGeneration(nn.Module):
         )
 
     def flatten(self, key_maps: Float[Tensor, "I K h w"]) -> Float[Tensor, "I K m"]:
-        """Flatten key maps to tokens; maps of another grid are first resized to the native one, an approximation."""
+        """Flatten key maps to tokens.
+
+        Maps of another grid are first resized to the native grid, as an approximation.
+        """
         if key_maps.shape[2:] != self.grid:
             key_maps = F.interpolate(key_maps, size=self.grid, mode="bilinear", antialias=True, align_corners=False)
         return key_maps.flatten(2)
@@ -81,7 +85,7 @@ class EmphasisGeneration(nn.Module):
     def word_attention(
         self, keys: Float[Tensor, "B K m"], words: Float[Tensor, "B L E"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K L"]:
-        """Return the attention of each emphasis to each word, averaged over heads: rows sum to 1, padding has 0."""
+        """Return the attention of each emphasis to each word, averaged over heads. Rows sum to 1, and padding has 0."""
         return self.attention.weights(keys, self._with_positions(words), token_mask).mean(dim=1)
 
     def _with_positions(self, words: Float[Tensor, "B L E"]) -> Float[Tensor, "B L E"]:
@@ -90,7 +94,8 @@ class EmphasisGeneration(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
         """Refuse weights of another grid and name both grids.
 
-        A comparison of shapes is not enough: grids of 40 x 30 and 30 x 40 have the same number of positions.
+        A comparison of shapes is not sufficient, because grids of 40 x 30 and 30 x 40 have the same number of
+        positions.
 
         Raises:
             CheckpointError: If the grids differ.
@@ -112,17 +117,17 @@ def _grid_text(grid: Sequence[int]) -> str:
 def resize_native_grid(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
     """Convert weights to another input size by resizing each query kernel from the native grid to the new one.
 
-    This is not from the paper. A query is a sum over the positions of the grid, so each kernel is multiplied by the
-    old number of positions and divided by the new one: both sums then approximate the same integral. The result is an
-    approximation to start a training from. To evaluate trained weights at another size, keep them and let the model
-    resize its key maps, which has a smaller error.
+    This is not from the paper. A query is a sum over the positions of the grid. Therefore each kernel is multiplied by
+    the old number of positions and divided by the new one, so that both sums approximate the same integral. The result
+    is an approximation from which training can start. To evaluate trained weights at another size, do not convert them.
+    The model then resizes the key maps, which has a smaller error.
 
     Args:
         state: A model's state dict with any number of `EmphasisGeneration` modules.
         grid: The new `(h, w)`, a sixteenth of the input's size.
 
     Returns:
-        A new state dict; all other tensors are the same.
+        A new state dict. All other tensors are unchanged.
 
     Raises:
         CheckpointError: If the state dict has no native grid.
@@ -163,8 +168,9 @@ class EmphasisCalibration(nn.Module):
         Args:
             dim: C, width of the emphasis features.
             num_heads: Number of attention heads, a divisor of the attention's width.
-            concat: How the copies are joined: `channel` to each emphasis (2C wide), `token` as K additional tokens.
-            alpha: Range of alpha: `linear` is unbounded, `sigmoid` is between 0 and 1 (as in VLT's balance module).
+            concat: How the copies are joined. `channel` concatenates them to each emphasis (2C wide), and `token` adds
+                them as K tokens.
+            alpha: Range of alpha. `linear` is unbounded, and `sigmoid` is between 0 and 1 (as in VLT's balance module).
         """
         super().__init__()
         self.concat = concat
@@ -174,7 +180,7 @@ class EmphasisCalibration(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def alpha(self, emphasis: Float[Tensor, "B K C"], sentence: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
-        """Return the weight of each emphasis, unbounded if it is linear; 0 leaves the emphasis unchanged."""
+        """Return the weight of each emphasis, which is unbounded if linear. 0 leaves the emphasis unchanged."""
         copies = sentence[:, None].expand_as(emphasis)
         if self.concat == "channel":
             queries = joined = torch.cat([emphasis, copies], dim=2)
@@ -189,7 +195,7 @@ class EmphasisCalibration(nn.Module):
 
 
 class FCNetImageState(NamedTuple):
-    """The part of FCNet's computation that needs I images alone; h = H / 16, w = W / 16."""
+    """The part of FCNet's computation that needs only I images, with h = H / 16 and w = W / 16."""
 
     pixels: Float[Tensor, "I h w C"]
     """Pixel features after the decoder's first self-attention, the last step that needs no language."""
@@ -200,8 +206,8 @@ class FCNetImageState(NamedTuple):
 class FCNet(SegmentationModel):
     """The FCNet model.
 
-    No step up to and including the first decoder layer's self-attention needs language. So one `FCNetImageState` is
-    computed for all sentences of an image, with the same result as encoding the image again for each.
+    No step up to and including the first decoder layer's self-attention needs language. Therefore one `FCNetImageState`
+    is computed for all sentences of an image. The result is the same as encoding the image again for each sentence.
     """
 
     key_conv: nn.Module | None
@@ -229,12 +235,12 @@ class FCNet(SegmentationModel):
             image_encoder: Computes maps at strides 8, 16 and 32 from images.
             text_encoder: Computes word and sentence features from token ids.
             neck: Fuses the maps into F_v with C channels at stride 16.
-            key_conv: Convolution that computes the N_k key maps from F_v; None without EGM.
-            emphasis_generation: EGM; None for the ablation of Table 2 without it, where the decoder attends to the
+            key_conv: Convolution that computes the N_k key maps from F_v. None without EGM.
+            emphasis_generation: The EGM. None for the ablation of Table 2 without EGM, where the decoder attends to the
                 words.
-            global_projection: Linear map from the sentence feature to F_tg, C wide; None if the sentence feature is
-                used unchanged or not at all.
-            emphasis_calibration: ECM; None for the ablation of Table 2 without it, where F_c = F_e.
+            global_projection: Linear map from the sentence feature to F_tg, C wide. None if the sentence feature is
+                used unchanged or not used.
+            emphasis_calibration: The ECM. None for the ablation of Table 2 without ECM, where F_c = F_e.
             layers: Decoder layers, at least one.
             head: Computes mask logits at four times the size of the pixel features.
             codes: Position codes of pixels and tokens, C wide.
@@ -269,14 +275,14 @@ class FCNet(SegmentationModel):
         return FCNetImageState(pixels=pixels.unflatten(1, grid), key_maps=keys)
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; removing columns that are padding in every row does not change the result."""
+        """Encode sentences. Removing columns that are padding in every row does not change the result."""
         state = super().encode_text(token_ids, token_mask)
         if self.global_projection is None:
             return state
         return state._replace(sentence=self.global_projection(state.sentence))
 
     def decode_pairs(self, image_state: FCNetImageState, text_state: TextState) -> ModelOutput:
-        """Segment; `SegmentationModel` describes the arguments."""
+        """Segment. `SegmentationModel` describes the arguments."""
         grid = (image_state.pixels.shape[1], image_state.pixels.shape[2])
         pixels = image_state.pixels.flatten(1, 2)
         if self.egm is None:
@@ -295,7 +301,10 @@ class FCNet(SegmentationModel):
         return ModelOutput(self.head(x))
 
     def explain_pairs(self, image_state: FCNetImageState, text_state: TextState) -> Explanation:
-        """Return the emphases' attention to the words, alpha and the key maps; parts without a module are None."""
+        """Return the emphases' attention to the words, alpha and the key maps.
+
+        A field is None if its module is missing.
+        """
         if self.egm is None:
             return Explanation()
         arguments = (image_state.key_maps, text_state.words, text_state.token_mask)

@@ -1,4 +1,4 @@
-"""Folds batch norms into the convolutions before them, which computes the same function faster at inference."""
+"""Folds batch norms into the convolutions before them. Inference computes the same function faster."""
 
 import copy
 from itertools import pairwise
@@ -20,7 +20,7 @@ def fold_batch_norms(model: SegmentationModel) -> SegmentationModel:
     includes an activation, the activation is kept.
 
     Args:
-        model: Model in evaluation mode; it is not changed.
+        model: Model in evaluation mode. It is not changed.
 
     Raises:
         ValueError: If the model is in training mode, where a batch norm depends on the batch.
@@ -43,6 +43,6 @@ def fold_batch_norms(model: SegmentationModel) -> SegmentationModel:
 
 
 def _activation_of(norm: _BatchNorm) -> nn.Module:
-    """Return the activation that timm's batch norm includes; the identity if there is none."""
+    """Return the activation that timm's batch norm includes, or the identity if there is none."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity()

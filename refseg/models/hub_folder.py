@@ -38,8 +38,8 @@ class PublishedModel:
 
     Attributes:
         model: The trained model.
-        recipe: Settings of the run; without paths if it was read from a published folder.
-        lineage: What the model was trained on; without paths if it was read from a published folder.
+        recipe: Settings of the run. They contain no paths if the model was read from a published folder.
+        lineage: What the model was trained on. It contains no paths if the model was read from a published folder.
         step: Number of optimiser steps.
         epoch: Number of completed epochs.
         num_processes: Number of processes that trained.
@@ -53,11 +53,11 @@ class PublishedModel:
     num_processes: Count
 
     def save_pretrained(self, folder: Path | str, *, card: str = "") -> Path:
-        """Write the model as a new folder, which appears only when it is complete.
+        """Write the model as a new folder. The folder appears only when it is complete.
 
         Args:
-            folder: Path of the folder, where nothing may exist.
-            card: The Hub's model card in Markdown, written as `README.md`; empty: none is written.
+            folder: Path of the folder. It must not exist.
+            card: The Hub's model card in Markdown, which is written as `README.md`. If empty, no card is written.
 
         Returns:
             The path of the folder.
@@ -78,15 +78,15 @@ class PublishedModel:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> "PublishedModel":
-        """Read a folder that `save_pretrained` wrote; the model is in evaluation mode.
+        """Read a folder that `save_pretrained` wrote. The model is in evaluation mode.
 
         Args:
             folder: A local folder, for example one that `hf download OWNER/NAME --local-dir FOLDER` made.
             device: Device to which the model is moved.
 
         Raises:
-            CheckpointError: If the folder is not a published model, is damaged, or was made for preprocessing that
-                differs from this release's.
+            CheckpointError: If the folder is not a published model, or is damaged. If the model requires preprocessing
+                that differs from this release.
         """
         folder = Path(folder)
         config = _read_config(folder / CONFIG_NAME)
@@ -126,7 +126,10 @@ class PublishedModel:
         return published
 
     def _config(self, *, weights_sha256: str) -> dict[str, Any]:
-        """Return the content of `config.json`: the recipe's sections, and all else that predictions depend on."""
+        """Return the content of `config.json`.
+
+        It has the recipe's sections and everything else that affects predictions.
+        """
         fields = {
             "format": "refseg-model",
             "format_version": FOLDER_VERSION,
@@ -146,7 +149,7 @@ class PublishedModel:
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """Return a recipe without paths of the training machine; of start weights, the last part of the path is kept."""
+    """Return a recipe without paths of the training machine. For start weights, the last part of the path is kept."""
     data = dataclasses.replace(recipe.data, root="", val_root="")
     named = {key: Path(getattr(recipe.model, key)).name for key in ("image_weights", "text_weights")}
     train = recipe.train.model_copy(update={"init_from": Path(recipe.train.init_from).name})

@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageEncoder(nn.Module):
-    """The interface of an image encoder, which computes its three maps at once or stage by stage.
+    """The interface of an image encoder. It computes three maps at once or stage by stage.
 
     `forward` calls `to_c2`, `to_c3`, `to_c4` and `finish`. A model that changes a map before the next stage reads it
     calls these methods itself.
@@ -29,7 +29,7 @@ class ImageEncoder(nn.Module):
     image_std: tuple[float, float, float]
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Compute the map at stride 8 from normalised images, whose sides are multiples of 32."""
+        """Compute the map at stride 8 from normalised images. Their sides must be multiples of 32."""
         raise NotImplementedError
 
     def to_c3(self, c2: Float[Tensor, "I C2 h2 w2"]) -> Float[Tensor, "I C3 h3 w3"]:
@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
         raise NotImplementedError
 
     def finish(self, maps: FeatureMaps) -> FeatureMaps:
-        """Return the maps as outputs of the encoder, for example normalised; no stage reads these outputs."""
+        """Return the maps as outputs of the encoder, for example normalised. No stage reads these outputs."""
         return maps
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> FeatureMaps:
@@ -73,7 +73,7 @@ class DenseAttentionPool(nn.Module):
         self.connect = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim))
 
     def forward(self, x: Float[Tensor, "I C h w"]) -> Float[Tensor, "I D h w"]:
-        """Return the pooled map; the position table is resized bicubically from 7 x 7 to h x w."""
+        """Return the pooled map. The position table is resized bicubically from 7 x 7 to h x w."""
         grid = x.shape[2:]
         table = self.positional_embedding[1:].T.unflatten(1, (self.table_side, self.table_side))
         positions = F.interpolate(table[None], size=grid, mode="bicubic", align_corners=False)
@@ -89,7 +89,7 @@ class DenseAttentionPool(nn.Module):
 
 
 class ClipResNet(ImageEncoder):
-    """CLIP's modified ResNet-50 or -101, whose last map is the output of the dense attention pool.
+    """CLIP's modified ResNet-50 or -101. The last map is the output of the dense attention pool.
 
     Source: Radford et al. 2021, Sec. 2.4; FCNet Sec. 3.1 (stages 2 to 4). The pool is kept as in CRIS's code: without
     it, FCNet's parameter count would differ from the published one by 7 %.
@@ -137,12 +137,12 @@ class SwinBase(ImageEncoder):
     channels = (256, 512, 1024)
 
     def __init__(self, *, input_size: tuple[int, int], pretrained: bool = False, drop_path: float = 0.3) -> None:
-        """Create the backbone for one input size; other sizes are accepted at run time.
+        """Create the backbone for one input size. Other sizes are accepted at run time.
 
         Args:
             input_size: `(height, width)` in pixels.
             pretrained: Load timm's ImageNet-22k weights, which timm downloads.
-            drop_path: Stochastic depth rate of the last block; the rate grows linearly from 0 at the first block.
+            drop_path: Stochastic depth rate of the last block. The rate grows linearly from 0 at the first block.
         """
         super().__init__()
         self.backbone = timm.create_model(
@@ -157,7 +157,7 @@ class SwinBase(ImageEncoder):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.channels)
 
     def to_c2(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C2 h2 w2"]:
-        """Run the patch embedding and the first two stages; in timm, each later stage begins by merging patches."""
+        """Run the patch embedding and the first two stages. In timm, each later stage begins by merging patches."""
         net = self.backbone
         return _channels_first(net["layers_1"](net["layers_0"](net["patch_embed"](images))))
 
@@ -170,13 +170,13 @@ class SwinBase(ImageEncoder):
         return _channels_first(self.backbone["layers_3"](_channels_last(c3)))
 
     def finish(self, maps: FeatureMaps) -> FeatureMaps:
-        """Normalise each map for the output; the next stage has read it without this norm."""
+        """Normalise each map for the output. The next stage reads the map without this norm."""
         c2, c3, c4 = (_channels_first(norm(_channels_last(x))) for norm, x in zip(self.norms, maps, strict=True))
         return c2, c3, c4
 
 
 class DarkNet53(ImageEncoder):
-    """DarkNet-53, whose last three stages give the maps; the backbone is timm's.
+    """DarkNet-53. The last three stages give the maps, and the backbone is timm's.
 
     Source: Redmon and Farhadi 2018, "YOLOv3". Later papers report that LTS starts from a detector trained on COCO. Such
     a start leaks evaluation data: the pictures of RefCOCO, RefCOCO+ and RefCOCOg are those of COCO's train2014, so a
@@ -208,7 +208,7 @@ class DarkNet53(ImageEncoder):
 
 
 class TinyResNet(ImageEncoder):
-    """A narrow ResNet-10 for the toy recipes, which trains from scratch on a CPU in minutes; not from a paper."""
+    """A narrow ResNet-10 for the toy recipes. It trains from scratch on a CPU in minutes. It is not from a paper."""
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     channels = (48, 64, 96)
@@ -239,7 +239,7 @@ def build_image_encoder(name: str, input_size: tuple[int, int]) -> ImageEncoder:
 
     Args:
         name: A name of `refseg.model_config.ImageEncoderName`.
-        input_size: `(height, width)` in pixels for which it is built, multiples of 32.
+        input_size: Input `(height, width)` in pixels. Both must be multiples of 32.
 
     Raises:
         ValueError: If the name is unknown.

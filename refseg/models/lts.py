@@ -24,7 +24,7 @@ from refseg.models.text_encoder import BiGruTextEncoder, ClipTextEncoder, build_
 
 
 class FilterLocator(nn.Module):
-    """Locates the object by relevance filtering: a filter generated from the sentence is applied to the fused features.
+    """Locates the object by relevance filtering. The sentence generates a filter for the fused features.
 
     Source: LTS's abstract and papers that cite it name the filtering; its form is that of CRIS's projector.
     """
@@ -46,7 +46,7 @@ class FilterLocator(nn.Module):
 
 
 class TransformerLocator(nn.Module):
-    """Locates the object by a transformer: pixels attend to each other and to the words, then each pixel is scored.
+    """Locates the object with a transformer. Pixels attend to each other and to the words, and are then scored.
 
     Source: LTS's abstract and papers that cite it name the transformer; its layer is that of FCNet and CRIS.
     """
@@ -112,9 +112,9 @@ class PriorSegmenter(nn.Module):
 class LTS(SegmentationModel):
     """The LTS model.
 
-    The sentence feature is CLIP's projection without a further layer (512 wide with ResNet-101, 1024 with ResNet-50).
-    A linear layer would add nothing, because the gate and the locator begin with a linear map of their own.
-    Language enters in the neck. So the sentences of an image share the image encoder and the neck's first convolutions.
+    The sentence feature is CLIP's projection without a further layer (512 wide with ResNet-101, 1024 with ResNet-50). A
+    linear layer would add nothing, because the gate and the locator begin with a linear map of their own. Language is
+    first used in the neck. Sentences of an image share the image encoder and the neck's first convolutions.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class LTS(SegmentationModel):
         return self.neck.levels(*self.image_encoder(images))
 
     def decode_pairs(self, image_state: NeckLevels, text_state: TextState) -> ModelOutput:
-        """Locate and segment; `SegmentationModel` describes the arguments.
+        """Locate and segment. `SegmentationModel` describes the arguments.
 
-        The gradient of the mask's loss flows into the locator, too.
+        The gradient of the mask loss also flows into the locator.
         """
         fused = self.neck.fuse(image_state, text_state.sentence)
         location_logits = self.locator(fused, text_state)
@@ -159,8 +159,9 @@ class LTS(SegmentationModel):
     def explain_pairs(self, image_state: NeckLevels, text_state: TextState) -> Explanation:
         """Return the position prior and a single map of word weights (N = 1).
 
-        With the transformer locator the weights are the pixels' attention to each word. Else, with the bidirectional
-        GRU, they are the shares of the words in the sentence feature; with the filter and CLIP there are none.
+        With the transformer locator, the weights are the pixels' attention to each word. With the filter and the
+        bidirectional GRU, they are the shares of the words in the sentence feature. With the filter and CLIP, there are
+        no weights.
         """
         fused = self.neck.fuse(image_state, text_state.sentence)
         attended = None
@@ -171,7 +172,7 @@ class LTS(SegmentationModel):
         return Explanation(word_attention=attended, location=self.locator(fused, text_state).sigmoid()[:, 0])
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Return the parameter groups; a bidirectional GRU has no pretrained weights, so it belongs to `rest`."""
+        """Return the parameter groups. A bidirectional GRU has no pretrained weights, so it belongs to `rest`."""
         groups = super().parameter_groups()
         if isinstance(self.text_encoder, BiGruTextEncoder):
             groups["rest"] += [entry for entry in groups["backbone"] if entry[0].startswith("text_encoder.")]

@@ -1,4 +1,4 @@
-"""The mask decoder: pixel features attend to tokens, and a head turns them into logits at a quarter of the input."""
+"""The mask decoder. Pixel features attend to tokens, and a head computes logits at a quarter of the input's size."""
 
 from typing import cast
 
@@ -36,7 +36,7 @@ def sine_code_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "n C"]:
 class SineCodes(nn.Module):
     """Keeps the sine codes of a model's native grid and of its first tokens as buffers.
 
-    They are computed once and move with the model; CRIS's code computes them on the CPU in each step. The codes of
+    The codes are computed once and move with the model. CRIS's code computes them on the CPU in each step. The codes of
     another grid, or of more tokens, are computed on each call.
     """
 
@@ -68,7 +68,7 @@ class SineCodes(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A decoder layer: pixels attend to each other, then to tokens, and pass through an MLP.
+    """A decoder layer. Pixels attend to each other, then to tokens, and pass through an MLP.
 
     Each branch begins with a norm, and position codes are added to queries and keys.
 
@@ -98,7 +98,7 @@ class DecoderLayer(nn.Module):
     def attend_to_pixels(
         self, pixels: Float[Tensor, "B n C"], pixel_code: Float[Tensor, "n C"]
     ) -> Float[Tensor, "B n C"]:
-        """Apply self-attention with its residual; this step needs no language."""
+        """Apply self-attention with its residual. This step needs no language."""
         x = self.self_norm(pixels)
         with_positions = x + pixel_code
         return pixels + self.dropout(self.self_out_norm(self.self_attention(with_positions, with_positions, x)))
@@ -111,14 +111,14 @@ class DecoderLayer(nn.Module):
         token_code: Float[Tensor, "K C"],
         token_mask: Bool[Tensor, "B K"] | None,
     ) -> Float[Tensor, "B n C"]:
-        """Apply cross-attention and MLP with their residuals; the tokens are not normalised.
+        """Apply cross-attention and MLP with their residuals. The tokens are not normalised.
 
         Args:
             pixels: Pixel features.
             pixel_code: Position codes of the pixels.
             tokens: Tokens to attend to.
             token_code: Position codes of the tokens.
-            token_mask: True where a token may be attended to; None: everywhere.
+            token_mask: True where a token may be attended to. None means everywhere.
         """
         attended = self.cross_attention(self.cross_norm(pixels) + pixel_code, tokens + token_code, tokens, token_mask)
         pixels = pixels + self.dropout(self.cross_out_norm(attended))
@@ -139,7 +139,7 @@ class WordDecoder(nn.Module):
         Args:
             layers: Decoder layers, at least one.
             codes: Position codes of pixels and words, each C wide.
-            has_final_norm: Apply a LayerNorm after the last layer, as CRIS does.
+            has_final_norm: True to apply a LayerNorm after the last layer, as CRIS does.
         """
         super().__init__()
         self.codes = codes
@@ -156,7 +156,10 @@ class WordDecoder(nn.Module):
     def word_attention(
         self, x: Float[Tensor, "B C h w"], words: Float[Tensor, "B L C"], token_mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
-        """Return the attention to each word, averaged over layers, heads and pixels: rows sum to 1, padding has 0."""
+        """Return the attention to each word, averaged over layers, heads and pixels.
+
+        Rows sum to 1, and padding has 0.
+        """
         _, attended = self._run(x, words, token_mask, with_attention=True)
         return sum(attended[1:], attended[0]) / len(attended)
 
@@ -168,7 +171,10 @@ class WordDecoder(nn.Module):
         *,
         with_attention: bool,
     ) -> tuple[Float[Tensor, "B n C"], list[Float[Tensor, "B L"]]]:
-        """Return the pixels after the last layer, and with `with_attention` each layer's attention to the words."""
+        """Return the pixel features after the last layer.
+
+        If `with_attention` is True, also return each layer's attention to the words.
+        """
         pixels = x.flatten(2).transpose(1, 2)
         pixel_code = self.codes.of_pixels((x.shape[2], x.shape[3]), x)
         word_code = self.codes.of_tokens(words)
@@ -217,7 +223,7 @@ class PlainMaskHead(nn.Module):
 
 
 class SentenceFilter(nn.Module):
-    """Filters features by a kernel generated from the sentence: conv(x, K(s)) + b(s).
+    """Filters features with a kernel generated from the sentence, conv(x, K(s)) + b(s).
 
     K(s) and b(s) are one linear map of the sentence feature s.
 
@@ -240,7 +246,10 @@ class SentenceFilter(nn.Module):
         self.generate = nn.Linear(sentence_dim, dim * size**2 + 1)
 
     def forward(self, x: Float[Tensor, "B C h w"], sentence: Float[Tensor, "B S"]) -> Float[Tensor, "B 1 h w"]:
-        """Return one response per position; the features are padded with zeros."""
+        """Return the response of the filter at each position.
+
+        The input features are padded with zeros at the border.
+        """
         generated = self.generate(sentence)
         taps = generated[:, :-1].unflatten(1, (x.shape[1], -1)).transpose(1, 2)  # (B, size * size, C)
         h, w = x.shape[2:]

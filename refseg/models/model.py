@@ -1,4 +1,4 @@
-"""The interface of every model: an image encoder, a text encoder, a decoder, and the states that connect them."""
+"""The interface of every model. It has an image encoder, a text encoder, a decoder, and states that connect them."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from refseg.models.image_encoder import ImageEncoder
 
 
 class TextState(NamedTuple):
-    """The features that a model computes from B sentences alone; all models use this type."""
+    """The features that a model computes from B sentences alone. All models use this type."""
 
     words: Float[Tensor, "B L E"]
     """Features of SOS, words and EOS (F_t)."""
@@ -20,7 +20,7 @@ class TextState(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """The result of a forward pass: the mask logits, and the inputs of a paper's additional losses."""
+    """The result of a forward pass. It has the mask logits and the inputs of a paper's additional losses."""
 
     mask_logits: Float[Tensor, "B 1 h4 w4"]
     """Scores before the sigmoid at a quarter of the input's size."""
@@ -31,7 +31,7 @@ class ModelOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a model attended to, for display; a field that the model does not have is None."""
+    """What a model attended to, for display. A field that the model does not have is None."""
 
     word_attention: Float[Tensor, "B N L"] | None = None
     """Attention of each of N tokens to each word, averaged over heads: rows sum to 1, padding has 0."""
@@ -44,7 +44,7 @@ class Explanation(NamedTuple):
 
 
 def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
-    """Return the image state of B sentences: row b of each tensor is row `image_index[b]` of the given one.
+    """Return the image state of B sentences. Row b of each tensor is row `image_index[b]` of the given tensor.
 
     Args:
         image_state: State of I images, from any model.
@@ -54,12 +54,12 @@ def select_images(image_state: Any, image_index: Int64[Tensor, "B"]) -> Any:
 
 
 class SegmentationModel(nn.Module):
-    """A referring segmentation model in three calls, so that an image is encoded once for all its sentences.
+    """A referring segmentation model with three methods, so that an image is encoded once for all its sentences.
 
     `encode_image` returns an image state, `encode_text` a `TextState`, and `decode` combines the two. A state is a
     NamedTuple that holds only tensors. The first axis of each tensor counts the images of an image state, or the
-    sentences of a text state. So any code can index, cache and export a state without knowing the model. Each model
-    defines an image state of its own, which holds everything that needs no language.
+    sentences of a text state. Therefore any code can index, cache and export a state without knowing the model. Each
+    model defines its own image state, which contains everything that needs no language.
 
     A model implements `encode_image`, `decode_pairs` and `explain_pairs`. The last two receive an image state with one
     row for each sentence, because `decode` and `explain` first select the image of each sentence.
@@ -77,11 +77,11 @@ class SegmentationModel(nn.Module):
     text_encoder: nn.Module
 
     def encode_image(self, images: Float[Tensor, "I 3 H W"]) -> Any:
-        """Encode normalised images whose sides are multiples of 32; returns the model's own image state."""
+        """Encode normalised images whose sides are multiples of 32, and return the model's own image state."""
         raise NotImplementedError
 
     def encode_text(self, token_ids: Int64[Tensor, "B L"], token_mask: Bool[Tensor, "B L"]) -> TextState:
-        """Encode sentences; removing columns that are padding in every row does not change the result."""
+        """Encode sentences. Removing columns that are padding in every row does not change the result."""
         words, sentence = self.text_encoder(token_ids, token_mask)
         return TextState(words=words, sentence=sentence, token_mask=token_mask)
 
@@ -95,7 +95,7 @@ class SegmentationModel(nn.Module):
         raise NotImplementedError
 
     def explain_pairs(self, image_state: Any, text_state: TextState) -> Explanation:
-        """Return what the model attended to; `decode_pairs` describes the arguments."""
+        """Return what the model attended to. `decode_pairs` describes the arguments."""
         raise NotImplementedError
 
     def decode_all(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> ModelOutput:
@@ -111,11 +111,11 @@ class SegmentationModel(nn.Module):
     def decode(
         self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]
     ) -> Float[Tensor, "B 1 h4 w4"]:
-        """Return mask logits at a quarter of the input's size; `decode_all` describes the arguments."""
+        """Return mask logits at a quarter of the input's size. `decode_all` describes the arguments."""
         return self.decode_all(image_state, text_state, image_index).mask_logits
 
     def explain(self, image_state: Any, text_state: TextState, image_index: Int64[Tensor, "B"]) -> Explanation:
-        """Return what the model attended to; `decode_all` describes the arguments."""
+        """Return what the model attended to. `decode_all` describes the arguments."""
         return self.explain_pairs(select_images(image_state, image_index), text_state)
 
     def forward(

@@ -1,4 +1,4 @@
-"""The neck fuses three feature maps into one at stride 16 and adds coordinates; in LTS and CRIS a sentence gates it."""
+"""The neck fuses three feature maps into one at stride 16 and adds coordinates. LTS and CRIS add a sentence gate."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ConvNormReLU(nn.Sequential):
-    """A convolution without bias, a batch norm and a ReLU; the map keeps its size."""
+    """A convolution without bias, a batch norm and a ReLU. The map keeps its size."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, *, dilation: int = 1) -> None:
         super().__init__(
@@ -20,7 +20,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class NeckLevels(NamedTuple):
-    """Three levels that a neck computes from I images before the gate; the image state of LTS and CRIS."""
+    """Three levels that a neck computes from I images before the gate. They are the image state of LTS and CRIS."""
 
     level3: Float[Tensor, "I C3 h w"]
     """Level from the map at stride 8, pooled to stride 16."""
@@ -31,7 +31,7 @@ class NeckLevels(NamedTuple):
 
 
 class TextGate(nn.Module):
-    """Multiplies each channel of a map by a gate computed from the sentence: ReLU(BN(x * ReLU(BN(W s)))).
+    """Multiplies each channel of a map with a gate computed from the sentence, ReLU(BN(x * ReLU(BN(W s)))).
 
     Source: the cross-modal neck of CRIS (Wang et al. 2022, "CRIS: CLIP-Driven Referring Image Segmentation", F_m4),
     after its code (`FPN.txt_proj`, `FPN.norm_layer`). There the input width of W is the number of channels of the last
@@ -74,7 +74,7 @@ class VisionNeck(nn.Module):
         Args:
             in_dims: Numbers of channels of the maps at strides 8, 16 and 32.
             dim: C, number of channels of the fused map.
-            gate: Gate by which a sentence weights the 2C channels of the level at stride 32; None for FCNet's neck.
+            gate: Gate with which a sentence weights the 2C channels of the level at stride 32. None for FCNet's neck.
         """
         super().__init__()
         self.gate = gate
@@ -99,7 +99,7 @@ class VisionNeck(nn.Module):
 
         Args:
             c2: Map at stride 8.
-            c3: Map at stride 16; its sides are twice those of `c4`, because input sides are multiples of 32.
+            c3: Map at stride 16. Height and width are twice those of `c4`, because input sides are multiples of 32.
             c4: Map at stride 32.
         """
         return self.fuse(self.levels(c2, c3, c4))
@@ -110,7 +110,7 @@ class VisionNeck(nn.Module):
         c3: Float[Tensor, "I C3 h w"],
         c4: Float[Tensor, "I C4 h4 w4"],
     ) -> NeckLevels:
-        """Compute the levels, which do not depend on a sentence; `forward` describes the arguments."""
+        """Compute the feature-pyramid levels from the image alone. `forward` describes the arguments."""
         return NeckLevels(level3=F.avg_pool2d(self.reduce3(c2), 2), level4=self.reduce4(c3), level5=self.reduce5(c4))
 
     def fuse(self, levels: NeckLevels, sentence: Float[Tensor, "B S"] | None = None) -> Float[Tensor, "B C h w"]:

@@ -49,8 +49,8 @@ class _Rules:
     Attributes:
         renames: Patterns with replacements; the first pattern that matches a name decides.
         ignored: Pattern of names that the encoder does not use.
-        new: Pattern of the encoder's names that the file need not have.
-        remedy: How to get the right file, for errors.
+        new: Pattern of the encoder's names that may be missing in the file.
+        remedy: Advice on how to get the right file, for error messages.
     """
 
     renames: tuple[tuple[str, str], ...]
@@ -60,7 +60,7 @@ class _Rules:
 
 
 def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
-    """Load the weight files that a recipe names into the encoders; an encoder without a file keeps random weights.
+    """Load the weight files that a recipe names. An encoder without a file keeps random weights.
 
     `text_weights`, and `image_weights` of a CLIP ResNet, are safetensors files with OpenAI's names. One file holds
     both encoders; `refseg convert-weights clip` or `cris` makes it. `image_weights` of Swin-Base is a file with timm's
@@ -68,7 +68,8 @@ def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
     or as `timm:` with one of `SWIN_NAMES`; it is then taken from this machine's Hugging Face cache or downloaded.
 
     Raises:
-        CheckpointError: If a file is missing, is not a safetensors file, or its names or shapes do not fit.
+        CheckpointError: If a file is missing or is not a safetensors file. If its names or shapes do not fit the
+            encoder.
     """
     if config.image_weights:
         encoder = model.image_encoder
@@ -105,14 +106,14 @@ def load_pretrained(model: SegmentationModel, config: ModelConfig) -> None:
 
 
 def _clip_remedy(config: ModelConfig) -> str:
-    """Say how to get the CLIP file for an image encoder; Swin is used with the text encoder of ResNet-101's file."""
+    """Describe how to get the CLIP file for an image encoder. Swin uses the text encoder of ResNet-101's file."""
     file = CLIP_FILES["RN50" if config.image_encoder == "clip_resnet50" else "RN101"]
     out = f"clip-{file.model.lower()}.safetensors"
     return f"fetch {file.address} by hand, then refseg convert-weights clip {file.file_name} --out {out}"
 
 
 def _find(weights: str, encoder: nn.Module) -> Path:
-    """Return the local path of `image_weights`; a file named by `timm:` is downloaded if it is not cached."""
+    """Return the local path of `image_weights`. A file named by `timm:` is downloaded if it is not cached."""
     if not weights.startswith("timm:"):
         return Path(weights)
     name = weights.removeprefix("timm:")
@@ -196,7 +197,7 @@ def _read(path: Path, rules: _Rules) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
-    """Return the encoder's name for a published one; None if no rule matches."""
+    """Return the encoder's name for a published name. Return None if no rule matches."""
     for pattern, replacement in renames:
         renamed, hits = re.subn(pattern, replacement, name)
         if hits:

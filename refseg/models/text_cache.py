@@ -13,16 +13,16 @@ from refseg.models.model import SegmentationModel, TextState
 class TextCache:
     """Computes `encode_text` of a fixed model once for each distinct sentence.
 
-    The features of a sentence do not depend on its padding, so those from one batch can be reused in another.
+    The features of a sentence do not depend on padding, so features from one batch can be reused in another batch.
     """
 
     def __init__(self, model: SegmentationModel, *, max_sentences: int = 8192) -> None:
         """Create an empty cache for a model.
 
         Args:
-            model: Model in evaluation mode, whose weights do not change.
-            max_sentences: Largest number of cached sentences; those that were used last are kept. With 17 words of
-                512 features, a sentence takes 35 kB.
+            model: Model in evaluation mode. The weights must not change.
+            max_sentences: Largest number of cached sentences. The most recently used ones are kept. A sentence with 17
+                words of 512 features needs 35 kB.
         """
         self._model = model
         self._max_sentences = max_sentences

@@ -1,4 +1,4 @@
-"""Text encoders compute word features and a sentence feature: CLIP's transformer, or a bidirectional GRU."""
+"""Text encoders compute word features and a sentence feature, with CLIP's transformer or a bidirectional GRU."""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -29,7 +29,7 @@ class TextBlock(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B L W"]:
-        """Return the tokens after each attended to itself and to those before it, and passed through the MLP."""
+        """Return the tokens after causal self-attention and the MLP."""
         q, k, v = self.in_proj(self.ln_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -60,7 +60,7 @@ class ClipTextEncoder(nn.Module):
             width: Width of the word features.
             num_layers: Number of transformer layers.
             num_heads: Number of attention heads, a divisor of `width`.
-            output_dim: Width of the sentence feature: 1024 for CLIP's ResNet-50, 512 for ResNet-101.
+            output_dim: Width of the sentence feature. It is 1024 for CLIP's ResNet-50 and 512 for ResNet-101.
             context_length: Number of rows of the position table, which limits the length of a sentence.
             vocab_size: Number of rows of the token table.
         """
@@ -84,8 +84,8 @@ class ClipTextEncoder(nn.Module):
         """Encode sentences.
 
         Args:
-            token_ids: SOS, words, EOS, then padding with any ids; L is at most `context_length`.
-            token_mask: True from SOS to EOS; the last True gives the position of EOS.
+            token_ids: SOS, words, EOS, then padding with any ids. L is at most `context_length`.
+            token_mask: True from SOS to EOS. The last True gives the position of EOS.
 
         Returns:
             Word features (B, L, W), and sentence features (B, D), which are the projected features of [EOS].
@@ -119,7 +119,7 @@ class BiGruTextEncoder(nn.Module):
         Args:
             dim: Hidden width of each GRU, and width of word and sentence features.
             vector_dim: Width of the word vectors.
-            vocab_size: Number of word vectors; by default the size of CLIP's vocabulary.
+            vocab_size: Number of word vectors. The default is the size of CLIP's vocabulary.
         """
         super().__init__()
         self.width = self.output_dim = dim
@@ -149,12 +149,12 @@ class BiGruTextEncoder(nn.Module):
         return words, (weights[:, None] @ words)[:, 0]
 
     def word_weights(self, words: Float[Tensor, "B L W"], token_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Return the weight of each word in its sentence feature: rows sum to 1, padding has 0."""
+        """Return the weight of each word in the sentence feature. Rows sum to 1, and padding has 0."""
         return self.score(words)[:, :, 0].masked_fill(~token_mask, -torch.inf).softmax(dim=1)
 
 
 def refuse_other_width(text_encoder: ClipTextEncoder | BiGruTextEncoder, dim: int, *, reader: str) -> None:
-    """Refuse word features whose width differs from that of a module that attends to them without a projection.
+    """Refuse word features that differ in width from a module that attends to them without a projection.
 
     Args:
         text_encoder: Encoder that computes the word features.
@@ -173,7 +173,7 @@ def refuse_other_width(text_encoder: ClipTextEncoder | BiGruTextEncoder, dim: in
 def build_text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
     """Build the text transformer that is used with an image encoder, with random weights.
 
-    FCNet does not name the one for Swin; ResNet-101's is used.
+    FCNet does not name the text encoder for Swin. The one of CLIP's ResNet-101 is used.
 
     Args:
         image_encoder: Name of the image encoder.
@@ -194,7 +194,7 @@ def build_text_encoder(image_encoder: str, dim: int) -> ClipTextEncoder:
 
 
 def _mirror(token_mask: Bool[Tensor, "B L"]) -> Int64[Tensor, "B L"]:
-    """Return indices that reverse the words of each sentence and keep the padding: T T T F gives 2 1 0 3.
+    """Return indices that reverse the words of each sentence and keep the padding. T T T F gives 2 1 0 3.
 
     Applying the indices twice restores the order.
     """

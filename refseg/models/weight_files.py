@@ -27,7 +27,7 @@ class ClipFile:
 
     @property
     def address(self) -> str:
-        """URL of the archive at OpenAI, which contains the hash."""
+        """URL of the archive at OpenAI. The URL contains the hash."""
         return f"{_OPENAI}/{self.sha256}/{self.file_name}"
 
 
@@ -78,7 +78,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, metadata: Mapping
     """Write named tensors from any device to a safetensors file.
 
     Args:
-        path: Path of the file, which must not exist.
+        path: Path of the file. It must not exist.
         weights: Tensors by name, for example a state dict.
         metadata: Additional texts for the file's header.
 
