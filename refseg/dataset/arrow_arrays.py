@@ -18,7 +18,7 @@ def numbers(array: pa.Array) -> NDArray[Any]:
 
 
 def list_ends(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Return the end of each list in the flattened values: lists of 2, 0 and 3 values give [2, 2, 5]."""
+    """Return the end of each list in the flattened values. Lists of 2, 0 and 3 values give [2, 2, 5]."""
     offsets = numbers(lists.offsets).astype(np.int64)
     return offsets[1:] - offsets[0]
 

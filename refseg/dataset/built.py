@@ -41,7 +41,7 @@ class BuiltDataset:
         place: The dataset's folder.
         descriptor: Content of `refseg.json`.
         splits: The requested splits, in the dataset's order.
-        with_tars: False: only rows are read, and the tars of the dataset and of its image pools may be missing.
+        with_tars: If False, only rows are read, and the tars of the dataset and of its image pools may be missing.
     """
 
     place: Folder
@@ -67,7 +67,7 @@ class BuiltDataset:
         Args:
             folder: Folder of a finished dataset: a path or a URL.
             splits: Names of the splits whose files must exist, in any order. None: all splits.
-            with_tars: False: tars may be missing, because only rows will be read.
+            with_tars: If False, tars may be missing, because only rows will be read.
             with_tokenizer: Refuse a dataset whose token ids come from another tokenizer than the models'.
 
         Raises:
@@ -98,7 +98,7 @@ class BuiltDataset:
 
     @property
     def dataset_ids(self) -> tuple[str, ...]:
-        """Dataset ids that may occur in rows: the members of a mix, or the dataset itself."""
+        """Dataset ids that may occur in rows. They are the members of a mix, or the dataset itself."""
         return dataset_ids(self.descriptor)
 
     @property
@@ -115,7 +115,7 @@ class BuiltDataset:
 
         Args:
             columns: Names of columns. A part of a nested column is named by its path: `sentences.list.element.sent`.
-            entries: Shards of the dataset, at least one; None: those of all requested splits.
+            entries: Shards of the dataset, at least one. None means the shards of all requested splits.
 
         Returns:
             The rows with the named columns. A nested column holds the named parts; annotations always hold all parts.

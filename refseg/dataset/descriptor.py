@@ -49,8 +49,8 @@ class ShardEntry:
             shard has no tar.
         num_refs: Number of rows in the manifest.
         num_sentences: Number of sentences of all rows.
-        tar_bytes: Size of the tar; 0 without one.
-        tar_sha256: SHA-256 of the tar; empty without one.
+        tar_bytes: Size of the tar in bytes. 0 if there is no tar.
+        tar_sha256: SHA-256 of the tar. Empty if there is no tar.
         parquet_bytes: Size of the manifest.
         parquet_sha256: SHA-256 of the manifest.
         rows_sha256: SHA-256 of the manifest's rows in canonical JSON, which does not depend on the Parquet writer.
@@ -108,7 +108,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCounts:
-    """Numbers of images, refs and sentences of a split; None if unknown."""
+    """Numbers of images, refs and sentences of a split. None if unknown."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -135,7 +135,7 @@ class StoredImages:
     A picture that would have become larger is stored as the source's bytes.
 
     Attributes:
-        geometry: `letterbox`: the largest size with the picture's aspect ratio within height x width. `stretch`:
+        geometry: `letterbox` is the largest size with the picture's aspect ratio within height x width. `stretch` is
             exactly height x width.
         height: Height in pixels.
         width: Width in pixels.
@@ -165,7 +165,7 @@ class ImagePool:
         dataset: Id of the other dataset.
         digest: Digest of the other dataset when this one was built.
         tars: The tars that rows of this dataset refer to.
-        stored_images: Size of the pictures in the tars; None: they are the source's bytes.
+        stored_images: Size of the pictures in the tars. None if the pictures are the source's bytes.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -217,7 +217,7 @@ class Descriptor:
         mask_rule: `union` or `legacy`.
         tokenizer: `name` and `vocab_sha256` of the tokenizer that made `token_ids`.
         num_rejects: Number of rows of `rejects.parquet`. Refs in the source = rows + rejects.
-        rejects_sha256: SHA-256 of `rejects.parquet`; empty without one.
+        rejects_sha256: SHA-256 of `rejects.parquet`. Empty if the file does not exist.
         shards: The shards, in the dataset's order of splits and then by number.
         sources: The annotation files that the build read.
         licences: Licences of images, annotations and text, as far as the sources name them.
@@ -225,9 +225,9 @@ class Descriptor:
         plan_keys: The named values that `plan_fingerprint` is the hash of: options, source hashes, versions.
         source_counts: For each split, the counts of the sources, rejects included.
         counts_accepted: True if the counts differ from the published ones and the user accepted that.
-        stored_images: Size of the pictures in the dataset's own tars; None: they are the source's bytes.
+        stored_images: Size of the pictures in the dataset's own tars. None if the pictures are the source's bytes.
         image_pools: Other datasets whose tars hold images of this one.
-        mix: Members of a mix, in order; empty for a dataset built from sources.
+        mix: Members of a mix, in order. Empty for a dataset built from sources.
         leaks_allowed: True for a mix that kept training images although a member evaluates on them.
         indexes: One index per split. No digest depends on the indexes.
     """
@@ -395,7 +395,7 @@ def load_descriptor(folder: Path | str) -> Descriptor:
 
 
 def _find_contradiction(descriptor: Descriptor) -> str | None:
-    """Describe the first name that is repeated or does not fit its split; None if there is none."""
+    """Describe the first name that is repeated or does not fit its split. Return None if there is no such name."""
     for entry in descriptor.shards:
         if not re.fullmatch(rf"{entry.split}-[0-9]{{5,}}", entry.name):
             return f"found shard {entry.name!r} of split {entry.split!r}, expected a name <split>-<number>"
@@ -415,7 +415,7 @@ def unknown_split(folder: Path | str, descriptor: Descriptor, split: str) -> str
     Args:
         folder: The dataset's folder, local or a URL.
         descriptor: Descriptor of the dataset.
-        split: The name that was asked for.
+        split: The name that the user requested.
     """
     return (
         f"{folder}: {descriptor.dataset} has no split {split!r}; expected some of {', '.join(descriptor.splits)}"

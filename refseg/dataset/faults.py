@@ -1,7 +1,7 @@
-"""A fault of a built dataset: where it is, what was found, what was expected, what to do.
+"""Describes a fault of a built dataset, with location, found and expected value, and advice for the user.
 
-A reader raises the first fault as a `DamageError`; `refseg verify` lists all faults. Both get them from the same
-functions, so that the same damage has the same message.
+A reader raises the first fault as a `DamageError`. `refseg verify` lists all faults. Both use the same functions, so
+that the same damage gives the same message.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Fault:
 
     Attributes:
         file: File name in the dataset's folder, or `<pool>/<file name>`.
-        sample: The sample, ref or byte at which the fault was found; empty: the file as a whole.
+        sample: The sample, ref or byte at which the fault was found. Empty if the fault concerns the whole file.
         found: What was found.
         expected: What was expected.
         remedy: What the user can do.
@@ -43,7 +43,7 @@ class Fault:
         """Return the error that a reader raises for this fault.
 
         Args:
-            folder: The folder that holds the file: the dataset's, or the pool's for a file of an image pool.
+            folder: The folder that contains the file. It is the folder of the dataset or of an image pool.
         """
         place = folder.join(self.file.rpartition("/")[2]) + (f": {self.sample}" if self.sample else "")
         error = DamageError(

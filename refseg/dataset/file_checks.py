@@ -29,7 +29,7 @@ def find_file_faults(
         sizes: Sizes in bytes of the files in the folder, by name.
         descriptor: Descriptor of the dataset.
         entries: The shards whose files must exist.
-        with_tars: False: only their manifests must exist.
+        with_tars: If False, only the manifests must exist.
     """
     for entry in entries:
         if entry.num_samples and with_tars:
@@ -66,7 +66,7 @@ def read_whole(
         folder: The folder that holds the file.
         name: Name of the file.
         sha256: The expected SHA-256.
-        file: Name of the file in a fault; empty: `name`.
+        file: Name of the file in a fault. If empty, `name` is used.
         remedy: The remedy in a fault.
 
     Returns:
@@ -74,7 +74,7 @@ def read_whole(
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        StorageError: If remote storage fails; the file itself may be sound.
+        StorageError: If remote storage fails. The file itself may be undamaged.
     """
 
     def fault(found: str, expected: str) -> Fault:

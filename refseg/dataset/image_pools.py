@@ -70,7 +70,7 @@ def open_pool(folder: Folder, pool: ImagePool) -> Folder:
 
 
 def pool_remedy(pool: ImagePool) -> str:
-    """Return the remedy for a tar of a pool that is missing or has changed."""
+    """Return advice for the user when a tar file in an image pool is missing or has changed."""
     return f"restore {pool.dataset} with digest {pool.digest:.12} at {pool.path}, or build this dataset again"
 
 

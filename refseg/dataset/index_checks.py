@@ -42,7 +42,7 @@ def find_index_faults(
     entries: tuple[ShardEntry, ...],
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[IndexFault]:
-    """Check the arrays of an index; after the first fault, further ones may be consequences of it.
+    """Check the arrays of an index. Faults after the first one may be consequences of it.
 
     Args:
         arrays: Arrays of a split's index.
@@ -51,7 +51,7 @@ def find_index_faults(
         release: Function that is called after each part of an array, to release the memory of what was checked.
 
     Yields:
-        Faults; none if readers may use the index.
+        Faults. There are none if readers may use the index.
     """
     yield from _find_wrong_lengths(arrays, entries)
     yield from _find_wrong_starts(arrays, release)
@@ -111,7 +111,7 @@ def _find_wrong_starts(arrays: Arrays, release: Callable[[], None]) -> Iterator[
 
 
 def _is_in_order(starts: NDArray[np.int64], end: int, least: int, release: Callable[[], None]) -> bool:
-    """Whether lists of at least `least` values follow each other without a gap from 0 to `end`."""
+    """Return True if lists of at least `least` values follow each other without a gap from 0 to `end`."""
     if not len(starts) or starts[0] != 0 or starts[-1] != end:
         return False
     for lists in _parts(len(starts) - 1, release):

@@ -77,7 +77,7 @@ def read_flat(place: Folder, descriptor: Descriptor, entries: Iterable[ShardEntr
 
 
 def map_ahead(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Apply `work` to items in several threads; yield the results in order, with at most `_READ_AHEAD` in memory."""
+    """Apply `work` to items in several threads. Yield results in order, with at most `_READ_AHEAD` in memory."""
     with ThreadPoolExecutor(_THREADS) as threads:
         ahead: deque[Future[T]] = deque()
         try:
@@ -188,7 +188,7 @@ def _starts(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 def _row_datasets(
     names: pa.DictionaryArray, partitions: pa.DictionaryArray, known: tuple[str, ...]
 ) -> NDArray[np.int16]:
-    """Position of each row's dataset in `known`."""
+    """Return the position of each row's dataset in `known`."""
     num_partitions = len(partitions.dictionary)
     codes, code = np.unique(numbers(names.indices) * num_partitions + numbers(partitions.indices), return_inverse=True)
     ids = [
@@ -198,7 +198,7 @@ def _row_datasets(
 
 
 def _pack_masks(masks: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
-    """Return the offset of each mask's packed run lengths, the packed run lengths of all masks, and their hashes."""
+    """Pack the run lengths of masks. Return the offset of each mask, the packed bytes, and the hash of each mask."""
     lists = masks.field("counts")
     starts, counts = _starts(list_ends(lists)).tolist(), numbers(lists.flatten())
     packed = [pack_runs(counts[start:end]) for start, end in itertools.pairwise(starts)]

@@ -27,7 +27,7 @@ _CHECKED = (
 
 
 def dataset_ids(descriptor: Descriptor) -> tuple[str, ...]:
-    """Ids that rows may have: the members of a mix, or the dataset itself."""
+    """Ids that rows may have. They are the members of a mix, or the dataset itself."""
     return tuple(member.dataset for member in descriptor.mix) or (descriptor.dataset,)
 
 
@@ -51,14 +51,14 @@ def read_checked(
     *,
     file: pq.ParquetFile | None = None,
 ) -> pa.Table:
-    """Read columns of a manifest together with those that checks need; all rows are checked.
+    """Read columns of a manifest together with the columns that checks need. All rows are checked.
 
     Args:
         place: The dataset's folder.
         entry: The shard.
         rules: The shard's rules, from `row_rules`.
-        columns: Names of columns; a nested column is named by its path.
-        file: The manifest from `open_manifest`; None opens it.
+        columns: Names of columns. A nested column is named by its path.
+        file: The manifest from `open_manifest`. If None, the manifest is opened.
 
     Raises:
         DamageError: If the manifest is missing, is not the one that was built, or has rows that the format forbids.
@@ -76,7 +76,7 @@ def read_checked(
 def read_unchecked(place: Folder, entry: ShardEntry, columns: Sequence[str]) -> pa.Table:
     """Read columns of a manifest that this process wrote or checked before: its hash is compared, its rows are not.
 
-    The arguments and errors are those of `read_checked`.
+    The arguments and errors are the same as for `read_checked`.
     """
     return read_table(place, manifest_name(entry), open_manifest(place, entry), columns)
 
@@ -132,7 +132,7 @@ def find_manifest_faults(table: pa.Table, entry: ShardEntry, rules: RowRules) ->
 
 
 def open_manifest(place: Folder, entry: ShardEntry, *, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a manifest and compare its hash; its rows are not checked.
+    """Open a manifest and compare its hash. The rows are not checked.
 
     Args:
         place: The dataset's folder.

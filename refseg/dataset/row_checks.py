@@ -136,7 +136,7 @@ def _find_nulls(name: str, column: pa.Array) -> Iterator[RowFault]:
 
 
 def _path_of_null(path: str, array: pa.Array) -> str | None:
-    """Return the path of the first nested column with a null; None if there is none."""
+    """Return the path of the first nested column with a null. Return None if there is no null."""
     if array.null_count:
         return path
     if pa.types.is_dictionary(array.type):

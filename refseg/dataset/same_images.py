@@ -36,7 +36,7 @@ def find_same_images(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
         others: Another table from `image_identities`.
 
     Returns:
-        `(rows,)` booleans: True if the row's image is one of `others`.
+        `(rows,)` booleans. True if the row's image is one of `others`.
     """
     same = pc.is_in(rows["image_xxh3"], value_set=pc.unique(others["image_xxh3"]))
     coco_ids = pc.unique(others.filter(others["is_coco"])["image_id"])

@@ -194,22 +194,22 @@ class RefRecord:
     Attributes:
         dataset: Name without the partition, for example `refcoco`.
         split_by: The partition, for example `unc`.
-        split: For example `testA`.
+        split: Name of the split, for example `testA`.
         ref_id: Id in the source, unique within a dataset and its `split_by`.
         image_id: COCO image id.
         file_name: File name of the image in `instances.json`.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        category: COCO category name; empty if there is no target or the source has no categories.
+        category: COCO category name. Empty if there is no target or the source has no categories.
         box_xywh: COCO's box of the target in pixels; for several annotations, the box around their boxes.
         area: Number of pixels of `mask`.
         no_target: True if the sentences name nothing in this image.
         box_only: True if an annotation has only a box and no shape, so that `mask` holds the filled box.
         mask: Mask of the target at the image's size, by the dataset's mask rule.
         sentences: Sentences as annotated, at least one.
-        annotations: The COCO annotations whose shapes make the mask; empty if `no_target`.
+        annotations: The COCO annotations whose shapes form the mask. Empty if `no_target`.
         source_rank: Position of the ref in its source, from 0.
-        ignore: Pixels that losses and scores leave out; None: every pixel counts.
+        ignore: Pixels that losses and scores leave out. None if every pixel counts.
 
     Raises:
         AnnotationError: If there is no sentence, or if `no_target` or `box_only` contradict annotations or sentences.
@@ -264,10 +264,10 @@ class ImageLocation:
         image_offset: Offset of the first byte of the JPEG in the tar.
         image_bytes: Length of the JPEG in bytes.
         image_xxh3: XXH3-64 of the JPEG, 16 hexadecimal digits.
-        sample_bytes: Length of the whole sample in the tar: header, JPEG, header, JSON, each with its padding. The
-            sample starts one block (512 bytes) before `image_offset`.
-        sample_xxh3: XXH3-64 of the whole sample; checked whenever the image is read.
-        image_kind: Suffix of the picture's name in the tar, which tells its encoding.
+        sample_bytes: Length of the whole sample in the tar. It consists of header, JPEG, header and JSON, with padding.
+            The sample starts one block (512 bytes) before `image_offset`.
+        sample_xxh3: XXH3-64 of the whole sample. It is checked whenever the image is read.
+        image_kind: File suffix of the image in the tar, such as `jpg`. It gives the encoding.
     """
 
     shard: str

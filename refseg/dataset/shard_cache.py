@@ -53,7 +53,7 @@ class Tar:
         address: Path or URL.
         num_bytes: Size in bytes.
         sha256: SHA-256 of its content.
-        stored_images: Size of the pictures in it; None: they have the size that their rows state.
+        stored_images: Size of the pictures in the tar. None if they have the size that the rows state.
     """
 
     address: str
@@ -101,7 +101,7 @@ class ShardCache:
     """A folder of tars of limited size. Least recently used tars are removed first, but never a tar in use."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """Use a folder as a cache; it is created when the first tar is fetched.
+        """Use a folder as a cache. It is created when the first tar is fetched.
 
         Args:
             folder: A folder on a local disk. A network file system would be slow and may not support `flock`.
@@ -158,7 +158,7 @@ class ShardCache:
 
         Args:
             tar: A remote tar.
-            wait: Wait while another process downloads it. False: return "busy" instead.
+            wait: True to wait while another process downloads the tar. False to return "busy" instead.
 
         Raises:
             DatasetError: If the object is missing, or differs from the tar that was built at each of two downloads.

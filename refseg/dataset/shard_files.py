@@ -54,7 +54,7 @@ class ShardFiles:
         Args:
             shard: Position of the tar.
             start: Offset of the sample in the tar.
-            num_bytes: Length of the sample: headers, JPEG, JSON, padding.
+            num_bytes: Length of the sample, which includes headers, JPEG, JSON and padding.
             xxh3: XXH3-64 of those bytes.
             where: Name of the sample, for messages.
 
@@ -86,7 +86,7 @@ class ShardFiles:
         return sample
 
     def fetch_ahead(self, shards: Iterable[int]) -> None:
-        """Start to download remote tars into the cache in the background; earlier downloads are given up.
+        """Start to download remote tars into the cache in the background. Earlier downloads are cancelled.
 
         Args:
             shards: Positions of tars in the order in which they will be needed. Local tars, and those that the cache
@@ -130,7 +130,7 @@ class ShardFiles:
         return frozenset(remote[:num_fitting])
 
     def _opened(self, shard: int) -> "_OpenShard | None":
-        """Return the open file of a tar; None if the tar is remote and not in the cache."""
+        """Return the open file of a tar. Return None if the tar is remote and not in the cache."""
         opened = self._open.get(shard)
         if opened is not None:
             return opened
@@ -167,7 +167,7 @@ class ShardFiles:
 
 
 class _OpenShard:
-    """An open file, which is closed when it is no longer referenced."""
+    """An open file. It is closed when it is no longer referenced."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
