@@ -107,10 +107,12 @@ def find_stand_in(head: bytes, *, is_xml: bool = False) -> str | None:
 
 
 def describe_other_kind(data: bytes, wanted: str) -> str:
-    """Describe a file that is not of the wanted kind, and say what to do; the text continues a message after its name.
+    """Describe a file that is not of the wanted kind, and say what to do.
+
+    The text is appended to a message after the file name.
 
     Args:
-        data: Bytes of the file, at least its first KiB. The file is of another kind or its first bytes are damaged.
+        data: Bytes of the file, at least the first KiB. The caller has found that it is not a valid `wanted` file.
         wanted: The expected kind, `JPEG` or `PNG`.
     """
     if not data:
