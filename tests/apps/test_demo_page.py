@@ -311,7 +311,7 @@ def test_a_picture_that_is_refused_is_named_at_its_card_and_the_one_before_stays
     assert "the red square" in page.locator("#asked").inner_text()
     assert refusal.is_visible()
     page.get_by_label("Choose a picture").set_input_files(photo)
-    sync_api.expect(page.get_by_role("status")).to_have_text("This picture was encoded before.")
+    sync_api.expect(page.locator("#status")).to_have_text("This picture was encoded before.")
     assert refusal.is_hidden()
     assert page.locator("#answer").is_hidden()
 

@@ -136,7 +136,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     for outside in ("http:", "https:", "<script src", "<link", "url(", "@import"):
         assert outside not in page
     assert page.count("data:image/jpeg;base64,") > 6
-    assert page.count("<svg") == 4  # histogram and three curves
+    assert page.count('<svg class="chart"') == 4  # histogram and three curves
     assert "SHUFFLED CONTROL" in page
     assert "probability &gt; 0.5" in page
     assert read(evaluated / "evaluation" / "scores-toy.refseg-val.json")["dataset_digest"][:16] in page

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import manifests
 from refseg.cli import COMMANDS as ALL_COMMANDS
 from refseg.cli import _parser, main
 
@@ -29,7 +30,7 @@ COMMANDS = {
     "build-shards ": "toy/refseg --annotations {annotations} --images-from {pool} --out {new_or_url} --workers 1",
     "verify": "{dataset} --fast",
     "stats": "{dataset}",
-    "browse": "{dataset} --out {page} --split <val> --images 1",
+    "browse": "{dataset} --out {page} --split <val> --images 1 --predictions {results}",
     "plan": "{dataset} --split <val> --global-batch 2",
     "doctor": "{dataset} --recipe {recipe} --split <val> --seconds 0.01",
     "unpack-images": "{packed} --out {new}",
@@ -43,7 +44,8 @@ COMMANDS = {
     "report": "{results} --data {dataset} --out {page_file}",
     "publish": "{run} --out {new}",
     "predict": "{image} --text the-red-circle --checkpoint {run} --out {results_out}",
-    "demo": "--checkpoint {run} --port 0",
+    "demo": "--checkpoint {run} --data {dataset} --port 0",
+    "download": "<refcoco/unc> --out {new} --catalogue {catalogue} --list",
     "toy": "--out {new} --images 10 --size 96",
     "train": "{recipe} --out {run_out} --set data.root={trained_on} model.image_weights={start}",
 }
@@ -118,11 +120,12 @@ def good(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     torch.save({"state_dict": {"module.backbone.visual.conv1.weight": torch.ones(2, 3)}}, folder / "cris.pth")
     picture = {"image": {"bytes": (folder / "photo.jpg").read_bytes(), "path": "a.jpg"}}
     pq.write_table(pa.Table.from_pylist([picture]), folder / "packed.parquet")
+    shutil.copy(Path(manifests.__file__).with_name("downloads.toml"), folder)
     (folder / "recipe.toml").write_text(f'extends = "toy"\n[data]\nroot = "{shards}"\n')
     return {
         "run": toy_run, "dataset": shards, "pool": shards, "annotations": toy_run.parent / "source",
         "images": toy_run.parent / "source/images", "recipe": folder / "recipe.toml", "image": folder / "photo.jpg",
-        "packed": folder / "packed.parquet",
+        "packed": folder / "packed.parquet", "catalogue": folder / "downloads.toml",
         "predictions": folder / "predictions.parquet", "results": folder / "results", "weights": folder / "cris.pth",
         # Never right: a run would train.
         "trained_on": folder / "no dataset", "start": folder / "no weights",

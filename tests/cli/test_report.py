@@ -21,7 +21,7 @@ def test_the_words_of_examples_are_shaded_where_asked_for(
     explained = (run / "report.html").read_text()
 
     assert "[SOS]" not in plain
-    assert explained.count('<span class="heard">') == explained.count('<figure class="example"') > 0
+    assert explained.count('<span class="attended">') == explained.count('<figure class="example"') > 0
 
     shutil.rmtree(run / "checkpoints")
     capsys.readouterr()
