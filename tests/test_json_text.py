@@ -23,6 +23,7 @@ def by_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(PLAIN)
 def test_bytes_are_those_of_pythons_json(value: Any) -> None:

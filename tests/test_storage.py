@@ -120,6 +120,7 @@ def test_addresses_are_joined_and_may_lead_up(tmp_path: Path) -> None:
         assert open_folder("s3://bucket/a").join(name) == "s3://bucket"
 
 
+@pytest.mark.slow
 def test_another_process_sees_what_this_one_wrote_and_the_other_way_round(
     bucket: str, put: Put, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def demo() -> Any:
     return make_demo(Segmenter(model=model, recipe=recipe), sample=sample_folder(), facts={}, allowed_hosts=["*"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [

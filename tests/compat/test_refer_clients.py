@@ -28,6 +28,7 @@ def with_images(built: Path, root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 @pytest.mark.parametrize(("dataset", "split_by", "splits"), MINI)
 def test_a_client_sees_the_same_on_real_data(

@@ -78,6 +78,7 @@ def test_any_places_can_be_asked_for_alone(size: int, data: st.DataObject) -> No
     assert all(0 <= value < size for value in together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_order_of_a_few_values_is_as_likely(size: int) -> None:
     # Chi-square over 2, 6 or 24 orders: its mean is one less, its variance twice that; five deviations.

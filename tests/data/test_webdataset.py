@@ -89,6 +89,7 @@ def test_two_ranks_of_two_workers_get_every_expression_once(
     assert all(found)
 
 
+@pytest.mark.slow
 def test_tars_in_object_storage_are_streamed_through_failures(
     dataset: Path, bucket: str, faulty_s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

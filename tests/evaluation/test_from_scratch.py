@@ -311,6 +311,7 @@ def test_a_models_logits_have_the_counts_and_scores_of_plain_loops(index: Manife
     assert len({tuple(score(table, protocol).by_name().values()) for protocol in EVERY}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_intervals_and_differences_are_those_of_images_drawn_one_by_one(index: ManifestIndex, name: str) -> None:
     """Score each draw by the plain loop; a draw has all sentences of an image as often as the image is drawn."""

@@ -293,6 +293,7 @@ def test_a_pickle_that_asks_for_much_memory_is_refused(archive: Path, tmp_path: 
         read_archive(with_pickle(archive, tmp_path / "crafted.pt", data))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), whole=st.booleans())
 def test_damage_never_ends_in_another_error(archive: Path, tmp_path: Path, data: st.DataObject, whole: bool) -> None:

@@ -79,6 +79,7 @@ def test_text_transformer_equals_open_clips_words_and_sentences(pair: Pair) -> N
     close(sentence, clip.encode_text(token_ids))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_resnet_stages_equal_open_clips(pair: Pair) -> None:
     model, clip = pair

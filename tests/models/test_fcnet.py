@@ -72,6 +72,7 @@ def test_another_native_size_changes_the_query_projection_alone() -> None:
     assert large.egm.attention.query.weight.shape == (512, 900)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(480, 480), (416, 416), (480, 640)])
 def test_shapes_at_the_sizes_of_the_papers(size: tuple[int, int]) -> None:

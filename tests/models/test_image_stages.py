@@ -23,6 +23,7 @@ def test_clips_stages_are_timms_own_bit_for_bit(images: Tensor) -> None:
         assert torch.equal(ours, timms)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_swins_stages_are_timms_own_and_norms_touch_the_outputs_alone(images: Tensor) -> None:
     encoder = SwinBase(input_size=(64, 96)).eval()
@@ -39,6 +40,7 @@ def test_swins_stages_are_timms_own_and_norms_touch_the_outputs_alone(images: Te
     assert torch.equal(encoder.to_c4(c3), raw[2].permute(0, 3, 1, 2))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["clip_resnet50", "swin_base", "tiny"])
 def test_a_changed_map_is_what_the_next_stage_reads(name: str, images: Tensor) -> None:

@@ -258,6 +258,7 @@ def test_a_mix_in_a_bucket_has_the_bytes_of_one_on_disk(members: list[Path], tmp
     assert [pool.path for pool in near.image_pools] == list(remote)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_mix_that_was_stopped_is_no_dataset_and_the_next_call_ends_it(
     members: list[Path], tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], stop: int,
@@ -342,6 +343,7 @@ def test_a_damaged_mix_or_member_is_named(members: list[Path], tmp_path: Path) -
         mix(members, tmp_path / "third")
 
 
+@pytest.mark.slow
 def test_members_that_do_not_fit_are_refused(members: list[Path], build: Build, tmp_path: Path) -> None:
     mix(members, tmp_path / "all")
     with pytest.raises(UsageError, match=r"is itself a mix.*its members instead \(refcoco/unc, refcocog/umd\)"):

@@ -74,6 +74,7 @@ def test_images_that_are_not_there_get_tars(tiny: Any, pool: Path, tmp_path: Pat
     assert verify_dataset(tmp_path / "plus") == []
 
 
+@pytest.mark.slow
 def test_workers_and_places_do_not_change_the_bytes(tiny: Any, pool: Path, tmp_path: Path, contents: Contents) -> None:
     tiny.add_image(20, ("val",))
     build_dataset(_plus(tiny).options(tmp_path / "a", images_from=(pool,)))

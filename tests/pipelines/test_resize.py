@@ -73,6 +73,7 @@ def test_grey_and_cmyk_pictures_become_rgb() -> None:
         assert (small.mode, small.size) == ("RGB", (10, 10))
 
 
+@pytest.mark.slow
 def test_the_stored_size_is_a_key_of_the_plan(tiny: Any, tmp_path: Path, contents: Contents) -> None:
     build_dataset(tiny.options(tmp_path / "a", store="letterbox:8"))
     build_dataset(tiny.options(tmp_path / "b", store="letterbox:8", workers=2))

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def read_whole(path: Path, data: bytes) -> int | None:
     return sum(len(ref["sentences"]) for ref in refs)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ROW, max_size=4))
 def test_any_json_lines_end_as_refs_or_as_a_named_error(rows: list[dict[str, Any]]) -> None:

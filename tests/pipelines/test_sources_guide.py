@@ -30,6 +30,7 @@ def my_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = re.findall(r"^    \$ refseg (.*)$", GUIDE.split("## Columns")[0], re.MULTILINE)
 
@@ -42,6 +43,7 @@ def test_the_commands_shown_build_check_and_count(my_photos: Path, capsys: pytes
     assert "no fault" in printed
 
 
+@pytest.mark.slow
 def test_the_commands_shown_lead_from_pictures_to_a_mask(my_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from refseg import train
 

@@ -55,6 +55,7 @@ def masks_by_sentence(raw: RawSource) -> dict[str, NDArray[np.uint8]]:
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["ann_id", "rle", "runs", "mask"])
 def test_every_coco_annotation_is_the_same_mask_in_every_column(column: str, shared_data: Path, tmp_path: Path) -> None:
     instances = json.loads((shared_data / "coco-real-64" / "instances.json").read_text())

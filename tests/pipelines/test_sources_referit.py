@@ -113,6 +113,7 @@ def test_a_damaged_file_is_named(content: str, message: str, tmp_path: Path, fil
         read_source(BERKELEY, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_released_files_hold_what_they_say(shared_data: Path) -> None:
     raw = read_source(BERKELEY, shared_data / "referit-berkeley")
 
@@ -134,6 +135,7 @@ def test_the_released_files_hold_what_they_say(shared_data: Path) -> None:
     assert not any(sentence["sent"] == "" for ref in raw.refs for sentence in ref["sentences"])
 
 
+@pytest.mark.slow
 def test_every_released_box_lies_in_its_image(shared_data: Path) -> None:
     raw = read_source(BERKELEY, shared_data / "referit-berkeley")
     sizes = {record["id"]: record for section, record in raw.tables if section == "images"}

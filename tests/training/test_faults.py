@@ -58,6 +58,7 @@ def spoil_image(shards: Path, image: int) -> None:
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_checkpoint_before(
     overrides: list[str], tmp_path: Path, before_step: Any
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_gradient_without_a_finite_norm_ends_the_run(overrides: list[str], tmp
         trainer.train(recipe, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_grows_beyond_measure_ends_the_run_and_may_be_let_go_on(
     overrides: list[str], tmp_path: Path, before_step: Any
 ) -> None:

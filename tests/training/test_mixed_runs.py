@@ -43,6 +43,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refseg.training.launch.cpu_threads", lambda environ, **numbers: torch.get_num_threads())
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
     shards: Path, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_run_on_a_mix_with_leaks_says_so_wherever_it_is_looked_at(
         trainer.train(load_recipe("toy-quick", elsewhere), out)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_mix_has_the_steps_of_its_weights(shards: Path, overrides: list[str], tmp_path: Path) -> None:
     mixed = mix_datasets(MixOptions(members=(shards / "toy-refseg",), out=shards / "twice", weights=(2.0,))).descriptor
     settings = [

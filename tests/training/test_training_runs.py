@@ -79,6 +79,7 @@ def start(arguments: list[str], *, executable: str = "") -> "subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe, unbroken: dict[str, Path]) -> None:
     out = unbroken_run(recipe, unbroken)
 
@@ -102,6 +103,7 @@ def test_a_run_leaves_its_trace_its_settings_and_its_checkpoints(recipe: Recipe,
     assert checkpoint.state.epoch == checkpoint.state.cursor.epoch == 2
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_is_the_same_who_decodes(
     overrides: list[str], recipe: Recipe, unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
