@@ -113,7 +113,7 @@ class ImageFinder:
         Files outside the roots are never found.
 
         Returns:
-            The image, or None if there is no file.
+            The image, or None if the file does not exist.
         """
         name = PurePosixPath(file_name)
         is_inside = not name.is_absolute() and ".." not in name.parts

@@ -101,20 +101,20 @@ def _fetch_from(
     while True:
         before = file.seek(0, os.SEEK_END)
         if before > pin.num_bytes:
-            before = _begin_anew(file, progress)
+            before = _restart(file, progress)
         while file.seek(0, os.SEEK_END) < pin.num_bytes:
             ask("reading", mirror.address, lambda: _append(pin, mirror, file, path, progress))
         file.flush()
         found = _digest(part_path(path))
         if found == pin.sha256:
             return
-        _begin_anew(file, progress)
+        _restart(file, progress)
         if before == 0:
             raise _MirrorError(f"{mirror.address}: found SHA-256 {found}, expected {pin.sha256}")
-        logger.warning("%s: the %d bytes from an earlier download are not of this file; it begins anew", path, before)
+        logger.warning("%s: the %d bytes of an earlier download are of another file; downloading again", path, before)
 
 
-def _begin_anew(file: IO[bytes], progress: Callable[[int], None]) -> int:
+def _restart(file: IO[bytes], progress: Callable[[int], None]) -> int:
     progress(-file.seek(0, os.SEEK_END))
     file.truncate(0)
     return file.seek(0)

@@ -217,7 +217,7 @@ def _remedies(found: Measured, stage: str) -> list[str]:
         if stage in ("decode", "resize") and found.store:
             remedies.append(
                 f"refseg build-shards --store {found.store}: pictures at this size decode faster (they are compressed "
-                "anew; masks and scores stay those of the originals)"
+                "again; masks and scores stay those of the originals)"
             )
     elif stage in EXPRESSION_STAGES:
         remedies.append("a smaller data.input_size, or fewer expressions of an image")

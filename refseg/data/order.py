@@ -11,9 +11,8 @@ batch is filled from the start of the epoch. At step 2, rank 1 therefore reads t
 padding.
 
 In a mix, a member with weight w and n units has exactly round(w * n) units in an epoch. Each unit occurs floor(w)
-times. Some units occur once more, and they are chosen anew for each epoch. With w = 1.5 and 4 units, an epoch has 6
-units. Each of the 4 units occurs once, and 2 of them occur a second time. Sentences are drawn for each copy
-independently.
+times. Some units occur once more; which ones is drawn for each epoch. With w = 1.5 and 4 units, an epoch has 6 units.
+Each of the 4 units occurs once, and 2 of them occur a second time. Sentences are drawn for each copy independently.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -113,8 +113,8 @@ def convert_weights(
             Swin file.
         source: The file to read; nothing in it is run.
         out: The safetensors file to write, whole or not at all; a file that an earlier call wrote is replaced.
-        accepted_sha256: Of kind clip: hash of an archive that is taken although OpenAI did not publish it.
-        allow_namespace: Of kinds cris and lavt: accept a checkpoint that holds an `argparse.Namespace` beside the
+        accepted_sha256: For kind clip, the hash of an archive that is taken although OpenAI did not publish it.
+        allow_namespace: For kinds cris and lavt, accept a checkpoint that holds an `argparse.Namespace` beside the
             weights; it is not used.
 
     Raises:

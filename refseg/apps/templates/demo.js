@@ -229,7 +229,7 @@ function showSpoken(answer) {
         byId("text").value = text;
         begin("Looking …", async (isNewest) => {
           const done = await find(text, isNewest, { words, out: others });
-          byId("spoken").children[place]?.focus(); // the buttons were made anew
+          byId("spoken").children[place]?.focus(); // the buttons were replaced
           return done;
         });
       });
@@ -300,7 +300,7 @@ function showAsked() {
       button.addEventListener("click", () => {
         const place = picture.answers.indexOf(answer);
         show(answer);
-        byId("asked").querySelectorAll("button")[place].focus(); // the list was made anew
+        byId("asked").querySelectorAll("button")[place].focus(); // the list was replaced
       });
       item.append(button);
       return item;
