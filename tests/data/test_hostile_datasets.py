@@ -251,7 +251,7 @@ def test_a_pool_on_another_host_is_asked_for_nothing_unless_the_user_allows_it(
         asked.append(address)
         raise StorageError(errno.ENOENT, "no such host", address)
 
-    monkeypatch.setattr("refseg.storage.open_file_system", open_nothing)
+    monkeypatch.setattr("refseg.storage.remote.open_file_system", open_nothing)
 
     with pytest.raises(DatasetError, match=f"set REFSEG_ALLOW_HOSTS={host}"):
         ManifestIndex.open(folder, ["train"])
