@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -463,3 +464,12 @@ def test_an_upload_costs_two_requests_and_a_read_one(faulty_s3: Any, bucket: str
     folder.read("train-00000.tar", 1, 2)
     path = f"/{bucket.removeprefix('s3://')}/set/train-00000.tar"
     assert faulty_s3.requests == [f"PUT {path}", f"HEAD {path}", f"GET {path}", f"GET {path}"]
+
+
+def test_a_file_that_is_read_from_its_start_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"picture",))
+    writer.start()
+    assert read_file(pipe) == b"picture"
+    writer.join()

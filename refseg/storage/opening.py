@@ -100,9 +100,7 @@ def read_file(address: Path | str, start: int = 0, length: int | None = None) ->
         OSError: If the file cannot be read; for a URL this is a `StorageError`.
     """
     if not is_remote(address):
-        with Path(address).open("rb") as file:
-            if start:  # a pipe cannot be sought
-                file.seek(start)
-            return file.read(-1 if length is None else length)
+        path = Path(address)
+        return LocalFolder(path.parent).read(path.name, start, length)
     folder, name = split_address(str(address))
     return open_folder(folder).read(name, start, length)
